@@ -1,0 +1,1 @@
+"""The networks that ATM-Net is compared with: one file per network."""

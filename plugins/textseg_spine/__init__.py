@@ -1,0 +1,1 @@
+"""Lumbar spine MRI: atlases, the SPIDER reader, a procedural phantom."""

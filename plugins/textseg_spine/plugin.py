@@ -1,0 +1,12 @@
+"""Table of contents."""
+
+from textseg import hookimpl
+from textseg.registry import Register
+
+
+@hookimpl
+def textseg_register(register: Register) -> None:
+    register.atlas("lumbar_spider", "textseg_spine.atlas:lumbar_spider")
+    register.atlas("lumbar_mrspineseg", "textseg_spine.atlas:lumbar_mrspineseg")
+    register.dataset("spider", "textseg_spine.spider:Spider")
+    register.dataset("lumbar_phantom", "textseg_spine.lumbar_phantom:LumbarPhantom")

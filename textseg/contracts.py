@@ -1,0 +1,295 @@
+"""What the parts of textseg hand to each other, and what each kind of component promises.
+
+THE shape legend, used in every docstring:
+    B slices, C image channels, K classes (0 is background), H and W pixels, T text tokens (constant within a run),
+    D text features, L levels of a feature pyramid (finest first), C_l channels and H_l x W_l positions of level l.
+    S slices of a volume; a volume in memory is [S, H, W]: slices from left to right, rows from superior to inferior,
+    columns from anterior to posterior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+from textseg.errors import PromptError, suggestion
+
+if TYPE_CHECKING:  # listing components must not import torch
+    import torch
+    from torch import Tensor
+
+Source = Literal["template", "interactive", "predicted", "ground_truth"]
+Scope = Literal["slice", "volume"]
+LabelMap = Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One thing to segment: "L4", of the family "lumbar vertebra", class 2."""
+
+    name: str
+    family: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The structures of one anatomical region.
+
+    `structures[i].index` is i + 1. `sequence` names, from superior to inferior, the structures that stand in a row
+    (vertebrae and discs); it is empty where the region has no order. `groups` name the sets to collapse for coarse
+    scores; `adjacent` the pairs that touch.
+    """
+
+    name: str
+    structures: tuple[Structure, ...]
+    sequence: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    adjacent: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if [structure.index for structure in self.structures] != list(range(1, len(names) + 1)):
+            raise ValueError(f"Atlas '{self.name}': the index of structures[i] must be i + 1.")
+        mentioned = {*self.sequence, *(n for group in self.groups.values() for n in group)}
+        mentioned |= {n for pair in self.adjacent for n in pair}
+        if len(set(names)) != len(names) or not mentioned <= set(names):
+            raise ValueError(
+                f"Atlas '{self.name}': names must be unique, and sequence, groups and adjacent may name only them; "
+                f"unknown: {sorted(mentioned - set(names))}."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in the order of their class indices."""
+        return tuple(structure.name for structure in self.structures)
+
+    @property
+    def class_count(self) -> int:
+        """K: the structures and the background."""
+        return len(self.structures) + 1
+
+    @property
+    def ordered(self) -> bool:
+        return bool(self.sequence)
+
+    def __getitem__(self, name: str) -> Structure:
+        for structure in self.structures:
+            if structure.name == name:
+                return structure
+        raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
+
+    def between(self, first: str, last: str) -> tuple[str, ...]:
+        """What a person means by "from `first` to `last`": that stretch of the sequence, and all that is outside it."""
+        if not self.ordered:
+            raise PromptError(f"Atlas '{self.name}' has no order; name the visible structures one by one.")
+        start, stop = (self.sequence.index(self[name].name) if name in self.sequence else -1 for name in (first, last))
+        if min(start, stop) < 0:
+            raise PromptError(f"'{first}:{last}': both ends must stand in the sequence {', '.join(self.sequence)}.")
+        if start > stop:
+            raise PromptError(f"'{first}:{last}' runs upwards; name the upper structure first: '{last}:{first}'.")
+        stretch = self.sequence[start : stop + 1]
+        return tuple(name for name in self.names if name in stretch or name not in self.sequence)
+
+    def visibilities(self) -> Iterator[Visibility]:
+        """Every visibility that template and interactive prompts can produce, without the slice's position.
+
+        Atlases without an order list only the template: a person may name any subset of their structures.
+        """
+        yield Visibility(self.names, source="template", scope="volume")
+        for i, first in enumerate(self.sequence):
+            for last in self.sequence[i:]:
+                yield Visibility(self.between(first, last), source="interactive", scope="volume")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One series of one patient. `facts` are known without annotation: sequence, sex, view."""
+
+    id: str
+    patient: str
+    image_path: Path
+    mask_path: Path | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What a prompt may say: which structures are visible (in class order), where the slice lies, who says so."""
+
+    visible: tuple[str, ...]
+    source: Source
+    scope: Scope
+    slice_index: int | None = None  # from left to right, 0-based
+    slice_count: int | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def at(self, slice_index: int, slice_count: int) -> Visibility:
+        """The same, said of one slice of a stack."""
+        return replace(self, slice_index=slice_index, slice_count=slice_count)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The two views of the text: one for the whole slice, one for each structure in class order."""
+
+    holistic: str
+    classwise: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Dataclasses of tensors that move between devices together."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same on another device."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if hasattr(value, "to"):
+                moved[item.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory, from which copies to a GPU need not wait."""
+        pinned = {
+            item.name: value.pin_memory()
+            for item in fields(self)
+            if hasattr(value := getattr(self, item.name), "pin_memory")
+        }
+        return replace(self, **pinned)
+
+
+@dataclass(frozen=True)
+class TextFeatures(_Moves):
+    """Frozen features of the prompts of B slices."""
+
+    tokens: Tensor  # [B, T, D] of the holistic prompt; padding is zero
+    mask: Tensor  # [B, T] bool, True where a token is
+    classwise: Tensor | None  # [B, K-1, D], the structures' prompts pooled over their tokens
+    present: Tensor  # [B, K-1] bool, the structures that the text calls visible
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is built for. Fields may be added; none is removed."""
+
+    image_channels: int
+    image_size: tuple[int, int]  # H, W
+    class_count: int  # K
+    atlas: Atlas
+    text_size: int | None = None  # D; None without text
+    text_length: int | None = None  # T; None without text
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)  # sizes, spacings, intensities of the prepared data
+
+
+@dataclass(frozen=True)
+class Features:
+    """The pyramid that a vision encoder gives, finest level first."""
+
+    channels: tuple[int, ...]  # C_l
+    strides: tuple[int, ...]  # H / H_l
+
+
+@dataclass(frozen=True)
+class Batch(_Moves):
+    """B prepared slices."""
+
+    image: Tensor  # [B, C, H, W] float
+    mask: Tensor  # [B, H, W] int64
+    text: TextFeatures | None
+    case: tuple[str, ...]
+    slice_index: Tensor  # [B]
+    slice_count: Tensor  # [B]
+    spacing_mm: Tensor  # [B, 3]: slice distance, row distance, column distance of the prepared slice
+
+
+@dataclass(frozen=True)
+class SegmenterOutput:
+    """What a model says about a batch. Feature maps are there for auxiliary losses, finest first."""
+
+    logits: Tensor  # [B, K, H, W]
+    deep_logits: tuple[Tensor, ...] = ()  # coarser predictions [B, K, H_l, W_l], finest first
+    image_features: tuple[Tensor, ...] = ()  # [B, C_l, H_l, W_l]
+    fused_features: tuple[Tensor, ...] = ()  # [B, C_l, H_l, W_l]
+    text: TextFeatures | None = None
+
+
+class Dataset(Protocol):
+    """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError."""
+
+    atlas: Atlas
+
+    def cases(self) -> Sequence[Case]:
+        """Every case, sorted by id."""
+        ...
+
+    def label_map(self, case: Case) -> LabelMap:
+        """Class index of each value that may stand in this case's mask; a value not listed is an error."""
+        ...
+
+    def official_split(self) -> Mapping[str, Sequence[str]] | None:
+        """Patients of "train" and "test" as the publishers split them, or None."""
+        ...
+
+
+class PromptGenerator(Protocol):
+    """`(atlas, *, ...)`: a pure function from what is visible to text; it never sees an image or a mask."""
+
+    def __call__(self, visibility: Visibility) -> Prompts: ...
+
+
+class TextEncoder(Protocol):
+    """`(*, ...)`: frozen. Weights are read at the first call, so that counting tokens stays cheap."""
+
+    feature_size: int  # D
+    max_tokens: int
+    fingerprint: str  # of weights, tokenizer and settings
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included, before any truncation."""
+        ...
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens [N, T, D] (padding is zero) and mask [N, T] of N texts, T the longest of them."""
+        ...
+
+
+class VisionEncoder(Protocol):
+    """`(task, *, ...)`: an `nn.Module`."""
+
+    features: Features
+    size_multiple: int  # H and W must be multiples of it; the core pads
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        """[B, C, H, W] -> L maps [B, C_l, H_l, W_l], finest first."""
+        ...
+
+
+class Fusion(Protocol):
+    """`(task, features, *, ...)`: an `nn.Module` that lets text guide the pyramid."""
+
+    features: Features  # of what it gives
+
+    def __call__(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
+        """L maps, text -> L maps [B, C_l, H_l, W_l], finest first."""
+        ...
+
+
+class AuxiliaryLoss(Protocol):
+    """`(task, features, *, ...)`: an `nn.Module`, used in training only; `features` are the fused ones."""
+
+    def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
+        """A scalar in float32; zero, with gradients, where it has nothing to say."""
+        ...
+
+
+class Network(Protocol):
+    """`(task, *, ...)`: an `nn.Module` that does everything between image and logits by itself."""
+
+    uses_text: bool
+    size_multiple: int
+
+    def __call__(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput: ...

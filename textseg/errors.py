@@ -1,0 +1,38 @@
+"""Mistakes that a user can make and mend; the command line prints their message and exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TextsegError(Exception):
+    """What is wrong with which value, where it stands, what is possible, what to do."""
+
+
+class RecipeError(TextsegError):
+    """A recipe, or a `--set` value, says something that textseg can't do; one line per mistake."""
+
+
+class PluginError(TextsegError):
+    """A plug-in is missing, broken, or collides with another."""
+
+
+class DataError(TextsegError):
+    """A data set, volume or split is missing, damaged or inconsistent."""
+
+
+class PromptError(TextsegError):
+    """A prompt names what does not exist, or is longer than its text encoder can read."""
+
+
+class RunError(TextsegError):
+    """A run folder is missing, in use, or belongs to another experiment."""
+
+
+def suggestion(name: str, possible: Iterable[str]) -> str:
+    """The tail of a message about an unknown `name`: the nearest possible spelling, then every possible one."""
+    names = sorted(possible)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{guess} Possible: {', '.join(names)}." if names else f"{guess} None is installed."
