@@ -85,9 +85,10 @@ class Atlas:
         """What a person means by "from `first` to `last`": that stretch of the sequence, and all that is outside it."""
         if not self.ordered:
             raise PromptError(f"Atlas '{self.name}' has no order; name the visible structures one by one.")
-        start, stop = (self.sequence.index(self[name].name) if name in self.sequence else -1 for name in (first, last))
-        if min(start, stop) < 0:
-            raise PromptError(f"'{first}:{last}': both ends must stand in the sequence {', '.join(self.sequence)}.")
+        for name in (first, last):
+            if name not in self.sequence:
+                raise PromptError(f"'{first}:{last}': '{name}' stands in no row.{suggestion(name, self.sequence)}")
+        start, stop = self.sequence.index(first), self.sequence.index(last)
         if start > stop:
             raise PromptError(f"'{first}:{last}' runs upwards; name the upper structure first: '{last}:{first}'.")
         stretch = self.sequence[start : stop + 1]
@@ -244,9 +245,20 @@ class PromptGenerator(Protocol):
 class TextEncoder(Protocol):
     """`(*, ...)`: frozen. Weights are read at the first call, so that counting tokens stays cheap."""
 
-    feature_size: int  # D
-    max_tokens: int
-    fingerprint: str  # of weights, tokenizer and settings
+    @property
+    def feature_size(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that it can read."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, tokenizer and settings."""
+        ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included, before any truncation."""

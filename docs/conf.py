@@ -1,0 +1,15 @@
+"""Settings of the documentation's build."""
+
+import importlib.metadata
+
+project = "textseg"
+author = "The textseg developers"
+release = importlib.metadata.version("textseg")
+
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+
+html_theme = "furo"
+html_title = f"textseg {release}"

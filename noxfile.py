@@ -1,0 +1,39 @@
+"""The chores of textseg: `nox` runs the tests, the checks of the code and the build of the documentation."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests", "lint", "docs"]
+
+
+def install(session: nox.Session, extras: str) -> None:
+    """Install textseg with extras at the pinned versions; with `--no-venv` the caller has done so already."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-c", "constraints.txt", "-e", f".[{extras}]")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, two at a time; arguments after `--` go to pytest."""
+    install(session, "minilm,test")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, types and the direction of imports."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("lint-imports", "--no-cache")  # its cache misses files that appear
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation in docs/_build; a warning is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)

@@ -1,0 +1,219 @@
+"""Holistic Anatomy-aware Semantic Fusion (ATM-Net, arXiv 2504.03476).
+
+The formulas of the published copy are lost; this is the form restored from the module's ancestor, the guide decoder of
+Ariadne's Thread (Zhong 2023), with V the visual tokens of a level and T the text tokens:
+
+    T_i = ReLU(Linear(ReLU(Conv1d(T))))                          text, from T x D to M x C_l
+    V'  = V  + LN(MHSA(q = k = LN(V) + PE, v = LN(V)))           image positions look at each other
+    Z   = V' + alpha LN(MHCA(q = LN(V') + PE, k = T_i + PE, v = T_i))    and at the text
+    next finer level = ReLU(Conv([Up(Z), skip]))
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textseg.contracts import Features, Task, TextFeatures
+
+
+def sinusoids(length: int, size: int, device: torch.device) -> Tensor:
+    """Position encoding [length, size] of Vaswani (2017)."""
+    position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+    frequency = torch.exp(torch.arange(0, size, 2, device=device) * (-math.log(10_000.0) / size))
+    encoding = torch.zeros(length, size, device=device)
+    encoding[:, 0::2] = torch.sin(position * frequency)
+    encoding[:, 1::2] = torch.cos(position * frequency)[:, : size // 2]
+    return encoding
+
+
+def plane_sinusoids(height: int, width: int, size: int, device: torch.device) -> Tensor:
+    """Position encoding [size, height, width]: the first half of the channels tells the row, the rest the column."""
+    rows = sinusoids(height, size - size // 2, device).T[:, :, None].expand(-1, height, width)
+    columns = sinusoids(width, size // 2, device).T[:, None, :].expand(-1, height, width)
+    return torch.cat([rows, columns])
+
+
+class Attention(nn.Module):
+    """Multi-head attention that never holds the matrix of weights (`scaled_dot_product_attention`)."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[B, N, C], [B, M, C], [B, M, C] -> [B, N, C]."""
+        split = [
+            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N or M, C / heads]
+            for layer, tokens in ((self.query, query), (self.key, key), (self.value, value))
+        ]
+        attended = F.scaled_dot_product_attention(*split)
+        joined: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return joined
+
+
+class FusionBlock(nn.Module):
+    """Image positions attend to each other, then to the text; a feed-forward layer follows where asked for."""
+
+    def __init__(self, channels: int, heads: int, feed_forward: int) -> None:
+        super().__init__()
+        self.self_norm, self.self_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.cross_norm, self.cross_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.self_attention = Attention(channels, heads)
+        self.cross_attention = Attention(channels, heads)
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.feed_forward = (
+            nn.Sequential(
+                nn.LayerNorm(channels),
+                nn.Linear(channels, feed_forward * channels),
+                nn.GELU(),
+                nn.Linear(feed_forward * channels, channels),
+            )
+            if feed_forward
+            else None
+        )
+
+    def forward(self, visual: Tensor, text: Tensor, key_grid: tuple[int, int]) -> Tensor:
+        """Map [B, C_l, H_l, W_l], text [B, M, C_l] -> [B, C_l, H_l, W_l]; keys lie on `key_grid` rows and columns."""
+        height, width = visual.shape[-2:]
+        position = plane_sinusoids(height, width, visual.shape[1], visual.device)  # [C_l, H_l, W_l]
+        text_position = sinusoids(text.shape[1], text.shape[2], text.device)  # [M, C_l]
+        tokens = visual.flatten(2).transpose(1, 2)  # [B, N, C_l]
+        place = position.flatten(1).T  # [N, C_l]
+
+        normed = self.self_norm(tokens)
+        keys, key_place = normed, place
+        if key_grid != (height, width):
+            grid = normed.transpose(1, 2).unflatten(2, (height, width))
+            keys = F.adaptive_avg_pool2d(grid, key_grid).flatten(2).transpose(1, 2)
+            key_place = F.adaptive_avg_pool2d(position, key_grid).flatten(1).T
+        attended = self.self_attention(normed + place, keys + key_place, keys)
+        tokens = tokens + self.self_output_norm(attended)
+
+        guided = self.cross_attention(self.cross_norm(tokens) + place, text + text_position, text)
+        tokens = tokens + self.alpha * self.cross_output_norm(guided)
+        if self.feed_forward is not None:
+            tokens = tokens + self.feed_forward(tokens)
+        fused: Tensor = tokens.transpose(1, 2).unflatten(2, (height, width))
+        return fused
+
+
+class FusionStage(nn.Module):
+    """The text of one level, brought to its width, and the blocks that read it."""
+
+    def __init__(self, task: Task, channels: int, *, heads: int, text_tokens: int, blocks: int, feed_forward: int):
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"hasf: heads ({heads}) must divide the channels of every level; one has {channels}.")
+        if task.text_length is None or task.text_size is None:
+            raise ValueError("hasf needs text: the recipe has no prompts.")
+        self.text_mixture = nn.Conv1d(task.text_length, text_tokens, kernel_size=1)  # over tokens: T is constant
+        self.text_projection = nn.Linear(task.text_size, channels)
+        self.blocks = nn.ModuleList(FusionBlock(channels, heads, feed_forward) for _ in range(blocks))
+
+    def forward(self, visual: Tensor, text: TextFeatures, key_grid: tuple[int, int]) -> Tensor:
+        """Map [B, C_l, H_l, W_l] -> the same, guided by the text."""
+        tokens = text.tokens * text.mask[..., None]  # padding says nothing, whatever it holds
+        guide = F.relu(self.text_projection(F.relu(self.text_mixture(tokens))))  # [B, M, C_l]
+        for block in self.blocks:
+            visual = block(visual, guide, key_grid)
+        return visual
+
+
+class Decode(nn.Module):
+    """Next finer level = ReLU(Conv([Up(Z), skip])), with instance normalisation before each ReLU."""
+
+    def __init__(self, coarse: int, fine: int, ratio: int, convolutions: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(coarse, fine, kernel_size=ratio, stride=ratio)
+        widths = [2 * fine] + [fine] * convolutions
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.InstanceNorm2d(b, affine=True), nn.ReLU())
+                for a, b in pairwise(widths)
+            )
+        )
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        """[B, C_l+1, H_l+1, W_l+1], [B, C_l, H_l, W_l] -> [B, C_l, H_l, W_l]."""
+        decoded: Tensor = self.convolutions(torch.cat([self.up(coarse), skip], dim=1))
+        return decoded
+
+
+class HASF(nn.Module):
+    """Lets every image position attend to the prompt, from the coarsest level up, while decoding to the finest.
+
+    The self-attention is exact where a level is as coarse as `key_stride`; finer levels keep all their queries and
+    reduce keys and values to a grid of `key_stride` pixels, because exact attention there costs more than all the rest.
+
+    Args:
+        task: gives T and D.
+        features: pyramid of the vision encoder; a level finer than the guided ones only serves as skip.
+        heads: attention heads; must divide every guided C_l.
+        stages: guided levels, counted from the coarsest; 1 guides the bottleneck only (the paper's ablation).
+        key_stride: pixels between two keys of the finer levels; 1 is exact everywhere.
+        text_tokens: M, the tokens that the text is mixed into at each level.
+        blocks: fusion blocks in a stage. With `feed_forward` 4 and `convolutions` 3, two reach the paper's size.
+        feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out, as the restored form does.
+        convolutions: 3 x 3 convolutions after each upsampling.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        features: Features,
+        *,
+        heads: int = 8,
+        stages: int = 5,
+        key_stride: int = 16,
+        text_tokens: int = 24,
+        blocks: int = 1,
+        feed_forward: int = 0,
+        convolutions: int = 1,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.key_stride = key_stride
+        levels = len(features.channels)
+        self.stages = nn.ModuleDict(
+            {
+                str(level): FusionStage(
+                    task,
+                    features.channels[level],
+                    heads=heads,
+                    text_tokens=text_tokens,
+                    blocks=blocks,
+                    feed_forward=feed_forward,
+                )
+                for level in range(max(0, levels - stages), levels)
+            }
+        )
+        self.decoders = nn.ModuleList(
+            Decode(coarse, fine, coarse_stride // fine_stride, convolutions)
+            for (fine, coarse), (fine_stride, coarse_stride) in zip(
+                pairwise(features.channels), pairwise(features.strides), strict=True
+            )
+        )
+
+    def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
+        """L maps [B, C_l, H_l, W_l], text -> L maps of the same shapes, finest first."""
+        fused: list[Tensor] = []
+        for level in reversed(range(len(image_features))):
+            current = image_features[level]
+            if fused:
+                current = self.decoders[level](fused[-1], current)
+            if str(level) in self.stages:
+                current = self.stages[str(level)](current, text, self.key_grid(level, current))
+            fused.append(current)
+        return tuple(reversed(fused))
+
+    def key_grid(self, level: int, feature: Tensor) -> tuple[int, int]:
+        """Rows and columns of the keys that positions of `level` attend to."""
+        ratio = max(1, self.key_stride // self.features.strides[level])
+        height, width = feature.shape[-2:]
+        return math.ceil(height / ratio), math.ceil(width / ratio)

@@ -1,0 +1,60 @@
+"""The structures of the lumbar spine, as the two public data sets of the field label them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from textseg.contracts import Atlas, Structure
+
+VERTEBRAE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
+DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
+CANAL = "SC"
+SACRUM = "S"
+
+
+def lumbar_spider() -> Atlas:
+    """The 19 structures of SPIDER: L5 to T9, the disc below each, the spinal canal (ATM-Net, table 2)."""
+    sequence = _downwards()
+    return Atlas(
+        name="lumbar_spider",
+        structures=_structures((*VERTEBRAE, *DISCS, CANAL)),
+        sequence=sequence,
+        groups={"vertebrae": VERTEBRAE, "discs": DISCS, "canal": (CANAL,)},
+        adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
+    )
+
+
+def lumbar_mrspineseg() -> Atlas:
+    """The 19 structures of MRSpineSeg: the sacrum, L5 to T9, the disc below each (ATM-Net, table 1)."""
+    sequence = (*_downwards(), SACRUM)
+    return Atlas(
+        name="lumbar_mrspineseg",
+        structures=_structures((SACRUM, *VERTEBRAE, *DISCS)),
+        sequence=sequence,
+        groups={"vertebrae": (SACRUM, *VERTEBRAE), "discs": DISCS},
+        adjacent=_neighbours(sequence),
+    )
+
+
+def _downwards() -> tuple[str, ...]:
+    """T9, T9/T10, T10, ..., L5, L5/S."""
+    pairs = zip(reversed(VERTEBRAE), reversed(DISCS), strict=True)
+    return tuple(name for pair in pairs for name in pair)
+
+
+def _neighbours(sequence: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(pairwise(sequence))
+
+
+def _structures(names: tuple[str, ...]) -> tuple[Structure, ...]:
+    return tuple(Structure(name, _family(name), index) for index, name in enumerate(names, start=1))
+
+
+def _family(name: str) -> str:
+    if name in DISCS:
+        return "intervertebral disc"
+    if name == CANAL:
+        return "spinal canal"
+    if name == SACRUM:
+        return "sacrum"
+    return "lumbar vertebra" if name.startswith("L") else "thoracic vertebra"

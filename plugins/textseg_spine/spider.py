@@ -1,0 +1,174 @@
+"""Reader of SPIDER: lumbar MRI with vertebrae, discs and spinal canal."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from textseg.contracts import Case, LabelMap
+from textseg.errors import DataError, suggestion
+from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
+
+LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom
+CANAL_VALUE = 100
+PARTIAL_OFFSET = 100
+DISC_OFFSET = 200
+LOWEST_LEVELS = {"L6": -1, "L5": 0, "L4": 1, "L3": 2, "L2": 3, "L1": 4}  # places above L5 of the vertebra called 1
+SEQUENCES = {"t1": "T1", "t2": "T2", "t2_space": "T2 SPACE"}
+SEXES = {"F": "female", "M": "male"}
+SUBSETS = {"training": "train", "validation": "test"}
+STEM = re.compile(r"(?P<patient>\d+)_(?P<sequence>t1|t2|t2_space)", re.IGNORECASE)
+
+
+class Spider:
+    """The folder of SPIDER (van der Graaf et al., Scientific Data 11, 264, 2024; Zenodo record 10159290).
+
+    Layout: images/<patient>_<t1|t2|t2_SPACE>.mha, masks/ with the same names, overview.csv. Names compare without
+    regard to case. `partial_vertebrae`: whether vertebrae that the picture cuts (values 101 to 125) count as their
+    level or as background.
+
+    SPIDER counts vertebrae from the bottom, so its 1 is L5 in most patients. A file numbering.csv in the folder, with
+    the columns patient and lowest_level, says where it is not: with L6 (a lumbarised S1) 1 is L6, which the atlas does
+    not have, 2 is L5 and 202 is L5/S; with L4 (a sacralised L5) 1 is L4 and 201 is L4/L5.
+
+    Every method raises DataError where the folder or one of its tables is missing or damaged.
+    """
+
+    def __init__(self, *, folder: str, partial_vertebrae: Literal["level", "background"] = "level") -> None:
+        self.folder = Path(folder)
+        self.partial_vertebrae = partial_vertebrae
+        self.atlas = lumbar_spider()
+
+    def cases(self) -> Sequence[Case]:
+        """Every series, sorted by patient number, then by sequence; `mask_path` is None where there is no mask."""
+        return self._cases
+
+    def label_map(self, case: Case) -> LabelMap:
+        """Class index of 0, 1..25, 100, 101..125 and 201..225; levels that the atlas does not have are background."""
+        shift = self._shifts.get(case.patient, 0)
+        classes = {0: 0, CANAL_VALUE: self.atlas[CANAL].index}
+        for level in LEVELS:
+            place = level - 1 + shift
+            known = 0 <= place < len(VERTEBRAE)
+            vertebra = self.atlas[VERTEBRAE[place]].index if known else 0
+            classes[level] = vertebra
+            classes[PARTIAL_OFFSET + level] = vertebra if self.partial_vertebrae == "level" else 0
+            classes[DISC_OFFSET + level] = self.atlas[DISCS[place]].index if known else 0
+        return classes
+
+    def official_split(self) -> Mapping[str, Sequence[str]] | None:
+        """SPIDER's own training ("train") and validation ("test") patients; None without overview.csv."""
+        if not self._overview:
+            return None
+        path = self.folder / "overview.csv"
+        subsets: dict[str, str] = {}
+        for case in self._cases:
+            subset = self._overview.get(case.id.lower(), {}).get("subset", "").strip().lower()
+            if subset not in SUBSETS:
+                raise DataError(
+                    f"{path}: the subset of series '{case.id}' is '{subset}'. "
+                    f"The official split needs one of {', '.join(SUBSETS)} for every series in {self.folder}: "
+                    "use the overview.csv of Zenodo record 10159290, or another kind of split."
+                )
+            if subsets.setdefault(case.patient, subset) != subset:
+                raise DataError(
+                    f"{path}: patient {case.patient} stands in both subsets, {' and '.join(SUBSETS)}. "
+                    "Give all series of a patient the same subset."
+                )
+        return {
+            name: tuple(patient for patient, subset in subsets.items() if SUBSETS[subset] == name)
+            for name in SUBSETS.values()
+        }
+
+    @cached_property
+    def _cases(self) -> tuple[Case, ...]:
+        images = _volumes(self.folder / "images")
+        if not images:
+            raise DataError(
+                f"No SPIDER images in '{self.folder}' ({_what_is_there(self.folder)}). Expected: "
+                "images/<patient>_<t1|t2|t2_SPACE>.mha, masks/ with the same names, overview.csv. "
+                "SPIDER is Zenodo record 10159290 (CC BY 4.0): unpack images.zip and masks.zip into that folder, put "
+                "overview.csv beside them; or set `dataset.folder` (or the environment variable TEXTSEG_DATA, where "
+                "the recipe uses it) to where they are."
+            )
+        masks = _volumes(self.folder / "masks")
+        return tuple(self._case(image, masks.get(stem)) for stem, image in sorted(images.items(), key=_naturally))
+
+    def _case(self, image_path: Path, mask_path: Path | None) -> Case:
+        match = STEM.fullmatch(image_path.stem)
+        if match is None:
+            raise DataError(
+                f"{image_path}: the name is not <patient>_<sequence>.mha. The sequence is one of t1, t2, t2_SPACE, the "
+                "patient a number: rename the file or move it out of the folder."
+            )
+        facts = {"sequence": SEQUENCES[match["sequence"].lower()], "view": "sagittal"}
+        sex = self._overview.get(image_path.stem.lower(), {}).get("sex", "").strip().upper()
+        if sex in SEXES:
+            facts["sex"] = SEXES[sex]
+        return Case(
+            id=image_path.stem, patient=match["patient"], image_path=image_path, mask_path=mask_path, facts=facts
+        )
+
+    @cached_property
+    def _overview(self) -> Mapping[str, Mapping[str, str]]:
+        """Rows by lower-case stem; empty without the file."""
+        rows = _table(self.folder / "overview.csv", ("new_file_name", "sex", "subset"))
+        return {row["new_file_name"].strip().lower(): row for row in rows}
+
+    @cached_property
+    def _shifts(self) -> Mapping[str, int]:
+        """Places that a patient's vertebra 1 lies above L5; empty without numbering.csv."""
+        path = self.folder / "numbering.csv"
+        shifts: dict[str, int] = {}
+        for row in _table(path, ("patient", "lowest_level")):
+            patient, level = row["patient"].strip(), row["lowest_level"].strip().upper()
+            if level not in LOWEST_LEVELS:
+                raise DataError(
+                    f"{path}: the lowest_level of patient {patient} is '{level}'.{suggestion(level, LOWEST_LEVELS)}"
+                )
+            if shifts.setdefault(patient, LOWEST_LEVELS[level]) != LOWEST_LEVELS[level]:
+                raise DataError(f"{path}: patient {patient} has two rows that differ. Keep one.")
+        return shifts
+
+
+def _volumes(folder: Path) -> Mapping[str, Path]:
+    """MHA files by lower-case stem; hidden ones (archives made on macOS are full of them) are no volumes."""
+    found: dict[str, Path] = {}
+    paths: Iterable[Path] = sorted(folder.iterdir()) if folder.is_dir() else ()
+    for path in paths:
+        if path.suffix.lower() != ".mha" or path.name.startswith("."):
+            continue
+        if (other := found.setdefault(path.stem.lower(), path)) is not path:
+            raise DataError(
+                f"{folder}: '{other.name}' and '{path.name}' differ only in case, and SPIDER's names compare without "
+                "regard to case. Keep one."
+            )
+    return found
+
+
+def _naturally(item: tuple[str, Path]) -> list[tuple[int, str]]:
+    """Sort key under which 9_t2 stands before 10_t1."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", item[0])]
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a CSV file with at least these columns; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, restval=""))
+    missing = [column for column in columns if not rows or column not in rows[0]]
+    if missing:
+        raise DataError(f"{path}: no row, or no column {', '.join(missing)}. Needed: {', '.join(columns)}.")
+    return rows
+
+
+def _what_is_there(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"

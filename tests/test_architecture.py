@@ -1,0 +1,93 @@
+"""The shape of the code: sizes, names, and what may know what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "textseg").rglob("*.py"))
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
+HEAVY = {"torch", "monai", "lightning", "transformers", "matplotlib", "SimpleITK", "scipy", "pydantic", "omegaconf"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> set[tuple[str, str]]:
+    """Pairs (module, name) of all import statements of a file; the name is empty for `import module`."""
+    found: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, "") for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {("." * node.level + (node.module or ""), alias.name) for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_a_file_of_the_core_has_one_job(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_the_core_never_names_a_plugin(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    packages = [folder.name for folder in (ROOT / "plugins").iterdir() if folder.is_dir()]
+    assert packages
+    assert [package for package in packages if package in text] == []
+
+
+def test_names_say_what_a_file_is() -> None:
+    stems = {path.stem for path in CORE + PLUGINS} | {path.parent.name for path in CORE + PLUGINS}
+    parts = {part for stem in stems for part in stem.split("_")}
+    assert parts & FORBIDDEN_NAMES == set()
+
+
+@pytest.mark.parametrize("path", CORE + PLUGINS, ids=name_of)
+def test_imports_are_absolute_and_public(path: Path) -> None:
+    private = {
+        (module, name)
+        for module, name in imported(path)
+        if module.startswith(".")
+        or (module.split(".")[0].startswith("textseg") and any(p.startswith("_") for p in (*module.split("."), name)))
+    }
+    assert private - {("textseg", "__version__")} == set()
+
+
+def test_listing_components_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, textseg, textseg.registry\n"
+        "components = textseg.registry.installed_registry().components()\n"
+        "assert components\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_builder_of_this_distribution_exists_and_describes_itself() -> None:
+    from textseg.registry import installed_registry
+
+    components = [c for c in installed_registry().components() if c.distribution == "textseg"]
+    assert len(components) >= 10
+    for component in components:
+        component.settings()
+        assert component.description, f"{component.kind} {component.name} has no docstring"
+
+
+def test_names_of_component_and_file_agree() -> None:
+    from textseg.registry import installed_registry
+
+    for component in installed_registry().components():
+        if component.distribution == "textseg" and component.kind != "atlas":
+            assert isinstance(component.target, str)
+            module, _, builder = component.target.partition(":")
+            assert module.rpartition(".")[2] == component.name
+            assert component.name.replace("_", "") in builder.lower()

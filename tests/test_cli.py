@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from textseg import __version__, cli, recipe, registry
+from textseg.errors import RunError
+from textseg.registry import Plugin, Registry, installed_registry
+
+HEAVY = ("torch", "monai", "lightning", "transformers", "omegaconf", "matplotlib", "numpy", "SimpleITK")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `textseg ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["textseg", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code if isinstance(caught.value.code, int) else 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["components"], ["plugins", "list"], ["--help"], ["--version"], ["run", "--help"]]
+)
+def test_listing_and_help_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; from textseg import cli; sys.argv = ['textseg', *sys.argv[1:]]\n"
+        "try: cli.main()\n"
+        f"finally: print('heavy:', sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr == "heavy: []\n"
+    assert done.stdout.strip()
+
+
+def test_components_are_listed_with_their_origin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "components", "fusion") == 0
+    header, rule, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["kind", "name", "plug-in", "distribution"]
+    assert set(rule) == {"-", " "}
+    assert ["fusion", "hasf", "atmnet", "textseg"] in [row.split()[:4] for row in rows]
+    assert {row.split()[0] for row in rows} == {"fusion"}
+    assert rows[0].index("hasf") == header.index("name")
+
+
+def test_an_unknown_kind_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "components", "fusoin") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("There is no kind of component 'fusoin'. Did you mean 'fusion'? Possible: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"textseg {__version__}\n"
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    plugins = [Plugin("fine", "fine-dist", "1"), Plugin("ill", "ill-dist", "2", "ImportError: no x")]
+    monkeypatch.setattr(registry, "installed_registry", lambda: Registry(plugins))
+    yield
+    installed_registry.cache_clear()
+
+
+@pytest.mark.usefixtures("broken")
+def test_plugins_are_listed_with_the_cause(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "plugins", "list") == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(None, 3) for row in rows] == [
+        ["fine", "fine-dist", "1", "ok"],
+        ["ill", "ill-dist", "2", "broken: ImportError: no x"],
+    ]
+
+
+class Recorder:
+    """Stands in for a module of the core, and keeps how its function was called."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.error: BaseException | None = None
+        stand_in = ModuleType(f"textseg.{module}")
+        setattr(stand_in, function, self)
+        monkeypatch.setitem(sys.modules, f"textseg.{module}", stand_in)
+
+    def __call__(self, *arguments: Any, **named: Any) -> str:
+        self.calls.append((arguments, named))
+        if self.error is not None:
+            raise self.error
+        return "what it says"
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    def check(path: Path, overrides: Sequence[str]) -> None: ...
+
+    monkeypatch.setattr(recipe, "load_recipe", check)
+    return Recorder(monkeypatch, "running", "run")
+
+
+def test_run_goes_through_recipes_and_seeds(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--set", "a.b=1", "--set", "c=[1,2]", "--seeds", "1,2", "--output", "o", "--fresh", "--dry-run"]
+    assert call(monkeypatch, "run", "x.yaml", "y.yaml", *options) == 0
+    named: dict[str, Any] = {"overrides": ["a.b=1", "c=[1,2]"], "output": Path("o"), "fresh": True, "dry_run": True}
+    assert running.calls == [((Path(p),), {**named, "seed": s}) for p in ("x.yaml", "y.yaml") for s in (1, 2)]
+
+
+def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "run", "x.yaml") == 0
+    named: dict[str, Any] = {"overrides": [], "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
+    assert running.calls == [((Path("x.yaml"),), named)]
+
+
+@pytest.mark.usefixtures("broken")
+def test_run_warns_of_a_broken_plugin_in_one_line(
+    running: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "x.yaml") == 0
+    assert len(running.calls) == 1
+    expected = "Warning: plug-in 'ill' (ill-dist 2) is broken and left out: ImportError: no x.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_mistake_in_the_last_recipe_stops_before_the_first_one_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = Recorder(monkeypatch, "running", "run")
+    (tmp_path / "x.yaml").write_text("name: y\n")
+    assert call(monkeypatch, "run", str(tmp_path / "x.yaml")) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/x.yaml:1: ")
+    assert any("name: 'y' must be the name of its file" in line for line in lines)
+    assert running.calls == []
+
+
+@pytest.mark.parametrize("seeds", ["a", "1,", "1;2"])
+def test_seeds_are_numbers(running: Recorder, seeds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "run", "x.yaml", "--seeds", seeds) == 2
+    assert running.calls == []
+
+
+def test_a_users_mistake_is_one_message_and_an_interruption_is_130(
+    running: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running.error = RunError("The run is in use.")
+    assert call(monkeypatch, "run", "x.yaml") == 2
+    assert capsys.readouterr().err == "The run is in use.\n"
+    running.error = KeyboardInterrupt()
+    assert call(monkeypatch, "run", "x.yaml") == 130
+    running.error = ZeroDivisionError("a defect of textseg, not a user's mistake")
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = Recorder(monkeypatch, "evaluation", "evaluate_run")
+    assert call(monkeypatch, "evaluate", "runs/x") == 0
+    assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "ground_truth") == 0
+    assert evaluation.calls == [((Path("runs/x"),), {"prompts": p}) for p in (None, "ground_truth")]
+
+
+def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = Recorder(monkeypatch, "comparison", "compare")
+    assert call(monkeypatch, "compare", "a", "b", "--output", "o") == 0
+    assert comparison.calls == [(([Path("a"), Path("b")],), {"output": Path("o")})]
+    assert capsys.readouterr().out == "what it says\n"
+
+
+@pytest.mark.parametrize("command", [["run"], ["evaluate"], ["compare"], ["components"], ["plugins", "list"]])
+def test_every_command_has_help_with_an_example(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *command, "--help") == 0
+    assert f"Example: textseg {' '.join(command)}" in capsys.readouterr().out

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+
+import pytest
+
+from textseg.comparison import compare
+from textseg.errors import RunError
+from textseg.metrics import POLICY
+from textseg.scores import Score, write_scores
+
+FACTS = {
+    "name": "run",
+    "seed": 1,
+    "fold": None,
+    "dataset": "phantom",
+    "hashes": {"data": "d1", "split": "s1", "preparation": "p1", "prompts": "t1"},
+    "evaluation": {"metrics": ["dsc", "hd95"], "per": "volume", "space": "native", "unit": "mm", "prompts": "template"},
+    "structures_in_training": ["L4", "L5"],
+    "parameters": 1_500_000,
+    "milliseconds_per_slice": 12.34,
+}
+MISSED, SPURIOUS = "missed", "spurious"
+
+
+def make(folder, values, *, source="template", **facts):
+    """A run whose `values` are, for each case and structure, (dsc, hd95) or a status."""
+    rows = []
+    for (case, structure), value in values.items():
+        status = value if isinstance(value, str) else "ok"
+        dsc, hd95 = value if status == "ok" else (0.0, math.nan)
+        for metric, unit, number in (("dsc", "", dsc), ("hd95", "mm", hd95)):
+            rows.append(Score(case, f"p_{case}", None, structure, metric, unit, "native", number, status, source))
+    folder.mkdir(parents=True)
+    merged = copy.deepcopy(FACTS)
+    for key, value in facts.items():
+        merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+    (folder / "run.json").write_text(json.dumps(merged))
+    write_scores(folder / "scores.csv", rows)
+    return folder
+
+
+# By hand: the careful run finds everything, the hasty one misses the structure that is hard for both.
+CAREFUL = {
+    ("c1", "L4"): (0.9, 2.0),
+    ("c1", "L5"): (0.5, 9.0),
+    ("c2", "L4"): (0.8, 4.0),
+    ("c2", "L5"): (0.7, 3.0),
+}
+HASTY = {
+    ("c1", "L4"): (0.8, 3.0),
+    ("c1", "L5"): MISSED,
+    ("c2", "L4"): (0.8, 5.0),
+    ("c2", "L5"): (0.6, 4.0),
+}
+
+
+def leaderboard(folder):
+    with (folder / "leaderboard.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_values_by_hand(tmp_path):
+    hasty = make(tmp_path / "hasty/seed1", HASTY, name="hasty")
+    careful = make(tmp_path / "careful/seed1", CAREFUL, name="careful")
+    text = compare([hasty, careful], output=tmp_path / "out")
+    first, second = leaderboard(tmp_path / "out")
+    assert [first["run"], first["rank"], second["run"], second["rank"]] == ["careful", "1", "hasty", "2"]
+    assert float(first["dsc"]) == pytest.approx(((0.9 + 0.8) / 2 + (0.5 + 0.7) / 2) / 2)
+    assert float(second["dsc"]) == pytest.approx(((0.8 + 0.8) / 2 + (0.0 + 0.6) / 2) / 2)
+    assert float(first["hd95_mm"]) == pytest.approx(((2 + 4) / 2 + (9 + 3) / 2) / 2)
+    assert float(second["hd95_mm"]) == pytest.approx(((3 + 5) / 2 + 4) / 2)
+    assert float(first["hd95_mm_common"]) == pytest.approx(((2 + 4) / 2 + 3) / 2)
+    assert float(second["hd95_mm_common"]) == pytest.approx(((3 + 5) / 2 + 4) / 2)
+    assert [(row["missed"], row["spurious"], row["test_patients"]) for row in (first, second)] == [
+        ("0", "0", "2"),
+        ("1", "0", "2"),
+    ]
+    lines = text.splitlines()
+    assert lines.index(next(line for line in lines if line.startswith("careful (seed 1)"))) < lines.index(
+        next(line for line in lines if line.startswith("hasty (seed 1)"))
+    )
+    assert "0.7250" in text
+    assert "1.50" in text  # million parameters
+    assert "12.3" in text
+    assert "3 of 4 structures in their cases" in text
+    assert "2 test patients; scores per volume in native space; distances in mm." in text
+    assert POLICY in text
+
+
+def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
+    runs = [
+        make(tmp_path / name / "seed1", values, name=name) for name, values in (("careful", CAREFUL), ("hasty", HASTY))
+    ]
+    warnings = [line for line in compare(runs).splitlines() if line.startswith("Warning")]
+    assert len(warnings) == 1
+    assert "by HD95 between hasty (seed 1), careful (seed 1)" in warnings[0]
+
+
+def test_no_warning_where_the_order_stays(tmp_path):
+    worse = {place: (value[0] - 0.1, value[1] + 1) for place, value in CAREFUL.items()}
+    runs = [make(tmp_path / name, values, name=name) for name, values in (("a", CAREFUL), ("b", worse))]
+    assert "Warning" not in compare(runs)
+
+
+def test_the_best_is_bold_in_markdown_and_names_cannot_break_the_table(tmp_path):
+    a = make(tmp_path / "a", CAREFUL, name="a|b <i>")
+    b = make(tmp_path / "b", HASTY, name="hasty")
+    compare([a, b], output=tmp_path / "out")
+    markdown = (tmp_path / "out/leaderboard.md").read_text()
+    careful, hasty = (line for line in markdown.splitlines() if "seed 1" in line and line.startswith("|"))
+    assert careful.startswith("| a\\|b &lt;i> (seed 1) | **0.7250** | 4.50 | **3.00** |")
+    assert hasty.startswith("| hasty (seed 1) | 0.5500 | **4.00** | 4.00 |")
+    assert POLICY in markdown
+
+
+def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
+    runs = [
+        make(tmp_path / "oracle", dict.fromkeys(CAREFUL, (1.0, 0.0)), name="oracle", source="ground_truth"),
+        make(tmp_path / "hasty", HASTY, name="hasty"),
+        make(tmp_path / "pointed", CAREFUL, name="pointed", source="interactive"),
+    ]
+    text = compare(runs, output=tmp_path / "out")
+    assert (
+        text.index("pointed (seed 1)")
+        < text.index("hasty (seed 1)")
+        < text.index("Oracle runs")
+        < text.index("oracle (")
+    )
+    rows = leaderboard(tmp_path / "out")
+    assert [(row["table"], row["rank"], row["run"]) for row in rows] == [
+        ("ranked", "1", "pointed"),
+        ("ranked", "2", "hasty"),
+        ("oracle", "", "oracle"),
+    ]
+    assert "**1.0000**" not in (tmp_path / "out/leaderboard.md").read_text()
+    # The oracle found what the hasty run missed; that must not change what is common to the ranked ones.
+    assert float(rows[0]["hd95_mm_common"]) == pytest.approx(3.0)
+    assert text.count(POLICY) == 2
+
+
+def test_a_run_that_declares_ground_truth_prompts_is_an_oracle_whatever_its_rows_say(tmp_path):
+    run = make(tmp_path / "a", CAREFUL, evaluation={"prompts": "ground_truth"})
+    assert compare([run]).startswith("Oracle runs")
+
+
+def test_means_are_over_structures_that_every_run_was_trained_on(tmp_path):
+    a = make(tmp_path / "a", CAREFUL, name="a", structures_in_training=["L4", "L5"])
+    b = make(tmp_path / "b", CAREFUL, name="b", structures_in_training=["T10", "L4"])
+    compare([a, b], output=tmp_path / "out")
+    assert [float(row["dsc"]) for row in leaderboard(tmp_path / "out")] == [pytest.approx(0.85)] * 2
+    c = make(tmp_path / "c", CAREFUL, structures_in_training=["T10"])
+    with pytest.raises(RunError, match="No structure occurs in the training data of all"):
+        compare([a, c])
+
+
+def test_a_name_means_all_its_seeds_once_and_nothing_moved_aside(tmp_path):
+    for seed in (1, 2):
+        make(tmp_path / f"net/seed{seed}", CAREFUL, name="net", seed=seed)
+    make(tmp_path / "net/seed1.old", HASTY, name="net")
+    text = compare([tmp_path / "net", tmp_path / "net/seed2"])
+    assert text.count("net (seed 1)") == 1
+    assert text.count("net (seed 2)") == 1
+
+
+def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
+    text = compare([make(tmp_path / "x", CAREFUL), make(tmp_path / "y", CAREFUL)])
+    assert f"run (seed 1) [{tmp_path / 'x'}]" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"dataset": "spider"}, "dataset: .*a has 'phantom', .*b has 'spider'"),
+        ({"hashes": {"data": "d2"}}, "hashes.data: .*a has 'd1', .*b has 'd2'"),
+        ({"hashes": {"split": "s2"}}, "hashes.split: .*a has 's1', .*b has 's2'"),
+        ({"hashes": {"preparation": None}}, "hashes.preparation: .*a has 'p1', .*b has nothing"),
+        ({"evaluation": {"per": "slice"}}, "evaluation.per: .*a has 'volume', .*b has 'slice'"),
+        ({"evaluation": {"space": "prepared"}}, "evaluation.space: .*'native', .*b has 'prepared'"),
+        ({"evaluation": {"unit": "pixel"}}, "evaluation.unit: .*'mm', .*b has 'pixel'"),
+        ({"evaluation": {"metrics": ["dsc"]}}, "evaluation.metrics: .*a has dsc, hd95, .*b has dsc"),
+    ],
+)
+def test_runs_that_differ_in_what_counts_are_refused(tmp_path, change, line):
+    runs = [make(tmp_path / "a", CAREFUL), make(tmp_path / "b", CAREFUL, **change)]
+    with pytest.raises(RunError, match=line):
+        compare(runs)
+
+
+def test_what_no_run_says_is_not_taken_for_equal(tmp_path):
+    runs = [make(tmp_path / name, CAREFUL, hashes={"split": None}) for name in "ab"]
+    with pytest.raises(RunError, match=r"hashes.split: .*a has nothing, .*b has nothing"):
+        compare(runs)
+
+
+def test_every_difference_has_its_line(tmp_path):
+    fewer = {place: value for place, value in CAREFUL.items() if place[0] == "c1"}
+    runs = [
+        make(tmp_path / "a", CAREFUL),
+        make(tmp_path / "b", CAREFUL, dataset="x", hashes={"data": "y"}),
+        make(tmp_path / "c", fewer),
+    ]
+    with pytest.raises(RunError) as error:
+        compare(runs, output=tmp_path / "out")
+    assert len([line for line in str(error.value).splitlines() if line.startswith("  ")]) == 3
+    assert "cases in scores.csv" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_order_of_metrics_does_not_matter(tmp_path):
+    other = make(tmp_path / "b", CAREFUL, name="b", evaluation={"metrics": ["hd95", "dsc"]})
+    assert "b (seed 1)" in compare([make(tmp_path / "a", CAREFUL), other])
+
+
+def test_what_is_missing_is_named_with_what_to_do(tmp_path):
+    good = make(tmp_path / "good", CAREFUL)
+    with pytest.raises(RunError, match=r"no run at .*nowhere.*textseg run"):
+        compare([good, tmp_path / "nowhere"])
+    with pytest.raises(RunError, match="nothing to compare"):
+        compare([])
+    unscored = make(tmp_path / "unscored", CAREFUL)
+    (unscored / "scores.csv").unlink()
+    with pytest.raises(RunError, match=r"textseg evaluate .*unscored"):
+        compare([good, unscored])
+    unfinished = tmp_path / "net/seed3"
+    unfinished.mkdir(parents=True)
+    with pytest.raises(RunError, match=r"seed3' has no run.json.*textseg run"):
+        compare([tmp_path / "net"])
+    (good / "run.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        compare([good])
+    (good / "run.json").write_text("[]")
+    with pytest.raises(RunError, match="must hold an object"):
+        compare([good])
+
+
+def test_a_distance_that_no_run_has_is_a_dash(tmp_path):
+    run = make(tmp_path / "a", dict.fromkeys(CAREFUL, MISSED), parameters=None, milliseconds_per_slice=None)
+    compare([run], output=tmp_path / "out")
+    row = (tmp_path / "out/leaderboard.md").read_text().splitlines()[4]
+    assert row == "| run (seed 1) | **0.0000** | – | – | 4 | 0 | template | – | – |"
+
+
+def test_spurious_structures_are_counted(tmp_path):
+    compare([make(tmp_path / "a", {**CAREFUL, ("c2", "L5"): SPURIOUS})], output=tmp_path / "out")
+    assert [(r["missed"], r["spurious"]) for r in leaderboard(tmp_path / "out")] == [("0", "1")]

@@ -1,0 +1,266 @@
+"""The documents say what the code does: commands, keys, components, errors, recipes, links, examples."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from textseg import errors, registry, scores
+from textseg.contracts import Atlas, Visibility
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if "_build" not in path.parts)
+RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.yaml") if "splits" not in path.parts)
+OTHER_PROGRAMS = {"--local-dir", "--no-venv"}  # options of hf and nox that the pages use
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(text: str, *headings: str) -> str:
+    """What stands below a heading (`## x`), or below a heading within another, up to the next of the same rank."""
+    for heading in headings:
+        rank = heading.split()[0]
+        match = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{2,{len(rank)}}} |\Z)", text, re.MULTILINE | re.DOTALL)
+        assert match, f"no heading '{heading}'"
+        text = match.group(1)
+    return text
+
+
+def rows(text: str) -> dict[str, str]:
+    """The table rows of a text by what stands between backticks in their first cell."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            first, _, rest = line[2:].partition(" |")
+            found |= dict.fromkeys(re.findall(r"`([^`]+)`", first), rest)
+    return found
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    import typer.main
+
+    from textseg.cli import app
+
+    def walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if children := getattr(command, "commands", None):
+            for name, child in children.items():
+                yield from walk(f"{path} {name}", child)
+        else:
+            yield path, command
+
+    yield from walk("textseg", typer.main.get_command(app))
+
+
+def options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+
+
+def test_every_command_has_a_heading_and_its_options() -> None:
+    page = read("docs/reference/commands.md")
+    for name, command in commands():
+        below = section(page, f"## {name}")
+        assert set(FLAG.findall(below)) == options(command) - {"--help"}, name
+    assert re.findall(r"^## (textseg .*)$", page, re.MULTILINE) == [name for name, _ in commands()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_names_a_flag_that_does_not_exist(page: Path) -> None:
+    known = {"--help", "--version"} | OTHER_PROGRAMS
+    for _, command in commands():
+        known |= options(command)
+    assert set(FLAG.findall(page.read_text(encoding="utf-8"))) - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_line_is_one_that_exists(page: Path) -> None:
+    names = [name for name, _ in commands()]
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"(?:^|&& |bin/)(textseg .*)$", "\n".join(blocks), re.MULTILINE):
+        assert any(line.startswith(name) for name in names), line
+        for recipe in re.findall(r"\S+\.yaml", line):
+            assert (ROOT / recipe).is_file(), line
+
+
+def written(default: object) -> str:
+    """A default as the pages write it."""
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, tuple | list):
+        return f"`[{', '.join(str(item) for item in default)}]`"
+    if isinstance(default, float) and 0 < default < 1e-3:
+        return f"`{default:.0e}`".replace("e-0", "e-")
+    if isinstance(default, float) and default == int(default):
+        return f"`{default:g}`"
+    return f"`{default}`"
+
+
+def test_every_recipe_key_is_described_with_its_default() -> None:
+
+    from textseg.recipe_schema import Recipe
+
+    page = read("docs/reference/recipe.md")
+
+    def check(model: Any, heading: str) -> None:
+        described = rows(section(page, heading))
+        for key, field in model.model_fields.items():
+            if key == "use":
+                continue
+            assert key in described, f"{heading}: {key}"
+            if field.is_required():
+                assert heading in {"## prompts"} or "required" in described[key] or key == "epochs", f"{heading}: {key}"
+            elif isinstance(field.default, str | int | float | tuple) and field.default not in ((), ""):
+                possible = {written(field.default), f"`{field.default}`"}
+                assert any(text in described[key] for text in possible), f"{heading}: {key} is {possible}"
+        known = set(model.model_fields)
+        assert set(described) <= known, f"{heading}: {set(described) - known}"
+
+    check(Recipe, "## Top level")
+    for key, field in Recipe.model_fields.items():
+        parts = [field.annotation, *get_args(field.annotation)]
+        models = [
+            p for p in parts if inspect.isclass(p) and hasattr(p, "model_fields") and p.__name__ != "ComponentSpec"
+        ]
+        for model in models:
+            check(model, f"## {key}")
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_every_component_is_described_with_its_settings(kind: str) -> None:
+    page = read("docs/reference/components.md")
+    own = [c for c in registry.installed_registry().components(kind) if c.distribution == "textseg"]
+    part = section(page, f"## {kind}")
+    assert set(re.findall(r"^### (.*)$", part, re.MULTILINE)) == {component.name for component in own}
+    assert f"({', '.join([*registry.KINDS[kind], '*'])}" in part
+    for component in own:
+        below = section(part, f"### {component.name}")
+        settings = component.settings()
+        described = rows(below)
+        assert set(described) == set(settings), component.name
+        assert f"`{component.plugin}`" in below
+        for name, parameter in settings.items():
+            if parameter.default is parameter.empty:
+                assert "required" in described[name], name
+            else:
+                assert written(parameter.default) in described[name], f"{component.name}.{name}: {parameter.default}"
+
+
+def test_every_error_is_described() -> None:
+    children = {name for name, item in vars(errors).items() if inspect.isclass(item) and issubclass(item, Exception)}
+    assert set(rows(read("docs/reference/errors.md"))) == children
+
+
+def test_every_column_of_the_scores_is_described() -> None:
+    described = rows(section(read("docs/reference/run_folder.md"), "## scores.csv"))
+    assert set(described) == set(scores.COLUMNS)
+
+
+def test_every_metric_and_status_is_defined() -> None:
+    from textseg import metrics
+
+    page = read("docs/reference/metrics.md")
+    described = rows(page)
+    assert set(metrics.METRICS) <= set(described)
+    assert set(get_args(scores.Status)) <= set(described)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_every_recipe_is_listed(recipe: Path) -> None:
+    assert name_of(recipe) in read("README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_page_names_a_recipe_that_does_not_exist(page: Path) -> None:
+    named = set(re.findall(r"recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")))
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+def test_every_page_of_the_docs_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for page in ROOT.glob("docs/**/*.md"):
+        for block in re.findall(
+            r"^```\{toctree\}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            entries = [line for line in block.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+    pages = {path.resolve() for path in ROOT.glob("docs/**/*.md") if "_build" not in path.parts}
+    assert pages - listed == {(ROOT / "docs/index.md").resolve()}
+
+
+def test_the_recipe_of_the_reference_is_a_recipe(tmp_path: Path) -> None:
+    from textseg.recipe import load_recipe
+
+    block = re.search(r"^```yaml\n(.*?)^```", read("docs/reference/recipe.md"), re.MULTILINE | re.DOTALL)
+    assert block
+    path = tmp_path / "atmnet_spider.yaml"
+    path.write_text(block.group(1), encoding="utf-8")
+    assert load_recipe(path).auxiliary_losses[0].weight == 0.2
+    overrides = re.findall(r'--set "?([^\s"`]+)', read("docs/reference/recipe.md"))
+    examples = [override for override in overrides if "key=" not in override]
+    assert examples
+    load_recipe(path, examples)
+
+
+def test_the_mistakes_of_the_reference_are_reported_as_it_says(tmp_path: Path) -> None:
+    from textseg.recipe import load_recipe
+
+    page = read("docs/reference/recipe.md")
+    block = re.search(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^recipes/(atmnet_spider\.yaml:\d+: .*?)(?: \.\.\.)?$", page, re.MULTILINE)
+    assert block
+    assert shown
+    path = tmp_path / "atmnet_spider.yaml"
+    path.write_text(block.group(1).replace("epochs:", "epochz:"), encoding="utf-8")
+    with pytest.raises(errors.RecipeError) as caught:
+        load_recipe(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(shown)
+    for line, start in zip(lines, shown, strict=True):
+        assert line.startswith(f"{tmp_path}/{start}")
+
+
+def test_the_plugin_of_the_readme_works(small_atlas: Atlas) -> None:
+    block = re.search(r"^```python\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)
+    assert block
+    names: dict[str, Any] = {}
+    exec(block.group(1), names)
+
+    class Register:
+        def prompt_generator(self, name: str, builder: Any) -> None:
+            names["registered"] = name, builder
+
+    names["textseg_register"](Register())
+    name, builder = names["registered"]
+    assert name == "short_prompts"
+    prompts = builder(small_atlas, region="neck")(Visibility(("L1",), source="template", scope="volume"))
+    assert prompts.holistic == "MRI of the neck showing L1."
+    assert len(prompts.classwise) == len(small_atlas.structures)
+    component = registry.Component("prompt_generator", name, builder, "my_prompts", "my-prompts", "0")
+    assert set(component.settings()) == {"region"}
+
+
+def test_the_check_of_the_project_runs_the_test_commands_of_the_readme() -> None:
+    block = re.findall(r"^```bash\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)[1]
+    checks = read(".ci/run")
+    for line in block.strip().splitlines():
+        assert line in checks

@@ -1,0 +1,201 @@
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from textseg.errors import DataError, RecipeError
+from textseg.metrics import METRICS, POLICY, StructureScore, score
+
+ALL = tuple(METRICS)
+
+
+def blobs(random: np.random.Generator, shape: tuple[int, ...], labels: int) -> np.ndarray:
+    """Overlapping boxes and balls of every label, some cut by the edge of the image."""
+    image = np.zeros(shape, np.uint8)
+    grid = np.indices(shape)
+    for label in random.permutation(np.arange(1, labels + 1)):
+        centre = [random.integers(-1, length + 1) for length in shape]
+        radius = [random.uniform(0.8, max(1.0, length / 3)) for length in shape]
+        scaled = [np.abs(axis - c) / r for axis, c, r in zip(grid, centre, radius, strict=True)]
+        inside = np.max(scaled, axis=0) < 1 if random.random() < 0.5 else np.sum(np.square(scaled), axis=0) < 1
+        image[inside] = label
+    return image
+
+
+def disturbed(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """A prediction as models make them: moved a little, with noise, swapped labels and a far island."""
+    moved = np.roll(image, [int(random.integers(-2, 3)) for _ in image.shape], axis=tuple(range(image.ndim)))
+    noisy = random.random(image.shape) < random.choice([0.0, 0.02, 0.3])
+    moved = np.where(noisy, random.permutation(image.ravel()).reshape(image.shape), moved).astype(np.uint8)
+    if image.max():
+        moved[tuple(random.integers(0, length) for length in image.shape)] = random.integers(1, image.max() + 1)
+    return moved
+
+
+def assert_equals_medpy(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> int:
+    """Compares every structure, and says how many both sides contain."""
+    binary = pytest.importorskip("medpy.metric.binary", reason="medpy is the independent implementation")
+    structures = range(1, 22)
+    scores = score(prediction, reference, spacing=spacing, structures=structures, metrics=ALL)
+    compared = 0
+    for label in structures:
+        found, values = scores[label].status, scores[label].values
+        assert tuple(values) == ALL
+        a, b = prediction == label, reference == label
+        if a.any() and b.any():
+            expected = {"dsc": binary.dc(a, b), "jaccard": binary.jc(a, b)}
+            expected |= {name: getattr(binary, name)(a, b, voxelspacing=spacing) for name in ("hd95", "asd", "assd")}
+            assert found == "ok"
+            assert values == pytest.approx(expected, rel=0, abs=1e-9)
+            compared += 1
+        else:
+            assert found == ("spurious" if a.any() else "missed" if b.any() else "absent")
+            if a.any() or b.any():
+                assert values["dsc"] == binary.dc(a, b) == 0
+                assert values["jaccard"] == binary.jc(a, b) == 0
+    return compared
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_random_label_maps_equal_medpy(dimensions: int) -> None:
+    random = np.random.default_rng(dimensions)
+    compared = 0
+    for _ in range(160):
+        shape = tuple(int(random.integers(1, 33 if dimensions == 2 else 13)) for _ in range(dimensions))
+        reference = blobs(random, shape, labels=int(random.integers(1, 21)))
+        prediction = disturbed(random, reference) if random.random() < 0.8 else blobs(random, shape, labels=20)
+        spacing = tuple(random.choice([1.0, 0.46875, 3.3, 0.123456789], dimensions).tolist())
+        compared += assert_equals_medpy(prediction, reference, spacing)
+    assert compared > 500
+
+
+def adversarial() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for shape in ((9, 11), (5, 9, 7), (1, 8, 6), (1, 1), (1, 1, 1), (1, 30)):
+        full = np.ones(shape, np.uint8)
+        yield f"all of the image {shape}", full, full
+        corner, opposite = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        corner.flat[0] = opposite.flat[-1] = 1
+        yield f"one voxel in opposite corners {shape}", corner, opposite
+        yield f"one voxel against all {shape}", corner, full
+        yield f"all against one voxel {shape}", full, corner
+        checkers = (np.indices(shape).sum(axis=0) % 2 + 1).astype(np.uint8)
+        yield f"checkerboard against its inverse {shape}", checkers, (3 - checkers).astype(np.uint8)
+    shell = np.zeros((9, 9, 9), np.uint8)
+    shell[1:8, 1:8, 1:8] = 1
+    hollow = shell.copy()
+    hollow[3:6, 3:6, 3:6] = 0
+    filled = shell.copy()
+    filled[3:6, 3:6, 3:6] = 2
+    yield "a hollow against a solid box", hollow, shell
+    yield "a solid against a hollow box", shell, hollow
+    yield "a box with another inside against a hollow one", filled, hollow
+    island = np.zeros((60, 60), np.uint8)
+    island[2:12, 2:12] = 3
+    far = island.copy()
+    far[58:, 58:] = 3
+    yield "a far island predicted", far, island
+    yield "a far island overlooked", island, far
+    stripes = np.repeat(np.arange(20, dtype=np.uint8) + 1, 3)[:, None] * np.ones((1, 17), np.uint8)
+    yield "twenty stripes that touch", np.roll(stripes, 1, axis=0), stripes
+    yield "twenty columns that touch, in 3-D", np.stack([stripes] * 4), np.stack([np.roll(stripes, 2, axis=1)] * 4)
+    turned = np.asfortranarray(stripes.T[::-1])
+    yield "arrays that are not contiguous", turned, turned[:, ::-1]
+
+
+@pytest.mark.parametrize(("prediction", "reference"), [pytest.param(*pair, id=name) for name, *pair in adversarial()])
+def test_adversarial_label_maps_equal_medpy(prediction: np.ndarray, reference: np.ndarray) -> None:
+    for spacing in ((1.0, 1.0, 1.0), (3.3, 0.47, 0.9), (0.01, 20.0, 1.0)):
+        assert_equals_medpy(prediction, reference, spacing[-prediction.ndim :])
+
+
+def test_example_by_hand() -> None:
+    """A bar of three pixels against one of four, moved by one along columns of 2 mm; every pixel is border."""
+    prediction = np.array([[0, 5, 5, 5, 0, 0], [0, 0, 0, 0, 0, 0]])
+    reference = np.array([[0, 0, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0]])
+    found = score(prediction, reference, spacing=(1.0, 2.0), structures=[5], metrics=ALL)[5]
+    # prediction to reference: 2, 0, 0; reference to prediction: 0, 0, 2, 4; pooled and sorted: 0 0 0 0 2 2 4
+    assert found.status == "ok"
+    assert found.values == pytest.approx(
+        {"dsc": 4 / 7, "jaccard": 2 / 5, "asd": 2 / 3, "assd": 8 / 7, "hd95": 2 + 0.7 * 2}, abs=1e-12
+    )
+
+
+def test_inner_voxels_do_not_count_and_the_edge_of_the_image_does() -> None:
+    """A square that fills the image has its 16 outer pixels as border; the inner hole of the prediction is 1 away."""
+    reference = np.ones((5, 5), np.uint8)
+    prediction = reference.copy()
+    prediction[2, 2] = 0
+    values = score(prediction, reference, spacing=(1, 1), structures=[1], metrics=["asd"])[1].values
+    assert values["asd"] == pytest.approx(4 * 1 / 20)  # the four neighbours of the hole are border too, 1 from the edge
+
+
+def test_policy_for_missed_spurious_and_absent() -> None:
+    prediction, reference = np.array([[1, 0, 2]]), np.array([[1, 3, 0]])
+    scores = score(prediction, reference, spacing=(1, 1), structures=[1, 2, 3, 4], metrics=ALL)
+    assert scores[1] == StructureScore("ok", {"dsc": 1.0, "jaccard": 1.0, "hd95": 0.0, "asd": 0.0, "assd": 0.0})
+    assert [scores[label].status for label in (2, 3, 4)] == ["spurious", "missed", "absent"]
+    for label in (2, 3):
+        assert scores[label].values["dsc"] == scores[label].values["jaccard"] == 0
+        assert all(math.isnan(scores[label].values[name]) for name in ("hd95", "asd", "assd"))
+    assert all(math.isnan(value) for value in scores[4].values.values())
+    for word in ("ok", "missed", "spurious", "absent", "NaN"):
+        assert word in POLICY
+
+
+def test_empty_label_maps_and_structures() -> None:
+    empty = np.zeros((4, 5), np.uint8)
+    assert score(empty, empty, spacing=(1, 1), structures=[1, 9], metrics=ALL)[9].status == "absent"
+    assert score(empty, empty, spacing=(1, 1), structures=[], metrics=ALL) == {}
+    assert score(empty, empty, spacing=(1, 1), structures=[1], metrics=[])[1].values == {}
+
+
+def test_only_the_metrics_asked_for_in_their_order() -> None:
+    image = np.ones((2, 2), np.uint8)
+    assert list(score(image, image, spacing=(1, 1), structures=[1], metrics=["asd", "dsc"])[1].values) == ["asd", "dsc"]
+
+
+def test_background_can_be_scored_too() -> None:
+    binary = pytest.importorskip("medpy.metric.binary", reason="medpy is the independent implementation")
+    random = np.random.default_rng(0)
+    prediction, reference = (random.integers(0, 3, (12, 9)).astype(np.uint8) for _ in range(2))
+    prediction[:4] = reference[-5:] = 0
+    values = score(prediction, reference, spacing=(1, 2), structures=[0, 1], metrics=["hd95", "dsc"])[0].values
+    a, b = prediction == 0, reference == 0
+    assert values["hd95"] == pytest.approx(binary.hd95(a, b, voxelspacing=(1, 2)), abs=1e-9)
+    assert values["dsc"] == pytest.approx(binary.dc(a, b))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.uint64])
+def test_integer_types_do_not_matter(dtype: type) -> None:
+    random = np.random.default_rng(1)
+    prediction, reference = (random.integers(0, 4, (8, 9)) for _ in range(2))
+    options = {"spacing": (1, 1), "structures": [1, 2, 3], "metrics": ALL}
+    assert score(prediction.astype(dtype), reference, **options) == score(prediction, reference, **options)
+
+
+def test_boolean_masks() -> None:
+    mask = np.eye(5, dtype=bool)
+    assert score(mask, mask, spacing=(1, 1), structures=[1], metrics=["dsc"])[1].values == {"dsc": 1.0}
+
+
+def test_label_maps_are_left_as_they_are() -> None:
+    random = np.random.default_rng(2)
+    prediction, reference = (random.integers(0, 4, (8, 9)) for _ in range(2))
+    before = prediction.copy(), reference.copy()
+    score(prediction, reference, spacing=(1, 1), structures=[1], metrics=ALL)
+    np.testing.assert_array_equal((prediction, reference), before)
+
+
+def test_mistakes() -> None:
+    image = np.ones((2, 2), np.uint8)
+    with pytest.raises(RecipeError, match=r"no metric 'hd59'. Did you mean 'hd95'\? Possible: asd, assd, dsc"):
+        score(image, image, spacing=(1, 1), structures=[1], metrics=["hd59"])
+    with pytest.raises(DataError, match=r"\(2, 2\).*\(2, 3\)"):
+        score(image, np.ones((2, 3), np.uint8), spacing=(1, 1), structures=[1], metrics=["dsc"])
+    for spacing in ((1,), (1, 1, 1), (1, 0), (1, math.nan)):
+        with pytest.raises(ValueError, match="spacing of 2 positive"):
+            score(image, image, spacing=spacing, structures=[1], metrics=["dsc"])
+    for labels in (image * 1.0, image.astype(int) * -1):
+        with pytest.raises(ValueError, match="non-negative integers"):
+            score(labels, image, spacing=(1, 1), structures=[1], metrics=["dsc"])

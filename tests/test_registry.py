@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from textseg.contracts import Features, Task
+from textseg.errors import DataError, PluginError, RecipeError
+from textseg.registry import KINDS, Component, Plugin, Register, Registry, installed_registry
+
+GOOD = """
+from textseg import hookimpl
+
+@hookimpl
+def textseg_register(register):
+    register.fusion({name!r}, "{module}_parts:Mixer")
+    register.atlas({name!r}, "{module}_parts:missing")
+"""
+PARTS = """
+class Mixer:
+    '''Mixes text into images.
+
+    More of it.
+    '''
+
+    def __init__(self, task, features, *, heads: int = 8):
+        self.heads = heads
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Puts a distribution with one entry point on sys.path, as pip does."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("TEXTSEG_STRICT_PLUGINS", raising=False)
+
+    def put(distribution: str, entry_point: str, module: str, source: str, parts: str = PARTS) -> None:
+        (tmp_path / f"{module}.py").write_text(source)
+        (tmp_path / f"{module}_parts.py").write_text(parts)
+        info = tmp_path / f"{distribution}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[textseg]\n{entry_point} = {module}\n")
+        importlib.invalidate_caches()
+        for name in (module, f"{module}_parts"):
+            sys.modules.pop(name, None)
+
+    installed_registry.cache_clear()
+    yield put
+    installed_registry.cache_clear()
+
+
+def plugin(registry: Registry, name: str) -> Plugin:
+    return next(plugin for plugin in registry.plugins if plugin.name == name)
+
+
+def test_a_foreign_plugin_is_found_and_its_component_is_built(install: Callable[..., None]) -> None:
+    install("mixing", "mixing", "fake_mixing", GOOD.format(name="mixer", module="fake_mixing"))
+    registry = installed_registry()
+    assert plugin(registry, "mixing") == Plugin("mixing", "mixing", "1.2", None)
+    assert "fake_mixing_parts" not in sys.modules
+    component = registry.component("fusion", "mixer")
+    assert (component.plugin, component.distribution, component.version) == ("mixing", "mixing", "1.2")
+    assert component.description == "Mixes text into images."
+    assert component.settings()["heads"].default == 8
+    assert registry.build("fusion", "mixer", None, None, settings={"heads": 4}).heads == 4
+    assert registry.build("fusion", "mixer", None, None, settings={}).heads == 8
+    with pytest.raises(PluginError, match=r"atlas 'mixer' of plug-in 'mixing' \(mixing 1.2\) is broken: .*missing"):
+        registry.build("atlas", "mixer", settings={})
+
+
+def test_discovery_and_listing_import_nothing_heavy() -> None:
+    program = (
+        "import sys; from textseg.registry import installed_registry; installed_registry().components()\n"
+        "heavy = {'torch', 'monai', 'lightning', 'transformers', 'pydantic', 'omegaconf', 'numpy', 'typer'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_first_party_plugins_are_found_without_a_list_in_the_core() -> None:
+    registry = installed_registry()
+    assert {"atmnet", "baselines", "spine"} <= {plugin.name for plugin in registry.plugins}
+    assert "hasf" in [component.name for component in registry.components("fusion")]
+    kinds = [component.kind for component in registry.components()]
+    assert kinds == sorted(kinds, key=list(KINDS).index)
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def textseg_register(register): ...", "has no function 'textseg_register' marked with @hookimpl"),
+        (GOOD.format(name="half", module="m") + "    register.fusio('x', 'a:b')", "no attribute 'fusio'"),
+        (GOOD.format(name="half", module="m") + "    register.fusion('half', 'a:b')", "registered twice"),
+        (GOOD.format(name="half", module="m") + "    register.fusion('x', 'a.b')", 'must be written "module:name"'),
+        (GOOD.format(name="half", module="m") + "    register.fusion('x', 3)", "a builder is callable"),
+        (GOOD.format(name="half", module="m").replace("(register)", "(wrong)"), "PluginValidationError"),
+    ],
+)
+def test_a_broken_plugin_is_noted_and_the_others_go_on(install: Callable[..., None], source: str, cause: str) -> None:
+    install("breaking", "breaking", "fake_breaking", source)
+    registry = installed_registry()
+    error = plugin(registry, "breaking").error
+    assert error is not None
+    assert cause in error
+    assert "\n" not in error
+    assert "half" not in [component.name for component in registry.components()]
+    assert "hasf" in [component.name for component in registry.components()]
+    with pytest.raises(PluginError, match="'breaking'") as caught:
+        registry.component("fusion", "half")
+    assert cause in str(caught.value)
+
+
+def test_a_broken_plugin_is_an_error_where_that_is_wanted(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("breaking", "breaking", "fake_breaking", "1 / 0")
+    monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")
+    with pytest.raises(PluginError, match=r"'breaking' \(breaking 1.2\) is broken: ZeroDivisionError"):
+        installed_registry()
+
+
+def test_two_plugins_of_one_name_are_both_named(install: Callable[..., None]) -> None:
+    install("first-dist", "twin", "fake_first", GOOD.format(name="a", module="fake_first"))
+    install("second-dist", "twin", "fake_second", GOOD.format(name="b", module="fake_second"))
+    with pytest.raises(PluginError, match="twin") as caught:
+        installed_registry()
+    assert "first-dist 1.2" in str(caught.value)
+    assert "second-dist 1.2" in str(caught.value)
+
+
+def test_two_components_of_one_kind_and_name_are_both_named(install: Callable[..., None]) -> None:
+    install("thief", "thief", "fake_thief", GOOD.format(name="hasf", module="fake_thief"))
+    with pytest.raises(PluginError, match="fusion 'hasf'") as caught:
+        installed_registry()
+    assert "'thief' (thief 1.2)" in str(caught.value)
+    assert "'atmnet' (textseg " in str(caught.value)
+
+
+def mixer(
+    task: Task,
+    features: Features,
+    *,
+    heads: int,
+    rate: float = 0.1,
+    mode: Literal["add", "gate"] = "add",
+    widths: tuple[int, ...] = (),
+    folder: Path | None = None,
+    on: bool = True,
+    steps: int | Literal["auto"] = "auto",
+    names: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, object]:
+    return {**locals()}
+
+
+def registry_of(builder: object, kind: str = "fusion") -> Registry:
+    register = Register(Plugin("here", "here-dist", "3"))
+    getattr(register, kind)("mixer", builder)
+    return Registry([register.plugin], register.components)
+
+
+def test_settings_get_their_types() -> None:
+    given = {"heads": 2, "rate": 1, "widths": [1, 2], "folder": "a/b", "steps": 3, "names": {"a": [1]}}
+    built = registry_of(mixer).build("fusion", "mixer", "task", "features", settings=given)
+    assert built["rate"] == 1.0
+    assert isinstance(built["rate"], float)
+    assert built["widths"] == (1, 2)
+    assert built["folder"] == Path("a/b")
+    assert (built["task"], built["features"], built["mode"], built["steps"]) == ("task", "features", "add", 3)
+    assert registry_of(mixer).build("fusion", "mixer", 0, 0, settings={"heads": 2, "folder": Path("x")})[
+        "folder"
+    ] == Path("x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistakes"),
+    [
+        ({"heads": "3"}, ["at.heads: should be a valid integer, not '3'."]),
+        ({"heads": True}, ["at.heads: should be a valid integer, not True."]),
+        ({"heads": 1, "on": 1}, ["at.on: should be a valid boolean, not 1."]),
+        ({"heads": 1, "rate": "0.1"}, ["at.rate: should be a valid number, not '0.1'."]),
+        ({"heads": 1, "rate": False}, ["at.rate: should be a valid number, not False."]),
+        ({"heads": 1, "mode": "gat"}, ["at.mode: unknown value 'gat'. Did you mean 'gate'? Possible: add, gate."]),
+        ({"heads": 1, "widths": [1, "x"]}, ["at.widths.1: should be a valid integer, not 'x'."]),
+        ({"heads": 1, "widths": 5}, ["at.widths: should be a list, not 5."]),
+        ({"heads": 1, "steps": "atuo"}, ["at.steps: should be a valid integer or 'auto', not 'atuo'."]),
+        ({}, ["at.heads: required by fusion 'mixer' but missing."]),
+        (
+            {"head": 1, "rate": None},
+            [
+                (
+                    "at.head: unknown setting. Did you mean 'heads'? "
+                    "Possible: folder, heads, mode, names, on, rate, steps, widths."
+                ),
+                "at.rate: should be a valid number, not None.",
+                "at.heads: required by fusion 'mixer' but missing.",
+            ],
+        ),
+    ],
+)
+def test_every_mistake_in_settings_is_found(settings: dict[str, object], mistakes: list[str]) -> None:
+    assert registry_of(mixer).check("fusion", "mixer", settings, "at") == mistakes
+    with pytest.raises(RecipeError) as caught:
+        registry_of(mixer).build("fusion", "mixer", 0, 0, settings=settings)
+    assert str(caught.value) == "\n".join(line.replace("at.", "fusion 'mixer': ", 1) for line in mistakes)
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    registry = registry_of(mixer)
+    with pytest.raises(PluginError, match=r"no fusion 'mixr'\. Did you mean 'mixer'\? Possible: mixer\."):
+        registry.component("fusion", "mixr")
+    with pytest.raises(PluginError, match=r"no kind of component 'fusoin'\. Did you mean 'fusion'\?"):
+        registry.component("fusoin", "mixer")
+    with pytest.raises(PluginError, match=r"no network 'mixer'\. None is installed\."):
+        registry.component("network", "mixer")
+
+
+def hint_that_is_not_there(*, folder: Pth) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("kind", "builder", "message"),
+    [
+        ("dataset", hint_that_is_not_there, r"plug-in 'here' \(here-dist 3\) is broken: name 'Pth' is not defined"),
+        ("fusion", lambda task, *, x=1: None, r"\(task\); a builder of this kind takes \(task, features\)"),
+        ("network", lambda task, *extra: None, r"\(task, \*extra\); a builder of this kind takes \(task\)"),
+        ("atlas", lambda name="x": None, r"\(name\); a builder of this kind takes \(\)"),
+        ("dataset", "there_is_no_such_module:x", "can't be imported from 'there_is_no_such_module:x': ModuleNotFound"),
+        ("dataset", "json:there_is_none", "has no attribute 'there_is_none'"),
+    ],
+)
+def test_a_bad_builder_names_its_plugin(kind: str, builder: object, message: str) -> None:
+    with pytest.raises(PluginError, match=message) as caught:
+        registry_of(builder, kind).check(kind, "mixer", {}, "at")
+    assert "here-dist 3" in str(caught.value)
+
+
+def test_a_setting_that_no_recipe_can_write_names_its_plugin() -> None:
+    def build(*, thing: inspect.Parameter) -> None: ...
+
+    with pytest.raises(PluginError, match="'thing' has a type that no recipe can write"):
+        registry_of(build, "dataset").check("dataset", "mixer", {"thing": 1}, "at")
+
+
+def test_a_failing_builder_becomes_a_plugin_error_but_a_users_mistake_stays() -> None:
+    def fail(*, error: str) -> None:
+        raise {"value": ValueError, "data": DataError}[error]("size 7 is odd")
+
+    registry = registry_of(fail, "dataset")
+    with pytest.raises(PluginError, match=r"'here' .* can't be built with error='value': ValueError: size 7 is odd"):
+        registry.build("dataset", "mixer", settings={"error": "value"})
+    with pytest.raises(DataError, match=r"^size 7 is odd$"):
+        registry.build("dataset", "mixer", settings={"error": "data"})
+
+
+def test_a_builder_may_be_nested_in_a_class() -> None:
+    component = Component("atlas", "x", "json:JSONDecoder.decode", "p", "d", "1")
+    assert component.load() is json.JSONDecoder.decode

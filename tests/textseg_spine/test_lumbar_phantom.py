@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, center_of_mass
+
+from textseg.contracts import Case
+from textseg.errors import DataError, RecipeError
+from textseg_spine.lumbar_phantom import LumbarPhantom, spider_values
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> LumbarPhantom:
+    return LumbarPhantom(folder=str(tmp_path_factory.mktemp("phantom")), cases=12)
+
+
+def read(path: Path | None) -> NDArray[np.generic]:
+    """[S, H, W] with slices to the right, rows to inferior, columns to posterior."""
+    volume: NDArray[np.generic] = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "PIR"))
+    return volume
+
+
+def classes(dataset: LumbarPhantom, case: Case) -> NDArray[np.uint8]:
+    table = np.full(256, 255, np.uint8)
+    for value, index in dataset.label_map(case).items():
+        table[value] = index
+    return table[read(case.mask_path)]
+
+
+@pytest.fixture(scope="module")
+def masks(dataset: LumbarPhantom) -> dict[str, NDArray[np.uint8]]:
+    return {case.id: classes(dataset, case) for case in dataset.cases()}
+
+
+def files(folder: Path) -> Iterator[tuple[str, object]]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".mha":
+            yield path.name, sitk.GetArrayFromImage(sitk.ReadImage(str(path))).tobytes()
+        elif path.is_file():
+            yield path.name, path.read_bytes()
+
+
+def test_it_gives_as_many_series_as_asked_for(dataset: LumbarPhantom) -> None:
+    cases = dataset.cases()
+    assert len(cases) == 12
+    patients = {case.patient for case in cases}
+    assert 8 <= len(patients) < 12
+    assert {case.facts["sequence"] for case in cases} == {"T1", "T2", "T2 SPACE"}
+    assert {case.facts["sex"] for case in cases} == {"female", "male"}
+    split = dataset.official_split()
+    assert split is not None
+    assert set(split["train"]) | set(split["test"]) == patients
+    assert 0 < len(split["test"]) < len(split["train"])
+
+
+def test_volumes_have_the_asked_size_in_one_of_two_orientations(dataset: LumbarPhantom) -> None:
+    orientations = set()
+    for case in dataset.cases():
+        image, mask = (sitk.ReadImage(str(path)) for path in (case.image_path, case.mask_path))
+        assert image.GetSize() == mask.GetSize()
+        assert image.GetDirection() == mask.GetDirection()
+        orientations.add(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
+        oriented = sitk.DICOMOrient(image, "PIR")
+        assert oriented.GetSize() == (128, 160, 9)
+        assert oriented.GetSpacing() == pytest.approx((1.9, 1.9, 6.0))
+    assert orientations == {"PIR", "LPS"}
+
+
+def test_labels_are_legal_and_the_bottom_of_the_spine_is_in_view(
+    dataset: LumbarPhantom, masks: dict[str, NDArray[np.uint8]]
+) -> None:
+    index = {structure.name: structure.index for structure in dataset.atlas.structures}
+    for mask in masks.values():
+        present = set(np.unique(mask).tolist())
+        assert present <= set(range(20))
+        assert {index[name] for name in ("L5/S", "L5", "L4", "L3", "L2", "SC")} <= present
+
+
+def test_partial_vertebrae_occur(dataset: LumbarPhantom) -> None:
+    values = np.concatenate([np.unique(read(case.mask_path)) for case in dataset.cases()])
+    assert ((values > 100) & (values < 126)).any()
+
+
+def test_neighbours_touch_and_stand_in_order(dataset: LumbarPhantom, masks: dict[str, NDArray[np.uint8]]) -> None:
+    atlas = dataset.atlas
+    for name, mask in masks.items():
+        middle = mask[4]
+        discs = [n for n in atlas.sequence if "/" in n and (middle == atlas[n].index).any()]
+        rows = [center_of_mass(middle == atlas[n].index)[0] for n in discs]
+        assert rows == sorted(rows), name
+        for upper, lower in zip(atlas.sequence, atlas.sequence[1:], strict=False):
+            first, second = middle == atlas[upper].index, middle == atlas[lower].index
+            if min(first.sum(), second.sum()) > 25:  # a level cut by the edge may show only what lies behind the canal
+                assert (binary_dilation(first) & second).any(), f"{name}: {upper} does not touch {lower}"
+
+
+def test_what_is_visible_differs_between_patients_and_slices(
+    dataset: LumbarPhantom, masks: dict[str, NDArray[np.uint8]]
+) -> None:
+    assert len({int(mask[mask < 10].max()) for mask in masks.values()}) > 1
+    canal = dataset.atlas["SC"].index
+    for mask in masks.values():
+        assert len({tuple(np.unique(plane)) for plane in mask}) > 1
+        shown = (mask == canal).any(axis=(1, 2))
+        assert shown.any()
+        assert not shown.all()
+
+
+def test_two_series_of_a_patient_show_the_same_anatomy(dataset: LumbarPhantom) -> None:
+    cases = {case.id: case for case in dataset.cases()}
+    t1, t2 = cases["2_t1"], cases["2_t2"]
+    assert np.array_equal(read(t1.mask_path), read(t2.mask_path))
+    canal = classes(dataset, t2) == dataset.atlas["SC"].index
+    bone = classes(dataset, t2) == dataset.atlas["L3"].index
+    bright, dark = (read(case.image_path).astype(float) for case in (t2, t1))
+    assert bright[canal].mean() > bright[bone].mean()
+    assert dark[canal].mean() < dark[bone].mean()
+
+
+def test_the_seed_decides_everything(tmp_path: Path) -> None:
+    settings = {"cases": 2, "slices": 3, "size": (40, 32), "spacing_mm": 7.6}
+    same = [LumbarPhantom(folder=str(tmp_path / name), **settings) for name in ("a", "b")]  # type: ignore[arg-type]
+    other = LumbarPhantom(folder=str(tmp_path / "a"), seed=1, **settings)  # type: ignore[arg-type]
+    for each in (*same, other):
+        assert len(each.cases()) == 2
+    assert same[0].folder.name == same[1].folder.name != other.folder.name
+    assert list(files(same[0].folder)) == list(files(same[1].folder))
+    assert dict(files(same[0].folder))["1_t2.mha"] != dict(files(other.folder))["1_t2.mha"]
+
+
+def test_files_are_written_once_and_racers_agree(tmp_path: Path) -> None:
+    datasets = [LumbarPhantom(folder=str(tmp_path), cases=2, slices=2, size=(32, 24), spacing_mm=9) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda dataset: dataset.cases(), datasets)
+    assert first == second
+    assert [path.name for path in tmp_path.iterdir()] == [datasets[0].folder.name]
+    image = first[0].image_path
+    image.write_bytes(b"as it was")
+    LumbarPhantom(folder=str(tmp_path), cases=2, slices=2, size=(32, 24), spacing_mm=9).cases()
+    assert image.read_bytes() == b"as it was"
+
+
+def test_nothing_is_written_before_it_is_needed(tmp_path: Path) -> None:
+    LumbarPhantom(folder=str(tmp_path / "later"))
+    assert not (tmp_path / "later").exists()
+
+
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cases is 0, but must be above 0"):
+        LumbarPhantom(folder=str(tmp_path), cases=0)
+    with pytest.raises(RecipeError, match="seed is -1"):
+        LumbarPhantom(folder=str(tmp_path), seed=-1)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"can't be written.*dataset.folder"):
+        LumbarPhantom(folder=str(tmp_path / "file"), cases=1).cases()
+
+
+def test_values_are_spiders() -> None:
+    mask = np.array([[[0, 9], [1, 9], [10, 18], [19, 2]]], np.uint8)
+    assert spider_values(mask).tolist() == [[[0, 9], [1, 9], [201, 209], [100, 2]]]
+    assert spider_values(mask, partial=True).tolist() == [[[0, 109], [1, 109], [201, 209], [100, 2]]]

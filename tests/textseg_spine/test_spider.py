@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from textseg.errors import DataError
+from textseg_spine.spider import Spider
+
+OVERVIEW = "new_file_name,num_vertebrae,num_discs,sex,birth_date,subset\r\n"
+DATA = os.environ.get("TEXTSEG_DATA")
+
+
+def write(folder: Path, stems: dict[str, str], overview: str | None = None, numbering: str | None = None) -> Path:
+    """A folder whose volumes are empty files: the reader must not open them. Images by name, with their mask's."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for image, mask in stems.items():
+        (folder / "images" / image).touch()
+        if mask:
+            (folder / "masks" / mask).touch()
+    if overview is not None:
+        (folder / "overview.csv").write_bytes((OVERVIEW + overview).encode())
+    if numbering is not None:
+        (folder / "numbering.csv").write_text(numbering)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stems = {
+        "10_t2.mha": "10_t2.mha",
+        "9_T2_space.MHA": "9_t2_SPACE.mha",
+        "9_t1.mha": "9_T1.mha",
+        "2_t2.mha": "",
+        "._2_t2.mha": "",
+        "notes.txt": "",
+    }
+    overview = (
+        "10_t2,7,7,F ,63.0,training\r\n9_t1,7,7,M,,validation\r\n9_t2_SPACE,7,7,M,,validation\r\n2_t2,,,,,training\r\n"
+    )
+    return write(tmp_path / "spider", stems, overview)
+
+
+def test_cases_are_sorted_naturally_and_matched_without_regard_to_case(folder: Path) -> None:
+    cases = Spider(folder=str(folder)).cases()
+    assert [case.id for case in cases] == ["2_t2", "9_t1", "9_T2_space", "10_t2"]
+    assert [case.patient for case in cases] == ["2", "9", "9", "10"]
+    masks = [case.mask_path and case.mask_path.name for case in cases]
+    assert masks == [None, "9_T1.mha", "9_t2_SPACE.mha", "10_t2.mha"]
+    assert all(case.image_path.is_file() for case in cases)
+
+
+def test_facts_are_what_the_name_and_the_overview_say(folder: Path) -> None:
+    facts = {case.id: dict(case.facts) for case in Spider(folder=str(folder)).cases()}
+    assert facts["10_t2"] == {"sequence": "T2", "view": "sagittal", "sex": "female"}
+    assert facts["9_t1"] == {"sequence": "T1", "view": "sagittal", "sex": "male"}
+    assert facts["9_T2_space"]["sequence"] == "T2 SPACE"
+    assert "sex" not in facts["2_t2"]
+
+
+def test_the_official_split_names_each_patient_once(folder: Path) -> None:
+    assert Spider(folder=str(folder)).official_split() == {"train": ("2", "10"), "test": ("9",)}
+
+
+def test_without_an_overview_there_are_cases_but_no_official_split(tmp_path: Path) -> None:
+    dataset = Spider(folder=str(write(tmp_path / "spider", {"1_t2.mha": ""})))
+    assert dict(dataset.cases()[0].facts) == {"sequence": "T2", "view": "sagittal"}
+    assert dataset.official_split() is None
+
+
+def test_a_series_without_a_subset_has_no_official_split(tmp_path: Path) -> None:
+    folder = write(tmp_path / "spider", {"1_t2.mha": "", "2_t2.mha": ""}, "1_t2,7,7,F,,training\r\n")
+    with pytest.raises(DataError, match=r"overview.csv: the subset of series '2_t2' is ''"):
+        Spider(folder=str(folder)).official_split()
+
+
+def test_a_patient_in_both_subsets_is_refused(tmp_path: Path) -> None:
+    overview = "1_t1,7,7,F,,training\r\n1_t2,7,7,F,,validation\r\n"
+    folder = write(tmp_path / "spider", {"1_t1.mha": "", "1_t2.mha": ""}, overview)
+    with pytest.raises(DataError, match="patient 1 stands in both subsets"):
+        Spider(folder=str(folder)).official_split()
+
+
+def test_values_are_counted_from_the_bottom(folder: Path) -> None:
+    dataset = Spider(folder=str(folder))
+    mapping = dataset.label_map(dataset.cases()[0])
+    assert set(mapping) == {0, 100, *range(1, 26), *range(101, 126), *range(201, 226)}
+    names = {value: dataset.atlas.names[index - 1] if index else "" for value, index in mapping.items()}
+    assert [names[value] for value in (0, 100, 1, 2, 5, 6, 9, 10, 25)] == [
+        "",
+        "SC",
+        "L5",
+        "L4",
+        "L1",
+        "T12",
+        "T9",
+        "",
+        "",
+    ]
+    assert [names[value] for value in (201, 202, 206, 209, 210)] == ["L5/S", "L4/L5", "T12/L1", "T9/T10", ""]
+    assert [names[value] for value in (101, 108, 110)] == ["L5", "T10", ""]
+
+
+def test_partial_vertebrae_may_be_background(folder: Path) -> None:
+    dataset = Spider(folder=str(folder), partial_vertebrae="background")
+    mapping = dataset.label_map(dataset.cases()[0])
+    assert {mapping[value] for value in range(101, 126)} == {0}
+    assert mapping[8] == dataset.atlas["T10"].index
+
+
+def test_numbering_moves_the_names_of_a_patient(tmp_path: Path) -> None:
+    stems = {f"{patient}_t2.mha": "" for patient in (1, 2, 3)}
+    folder = write(tmp_path / "spider", stems, numbering="patient,lowest_level\n1,L6\n2, l4\n")
+    dataset = Spider(folder=str(folder))
+    six, four, five = (dataset.label_map(case) for case in dataset.cases())
+    index = {structure.name: structure.index for structure in dataset.atlas.structures}
+    assert (six[1], six[201], six[2], six[202], six[102]) == (0, 0, index["L5"], index["L5/S"], index["L5"])
+    assert (six[10], six[210]) == (index["T9"], index["T9/T10"])
+    assert (four[1], four[201], four[8], four[9]) == (index["L4"], index["L4/L5"], index["T9"], 0)
+    assert five[1] == index["L5"]
+
+
+def test_numbering_with_an_impossible_level_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "spider", {"1_t2.mha": ""}, numbering="patient,lowest_level\n1,L9\n")
+    dataset = Spider(folder=str(folder))
+    with pytest.raises(DataError, match=r"lowest_level of patient 1 is 'L9'.*Possible: L1, L2, L3, L4, L5, L6"):
+        dataset.label_map(dataset.cases()[0])
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "spider", {"1_t2.mha": ""}, numbering="patient;lowest_level\n1;L6\n")
+    dataset = Spider(folder=str(folder))
+    with pytest.raises(DataError, match=r"numbering.csv: no row, or no column patient, lowest_level"):
+        dataset.label_map(dataset.cases()[0])
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "other"])
+def test_a_folder_without_images_says_where_to_get_them(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "spider"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "other":
+        (folder / "images.zip").touch()
+    with pytest.raises(DataError) as caught:
+        Spider(folder=str(folder)).cases()
+    message = str(caught.value)
+    for part in (str(folder), "10159290", "CC BY 4.0", "images.zip", "dataset.folder", "TEXTSEG_DATA"):
+        assert part in message
+    found = {"missing": "there is no such folder", "empty": "it is empty", "other": "it holds images.zip"}
+    assert found[kind] in message
+
+
+def test_a_strange_name_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "spider", {"1_flair.mha": ""})
+    with pytest.raises(DataError, match=r"1_flair.mha: the name is not <patient>_<sequence>.mha"):
+        Spider(folder=str(folder)).cases()
+
+
+def test_names_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "spider", {"1_t2.mha": "", "1_T2.mha": ""})
+    if len(list((folder / "images").iterdir())) < 2:
+        pytest.skip("this file system does not tell upper from lower case")
+    with pytest.raises(DataError, match=r"'1_T2.mha' and '1_t2.mha' differ only in case"):
+        Spider(folder=str(folder)).cases()
+
+
+@pytest.mark.skipif(not DATA or not Path(DATA, "spider").is_dir(), reason="needs TEXTSEG_DATA with a folder spider")
+def test_the_published_data_are_read() -> None:
+    dataset = Spider(folder=str(Path(str(DATA), "spider")))
+    cases = dataset.cases()
+    assert cases
+    split = dataset.official_split()
+    assert split is not None
+    assert {patient for patients in split.values() for patient in patients} == {case.patient for case in cases}
+    assert all(case.facts["sex"] in ("female", "male") for case in cases)
+    case = next(case for case in cases if case.mask_path)
+    values = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask_path)))).tolist()
+    mapping = dataset.label_map(case)
+    assert {"L5", "L5/S", "SC"} <= {dataset.atlas.names[mapping[value] - 1] for value in values if mapping[value]}

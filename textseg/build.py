@@ -1,0 +1,227 @@
+"""From a recipe to data, text, model and losses: the only wiring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from textseg.augmentation import Augmentation
+from textseg.contracts import Atlas, AuxiliaryLoss, Dataset, Source, Task, TextEncoder
+from textseg.data import SlicePrompt, Slices, SliceText, slice_prompts
+from textseg.embeddings import PromptRow, TextTable, build_text_table, check_budget
+from textseg.errors import RecipeError
+from textseg.files import cache_folder
+from textseg.losses import SegmentationLoss
+from textseg.model import Segmenter, TextGuidedNetwork
+from textseg.preparation import PreparedCase, prepare
+from textseg.prompts import generate
+from textseg.recipe import Recipe, required_components
+from textseg.registry import Component, Registry, installed_registry
+from textseg.splits import PARTS, Split, make_split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Everything that is said in a run, and its frozen features."""
+
+    prompts: Mapping[str, Mapping[Source, Sequence[SlicePrompt]]]  # case id -> source -> its slices in order
+    table: TextTable
+    rows: Sequence[PromptRow]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A recipe with its data in place."""
+
+    recipe: Recipe
+    registry: Registry
+    dataset: Dataset
+    split: Split
+    cases: Mapping[str, Sequence[PreparedCase]]  # by part of the split
+    text: Text | None
+    task: Task
+
+    @property
+    def atlas(self) -> Atlas:
+        return self.dataset.atlas
+
+    @property
+    def evaluation_source(self) -> Source | None:
+        """What prompts know at test time; None without text."""
+        return self.recipe.prompts.evaluation if self.recipe.prompts else None
+
+    @property
+    def structures_in_training(self) -> list[str]:
+        """Structures that some training slice shows, in class order."""
+        shown = {index for case in self.cases["train"] for plane in case.present for index in plane}
+        return [structure.name for structure in self.atlas.structures if structure.index in shown]
+
+    @property
+    def components(self) -> list[Component]:
+        return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
+
+    def training_slices(self) -> Slices:
+        """Distorted, with the sources that training mixes."""
+        recipe = self.recipe
+        sources = cast(Mapping[Source, float], recipe.prompts.training) if recipe.prompts else {}
+        return self._slices(self.cases["train"], sources, Augmentation(recipe.augmentation, recipe.seed))
+
+    def slices(self, prepared: PreparedCase, source: Source | None) -> Slices:
+        """Those of one case, as they are, with the prompts of one source."""
+        return self._slices([prepared], {source: 1.0} if source and self.text else {}, None)
+
+    def _slices(
+        self, cases: Sequence[PreparedCase], sources: Mapping[Source, float], augmentation: Augmentation | None
+    ) -> Slices:
+        text = None
+        if self.text is not None:
+            by_case = [self.text.prompts[prepared.case.id] for prepared in cases]
+            prompts = {source: [prompt for case in by_case for prompt in case[source]] for source in sources}
+            text = SliceText(self.text.table, self.atlas, prompts)
+        return Slices(cases, text, sources, augmentation, self.recipe.seed)
+
+    def segmenter(self) -> Segmenter:
+        """The model, with fresh weights."""
+        model, build = self.recipe.model, self.registry.build
+        if model.network is not None:
+            network = build("network", model.network.use, self.task, settings=model.network.settings)
+            if network.uses_text and self.text is None:
+                raise RecipeError(f"model.network: '{model.network.use}' reads text, and the recipe has no prompts.")
+            return Segmenter(network)
+        assert model.vision_encoder is not None
+        assert model.fusion is not None  # the schema asks for both or neither
+        encoder = build("vision_encoder", model.vision_encoder.use, self.task, settings=model.vision_encoder.settings)
+        fusion = build("fusion", model.fusion.use, self.task, encoder.features, settings=model.fusion.settings)
+        return Segmenter(TextGuidedNetwork(self.task, encoder, fusion))
+
+    def segmentation_loss(self) -> SegmentationLoss:
+        return SegmentationLoss(**self.recipe.segmentation_loss.model_dump())
+
+    def auxiliary_losses(self, segmenter: Segmenter) -> nn.ModuleDict:
+        """The auxiliary losses by name, in the order of the recipe."""
+        losses: dict[str, AuxiliaryLoss] = {}
+        for spec in self.recipe.auxiliary_losses:
+            features = segmenter.fused_features
+            if features is None:
+                raise RecipeError(
+                    f"auxiliary_losses: '{spec.use}' needs the fused features of a vision encoder and a fusion, and "
+                    "model.network gives none. Remove it, or use another model."
+                )
+            losses[spec.use] = self.registry.build(
+                "auxiliary_loss", spec.use, self.task, features, settings=spec.settings
+            )
+        return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
+
+    def hashes(self) -> dict[str, str | None]:
+        """What makes two runs comparable, and a run resumable."""
+        keys = sorted(case.key for part in PARTS for case in self.cases[part])
+        return {
+            "data": _hash(keys),
+            "split": self.split.hash,
+            "preparation": _hash(self.recipe.preparation.model_dump(mode="json")),
+            "prompts": self.text.table.fingerprint if self.text else None,
+        }
+
+
+def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = lambda done, total: None) -> Experiment:
+    """Find, prepare and split the cases; write and encode the prompts of every source that the run needs.
+
+    Args:
+        recipe: checked.
+        also: prompt sources beyond those of the recipe.
+        progress: told how many cases of how many are prepared.
+    """
+    registry, cache = installed_registry(), cache_folder()
+    dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
+    cases = [case for case in dataset.cases() if case.mask_path is not None]
+    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), recipe.seed)
+    used = {patient: part for part in PARTS for patient in getattr(split, part)}
+    kept = [case for case in cases if case.patient in used]
+    prepared = prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
+    by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
+    text = _text(recipe, registry, dataset.atlas, by_part, also) if recipe.prompts else None
+    task = Task(
+        image_channels=1,
+        image_size=recipe.preparation.size,
+        class_count=dataset.atlas.class_count,
+        atlas=dataset.atlas,
+        text_size=text.table.tokens.shape[2] if text else None,
+        text_length=text.table.tokens.shape[1] if text else None,
+        fingerprint=_fingerprint(by_part["train"]),
+    )
+    return Experiment(recipe, registry, dataset, split, by_part, text, task)
+
+
+def _text(
+    recipe: Recipe,
+    registry: Registry,
+    atlas: Atlas,
+    cases: Mapping[str, Sequence[PreparedCase]],
+    also: Sequence[Source],
+) -> Text:
+    settings = recipe.prompts
+    assert settings is not None
+    generator = registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings)
+    encoder: TextEncoder = registry.build(
+        "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
+    )
+    training = {cast(Source, source) for source, chance in settings.training.items() if chance}
+    needed = {"train": training, "validation": {settings.evaluation}, "test": {settings.evaluation, *also}}
+    prompts = {
+        prepared.case.id: {source: slice_prompts(prepared, source, generator, atlas) for source in sorted(needed[part])}
+        for part in PARTS
+        for prepared in cases[part]
+    }
+    said = {
+        (source, view, structure, text): None  # a dict keeps the order of first use
+        for by_source in prompts.values()
+        for source, slices in by_source.items()
+        for prompt in slices
+        for view, structure, text in (
+            ("holistic", None, prompt.holistic),
+            *(("classwise", name, text) for name, text in zip(atlas.names, prompt.classwise, strict=True)),
+        )
+    }
+    texts = list(dict.fromkeys(text for *_, text in said))
+    # T is the longest text that the recipe can produce on any scan, so that a trained model can read them all.
+    possible = [
+        text
+        for visibility in atlas.visibilities()
+        for place in (visibility, *(visibility.at(index, 3) for index in range(3)))
+        for text in (lambda said: (said.holistic, *said.classwise))(generate(generator, atlas, place))
+    ]
+    length = check_budget(encoder, list(dict.fromkeys([*possible, *texts])))
+    table = build_text_table(encoder, texts, text_length=length, cache=cache_folder() / "text")
+    counts = dict(zip(table.texts, table.token_counts, strict=True))
+    return Text(
+        prompts,
+        table,
+        [
+            PromptRow(source, view, structure, text, counts[text], settings.generator.use, encoder.fingerprint)  # type: ignore[arg-type]
+            for source, view, structure, text in said
+        ],
+    )
+
+
+def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
+    """Of the training cases, for networks that plan themselves and for the check of unlike volumes."""
+    return {
+        "native_sizes": [(case.slice_count, *case.placement.native_size) for case in cases],
+        "native_spacings_mm": [case.native_spacing_mm for case in cases],
+        "spacings_mm": [case.spacing_mm for case in cases],
+        "intensities": [case.intensities for case in cases],
+    }
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,162 @@
+"""The commands of textseg; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg import __version__
+from textseg.errors import TextsegError
+
+app = typer.Typer(
+    help="Text-guided medical image segmentation, assembled from plug-ins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
+app.add_typer(plugins, name="plugins")
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one message on stderr and exit code 2; an interruption is 130."""
+    try:
+        app()
+    except TextsegError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"textseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _textseg(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipe files.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe; may be repeated."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds to run instead of the recipe's, such as 1,2,3.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
+) -> None:
+    """Prepare, train, evaluate and report; an interrupted run resumes.
+
+    Example: textseg run recipes/quickstart.yaml --set training.epochs=2 --seeds 1,2
+    """
+    chosen = _seeds(seeds)
+    _warn_of_broken_plugins()
+    from textseg.recipe import load_recipe
+
+    for recipe in recipes:  # all of them before the first one trains for hours
+        load_recipe(recipe, overrides or [])
+    from textseg.running import run as run_recipe
+
+    for recipe in recipes:
+        for seed in chosen:
+            run_recipe(recipe, overrides=overrides or [], seed=seed, output=output, fresh=fresh, dry_run=dry_run)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="template, interactive, predicted or ground_truth; else the recipe's."),
+    ] = None,
+) -> None:
+    """Score the best checkpoint of a run again.
+
+    Example: textseg evaluate runs/quickstart/seed2025 --prompts ground_truth
+    """
+    from textseg.evaluation import evaluate_run
+
+    evaluate_run(run, prompts=prompts)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    output: Annotated[Path | None, typer.Option(help="The folder to write the leaderboard to, too.")] = None,
+) -> None:
+    """Rank runs on the cases that they share.
+
+    Example: textseg compare runs/atmnet_spider runs/swin_unetr_spider --output leaderboard
+    """
+    from textseg.comparison import compare as compare_runs
+
+    print(compare_runs(runs, output=output))
+
+
+@app.command()
+def components(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
+) -> None:
+    """List the components that recipes can use.
+
+    Example: textseg components vision_encoder
+    """
+    from textseg.registry import installed_registry
+
+    rows = [
+        (component.kind, component.name, component.plugin, f"{component.distribution} {component.version}")
+        for component in installed_registry().components(kind)
+    ]
+    _print_table(("kind", "name", "plug-in", "distribution"), rows)
+
+
+@plugins.command("list")
+def list_plugins() -> None:
+    """List the plug-ins that are installed, and why one is broken.
+
+    Example: textseg plugins list
+    """
+    from textseg.registry import installed_registry
+
+    rows = [
+        (plugin.name, f"{plugin.distribution} {plugin.version}", f"broken: {plugin.error}" if plugin.error else "ok")
+        for plugin in installed_registry().plugins
+    ]
+    _print_table(("plug-in", "distribution", "state"), rows)
+
+
+def _seeds(text: str | None) -> list[int | None]:
+    if text is None:
+        return [None]
+    try:
+        return list(dict.fromkeys(int(seed) for seed in text.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' must be numbers with commas between them, such as 1,2,3.") from error
+
+
+def _warn_of_broken_plugins() -> None:
+    from textseg.registry import installed_registry
+
+    for plugin in installed_registry().plugins:
+        if plugin.error:
+            print(f"Warning: {plugin.origin} is broken and left out: {plugin.error}.", file=sys.stderr)
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, tuple("-" * width for width in widths), *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

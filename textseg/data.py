@@ -1,0 +1,188 @@
+"""Batches out of the slice store and the text table: plain torch, nothing of Lightning."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from textseg.augmentation import Augmentation
+from textseg.contracts import Atlas, Batch, PromptGenerator, Source, TextFeatures, Visibility
+from textseg.embeddings import TextTable
+from textseg.preparation import PreparedCase
+from textseg.prompts import generate, ground_truth_visibility, interactive_visibility, template_visibility
+
+Draw = tuple[int, int]  # epoch, number of the slice
+Item = tuple[Tensor, Tensor, int, Source | None]
+
+
+@dataclass(frozen=True)
+class SlicePrompt:
+    """What one source says of one slice."""
+
+    holistic: str
+    classwise: tuple[str, ...]
+    visibility: Visibility
+
+
+def slice_prompts(
+    prepared: PreparedCase, source: Source, generator: PromptGenerator, atlas: Atlas
+) -> list[SlicePrompt]:
+    """The prompts of every slice of a case, in order, with what `source` knows.
+
+    `interactive` simulates the person: the first and the last structure of the sequence that the volume's annotation
+    shows, or all visible ones where the atlas has no order.
+    """
+    prompts = []
+    for index in range(prepared.slice_count):
+        visibility = _visibility(prepared, index, source, atlas).at(index, prepared.slice_count)
+        text = generate(generator, atlas, visibility)
+        prompts.append(SlicePrompt(text.holistic, text.classwise, visibility))
+    return prompts
+
+
+def _visibility(prepared: PreparedCase, index: int, source: Source, atlas: Atlas) -> Visibility:
+    facts = prepared.case.facts
+    if source == "template":
+        return template_visibility(atlas, facts)
+    if source == "ground_truth":
+        return ground_truth_visibility(atlas, prepared.present[index], facts)
+    shown = ground_truth_visibility(atlas, {found for plane in prepared.present for found in plane}, facts).visible
+    stretch = [name for name in atlas.sequence if name in shown]
+    return interactive_visibility(atlas, f"{stretch[0]}:{stretch[-1]}" if stretch else shown or atlas.names, facts)
+
+
+class SliceText:
+    """Which rows of the text table belong to each slice, for each source."""
+
+    def __init__(self, table: TextTable, atlas: Atlas, prompts: Mapping[Source, Sequence[SlicePrompt]]) -> None:
+        self.table = table
+        self.rows = {source: self._rows(slices, atlas) for source, slices in prompts.items()}
+
+    def _rows(self, slices: Sequence[SlicePrompt], atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
+        index = self.table.index
+        return (
+            torch.tensor([index(prompt.holistic) for prompt in slices]),  # [N]
+            torch.tensor([[index(text) for text in prompt.classwise] for prompt in slices]),  # [N, K-1]
+            torch.tensor([[name in prompt.visibility.visible for name in atlas.names] for prompt in slices]),
+        )
+
+    def features(self, numbers: Sequence[int], sources: Sequence[Source]) -> TextFeatures:
+        """The features of B slices, each with its own source."""
+        holistic, classwise, present = (
+            torch.stack([self.rows[source][part][number] for number, source in zip(numbers, sources, strict=True)])
+            for part in range(3)
+        )
+        return TextFeatures(
+            tokens=self.table.tokens[holistic].float(),
+            mask=self.table.mask[holistic],
+            classwise=self.table.pooled[classwise].float(),
+            present=present,
+        )
+
+
+class Slices(Dataset[Item]):
+    """The slices of some cases, asked for by (epoch, number); every draw is a function of those and the seed.
+
+    Args:
+        cases: in order; their slices are numbered through.
+        text: None where the model reads none; its rows are numbered as the slices are.
+        sources: probability of each prompt source.
+        augmentation: None leaves the slices as they are.
+        seed: of the recipe.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        text: SliceText | None,
+        sources: Mapping[Source, float],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.places = [(case, index) for case in cases for index in range(case.slice_count)]
+        self.text, self.sources, self.augmentation, self.seed = text, dict(sources), augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, draw: Draw) -> Item:
+        epoch, number = draw
+        prepared, index = self.places[number]
+        image = torch.from_numpy(prepared.image[index].copy()).float()[None]  # [1, H, W]
+        mask = torch.from_numpy(prepared.mask[index].astype(np.int64))  # [H, W]
+        slice_id = zlib.crc32(f"{prepared.case.id}/{index}".encode())
+        if self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=slice_id)
+        source: Source | None = None
+        if self.text is not None:
+            chance = np.random.default_rng((self.seed, epoch, slice_id, 1))
+            names = sorted(self.sources)
+            source = names[int(chance.choice(len(names), p=[self.sources[name] for name in names]))]
+        return image, mask, number, source
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Items to a batch; text features are gathered here, so that workers hand over one tensor."""
+        images, masks, numbers, sources = zip(*items, strict=True)
+        places = [self.places[number] for number in numbers]
+        return Batch(
+            image=torch.stack(images),
+            mask=torch.stack(masks),
+            text=self.text.features(numbers, sources) if self.text is not None else None,
+            case=tuple(prepared.case.id for prepared, _ in places),
+            slice_index=torch.tensor([index for _, index in places]),
+            slice_count=torch.tensor([prepared.slice_count for prepared, _ in places]),
+            spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in places]),
+        )
+
+
+class ShuffledBatches(Sampler[list[Draw]]):
+    """The batches of one epoch, from batch `start` on; the order is a function of (seed, epoch).
+
+    A last batch that is not full is left out, unless it is the only one.
+    """
+
+    def __init__(self, slice_count: int, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> None:
+        self.batch_size, self.seed, self.epoch, self.start, self.slice_count = (
+            batch_size,
+            seed,
+            epoch,
+            start,
+            slice_count,
+        )
+
+    @staticmethod
+    def per_epoch(slice_count: int, batch_size: int) -> int:
+        """Batches in a whole epoch."""
+        return max(1, slice_count // batch_size)
+
+    def __len__(self) -> int:
+        return self.per_epoch(self.slice_count, self.batch_size) - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.slice_count).tolist()
+        for batch in range(self.start, self.start + len(self)):
+            numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, number) for number in numbers]
+
+
+def training_loader(
+    slices: Slices, batch_size: int, *, seed: int, epoch: int, start: int, workers: int, pin_memory: bool
+) -> DataLoader[Item]:
+    """The rest of an epoch, from batch `start` on."""
+    order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start)
+    return DataLoader(
+        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate, pin_memory=pin_memory
+    )
+
+
+def batches_in_order(slices: Slices, batch_size: int) -> Iterator[Batch]:
+    """Every slice once, in order, as validation and prediction need them."""
+    for start in range(0, len(slices), batch_size):
+        numbers = range(start, min(start + batch_size, len(slices)))
+        yield slices.collate([slices[0, number] for number in numbers])

@@ -1,0 +1,238 @@
+"""From a checkpoint to scores: one row per case (or slice), structure and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from textseg.build import Experiment, build
+from textseg.contracts import Source
+from textseg.errors import RunError
+from textseg.metrics import score
+from textseg.model import Segmenter
+from textseg.pictures import OverlayPicture
+from textseg.prediction import CasePrediction, predict_case
+from textseg.preparation import PreparedCase
+from textseg.recipe import load_recipe
+from textseg.reporting import write_report
+from textseg.run_folder import RunFolder
+from textseg.scores import Score, summarise, write_scores
+from textseg.volumes import read_volume
+
+if TYPE_CHECKING:
+    Progress = Callable[[int, int], None]
+
+RATIOS = frozenset({"dsc", "jaccard"})
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A test case with what was predicted, and its mean DSC over the structures that it shows."""
+
+    prepared: PreparedCase
+    prediction: CasePrediction
+    dsc: float
+
+
+def evaluate(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    folder: RunFolder,
+    target: RunFolder,
+    *,
+    source: Source | None,
+    device: torch.device,
+    progress: Progress = lambda done, total: None,
+) -> list[Score]:
+    """Score the test cases with the prompts of `source`; write scores.csv, run.json and report.html into `target`.
+
+    `target` is the run's own `folder`, or one below it for another source of prompts.
+    """
+    settings = experiment.recipe.evaluation
+    cases = experiment.cases["test"]
+    scores: list[Score] = []
+    results: list[CaseResult] = []
+    segmenter.eval()
+    for prepared in cases:
+        prediction = _predict(experiment, segmenter, prepared, source, device)
+        rows = list(_score_case(experiment, prepared, prediction, source))
+        dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
+        results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
+        scores += rows
+        progress(len(results), len(cases))
+    write_scores(target.scores, scores)
+    evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
+    facts = {**folder.read(), "evaluation": evaluation, "structures_in_training": experiment.structures_in_training}
+    record = target.update(**facts)
+    write_report(
+        target.path,
+        run=record,
+        scores=scores,
+        overlays=[_overlay(experiment, *picked) for picked in _best_median_worst(results)],
+        prompts=_prompt_examples(experiment, source),
+        history=folder.read_history(),
+    )
+    return scores
+
+
+def evaluate_run(run: Path, *, prompts: str | None = None) -> Path:
+    """Evaluate a finished run again, with the prompts of another source where one is named.
+
+    The scores of another source stand beside the run, in a folder of their own that `compare` reads like a run.
+    """
+    folder = RunFolder.existing(run)
+    recipe = load_recipe(folder.recipe)
+    if prompts is not None and recipe.prompts is None:
+        raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
+    if prompts == "predicted":
+        raise RunError(
+            "Prompts of source 'predicted' are not available yet. Write template, interactive or ground_truth."
+        )
+    source: Source | None = prompts or (recipe.prompts.evaluation if recipe.prompts else None)  # type: ignore[assignment]
+    experiment = build(recipe, also=[source] if source else [])
+    segmenter = load_segmenter(experiment, folder)
+    target = folder if source == experiment.evaluation_source else folder.evaluation(source)
+    with target.lock():
+        scores = evaluate(experiment, segmenter, folder, target, source=source, device=torch.device("cpu"))
+    print(headline(scores, experiment.structures_in_training, source))
+    print(f"report: {target.report}")
+    return target.path
+
+
+def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best") -> Segmenter:
+    """The model of a run with its weights, in evaluation mode; raises RunError for a checkpoint of another model."""
+    state = folder.load_checkpoint(name)
+    segmenter = experiment.segmenter()
+    try:
+        segmenter.load_state_dict(state["model"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}': {error}") from error
+    return segmenter.eval()
+
+
+def headline(scores: Sequence[Score], structures: Sequence[str], source: Source | None) -> str:
+    """One line for the terminal."""
+    overall = summarise(scores, structures=structures).overall
+    means = ", ".join(
+        f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
+        for metric, mean in overall.items()
+    )
+    first = next(iter(overall.values()))
+    cases = len({row.case for row in scores})
+    oracle = " ORACLE (prompts from the annotation)" if source == "ground_truth" else ""
+    return (
+        f"test: {means}; mean over {first.n} structures seen in training, {cases} cases, {first.missed} missed, "
+        f"{first.spurious} spurious; prompts: {source or 'none'}{oracle}"
+    )
+
+
+def mean_dsc(experiment: Experiment, segmenter: Segmenter, part: str, device: torch.device) -> float:
+    """Mean DSC over cases and structures, per volume at the prepared size: what chooses the best checkpoint."""
+    per_structure: dict[int, list[float]] = {}
+    for prepared in experiment.cases[part]:
+        prediction = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
+        shown = sorted({index for plane in prepared.present for index in plane})
+        reference = np.asarray(prepared.mask)
+        result = score(prediction.prepared, reference, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
+        for index, found in result.items():
+            per_structure.setdefault(index, []).append(found.values["dsc"])
+    return float(np.mean([np.mean(values) for values in per_structure.values()])) if per_structure else 0.0
+
+
+def _predict(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    prepared: PreparedCase,
+    source: Source | None,
+    device: torch.device,
+    *,
+    native: bool = True,
+) -> CasePrediction:
+    return predict_case(
+        segmenter,
+        prepared,
+        experiment.slices(prepared, source),
+        device=device,
+        batch_size=experiment.recipe.training.batch_size,
+        native=native,
+    )
+
+
+def _score_case(
+    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction, source: Source | None
+) -> Iterator[Score]:
+    settings, atlas = experiment.recipe.evaluation, experiment.atlas
+    found, reference = prediction.prepared, np.asarray(prepared.mask)
+    spacing = prepared.spacing_mm
+    if settings.space == "native":
+        assert prediction.native is not None
+        found, reference = prediction.native, prepared.native_mask(experiment.dataset.label_map(prepared.case))
+        spacing = prepared.native_spacing_mm
+    if settings.unit == "pixel":
+        spacing = (1.0, 1.0, 1.0)
+    pairs: list[tuple[int | None, NDArray[Any], NDArray[Any]]] = (
+        [(None, found, reference)]
+        if settings.per == "volume"
+        else [(index, *planes) for index, planes in enumerate(zip(found, reference, strict=True))]
+    )
+    for index, one, other in pairs:
+        result = score(
+            one,
+            other,
+            spacing=spacing[-one.ndim :],
+            structures=[structure.index for structure in atlas.structures],
+            metrics=settings.metrics,
+        )
+        for structure in atlas.structures:
+            for metric, value in result[structure.index].values.items():
+                yield Score(
+                    case=prepared.case.id,
+                    patient=prepared.case.patient,
+                    slice=index,
+                    structure=structure.name,
+                    metric=metric,
+                    unit="" if metric in RATIOS else settings.unit,
+                    space=settings.space,
+                    value=value,
+                    status=result[structure.index].status,
+                    prompt_source=source or "none",
+                )
+
+
+def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
+    ranked = sorted(results, key=lambda result: -result.dsc)
+    picked = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    distinct: dict[str, tuple[str, CaseResult]] = {}
+    for name, result in picked.items():
+        distinct.setdefault(result.prepared.case.id, (name, result))
+    return list(distinct.values())
+
+
+def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPicture:
+    """The slice that shows most, at the file's own size."""
+    prepared = result.prepared
+    assert result.prediction.native is not None
+    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in reference]
+    index = shown.index(max(shown))
+    spacing = prepared.native_spacing_mm
+    return OverlayPicture(
+        title=f"{rank}: case {prepared.case.id}, slice {index + 1} of {len(reference)}, mean DSC {result.dsc:.3f}",
+        image=read_volume(prepared.case.image_path).array[index],
+        reference=reference[index],
+        prediction=result.prediction.native[index],
+        names={structure.index: structure.name for structure in experiment.atlas.structures},
+        pixel_aspect=spacing[1] / spacing[2],
+    )
+
+
+def _prompt_examples(experiment: Experiment, source: Source | None) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    return [asdict(row) for row in experiment.text.rows] if experiment.text and source else []

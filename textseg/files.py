@@ -1,0 +1,47 @@
+"""Writing so that nothing on disk is ever half-written, and the folder of what can be made again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The only portable way to read the mask is to set it; done once, at import, because threads share it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends, and vanishes when the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read, and a cache or a run is shared.
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none of it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def cache_folder() -> Path:
+    """Where prepared slices and text features are kept: TEXTSEG_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("TEXTSEG_CACHE")
+    if chosen:
+        return Path(chosen)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("textseg")

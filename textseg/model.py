@@ -1,0 +1,66 @@
+"""Text-guided composition and whole networks behind one interface."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textseg.contracts import Features, Fusion, Network, SegmenterOutput, Task, TextFeatures, VisionEncoder
+
+
+class TextGuidedNetwork(nn.Module):
+    """A vision encoder, a fusion, and one convolution from the finest fused level to K classes."""
+
+    uses_text = True
+
+    def __init__(self, task: Task, vision_encoder: VisionEncoder, fusion: Fusion) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.fusion = fusion
+        self.head = nn.Conv2d(fusion.features.channels[0], task.class_count, kernel_size=1)
+        self.size_multiple = vision_encoder.size_multiple
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        """[B, C, H, W], text -> logits [B, K, H_0, W_0]."""
+        if text is None:
+            raise ValueError("A text-guided network needs text features.")
+        image_features = self.vision_encoder(image)
+        fused_features = self.fusion(image_features, text)
+        return SegmenterOutput(
+            self.head(fused_features[0]), image_features=image_features, fused_features=fused_features, text=text
+        )
+
+
+class Segmenter(nn.Module):
+    """Any network, at any image size: pads below and to the right to its `size_multiple`, brings logits to H x W.
+
+    Feature maps of the output keep the padded size.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def uses_text(self) -> bool:
+        return self.network.uses_text
+
+    @property
+    def fused_features(self) -> Features | None:
+        """The pyramid that auxiliary losses may use; None for a whole network."""
+        fusion = getattr(self.network, "fusion", None)
+        return cast(Features, fusion.features) if fusion is not None else None
+
+    def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
+        """[B, C, H, W], text -> output with logits [B, K, H, W]."""
+        height, width = image.shape[-2:]
+        multiple = self.network.size_multiple
+        padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))
+        output = self.network(padded, text if self.uses_text else None)
+        logits = output.logits
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return replace(output, logits=logits[..., :height, :width])

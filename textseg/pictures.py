@@ -1,0 +1,206 @@
+"""What a report shows as pictures: structures drawn over an image, and curves of a training."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = Sequence[tuple[float, float]]
+
+_PAPER, _INK = "#12161c", "#e8ecf1"
+_PANEL_INCHES = 4.2
+
+
+@dataclass(frozen=True)
+class OverlayPicture:
+    """One test case to draw: class indices of reference and prediction over the image."""
+
+    title: str
+    image: NDArray[np.floating[Any]]  # [H, W]
+    reference: NDArray[np.integer[Any]]  # [H, W], 0 is background
+    prediction: NDArray[np.integer[Any]]  # [H, W], 0 is background
+    names: Mapping[int, str]  # of the structures, by class index
+    pixel_aspect: float = 1.0  # row distance / column distance
+
+
+def structure_colour(index: int) -> tuple[float, float, float]:
+    """Red, green, blue in 0..1 of class `index`; the same in every picture, far from that of its neighbours."""
+    # Steps of the golden ratio never come close to an earlier hue, and three brightnesses part what is left.
+    hue = (index * 0.61803398875) % 1.0
+    saturation, value = ((0.85, 1.0), (0.5, 1.0), (0.95, 0.72))[index % 3]
+    return colorsys.hsv_to_rgb(hue, saturation, value)
+
+
+def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column at which to write the name of a region [H, W]: near the centroid of its largest part.
+
+    A centroid alone may lie outside, as with a bent canal, or between two islands; this point lies well inside.
+    """
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(region)
+    largest = parts == 1 + np.bincount(parts[region])[1:].argmax()
+    depth = ndimage.distance_transform_edt(largest)
+    inside = np.argwhere(depth >= depth.max() / 2)
+    row, column = inside[((inside - np.argwhere(largest).mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def overlay_png(picture: OverlayPicture) -> bytes:
+    """A PNG of image, reference and prediction side by side, each structure coloured and named, with a legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = picture.image.shape
+    panel = min(max(_PANEL_INCHES * height * picture.pixel_aspect / width, 1.5), 2.5 * _PANEL_INCHES)
+    present = sorted({int(i) for mask in (picture.reference, picture.prediction) for i in np.unique(mask)} - {0})
+    columns = 10
+    legend_inches = 0.32 * math.ceil(len(present) / columns) + 0.1
+    total = panel + 0.75 + legend_inches
+    figure = Figure(figsize=(3 * _PANEL_INCHES + 0.2, total), dpi=110, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    # To the left, so that it is seen first where a phone shows only the first panel.
+    figure.text(0.01, 1 - 0.12 / total, picture.title, color=_INK, size=13, weight="bold", va="top", parse_math=False)
+    contents: tuple[tuple[str, NDArray[np.integer[Any]] | None], ...]
+    contents = (("image", None), ("reference", picture.reference), ("prediction", picture.prediction))
+    for column, (heading, mask) in enumerate(contents):
+        left, step = 0.1 / 12.8, (1 - 0.2 / 12.8) / 3
+        axes = figure.add_axes((left + column * step + 0.003, legend_inches / total, step - 0.006, panel / total))
+        axes.set_title(heading, color=_INK, size=11, pad=4)
+        axes.set_axis_off()
+        axes.imshow(_grey(picture.image), cmap="gray", vmin=0, vmax=1, aspect=picture.pixel_aspect)
+        if mask is not None:
+            axes.imshow(_painted(mask), interpolation="nearest", aspect=picture.pixel_aspect)
+            _write_names(axes, mask, picture.names)
+    if present:
+        patches = [Patch(color=structure_colour(index)) for index in present]
+        legend = figure.legend(
+            patches,
+            ["name"] * len(present),
+            loc="lower left",
+            ncol=min(columns, len(present)),
+            frameon=False,
+            fontsize=9,
+            labelcolor=_INK,
+            columnspacing=1.2,
+            handlelength=1.1,
+            borderaxespad=0.1,
+        )
+        for text, index in zip(legend.get_texts(), present, strict=True):
+            text.set_parse_math(False)
+            text.set_text(picture.names.get(index, str(index)))
+    png = io.BytesIO()
+    figure.savefig(png, format="png", facecolor=_PAPER)
+    return png.getvalue()
+
+
+def _grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """[H, W] -> the same, between its outer percentiles, in 0..1."""
+    shown = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = np.percentile(shown, (0.5, 99.5))
+    scaled: NDArray[np.float64] = np.clip((shown - low) / max(high - low, 1e-12), 0, 1)
+    return scaled
+
+
+def _painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """[H, W] -> [H, W, 4]: structures half transparent, their borders opaque."""
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    border = np.logical_or.reduce([mask != neighbour for neighbour in neighbours])
+    painted = np.zeros((*mask.shape, 4))
+    for index in np.unique(mask[mask > 0]):
+        painted[mask == index, :3] = structure_colour(int(index))
+    painted[..., 3] = np.where(mask > 0, np.where(border, 1.0, 0.42), 0.0)
+    return painted
+
+
+def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int, str]) -> None:
+    from matplotlib.patheffects import withStroke
+
+    for index in np.unique(mask[mask > 0]):
+        row, column = label_place(mask == index)
+        axes.text(
+            column,
+            row,
+            names.get(int(index), str(index)),
+            color="white",
+            size=8,
+            weight="bold",
+            ha="center",
+            va="center",
+            parse_math=False,
+            path_effects=[withStroke(linewidth=2.2, foreground="black")],
+            clip_on=True,
+        )
+
+
+def line_chart(title: str, series: Mapping[str, Points], *, mark: tuple[float, float, str] | None = None) -> str:
+    """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point."""
+    width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
+    points = [point for curve in series.values() for point in curve]
+    xs, ys = _ticks([x for x, _ in points], whole=True), _ticks([y for _, y in points])
+    (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *(x for x, _ in points))), (ys[0], ys[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            left + (x - x_low) / (x_high - x_low) * (width - left - right),
+            height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom),
+        )
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for y in ys:
+        _, v = place(x_low, y)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{v:.1f}" y2="{v:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{v + 4:.1f}" text-anchor="end">{_short(y, y_high)}</text>')
+    for x in xs:
+        h, _ = place(x, y_low)
+        parts.append(f'<text x="{h:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">epoch</text>')
+    for number, (name, curve) in enumerate(series.items()):
+        placed = [place(x, y) for x, y in curve]
+        path = " ".join(f"{h:.1f},{v:.1f}" for h, v in placed)
+        tooltip = f"<title>{escape(name)}</title>"
+        parts.append(f'<polyline class="curve c{number % 8}" points="{path}">{tooltip}</polyline>')
+        if len(placed) == 1:  # a line through one point shows nothing
+            parts.append(f'<circle class="dot c{number % 8}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3.5"/>')
+    if mark is not None:
+        h, v = place(mark[0], mark[1])
+        anchor = "end" if h > width / 2 else "start"
+        below = v < top + 24
+        parts.append(f'<circle class="mark" cx="{h:.1f}" cy="{v:.1f}" r="4.5"/>')
+        parts.append(
+            f'<text class="strong" x="{h:.1f}" y="{v + (20 if below else -10):.1f}" text-anchor="{anchor}">'
+            f"{escape(mark[2])}</text>"
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def _short(tick: float, highest: float) -> str:
+    return f"{tick:.1e}".replace("e-0", "e-") if tick and abs(highest) < 1e-3 else f"{tick:g}"
+
+
+def _ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
+    """Round numbers that span `values`, at least two; whole ones where asked, the last then within the values."""
+    low, high = min(values), max(values)
+    if high - low < 1e-12 * max(abs(high), 1e-300):
+        low, high = (low, low + 1) if whole else (low - abs(low) / 2, high + abs(high) / 2 or 1.0)
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
+    if whole:
+        step = max(1.0, step)
+    first = math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) if whole else math.ceil(high / step - 1e-9)
+    return [float(f"{k * step:.12g}") for k in range(first, max(last, first + 1) + 1)]

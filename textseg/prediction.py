@@ -1,0 +1,105 @@
+"""Slices in, label maps out, also in the geometry that the slices came from; and what a slice costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from textseg.contracts import Task, TextFeatures
+from textseg.data import Slices, batches_in_order
+from textseg.model import Segmenter
+from textseg.preparation import PreparedCase
+
+
+@dataclass(frozen=True)
+class CasePrediction:
+    """Class indices of one case."""
+
+    prepared: NDArray[np.uint8]  # [S, H, W]
+    native: NDArray[np.uint8] | None  # [S, H_native, W_native], where it was asked for
+
+
+@torch.inference_mode()
+def predict_case(
+    segmenter: Segmenter,
+    prepared: PreparedCase,
+    slices: Slices,
+    *,
+    device: torch.device,
+    batch_size: int,
+    native: bool = True,
+) -> CasePrediction:
+    """Segment every slice of one case.
+
+    Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
+
+    Args:
+        segmenter: in evaluation mode, on `device`.
+        prepared: the case.
+        slices: those of this case alone, with their prompts.
+        device: where to compute.
+        batch_size: slices at a time.
+        native: also at the file's own size.
+    """
+    small: list[torch.Tensor] = []
+    large: list[torch.Tensor] = []
+    for batch in batches_in_order(slices, batch_size):
+        moved = batch.to(device)
+        logits = segmenter(moved.image, moved.text).logits.float()
+        small.append(logits.argmax(1).to(torch.uint8).cpu())
+        if native:
+            large.append(prepared.placement.restore(logits).argmax(1).to(torch.uint8).cpu())
+    return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
+
+
+def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats: int = 5) -> dict[str, Any]:
+    """Parameters, multiply-accumulates and milliseconds of one slice, at the size of the recipe.
+
+    Multiply-accumulates are half of what torch's FlopCounterMode counts; milliseconds the median of `repeats`.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.zeros(1, task.image_channels, *task.image_size, device=device)
+    text = empty_text(task, device) if segmenter.uses_text else None
+    training = segmenter.training
+    segmenter.eval()
+    with torch.inference_mode():
+        with FlopCounterMode(display=False) as counter:
+            segmenter(image, text)
+        seconds = []
+        for _ in range(repeats):
+            _synchronise(device)
+            start = time.perf_counter()
+            segmenter(image, text)
+            _synchronise(device)
+            seconds.append(time.perf_counter() - start)
+    segmenter.train(training)
+    return {
+        "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
+        "trainable_parameters": sum(p.numel() for p in segmenter.parameters() if p.requires_grad),
+        "multiply_accumulates": counter.get_total_flops() // 2,
+        "milliseconds_per_slice": round(1000 * float(np.median(seconds)), 3),
+    }
+
+
+def empty_text(task: Task, device: torch.device) -> TextFeatures:
+    """Text features of the right shapes that say nothing, for B = 1."""
+    if task.text_length is None or task.text_size is None:
+        raise ValueError("This task has no text.")
+    structures = task.class_count - 1
+    return TextFeatures(
+        tokens=torch.zeros(1, task.text_length, task.text_size, device=device),
+        mask=torch.ones(1, task.text_length, dtype=torch.bool, device=device),
+        classwise=torch.zeros(1, structures, task.text_size, device=device),
+        present=torch.ones(1, structures, dtype=torch.bool, device=device),
+    )
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,237 @@
+"""From cases to slices of one size: a memory-mapped store, one folder per case, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textseg.contracts import Case, LabelMap
+from textseg.errors import DataError
+from textseg.volumes import Volume, file_hash, read_labels, read_volume
+
+if TYPE_CHECKING:
+    from textseg.recipe import Preparation as Settings
+
+VERSION = 1  # of this step: raise it whenever the prepared slices of the same volume would change
+PERCENTILES = (0.5, 99.5)
+BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
+BODY_PIXELS = 0.02  # share of a row or column that must be body
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The box of a native slice that a prepared slice shows, in native pixels; it may reach beyond the slice."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    native_size: tuple[int, int]  # H, W of the file's slices
+
+    def prepare(self, image: Tensor, size: tuple[int, int], *, labels: bool) -> Tensor:
+        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, labels are picked."""
+        bottom = self.top + self.height - self.native_size[0]
+        right = self.left + self.width - self.native_size[1]
+        box = F.pad(image, (-self.left, right, -self.top, bottom))[:, None]
+        if labels:
+            return F.interpolate(box, size, mode="nearest-exact")[:, 0]
+        return F.interpolate(box, size, mode="bilinear", antialias=True)[:, 0]
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """[B, K, H, W] -> [B, K, H_native, W_native]; beyond the box the background's logit is the highest."""
+        box = F.interpolate(logits, (self.height, self.width), mode="bilinear", align_corners=False)
+        height, width = self.native_size
+        bottom, right = height - self.top - self.height, width - self.left - self.width
+        restored = F.pad(box, (self.left, right, self.top, bottom))
+        outside = F.pad(torch.zeros_like(box[:, 0]), (self.left, right, self.top, bottom), value=1.0)
+        restored[:, 0] += outside
+        return restored
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case in the slice store."""
+
+    case: Case
+    folder: Path
+    key: str  # content address
+    placement: Placement
+    spacing_mm: tuple[float, float, float]  # of the prepared slices: slice, row, column distance
+    native_spacing_mm: tuple[float, float, float]
+    intensities: tuple[float, ...]  # percentiles of the file
+    present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
+
+    @property
+    def slice_count(self) -> int:
+        return len(self.present)
+
+    @cached_property
+    def image(self) -> NDArray[np.float16]:
+        """Prepared slices [S, H, W], memory-mapped."""
+        image: NDArray[np.float16] = np.load(self.folder / "image.npy", mmap_mode="r")
+        return image
+
+    @cached_property
+    def mask(self) -> NDArray[np.uint8]:
+        """Prepared class indices [S, H, W], memory-mapped."""
+        mask: NDArray[np.uint8] = np.load(self.folder / "mask.npy", mmap_mode="r")
+        return mask
+
+    def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
+        """Class indices [S, H_native, W_native], read from the file."""
+        return map_labels(read_labels(_mask_path(self.case)), label_map, self.case)
+
+
+def prepare(
+    cases: Sequence[Case],
+    label_map: Callable[[Case], LabelMap],
+    settings: Settings,
+    cache: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PreparedCase]:
+    """Put every case into the store under `cache`, or find it there; the order of `cases` is kept.
+
+    Two processes may prepare the same case: each writes its own folder and the first to finish gives its name. Memory
+    holds as many volumes as there are threads. Raises DataError that names the case.
+    """
+    prepared: list[PreparedCase] = []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for case in pool.map(lambda case: _prepare_case(case, label_map(case), settings, cache), cases):
+            prepared.append(case)
+            progress(len(prepared), len(cases))
+    return prepared
+
+
+def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
+    """Class indices [S, H, W] of the file's values; raises DataError for a value that the map lacks."""
+    values, positions = np.unique(labels.array, return_inverse=True)
+    if unknown := [int(value) for value in values if int(value) not in label_map]:
+        raise DataError(
+            f"Case '{case.id}': the mask '{case.mask_path}' holds {unknown}, which the data set's labels do not name."
+        )
+    classes = np.array([label_map[int(value)] for value in values], dtype=np.uint8)
+    return classes[positions].reshape(labels.array.shape)
+
+
+def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what is not air in a volume [S, H, W]; everything where nothing stands out."""
+    body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[1]) - array.min())
+    bounds = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(body.mean(axis=axis) > BODY_PIXELS)
+        bounds.append((int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, body.shape[1 - axis]))
+    (top, bottom), (left, right) = bounds
+    return top, left, bottom, right
+
+
+def place(volume: Volume, settings: Settings) -> Placement:
+    """The smallest box around the body that has the shape of a prepared slice, in millimetres."""
+    native_height, native_width = volume.array.shape[1:]
+    box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
+    top, left, bottom, right = box
+    row_mm, column_mm = volume.spacing_mm[1:]
+    height, width = settings.size
+    pixel_mm = max((bottom - top) * row_mm / height, (right - left) * column_mm / width)
+    box_height, box_width = math.ceil(height * pixel_mm / row_mm), math.ceil(width * pixel_mm / column_mm)
+    return Placement(
+        top=(top + bottom - box_height) // 2,
+        left=(left + right - box_width) // 2,
+        height=box_height,
+        width=box_width,
+        native_size=(native_height, native_width),
+    )
+
+
+def normalise(array: NDArray[np.float32], settings: Settings) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`)."""
+    low, high = (float(value) for value in np.percentile(array, PERCENTILES))
+    clipped = np.clip(array, low, high)
+    if settings.intensity == "zscore":
+        return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), (low, high)
+    return (clipped - low) / max(high - low, 1e-6), (low, high)
+
+
+def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path) -> PreparedCase:
+    mask_path = _mask_path(case)
+    content = {
+        "version": VERSION,
+        "image": file_hash(case.image_path),
+        "mask": file_hash(mask_path),
+        "labels": sorted(label_map.items()),
+        "settings": settings.model_dump(mode="json"),
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "slices" / key[:2] / key
+    if not (folder / "case.json").exists():
+        _write_case(case, mask_path, label_map, settings, folder)
+    facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    return PreparedCase(
+        case=case,
+        folder=folder,
+        key=key,
+        placement=Placement(**{**facts["placement"], "native_size": tuple(facts["placement"]["native_size"])}),
+        spacing_mm=tuple(facts["spacing_mm"]),
+        native_spacing_mm=tuple(facts["native_spacing_mm"]),
+        intensities=tuple(facts["intensities"]),
+        present=tuple(tuple(indices) for indices in facts["present"]),
+    )
+
+
+def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path) -> None:
+    volume, labels = read_volume(case.image_path), read_labels(mask_path)
+    if differences := volume.geometry.differences(labels.geometry):
+        raise DataError(f"Case '{case.id}': image and mask do not lie on each other: {'; '.join(differences)}.")
+    placement = place(volume, settings)
+    normalised, intensities = normalise(volume.array, settings)
+    floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
+    image = placement.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    classes = torch.from_numpy(map_labels(labels, label_map, case))
+    mask = placement.prepare(classes, settings.size, labels=True)
+    slice_mm, row_mm, column_mm = volume.spacing_mm
+    facts = {
+        "placement": asdict(placement),
+        "spacing_mm": [
+            slice_mm,
+            row_mm * placement.height / settings.size[0],
+            column_mm * placement.width / settings.size[1],
+        ],
+        "native_spacing_mm": volume.spacing_mm,
+        "intensities": intensities,
+        "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        np.save(temporary / "image.npy", image.numpy().astype(np.float16))
+        np.save(temporary / "mask.npy", mask.numpy())
+        (temporary / "case.json").write_text(json.dumps(facts))
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except OSError:
+        if not (folder / "case.json").exists():  # else another process was first, with the same content
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _mask_path(case: Case) -> Path:
+    if case.mask_path is None:
+        raise DataError(f"Case '{case.id}' has no mask beside '{case.image_path}'; it can't be trained or tested on.")
+    return case.mask_path

@@ -1,0 +1,179 @@
+"""From what is visible to the text that says so: visibilities of each source, and prompts of any ordered atlas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+from textseg.contracts import Atlas, PromptGenerator, Prompts, Visibility
+from textseg.errors import DataError, PromptError
+
+Granularity = Literal[1, 2, 3]
+Wording = Literal["corrected", "paper"]
+Absence = Literal["stated", "silent"]
+
+
+class SequencePrompts:
+    """Sentences about the structures of an ordered atlas, after the Anatomy-aware Text Prompt Generator of ATM-Net.
+
+    A region of the body is a subclass that names its `image` and, where a paper published other words than anatomy's,
+    its `paper_families`. The text is a pure function of the visibility. Raises PromptError for an atlas without an
+    order, a wording that was never published, and a visible structure that the atlas doesn't have.
+
+    Args:
+        atlas: The structures; those of `atlas.sequence` are listed from superior to inferior, all others after them.
+        granularity: 1 names the type of image, 2 adds the visible structures, 3 adds the position of the slice in
+            the stack (left out where it is unknown) and the spatial relation.
+        wording: "corrected" gives every structure its own family, "paper" the family that the paper gives it.
+        absence: What a structure's prompt says where it is not visible: "stated" says so, "silent" is an empty text.
+    """
+
+    image: ClassVar[str] = "sagittal MRI of the spine"
+    paper_families: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        *,
+        granularity: Granularity = 3,
+        wording: Wording = "corrected",
+        absence: Absence = "stated",
+    ) -> None:
+        if not atlas.ordered:
+            raise PromptError(
+                f"{type(self).__name__} lists structures from superior to inferior, and atlas '{atlas.name}' has no "
+                "order; use a prompt generator made for it, or give the atlas a sequence."
+            )
+        if wording == "paper" and not self.paper_families:
+            raise PromptError(
+                f"{type(self).__name__} knows no published wording for '{self.image}'; use wording 'corrected'."
+            )
+        self.atlas = atlas
+        self.granularity = granularity
+        self.absence = absence
+        self._phrases = {
+            structure.name: _phrase(self._family(structure.family, wording), structure.name)
+            for structure in atlas.structures
+        }
+        self._order = (*atlas.sequence, *(name for name in atlas.names if name not in atlas.sequence))
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        """The sentence of the slice and, in class order, the sentence of each structure."""
+        visible = {self.atlas[name].name for name in visibility.visible}
+        classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
+        return Prompts(self._holistic(visible, visibility), tuple(classwise))
+
+    def _family(self, family: str, wording: Wording) -> str:
+        return self.paper_families.get(family, family) if wording == "paper" else family
+
+    def _holistic(self, visible: set[str], visibility: Visibility) -> str:
+        subject = f"The {self.image}"
+        if self.granularity == 1:
+            return f"{subject}."
+        phrases = [self._phrases[name] for name in self._order if name in visible]
+        # A slice at the edge of a stack may show nothing; a sentence that breaks off would not say so.
+        listing = _listing(phrases) if phrases else "none of the structures to segment"
+        if self.granularity == 2:
+            return f"{subject} demonstrates {listing}."
+        place = _place(visibility.slice_index, visibility.slice_count)
+        anatomy = f"the anatomy in the {place}" if place else "the anatomy"
+        relation = "which, from superior to inferior, encompasses" if phrases else "which encompasses"
+        return f"{subject} demonstrates {anatomy}, {relation} {listing}."
+
+    def _classwise(self, name: str, visible: bool) -> str:
+        if visible:
+            return f"It contains {self._phrases[name]}."
+        return f"It does not contain {self._phrases[name]}." if self.absence == "stated" else ""
+
+
+def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:
+    """The prompts of a generator, checked: a text for the slice and one for each structure.
+
+    Raises PromptError where the generator breaks that promise.
+    """
+    prompts = generator(visibility)
+    name = type(generator).__name__
+    if not prompts.holistic.strip():
+        raise PromptError(
+            f"Prompt generator '{name}' gave an empty holistic prompt for {visibility.visible}; a slice without text "
+            "can't guide a model: let it say at least what kind of image this is."
+        )
+    if len(prompts.classwise) != len(atlas.structures):
+        raise PromptError(
+            f"Prompt generator '{name}' gave {len(prompts.classwise)} class-wise prompts for atlas '{atlas.name}'; it "
+            f"must give one for each of its {len(atlas.structures)} structures, in class order."
+        )
+    return prompts
+
+
+def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
+    """What is said when nobody looked: every structure of the atlas."""
+    return Visibility(atlas.names, source="template", scope="volume", facts=facts)
+
+
+def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapping[str, str] = {}) -> Visibility:
+    """What a person named for a whole volume.
+
+    `named` is a stretch of an ordered atlas ("T10:L5", with all that is outside the sequence), a list in one text
+    ("L4, L5") or a list of names. Raises PromptError for unknown names and for stretches that the atlas doesn't have.
+    """
+    visible = _stretch(atlas, named) if isinstance(named, str) else _chosen(atlas, named)
+    return Visibility(visible, source="interactive", scope="volume", facts=facts)
+
+
+def ground_truth_visibility(
+    atlas: Atlas, class_indices_present: Iterable[int], facts: Mapping[str, str] = {}
+) -> Visibility:
+    """What the mask of one slice shows; index 0, the background, says nothing.
+
+    Raises DataError for a class index that the atlas doesn't have.
+    """
+    present = {int(index) for index in class_indices_present} - {0}
+    unknown = sorted(present - {structure.index for structure in atlas.structures})
+    if unknown:
+        raise DataError(
+            f"A mask holds the class indices {unknown}, and atlas '{atlas.name}' has 0 to {atlas.class_count - 1}; "
+            "the mask belongs to another atlas, or its values were not mapped to class indices."
+        )
+    visible = tuple(structure.name for structure in atlas.structures if structure.index in present)
+    return Visibility(visible, source="ground_truth", scope="slice", facts=facts)
+
+
+def _stretch(atlas: Atlas, named: str) -> tuple[str, ...]:
+    if ":" not in named:
+        return _chosen(atlas, [part.strip() for part in named.split(",") if part.strip()])
+    ends = [end.strip() for end in named.split(":")]
+    if len(ends) != 2 or not all(ends):
+        raise PromptError(
+            f"'{named}' is no stretch of structures; write FIRST:LAST with the upper structure first, or names "
+            f"separated by commas. Atlas '{atlas.name}' has {', '.join(atlas.names)}."
+        )
+    return atlas.between(*ends)
+
+
+def _chosen(atlas: Atlas, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        raise PromptError(
+            f"No visible structure is named; name at least one of atlas '{atlas.name}': {', '.join(atlas.names)}."
+        )
+    chosen = {atlas[name].name for name in names}
+    return tuple(name for name in atlas.names if name in chosen)
+
+
+def _phrase(family: str, name: str) -> str:
+    return name if family == name else f"{family} {name}"
+
+
+def _listing(phrases: Sequence[str]) -> str:
+    *first, last = phrases
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _place(slice_index: int | None, slice_count: int | None) -> str:
+    if slice_index is None or slice_count is None:
+        return ""
+    # The middle of the slice decides, in whole numbers: the only slice of a stack lies in the middle, not on the left.
+    middle = 3 * (2 * slice_index + 1)
+    if middle < 2 * slice_count:
+        return "left third of the slices"
+    return "true mid-sagittal plane" if middle <= 4 * slice_count else "right third of the slices"

@@ -1,0 +1,229 @@
+"""The typed form of a recipe: which keys it has, what they may say, and every default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from textseg.contracts import Source
+
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Metric = Literal["dsc", "jaccard", "hd95", "asd", "assd"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A key that is not in use is left out of a dump."""
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+class ComponentSpec(BaseModel):
+    """A component by name; every other key is one of its settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    use: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as the recipe writes them; the registry gives them their types."""
+        return dict(self.model_extra or {})
+
+
+class WeightedComponent(ComponentSpec):
+    """A component whose result is multiplied by `weight`."""
+
+    weight: NonNegative
+
+
+class Split(_Section):
+    """How the patients are divided: exactly one of `fractions`, `official`, `folds` with `fold`, and `file`."""
+
+    fractions: tuple[Probability, Probability, Probability] | None = None  # training, validation, test
+    official: Literal[True] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] | None = None  # 0-based
+    file: Path | None = None
+    validation: Share = 0.1  # of the training patients, for `official` and `folds`
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = [key for key in ("fractions", "official", "folds", "file") if getattr(self, key) is not None]
+        if self.fold is not None and self.folds is None:
+            raise ValueError("'fold' needs 'folds': {folds: 5, fold: 0}.")
+        if len(forms) != 1:
+            raise ValueError(
+                f"give exactly one of fractions, official, folds and file, not {', '.join(forms) or 'none of them'}."
+            )
+        if self.fractions is not None and not (
+            math.isclose(sum(self.fractions), 1, abs_tol=1e-6) and self.fractions[0]
+        ):
+            raise ValueError(
+                f"fractions {list(self.fractions)} sum to {sum(self.fractions):g}; training (above 0), validation and "
+                "test must sum to 1."
+            )
+        if self.folds is not None and (self.fold is None or self.fold >= self.folds):
+            raise ValueError(f"'folds: {self.folds}' needs a 'fold' from 0 to {self.folds - 1}, not {self.fold}.")
+        if "validation" in self.model_fields_set and not (self.official or self.folds):
+            raise ValueError(f"'validation' goes with official and folds; {forms[0]} already says it.")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = {key: value for key, value in handler(self).items() if value is not None}
+        if not (self.official or self.folds):
+            del kept["validation"]
+        return kept
+
+
+class Preparation(_Section):
+    """How slices are made from volumes."""
+
+    size: tuple[PositiveInt, PositiveInt]  # H, W in pixels
+    intensity: Literal["percentiles", "zscore"] = "percentiles"
+    crop: Literal["body", "none"] = "body"
+
+
+class Augmentation(_Section):
+    """The random distortions of training slices; the defaults distort nothing."""
+
+    distortion: Probability = 0.0  # probability, per slice, of what follows up to `elastic_pixels`
+    rotation_degrees: NonNegative = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0  # relative: 0.1 is 0.9 to 1.1
+    translation: Probability = 0.0  # of the side
+    elastic_pixels: NonNegative = 0.0
+    gamma: NonNegative = 0.0
+    noise: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    flip: Literal["none", "left_right"] = "none"
+
+
+class PromptSettings(_Section):
+    """Who writes the prompts, who reads them, and what they know in training and in evaluation."""
+
+    generator: ComponentSpec
+    text_encoder: ComponentSpec
+    training: Mapping[Literal["template", "interactive", "ground_truth"], Probability] = {"ground_truth": 1.0}
+    evaluation: Source = "template"
+
+    @field_validator("training")
+    @classmethod
+    def _certain(cls, training: Mapping[str, float]) -> Mapping[str, float]:
+        if not math.isclose(sum(training.values()), 1, abs_tol=1e-6):
+            raise ValueError(f"the probabilities sum to {sum(training.values()):g}; they must sum to 1.")
+        return training
+
+    @field_validator("evaluation")
+    @classmethod
+    def _honest(cls, evaluation: Source) -> Source:
+        if evaluation == "predicted":
+            raise ValueError("'predicted' is not available yet. Write 'template'.")
+        if evaluation != "template":
+            raise ValueError(
+                f"'{evaluation}' prompts are read off the annotation of the test cases; a recipe can't ask for them. "
+                f"Write 'template' here, and after the run: textseg evaluate RUN --prompts {evaluation}"
+            )
+        return evaluation
+
+
+class Model(_Section):
+    """Either a vision encoder and a fusion, or a whole network."""
+
+    vision_encoder: ComponentSpec | None = None
+    fusion: ComponentSpec | None = None
+    network: ComponentSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        parts = {"vision_encoder": self.vision_encoder, "fusion": self.fusion}
+        given = [key for key, part in parts.items() if part]
+        if self.network and given:
+            raise ValueError(f"give either network, or vision_encoder and fusion, not network with {given[0]}.")
+        if not self.network and len(given) != 2:
+            missing = " and ".join(key for key in parts if key not in given)
+            also = "" if given else ", or network"
+            raise ValueError(f"{missing}{also} must be given.")
+        return self
+
+
+class SegmentationLoss(_Section):
+    """The weights of the terms of the segmentation loss."""
+
+    dice: NonNegative = 1.0
+    focal: NonNegative = 1.0
+    cross_entropy: NonNegative = 0.0
+    focal_gamma: NonNegative = 2.0
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.dice + self.focal + self.cross_entropy:
+            raise ValueError("dice, focal and cross_entropy are all 0, so nothing would be learned. Raise one of them.")
+        return self
+
+
+class Training(_Section):
+    """How the weights are found."""
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 8
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["cosine", "one_cycle", "polynomial", "constant"] = "cosine"
+    learning_rate: PositiveFloat = 1e-4
+    final_learning_rate: NonNegative = 1e-6
+    weight_decay: NonNegative = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of sgd
+    gradient_clip: PositiveFloat | None = None  # norm
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
+    validate_every: PositiveInt = 1  # epochs
+    checkpoint_every: PositiveInt = 1  # epochs
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: PositiveInt | None = None
+    initialize_from: str | None = None
+    average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
+
+
+class Evaluation(_Section):
+    """What is measured, over what, where and in which unit."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dsc", "jaccard", "hd95", "asd")
+    per: Literal["volume", "slice"] = "volume"
+    space: Literal["native", "prepared"] = "native"
+    unit: Literal["mm", "pixel"] = "mm"
+
+
+class Recipe(_Section):
+    """One experiment."""
+
+    format: Literal[1]
+    name: str
+    reference: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 2025
+    dataset: ComponentSpec
+    split: Split
+    preparation: Preparation
+    augmentation: Augmentation = Augmentation()
+    prompts: PromptSettings | None = None
+    model: Model
+    segmentation_loss: SegmentationLoss
+    auxiliary_losses: tuple[WeightedComponent, ...] = ()
+    training: Training
+    evaluation: Evaluation

@@ -1,0 +1,192 @@
+"""The layout of a run on disk, its lock, and what it records of where it came from."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textseg.errors import RunError
+from textseg.files import replacing, write_atomically
+
+if TYPE_CHECKING:
+    from textseg.recipe import Recipe
+    from textseg.registry import Component
+
+LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")
+
+
+class RunFolder:
+    """`runs/<name>/seed<seed>[_fold<k>]`; see docs/reference/run_folder.md."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.record = path / "run.json"
+        self.split = path / "split.json"
+        self.prompts = path / "prompts.jsonl"
+        self.scores = path / "scores.csv"
+        self.log = path / "log"
+        self.report = path / "report.html"
+
+    @classmethod
+    def of(cls, recipe: Recipe, output: Path) -> RunFolder:
+        """Where the runs of a recipe stand."""
+        fold = "" if recipe.split.fold is None else f"_fold{recipe.split.fold}"
+        return cls(output / recipe.name / f"seed{recipe.seed}{fold}")
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """A run that a person named; raises RunError where there is none, or several."""
+        if (path / "run.json").exists():
+            return cls(path)
+        below = sorted(path.glob("seed*/run.json"))
+        if len(below) == 1:
+            return cls(below[0].parent)
+        if below:
+            raise RunError(f"'{path}' holds {len(below)} runs; name one: {', '.join(str(p.parent) for p in below)}.")
+        raise RunError(f"'{path}' is no run: it has no run.json. Make one with: textseg run RECIPE")
+
+    def evaluation(self, source: str | None) -> RunFolder:
+        """Where the scores with prompts of another source stand; `compare` reads it like a run."""
+        return RunFolder(self.path / "evaluations" / (source or "none"))
+
+    def checkpoint(self, name: str) -> Path:
+        """`last` or `best`."""
+        return self.path / "checkpoints" / f"{name}.ckpt"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time; the operating system frees the lock of a killed one."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"'{self.path}' is in use by another process. Wait for it, or choose another --output."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def move_aside(self) -> Path | None:
+        """Give an old run another name, so that a fresh one can take its place."""
+        if not self.path.exists():
+            return None
+        aside = self.path.with_name(f"{self.path.name}_until_{datetime.now():%Y%m%d_%H%M%S_%f}")
+        self.path.rename(aside)
+        return aside
+
+    def read(self) -> dict[str, Any]:
+        """run.json, or an empty record before the first one is written."""
+        try:
+            record: dict[str, Any] = json.loads(self.record.read_text())
+        except FileNotFoundError:
+            return {}
+        return record
+
+    def update(self, **facts: Any) -> dict[str, Any]:
+        """Write facts into run.json beside those that stand there."""
+        record = {**self.read(), **facts}
+        write_atomically(self.record, json.dumps(record, indent=1) + "\n")
+        return record
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """log/metrics.csv: a row per epoch."""
+        columns = list(dict.fromkeys(key for row in history for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(self.log / "metrics.csv", text.getvalue())
+
+    def read_history(self) -> list[dict[str, str]]:
+        """The rows of log/metrics.csv; none before the first epoch."""
+        path = self.log / "metrics.csv"
+        return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint under a temporary name in its folder, sync, rename."""
+        import torch
+
+        with replacing(self.checkpoint(name)) as temporary:
+            torch.save(dict(state), temporary)
+
+    def load_checkpoint(self, name: str) -> dict[str, Any]:
+        """Plain Python and tensors only; raises RunError for a damaged or missing file."""
+        return load_checkpoint(self.checkpoint(name))
+
+    def check_bound(self, bound: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run under settings that would make it another experiment."""
+        before = self.read().get("bound", {})
+        # Through JSON, as the record went: tuples are lists there.
+        now = json.loads(json.dumps(bound))
+        changed = [key for key in sorted({*before, *now}) if before and before.get(key) != now.get(key)]
+        if changed:
+            lines = [f"  {key}: was {before.get(key)}, is {now.get(key)}" for key in changed]
+            raise RunError(
+                f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the change, add "
+                "--fresh to move the old run aside, or choose another --output or name."
+            )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint from its file."""
+    import torch
+
+    if not path.exists():
+        raise RunError(f"The checkpoint '{path}' does not exist.")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RunError(f"The checkpoint '{path}' can't be read ({error}).") from error
+    return state
+
+
+def environment(components: Sequence[Component]) -> dict[str, Any]:
+    """Versions, plug-ins, git commit and hardware, for run.json."""
+    import torch
+
+    from textseg import __version__
+
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "versions": {"textseg": __version__, "python": platform.python_version(), **libraries},
+        "plugins": {component.plugin: f"{component.distribution} {component.version}" for component in components},
+        "git_commit": _git_commit(),
+        "hardware": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cuda": cuda,
+            "platform": platform.platform(),
+        },
+        "command": " ".join(sys.argv),
+    }
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that textseg runs from, "-dirty" behind it where files were changed; None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
+        subprocess.run(tracked, capture_output=True, check=True)
+        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,175 @@
+"""`run`: takes a recipe to its report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from textseg.build import Experiment, build
+from textseg.data import ShuffledBatches
+from textseg.embeddings import write_prompt_table
+from textseg.evaluation import evaluate, headline, load_segmenter
+from textseg.files import write_atomically
+from textseg.prediction import measure_cost
+from textseg.recipe import dump, load_recipe
+from textseg.run_folder import RunFolder, environment
+from textseg.scores import read_scores
+from textseg.training import Training, progress_bar
+
+
+def run(
+    recipe: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    output: Path = Path("runs"),
+    fresh: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Take a recipe to its report: prepare, train (or go on), evaluate. Returns the run folder.
+
+    Raises a TextsegError for what the user can mend.
+    """
+    started = time.monotonic()
+    resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
+    torch.set_num_threads(resolved.training.threads or torch.get_num_threads())
+    folder = RunFolder.of(resolved, output)
+    with progress_bar() as bar:
+        task = bar.add_task("preparing slices", total=None)
+        experiment = build(resolved, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    if dry_run:
+        print(dump(resolved), plan(experiment), sep="\n")
+        return folder.path
+    if fresh and (aside := folder.move_aside()):
+        print(f"the earlier run stands in {aside}")
+    precision, note = _precision(resolved.training.precision)
+    fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+    with folder.lock():
+        training = Training(experiment, folder, fabric)
+        bound = _bound(experiment)
+        if folder.checkpoint("last").exists():
+            folder.check_bound(bound)
+            training.resume()
+            print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
+        _write_inputs(experiment, folder)
+        folder.update(
+            name=resolved.name,
+            seed=resolved.seed,
+            fold=resolved.split.fold,
+            reference=resolved.reference,
+            dataset=resolved.dataset.use,
+            precision={"requested": resolved.training.precision, "used": precision, "note": note},
+            hashes=experiment.hashes(),
+            bound=bound,
+            **environment(experiment.components),
+            **measure_cost(training.segmenter, experiment.task, fabric.device),
+        )
+        print(plan(experiment), *([note] if note else []), sep="\n")
+        finished = training.progression.step >= training.total_steps
+        if not finished:
+            training.fit()
+        _evaluate(training, already=finished)
+        folder.update(
+            wall_seconds=round(folder.read().get("wall_seconds", 0) + time.monotonic() - started, 1),
+            training_seconds=round(training.progression.seconds, 1),
+            peak_memory_bytes=_peak_memory(fabric.device),
+        )
+    return folder.path
+
+
+def plan(experiment: Experiment) -> str:
+    """What a run is about to do: cases, slices, prompts, parameters."""
+    lines = [
+        f"{part}: {len({case.case.patient for case in cases})} patients, {len(cases)} cases, "
+        f"{sum(case.slice_count for case in cases)} slices"
+        for part, cases in experiment.cases.items()
+    ]
+    if experiment.text is not None:
+        table = experiment.text.table
+        lines.append(
+            f"prompts: {len(table.texts)} distinct texts ({table.encoded_count} encoded now), at most "
+            f"{max(table.token_counts)} tokens; T = {experiment.task.text_length}, D = {experiment.task.text_size}; "
+            f"evaluation with '{experiment.evaluation_source}'"
+        )
+    count = sum(parameter.numel() for parameter in experiment.segmenter().parameters())
+    settings = experiment.recipe.training
+    slices = sum(case.slice_count for case in experiment.cases["train"])
+    steps = settings.epochs * ShuffledBatches.per_epoch(slices, settings.batch_size)
+    lines.append(f"model: {count / 1e6:.2f} M parameters; {settings.epochs} epochs, {steps} steps")
+    return "\n".join(lines)
+
+
+def _evaluate(training: Training, *, already: bool) -> None:
+    """Score the best checkpoint, unless its scores stand there."""
+    experiment, folder = training.experiment, training.folder
+    source = experiment.evaluation_source
+    wanted = {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": source or "none"}
+    if already and folder.scores.exists() and folder.read().get("evaluation") == wanted:
+        scores = read_scores(folder.scores)
+    else:
+        progression = training.progression
+        folder.update(best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc})
+        segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
+        with progress_bar() as bar:
+            task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
+            scores = evaluate(
+                experiment,
+                segmenter,
+                folder,
+                folder,
+                source=source,
+                device=training.fabric.device,
+                progress=lambda done, total: bar.update(task, completed=done),
+            )
+    print(headline(scores, experiment.structures_in_training, source))
+    print(f"report: {folder.report}")
+
+
+def _write_inputs(experiment: Experiment, folder: RunFolder) -> None:
+    write_atomically(folder.recipe, dump(experiment.recipe))
+    write_atomically(
+        folder.split, json.dumps({**asdict(experiment.split), "hash": experiment.split.hash}, indent=1) + "\n"
+    )
+    if experiment.text is not None:
+        write_prompt_table(folder.prompts, experiment.text.rows)
+
+
+def _bound(experiment: Experiment) -> dict[str, Any]:
+    """What a resumed run must have in common with its beginning."""
+    recipe = experiment.recipe
+    free = {"epochs", "workers", "threads", "checkpoint_every"}
+    text = recipe.prompts
+    return {
+        "seed": recipe.seed,
+        "data": experiment.hashes()["data"],
+        "split": experiment.split.hash,
+        "preparation": recipe.preparation.model_dump(mode="json"),
+        "augmentation": recipe.augmentation.model_dump(mode="json"),
+        "prompts": text.model_dump(mode="json", exclude={"evaluation"}) if text else None,
+        "text": experiment.text.table.fingerprint if experiment.text else None,
+        "model": recipe.model.model_dump(mode="json"),
+        "segmentation_loss": recipe.segmentation_loss.model_dump(mode="json"),
+        "auxiliary_losses": [loss.model_dump(mode="json") for loss in recipe.auxiliary_losses],
+        "training": recipe.training.model_dump(mode="json", exclude=free),
+    }
+
+
+def _precision(requested: str) -> tuple[Any, str]:
+    if requested == "16-mixed" and not torch.cuda.is_available():
+        return "32-true", "precision: 16-mixed needs a CUDA device; this run uses 32-true"
+    return requested, ""
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

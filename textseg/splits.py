@@ -1,0 +1,86 @@
+"""Which patients train, validate and test. A patient is never on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textseg.errors import DataError
+
+if TYPE_CHECKING:
+    from textseg.recipe import Split as Settings
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patients of each part, sorted."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of who is where; equal splits have equal hashes however they came about."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_split(
+    settings: Settings, patients: Iterable[str], official: Mapping[str, Sequence[str]] | None, seed: int
+) -> Split:
+    """Divide `patients` as the recipe says; the same patients and seed give the same split.
+
+    Raises DataError where a part would be empty, a patient unknown or on two sides.
+    """
+    known = sorted(set(patients))
+    if settings.file is not None:
+        return _read(settings.file, known)
+    drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    if settings.fractions is not None:
+        first = round(settings.fractions[0] * len(drawn))
+        second = first + round(settings.fractions[1] * len(drawn))
+        return _split(drawn[:first], drawn[first:second], drawn[second:], "split.fractions")
+    if settings.folds is not None:
+        test = drawn[settings.fold :: settings.folds]
+        where = "split.folds"
+    elif official is None:
+        raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
+    else:
+        test = [patient for patient in drawn if patient in set(official["test"])]
+        drawn = [patient for patient in drawn if patient in {*official["train"], *test}]
+        where = "split.official"
+    rest = [patient for patient in drawn if patient not in set(test)]
+    held = max(1, round(settings.validation * len(rest)))
+    return _split(rest[held:], rest[:held], test, where)
+
+
+def _read(path: Path, known: Sequence[str]) -> Split:
+    try:
+        parts = json.loads(path.read_text())
+        train, validation, test = ([str(patient) for patient in parts[part]] for part in PARTS)
+        split = _split(train, validation, test, str(path))
+    except FileNotFoundError:
+        raise DataError(f"split.file: '{path}' does not exist.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"split.file: '{path}' must be JSON with lists of patients for {', '.join(PARTS)}.") from error
+    unknown = sorted({*split.train, *split.validation, *split.test} - set(known))
+    if unknown:
+        raise DataError(f"split.file: '{path}' names patients that the data set lacks: {', '.join(unknown)}.")
+    return split
+
+
+def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str], where: str) -> Split:
+    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if twice := sorted(set(parts[one]) & set(parts[other])):
+            raise DataError(f"{where}: {', '.join(twice)} stands in both {one} and {other}; one patient, one side.")
+    if empty := [part for part, patients in parts.items() if not patients]:
+        count = sum(map(len, parts.values()))
+        raise DataError(f"{where}: no patient is left for {' and '.join(empty)} ({count} patients in all).")
+    return Split(*(tuple(sorted(parts[part])) for part in PARTS))

@@ -1,0 +1,276 @@
+"""The loop that finds the weights, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from textseg.build import Experiment
+from textseg.contracts import Batch
+from textseg.data import ShuffledBatches, training_loader
+from textseg.errors import RunError
+from textseg.evaluation import mean_dsc
+from textseg.model import Segmenter
+from textseg.recipe import Training as Settings
+from textseg.run_folder import RunFolder, load_checkpoint
+
+WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate
+
+
+@dataclass
+class Progression:
+    """How far a run has come; plain Python, saved in every checkpoint."""
+
+    step: int = 0
+    best_dsc: float = -1.0
+    best_epoch: int = -1
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+
+
+class Training:
+    """A run in memory: weights, optimiser, and the loop over them.
+
+    Where the run stands follows from its step alone: the epoch, the place in it, the learning rate and every random
+    number. A run that goes on from a checkpoint is therefore equal to one that was never interrupted.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
+        self.experiment, self.folder, self.fabric = experiment, folder, fabric
+        self.settings: Settings = experiment.recipe.training
+        torch.manual_seed(experiment.recipe.seed)
+        self.segmenter = experiment.segmenter()
+        self.auxiliary = experiment.auxiliary_losses(self.segmenter)
+        self.segmentation_loss = experiment.segmentation_loss()
+        self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
+        if self.settings.initialize_from:
+            self.segmenter.load_state_dict(_initial_weights(Path(self.settings.initialize_from)))
+        self.parameters = [
+            parameter
+            for parameter in (*self.segmenter.parameters(), *self.auxiliary.parameters())
+            if parameter.requires_grad
+        ]
+        self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
+        # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
+        self.optimizer = _optimizer(self.parameters, self.settings)
+        self.wrapped, self.wrapped_optimizer = fabric.setup(_Losses(self), self.optimizer)
+        decay = self.settings.average_decay
+        self.average = (
+            AveragedModel(self.segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+            if decay
+            else None
+        )
+        self.progression = Progression()
+        self.slices = experiment.training_slices()
+        self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.settings.batch_size)
+        self.total_steps = self.settings.epochs * self.steps_per_epoch
+        self.stop_requested = False
+
+    @property
+    def evaluated(self) -> Segmenter:
+        """The weights that validation and evaluation use."""
+        return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
+
+    def fit(self) -> None:
+        """Train to the last epoch, from wherever the run stands; save on the way."""
+        logger = TensorBoardLogger(
+            self.folder.path, name="log", version="", purge_step=self.progression.step, default_hp_metric=False
+        )
+        first = self.progression.step // self.steps_per_epoch
+        with progress_bar() as bar, _stop_on_termination(self):
+            task = bar.add_task("training", total=self.total_steps, completed=self.progression.step)
+            for epoch in range(first, self.settings.epochs):
+                started = time.monotonic()
+                self._start_epoch(epoch)
+                sums: dict[str, Tensor] = {}
+                for batch in self._batches(epoch):
+                    for name, value in self.training_step(batch).items():
+                        sums[name] = sums[name] + value if name in sums else value
+                    bar.update(task, advance=1)
+                    if self.stop_requested:
+                        self._save("last")
+                        raise KeyboardInterrupt
+                self.progression.seconds += time.monotonic() - started
+                row = self._finish_epoch(epoch, sums)
+                logger.log_metrics({key: value for key, value in row.items() if key != "epoch"}, self.progression.step)
+                bar.console.print(_describe(row), highlight=False)
+        logger.finalize("success")
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
+        step = self.progression.step
+        rate = learning_rate(self.settings, step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_key(self.experiment.recipe.seed, step))  # dropout and the like: a function of the step
+        terms: dict[str, Tensor] = self.wrapped(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        self.fabric.backward(loss)
+        if self.settings.gradient_clip is not None:
+            self.fabric.clip_gradients(self.wrapped, self.wrapped_optimizer, max_norm=self.settings.gradient_clip)
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.segmenter)
+        self.progression.step += 1
+        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """What is left of an epoch, on the device."""
+        device = self.fabric.device
+        loader = training_loader(
+            self.slices,
+            self.settings.batch_size,
+            seed=self.experiment.recipe.seed,
+            epoch=epoch,
+            start=self.progression.step - epoch * self.steps_per_epoch,
+            workers=self.settings.workers,
+            pin_memory=device.type == "cuda",
+        )
+        for batch in loader:
+            yield cast(Batch, batch).to(device, non_blocking=True)
+
+    def _start_epoch(self, epoch: int) -> None:
+        self.model.train()
+        start_epoch = getattr(self.segmenter.network, "start_epoch", None)
+        if start_epoch is not None:
+            start_epoch(epoch, self.settings.epochs)
+
+    def _finish_epoch(self, epoch: int, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Validate and save where it is time to; returns the epoch's row of the log."""
+        progression, last = self.progression, epoch + 1 == self.settings.epochs
+        count = self.steps_per_epoch
+        row: dict[str, float] = {"epoch": epoch, "step": progression.step}
+        row |= {f"train_{name}": value.item() / count for name, value in sums.items()}
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if not math.isfinite(row.get("train_loss", 0.0)):
+            raise RunError(
+                f"The loss of epoch {epoch} is {row['train_loss']}. The last good checkpoint is kept. Lower "
+                "training.learning_rate, set training.gradient_clip, or use precision 32-true."
+            )
+        if last or (epoch + 1) % self.settings.validate_every == 0:
+            self.evaluated.eval()
+            row["validation_dsc"] = mean_dsc(self.experiment, self.evaluated, "validation", self.fabric.device)
+        better = row.get("validation_dsc", -1.0) > progression.best_dsc
+        if better:
+            progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch
+        progression.history.append(row)
+        if better:
+            self._save("best")
+        if last or (epoch + 1) % self.settings.checkpoint_every == 0:
+            self._save("last")
+            self.folder.write_history(progression.history)
+        return row
+
+    def _save(self, name: str) -> None:
+        """`best` is what evaluation needs, `last` also what training needs to go on."""
+        state: dict[str, Any] = {"model": self.evaluated.state_dict(), "progression": asdict(self.progression)}
+        if name == "last":
+            state |= {
+                "training": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "precision": self.fabric.strategy.precision.state_dict(),
+            }
+        self.folder.save_checkpoint(name, state)
+
+    def resume(self) -> None:
+        """Go on where `last` stands."""
+        state = self.folder.load_checkpoint("last")
+        self.model.load_state_dict(state["training"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.progression = Progression(**state["progression"])
+
+
+class _Losses(nn.Module):
+    """Batch in, weighted terms of the loss out: the one call that Fabric wraps."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        self.segmenter, self.auxiliary = training.segmenter, training.auxiliary
+        self.segmentation_loss, self.weights = training.segmentation_loss, training.auxiliary_weights
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.segmenter(batch.image, batch.text)
+        own = getattr(self.segmenter.network, "losses", None)  # a network may replace the default
+        terms: dict[str, Tensor] = (
+            self.segmentation_loss(output.logits, batch.mask)
+            if own is None
+            else own(output, batch, self.segmentation_loss)
+        )
+        extra = {name: self.weights[name] * loss(output, batch) for name, loss in self.auxiliary.items()}
+        return {**terms, **extra}
+
+
+def learning_rate(settings: Settings, step: int, total: int) -> float:
+    """The learning rate of a step: a function of the step alone."""
+    high, low = settings.learning_rate, settings.final_learning_rate
+    done = step / total
+    if settings.schedule == "constant":
+        return high
+    if settings.schedule == "polynomial":
+        return float(high * (1 - done) ** 0.9)
+    if settings.schedule == "one_cycle":
+        if done < WARM_UP:
+            return high * (0.04 + 0.96 * (1 - math.cos(math.pi * done / WARM_UP)) / 2)
+        done = (done - WARM_UP) / (1 - WARM_UP)
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+        )
+    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _initial_weights(place: Path) -> dict[str, Any]:
+    path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
+    return cast(dict[str, Any], load_checkpoint(path)["model"])
+
+
+def _key(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
+
+
+def _describe(row: Mapping[str, float]) -> str:
+    dsc = f", validation DSC {row['validation_dsc']:.3f}" if "validation_dsc" in row else ""
+    return f"epoch {int(row['epoch']) + 1}: loss {row.get('train_loss', math.nan):.3f}{dsc}"
+
+
+def progress_bar() -> Progress:
+    """How far a long job is, with the time that is left."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+@contextmanager
+def _stop_on_termination(training: Training) -> Iterator[None]:
+    """A termination signal, or Ctrl-C, ends the run after the step at hand, saved."""
+
+    def request(signal_number: int, frame: FrameType | None) -> None:
+        training.stop_requested = True
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
