@@ -162,6 +162,8 @@ def test_prompts_show_each_source_with_token_counts(tmp_path):
     assert "what the mask shows holistic · 21 tokens" in page.text
     assert "1 holistic and 9 class-wise texts, the longest of 8 tokens" in page.text
     assert "the model reads no text" in report(tmp_path, prompts=[])[1].text
+    shared = {"source": "template", "view": "classwise", "structure": None, "text": "not visible", "tokens": 4}
+    assert "not visible class-wise, several structures · 4 tokens" in report(tmp_path, prompts=[shared])[1].text
 
 
 def test_provenance_shows_all_of_run_json_readably(tmp_path):

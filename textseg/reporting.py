@@ -266,9 +266,13 @@ def _prompts(prompts: Sequence[Mapping[str, Any]]) -> str:
             f'<p class="quiet">{len(holistic)} holistic and {len(classwise)} class-wise texts, '
             f"the longest of {max(int(row['tokens']) for row in rows)} tokens. Examples:</p>"
         )
-        one_each = {str(row.get("structure")): row for row in reversed(classwise)}
+        one_each = {str(row.get("structure") or row["text"]): row for row in reversed(classwise)}
         for row in [*holistic[:1], *list(reversed(one_each.values()))[:_EXAMPLES]]:
-            what = "holistic" if row["view"] == "holistic" else f"class-wise, {row.get('structure')}"
+            what = (
+                "holistic"
+                if row["view"] == "holistic"
+                else f"class-wise, {row.get('structure') or 'several structures'}"
+            )
             note = f'<span class="quiet">{escape(what)} · {int(row["tokens"])} tokens</span>'
             parts.append(f"<blockquote>{escape(str(row['text']))}<br>{note}</blockquote>")
     return "".join(parts)
