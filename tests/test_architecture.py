@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def test_imports_are_absolute_and_public(path: Path) -> None:
         or (module.split(".")[0].startswith("textseg") and any(p.startswith("_") for p in (*module.split("."), name)))
     }
     assert private - {("textseg", "__version__")} == set()
+
+
+def test_the_page_on_architecture_shows_the_layers_that_are_enforced() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n".join(layers) + "\n```" in page
 
 
 def test_listing_components_imports_nothing_heavy() -> None:

@@ -1,8 +1,22 @@
-"""What a phantom is drawn from: tissues, parts and levels, in millimetres. Another region is another `Anatomy`."""
+"""What a phantom is drawn from: tissues, parts and levels, in millimetres, and where one patient's lie in the picture.
+
+Another region of the spine is another `Anatomy`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import KDTree
+
+from textseg.errors import DataError
+
+Array = NDArray[np.floating[Any]]
+Window = tuple[slice, slice]  # rows and columns, valid for [S, H, W] behind an ellipsis
 
 
 @dataclass(frozen=True)
@@ -67,3 +81,98 @@ class Anatomy:
     cord_end: str = ""  # vertebra at whose centre the cord ends; empty: never
     back_mm: tuple[float, float] = (66.0, 92.0)  # from the axis to the skin of the back
     front_mm: tuple[float, float] = (105.0, 180.0)  # from the axis to the skin of the front
+
+
+class Spine:
+    """One patient's spine: the levels as they are in this patient, and their places along the axis."""
+
+    def __init__(self, anatomy: Anatomy, random: np.random.Generator, scale: float) -> None:
+        self.anatomy = anatomy
+        self.scale = scale * float(np.clip(random.normal(1.0, 0.05), 0.9, 1.1))
+        bend, lean, shape = random.uniform(0.7, 1.2), random.normal(0, 4), random.normal(0, 1)
+        wear = random.beta(1.2, 1.6)
+        self.wear: dict[str, float] = {}
+        self.levels: list[Level] = []
+        for place, level in enumerate(anatomy.levels):
+            worn = float(np.clip(wear + random.normal(0, 0.3), 0, 1))
+            self.wear[level.name] = 1.0 if level.fused else worn
+            fracture = 0.75 if random.random() < 0.02 and not level.fused else 1.0
+            size = self.scale * random.normal(1, 0.02, 4)
+            self.levels.append(
+                replace(
+                    level,
+                    height_mm=level.height_mm * size[0] * fracture,
+                    depth_mm=level.depth_mm * size[1],
+                    width_mm=level.width_mm * size[2],
+                    tilt_degrees=level.tilt_degrees * bend + lean + 3 * shape * np.sin(place / 2) + random.normal(0, 1),
+                    disc_height_mm=level.disc_height_mm * size[3] * (1.0 if level.fused else 1.08 - 0.5 * worn**2),
+                )
+            )
+        heights = np.array([(level.height_mm, level.disc_height_mm) for level in self.levels])
+        tops = np.cumsum(heights.sum(axis=1)) - heights.sum(axis=1)
+        centres = tops + heights[:, 0] / 2
+        self.centre = dict(zip((level.name for level in self.levels), centres.tolist(), strict=True))
+        self.anchor = next(
+            float(top + height + disc / 2)
+            for level, top, (height, disc) in zip(self.levels, tops, heights, strict=True)
+            if level.disc == anatomy.anchor
+        )
+        self.along = np.arange(-80.0, float(tops[-1] + heights[-1].sum() + 60.0))
+        tilt = np.interp(self.along, centres, np.radians([level.tilt_degrees for level in self.levels]))
+        self.tilt = gaussian_filter1d(tilt, 8, mode="nearest")
+        self.back = np.cumsum(np.sin(self.tilt))  # of the axis, mm to posterior
+        self.down = np.cumsum(np.cos(self.tilt))
+        self.depth = np.interp(self.along, centres, [level.depth_mm for level in self.levels])
+        self.width = np.interp(self.along, centres, [level.width_mm for level in self.levels])
+        waves = random.normal(0, 2.5, 2) * self.scale
+        phase = self.along / 110 + random.uniform(0, 2 * np.pi)
+        self.aside = np.clip(waves[0] * np.sin(phase) + waves[1] * np.sin(phase / 2), -10, 10)  # scoliosis
+
+
+class Space:
+    """Where each voxel lies: along and behind the axis [H, W], beside it [S, H, W]; and where the axis itself lies."""
+
+    def __init__(
+        self,
+        spine: Spine,
+        random: np.random.Generator,
+        slices: int,
+        size: tuple[int, int],
+        spacing_mm: float,
+        slice_distance_mm: float,
+    ) -> None:
+        height, width = size[0] * spacing_mm, size[1] * spacing_mm
+        at_anchor = float(np.interp(spine.anchor, spine.along, spine.down))
+        down = spine.down - at_anchor + height * random.uniform(*spine.anatomy.anchor_row)
+        inside = (down > 0) & (down < height)
+        if np.count_nonzero(inside) < 20:
+            raise DataError(
+                f"A picture of {size[0]} rows of {spacing_mm} mm shows less than 20 mm of the spine. "
+                "Use more rows or larger pixels."
+            )
+        back = spine.back - spine.back[inside].mean() + width * random.uniform(0.46, 0.58)
+        self.rows, self.columns = np.meshgrid(
+            (np.arange(size[0]) + 0.5) * spacing_mm, (np.arange(size[1]) + 0.5) * spacing_mm, indexing="ij"
+        )
+        nearest = KDTree(np.stack([down, back], axis=1)).query(np.stack([self.rows, self.columns], axis=-1))[1]
+        d_down, d_back, tilt = self.rows - down[nearest], self.columns - back[nearest], spine.tilt[nearest]
+        self.along = spine.along[nearest] + d_down * np.cos(tilt) + d_back * np.sin(tilt)
+        self.behind = d_back * np.cos(tilt) - d_down * np.sin(tilt)
+        places = (np.arange(slices) - (slices - 1) / 2) * slice_distance_mm + random.uniform(-3, 3)
+        self.beside = places[:, None, None] - np.interp(self.along, spine.along, spine.aside)
+        smooth = gaussian_filter1d(back, 25, mode="nearest")
+        flat = 0.45 * smooth[inside] + 0.55 * np.polyval(np.polyfit(down[inside], back[inside], 1), down[inside])
+        self.axis_column = np.interp(self.rows[:, 0], down[inside], flat)[:, None]  # [H, 1], as the skin follows it
+
+    def window(self, along: tuple[float, float], behind: tuple[float, float]) -> Window | None:
+        """The box of rows and columns that holds a stretch of the spine; None where it is out of the picture."""
+        inside = (self.along > along[0]) & (self.along < along[1])
+        inside &= (self.behind > behind[0]) & (self.behind < behind[1])
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if not len(rows):
+            return None
+        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+    def at(self, window: Window) -> tuple[Array, Array, Array]:
+        """Along [h, w], behind [h, w] and beside [S, h, w] in a window."""
+        return self.along[window], self.behind[window], self.beside[:, window[0], window[1]]

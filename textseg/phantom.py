@@ -7,21 +7,16 @@ Everything is drawn in coordinates that follow the spine: `along` its axis (down
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
-from scipy.spatial import KDTree
+from scipy.ndimage import gaussian_filter
 
-from textseg.anatomy import Anatomy, Contrast, Level
+from textseg.anatomy import Anatomy, Array, Contrast, Level, Space, Spine, Window
 from textseg.contracts import Atlas
 from textseg.errors import DataError
-
-Array = NDArray[np.floating[Any]]
-Window = tuple[slice, slice]  # rows and columns, valid for [S, H, W] behind an ellipsis
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,8 @@ def render(
             "Use an anatomy whose levels cover the atlas."
         )
     random = np.random.default_rng(seed)
-    spine = _Spine(anatomy, random, scale)
-    space = _Space(spine, random, slices, size, spacing_mm, slice_distance_mm)
+    spine = Spine(anatomy, random, scale)
+    space = Space(spine, random, slices, size, spacing_mm, slice_distance_mm)
     canvas = _Canvas(atlas, contrasts, space, spacing_mm)
     _draw_surroundings(canvas, spine, random)
     for level, above in zip(spine.levels, [None, *spine.levels], strict=False):
@@ -72,105 +67,10 @@ def render(
     return Phantom(images, canvas.mask, (slice_distance_mm, spacing_mm, spacing_mm))
 
 
-class _Spine:
-    """One patient's spine: the levels as they are in this patient, and their places along the axis."""
-
-    def __init__(self, anatomy: Anatomy, random: np.random.Generator, scale: float) -> None:
-        self.anatomy = anatomy
-        self.scale = scale * float(np.clip(random.normal(1.0, 0.05), 0.9, 1.1))
-        bend, lean, shape = random.uniform(0.7, 1.2), random.normal(0, 4), random.normal(0, 1)
-        wear = random.beta(1.2, 1.6)
-        self.wear: dict[str, float] = {}
-        self.levels: list[Level] = []
-        for place, level in enumerate(anatomy.levels):
-            worn = float(np.clip(wear + random.normal(0, 0.3), 0, 1))
-            self.wear[level.name] = 1.0 if level.fused else worn
-            fracture = 0.75 if random.random() < 0.02 and not level.fused else 1.0
-            size = self.scale * random.normal(1, 0.02, 4)
-            self.levels.append(
-                replace(
-                    level,
-                    height_mm=level.height_mm * size[0] * fracture,
-                    depth_mm=level.depth_mm * size[1],
-                    width_mm=level.width_mm * size[2],
-                    tilt_degrees=level.tilt_degrees * bend + lean + 3 * shape * np.sin(place / 2) + random.normal(0, 1),
-                    disc_height_mm=level.disc_height_mm * size[3] * (1.0 if level.fused else 1.08 - 0.5 * worn**2),
-                )
-            )
-        heights = np.array([(level.height_mm, level.disc_height_mm) for level in self.levels])
-        tops = np.cumsum(heights.sum(axis=1)) - heights.sum(axis=1)
-        centres = tops + heights[:, 0] / 2
-        self.centre = dict(zip((level.name for level in self.levels), centres.tolist(), strict=True))
-        self.anchor = next(
-            float(top + height + disc / 2)
-            for level, top, (height, disc) in zip(self.levels, tops, heights, strict=True)
-            if level.disc == anatomy.anchor
-        )
-        self.along = np.arange(-80.0, float(tops[-1] + heights[-1].sum() + 60.0))
-        tilt = np.interp(self.along, centres, np.radians([level.tilt_degrees for level in self.levels]))
-        self.tilt = gaussian_filter1d(tilt, 8, mode="nearest")
-        self.back = np.cumsum(np.sin(self.tilt))  # of the axis, mm to posterior
-        self.down = np.cumsum(np.cos(self.tilt))
-        self.depth = np.interp(self.along, centres, [level.depth_mm for level in self.levels])
-        self.width = np.interp(self.along, centres, [level.width_mm for level in self.levels])
-        waves = random.normal(0, 2.5, 2) * self.scale
-        phase = self.along / 110 + random.uniform(0, 2 * np.pi)
-        self.aside = np.clip(waves[0] * np.sin(phase) + waves[1] * np.sin(phase / 2), -10, 10)  # scoliosis
-
-
-class _Space:
-    """Where each voxel lies: along and behind the axis [H, W], beside it [S, H, W]; and where the axis itself lies."""
-
-    def __init__(
-        self,
-        spine: _Spine,
-        random: np.random.Generator,
-        slices: int,
-        size: tuple[int, int],
-        spacing_mm: float,
-        slice_distance_mm: float,
-    ) -> None:
-        height, width = size[0] * spacing_mm, size[1] * spacing_mm
-        at_anchor = float(np.interp(spine.anchor, spine.along, spine.down))
-        down = spine.down - at_anchor + height * random.uniform(*spine.anatomy.anchor_row)
-        inside = (down > 0) & (down < height)
-        if np.count_nonzero(inside) < 20:
-            raise DataError(
-                f"A picture of {size[0]} rows of {spacing_mm} mm shows less than 20 mm of the spine. "
-                "Use more rows or larger pixels."
-            )
-        back = spine.back - spine.back[inside].mean() + width * random.uniform(0.46, 0.58)
-        self.rows, self.columns = np.meshgrid(
-            (np.arange(size[0]) + 0.5) * spacing_mm, (np.arange(size[1]) + 0.5) * spacing_mm, indexing="ij"
-        )
-        nearest = KDTree(np.stack([down, back], axis=1)).query(np.stack([self.rows, self.columns], axis=-1))[1]
-        d_down, d_back, tilt = self.rows - down[nearest], self.columns - back[nearest], spine.tilt[nearest]
-        self.along = spine.along[nearest] + d_down * np.cos(tilt) + d_back * np.sin(tilt)
-        self.behind = d_back * np.cos(tilt) - d_down * np.sin(tilt)
-        places = (np.arange(slices) - (slices - 1) / 2) * slice_distance_mm + random.uniform(-3, 3)
-        self.beside = places[:, None, None] - np.interp(self.along, spine.along, spine.aside)
-        smooth = gaussian_filter1d(back, 25, mode="nearest")
-        flat = 0.45 * smooth[inside] + 0.55 * np.polyval(np.polyfit(down[inside], back[inside], 1), down[inside])
-        self.axis_column = np.interp(self.rows[:, 0], down[inside], flat)[:, None]  # [H, 1], as the skin follows it
-
-    def window(self, along: tuple[float, float], behind: tuple[float, float]) -> Window | None:
-        """The box of rows and columns that holds a stretch of the spine; None where it is out of the picture."""
-        inside = (self.along > along[0]) & (self.along < along[1])
-        inside &= (self.behind > behind[0]) & (self.behind < behind[1])
-        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-        if not len(rows):
-            return None
-        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-
-    def at(self, window: Window) -> tuple[Array, Array, Array]:
-        """Along [h, w], behind [h, w] and beside [S, h, w] in a window."""
-        return self.along[window], self.behind[window], self.beside[:, window[0], window[1]]
-
-
 class _Canvas:
     """The signal of each contrast and the mask, painted with soft edges, later over earlier."""
 
-    def __init__(self, atlas: Atlas, contrasts: Sequence[Contrast], space: _Space, spacing_mm: float) -> None:
+    def __init__(self, atlas: Atlas, contrasts: Sequence[Contrast], space: Space, spacing_mm: float) -> None:
         self.space, self.contrasts = space, contrasts
         self.edge_mm = 0.8 * spacing_mm
         self.images = [np.zeros(space.beside.shape) for _ in contrasts]
@@ -201,7 +101,7 @@ def _texture(random: np.random.Generator, shape: tuple[int, ...], width: tuple[f
     return np.asarray((noise - noise.mean()) / max(float(noise.std()), 1e-6))
 
 
-def _draw_surroundings(canvas: _Canvas, spine: _Spine, random: np.random.Generator) -> None:
+def _draw_surroundings(canvas: _Canvas, spine: Spine, random: np.random.Generator) -> None:
     """Abdomen, vessels, muscles, fat and skin."""
     space, anatomy = canvas.space, spine.anatomy
     shape = space.beside.shape
@@ -230,7 +130,7 @@ def _draw_surroundings(canvas: _Canvas, spine: _Spine, random: np.random.Generat
     canvas.paint(-outside, muscle=0.0)
 
 
-def _draw_posterior(canvas: _Canvas, spine: _Spine, level: Level, above: Level | None) -> None:
+def _draw_posterior(canvas: _Canvas, spine: Spine, level: Level, above: Level | None) -> None:
     """Pedicles, laminae and processes; those of the level above stay in front where both meet."""
     centre = spine.centre[level.name]
     wall = level.depth_mm / 2
@@ -254,7 +154,7 @@ def _draw_posterior(canvas: _Canvas, spine: _Spine, level: Level, above: Level |
     canvas.label(level.name, distance < 0, window)
 
 
-def _draw_disc(canvas: _Canvas, spine: _Spine, level: Level, below: Level) -> None:
+def _draw_disc(canvas: _Canvas, spine: Spine, level: Level, below: Level) -> None:
     """Fills what the two bodies leave free; its nucleus is bright where the disc is young."""
     worn, gap = spine.wear[level.name], level.disc_height_mm / 2
     centre = spine.centre[level.name] + level.height_mm / 2 + gap
@@ -275,7 +175,7 @@ def _draw_disc(canvas: _Canvas, spine: _Spine, level: Level, below: Level) -> No
     canvas.label(level.disc, distance < 0, window)
 
 
-def _draw_body(canvas: _Canvas, spine: _Spine, level: Level, random: np.random.Generator) -> None:
+def _draw_body(canvas: _Canvas, spine: Spine, level: Level, random: np.random.Generator) -> None:
     """A waisted block with rounded corners, concave endplates and a flat back."""
     centre, half, depth, width = (
         spine.centre[level.name],
@@ -300,7 +200,7 @@ def _draw_body(canvas: _Canvas, spine: _Spine, level: Level, random: np.random.G
     canvas.label(level.name, distance < 0, window)
 
 
-def _draw_canal(canvas: _Canvas, spine: _Spine, random: np.random.Generator) -> None:
+def _draw_canal(canvas: _Canvas, spine: Spine, random: np.random.Generator) -> None:
     """Dural sac with cord and roots, epidural fat behind it, and worn discs that press on it."""
     anatomy, space, scale = spine.anatomy, canvas.space, spine.scale
     along, behind, beside = space.along, space.behind, space.beside
@@ -333,7 +233,7 @@ def _draw_canal(canvas: _Canvas, spine: _Spine, random: np.random.Generator) -> 
     canvas.label(anatomy.canal, (sac < 0) & (taper > 0.05) & (depth > 1.2))
 
 
-def _acquire(signal: Array, space: _Space, random: np.random.Generator) -> NDArray[np.float32]:
+def _acquire(signal: Array, space: Space, random: np.random.Generator) -> NDArray[np.float32]:
     """What the scanner makes of the signal: grain, blur, the sensitivity of the coil, Rician noise."""
     shape = signal.shape
     grain = 1 + 0.06 * _texture(random, shape, (0.3, 0.8, 0.8)) + 0.06 * _texture(random, shape, (1, 4, 4))
