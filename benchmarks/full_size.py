@@ -1,6 +1,6 @@
 """One slice forward and backward through the models of the full-size recipes: parameters, operations, peak memory, time.
 
-    python benchmarks/full_size.py recipes/atmnet_spider.yaml recipes/swin_unetr_spider.yaml
+Run: `python benchmarks/full_size.py recipes/atmnet_spider.yaml recipes/swin_unetr_spider.yaml`
 
 Each recipe is measured in a process of its own, so that peak memory is its own. Text features are random: their values
 change no cost. T and D are those of a full lumbar prompt (217 tokens in MiniLM's vocabulary) and of Bio_ClinicalBERT.
@@ -22,13 +22,13 @@ TEXT_LENGTH, TEXT_SIZE = 217, 768
 def measure(path: Path) -> dict[str, object]:
     """The figures of one recipe, in this process."""
     import torch
-    from textseg_spine.atlas import lumbar_spider
     from torch.utils.flop_counter import FlopCounterMode
 
     from textseg.build import Experiment
     from textseg.contracts import Batch, Task, TextFeatures
     from textseg.recipe import load_recipe
     from textseg.registry import installed_registry
+    from textseg_spine.atlas import lumbar_spider
 
     recipe, atlas = load_recipe(path), lumbar_spider()
     size = recipe.preparation.size

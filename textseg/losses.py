@@ -19,17 +19,18 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
         smooth: pixels added to both sides of the ratio.
     """
     probabilities = logits.float().softmax(1)
-    reference = F.one_hot(mask, logits.shape[1]).movedim(-1, 1)  # [B, K, H, W]
-    axes = (0, *range(2, logits.ndim))
-    shared = (probabilities * reference).sum(axes)  # [K]
-    total = probabilities.sum(axes) + reference.sum(axes)
+    classes = torch.arange(logits.shape[1], device=mask.device)[:, None, None]
+    reference = mask[:, None] == classes  # [B, K, H, W]; an eighth of the memory of `one_hot`
+    shared = torch.where(reference, probabilities, 0).sum((0, 2, 3))  # [K]
+    total = probabilities.sum((0, 2, 3)) + reference.sum((0, 2, 3))
     return 1 - ((2 * shared + smooth) / (total + smooth))[1:].mean()
 
 
 def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
     """Cross-entropy that turns from pixels already right (Lin 2017), averaged over pixels, in float32."""
     cross_entropy = F.cross_entropy(logits.float(), mask, reduction="none")  # [B, H, W]
-    return ((1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy).mean()
+    doubt = -torch.expm1(-cross_entropy)  # 1 - p, exact where p is nearly 1
+    return (doubt.clamp(min=1e-12) ** gamma * cross_entropy).mean()  # 0 ** gamma has no gradient where gamma < 1
 
 
 class SegmentationLoss(nn.Module):
@@ -43,7 +44,7 @@ class SegmentationLoss(nn.Module):
         self.focal_gamma = focal_gamma
 
     def forward(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """[B, K, H, W], [B, H, W] -> the weighted terms by name."""
+        """Logits [B, K, H, W], mask [B, H, W] -> the weighted terms by name, scalars in float32."""
         terms = {
             "dice": lambda: dice_loss(logits, mask),
             "focal": lambda: focal_loss(logits, mask, self.focal_gamma),

@@ -24,7 +24,7 @@ class TextGuidedNetwork(nn.Module):
         self.size_multiple = vision_encoder.size_multiple
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        """[B, C, H, W], text -> logits [B, K, H_0, W_0]."""
+        """[B, C, H, W], text -> logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError without text."""
         if text is None:
             raise ValueError("A text-guided network needs text features.")
         image_features = self.vision_encoder(image)
@@ -37,7 +37,7 @@ class TextGuidedNetwork(nn.Module):
 class Segmenter(nn.Module):
     """Any network, at any image size: pads below and to the right to its `size_multiple`, brings logits to H x W.
 
-    Feature maps of the output keep the padded size.
+    Deep logits and feature maps of the output keep the padded size. A network without text never sees text.
     """
 
     def __init__(self, network: Network) -> None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import Features, Task
+from textseg.errors import RecipeError
 
 
 class ResidualBlock(nn.Module):
@@ -35,6 +36,8 @@ class ResidualConvolutions(nn.Module):
         channels: C_l of each level, finest first; level l has a stride of `stem_stride` x 2^l.
         blocks: residual blocks in a level.
         stem_stride: stride of the finest level; 2 quarters the cost.
+
+    Raises RecipeError for a setting out of range.
     """
 
     def __init__(
@@ -46,6 +49,13 @@ class ResidualConvolutions(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
+        if not channels or min(channels) < 1:
+            raise RecipeError(
+                f"residual_convolutions: channels is {list(channels)}, but must name at least 1 for one or more levels."
+            )
+        for name, value in (("blocks", blocks), ("stem_stride", stem_stride)):
+            if value < 1:
+                raise RecipeError(f"residual_convolutions: {name} is {value}, but must be at least 1.")
         self.features = Features(channels, tuple(stem_stride * 2**level for level in range(len(channels))))
         self.size_multiple = self.features.strides[-1]
         widths = (task.image_channels, *channels)

@@ -1,0 +1,249 @@
+import copy
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textseg.contracts import Atlas, Features, Task, TextFeatures
+from textseg.errors import RecipeError
+from textseg_atmnet.hasf import HASF, Attention, FusionBlock, plane_sinusoids, sinusoids
+
+FEATURES = Features((8, 16, 24), (2, 4, 8))
+T, D = 6, 10
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task(small_atlas: Atlas) -> Task:
+    return Task(1, (24, 40), small_atlas.class_count, small_atlas, text_size=D, text_length=T)
+
+
+def maps(features: Features = FEATURES, batch: int = 2, coarsest: tuple[int, int] = (3, 5)) -> tuple[Tensor, ...]:
+    sides = [
+        tuple(side * features.strides[-1] // stride for side in coarsest) for stride in features.strides
+    ]  # odd at the coarsest
+    return tuple(torch.randn(batch, c, *side) for c, side in zip(features.channels, sides, strict=True))
+
+
+def some_text(batch: int = 2) -> TextFeatures:
+    mask = torch.arange(T) < torch.tensor([[4], [5]])[:batch]
+    present = torch.ones(batch, 4, dtype=torch.bool)
+    return TextFeatures(torch.randn(batch, T, D) * mask[..., None], mask, None, present)
+
+
+def built(task: Task, features: Features = FEATURES, **settings: int) -> HASF:
+    torch.manual_seed(0)
+    return HASF(task, features, **{"heads": 4, "text_tokens": 5, **settings})
+
+
+def naive_attention(layer: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax of the whole matrix, head by head."""
+    size = query.shape[-1] // layer.heads
+    q, k, v = layer.query(query), layer.key(key), layer.value(value)
+    heads = []
+    for head in range(layer.heads):
+        of = slice(head * size, (head + 1) * size)
+        weights = torch.softmax(torch.einsum("bnc,bmc->bnm", q[..., of], k[..., of]) / math.sqrt(size), dim=-1)
+        heads.append(torch.einsum("bnm,bmc->bnc", weights, v[..., of]))
+    projected: Tensor = layer.output(torch.cat(heads, dim=-1))
+    return projected
+
+
+def test_attention_equals_a_naive_softmax() -> None:
+    torch.manual_seed(0)
+    layer = Attention(12, 3)
+    query, key, value = torch.randn(2, 7, 12), torch.randn(2, 4, 12), torch.randn(2, 4, 12)
+    torch.testing.assert_close(layer(query, key, value), naive_attention(layer, query, key, value))
+
+
+def test_a_block_is_the_restored_formula() -> None:
+    torch.manual_seed(0)
+    block = FusionBlock(8, heads=2, feed_forward=0)
+    nn.init.constant_(block.alpha, 0.7)
+    visual, text = torch.randn(2, 8, 3, 5), torch.randn(2, 4, 8)
+    v = visual.flatten(2).mT
+    pe = plane_sinusoids(3, 5, 8, CPU).flatten(1).mT
+    q = block.self_norm(v) + pe
+    v = v + block.self_output_norm(naive_attention(block.self_attention, q, q, block.self_norm(v)))
+    q, k = block.cross_norm(v) + pe, text + sinusoids(4, 8, CPU)
+    v = v + 0.7 * block.cross_output_norm(naive_attention(block.cross_attention, q, k, text))
+    torch.testing.assert_close(block(visual, text, (3, 5)), v.mT.unflatten(2, (3, 5)))
+
+
+def test_pooled_keys_are_the_means_of_their_cells() -> None:
+    torch.manual_seed(0)
+    block = FusionBlock(8, heads=2, feed_forward=0)
+    nn.init.zeros_(block.alpha)  # image only
+    visual = torch.randn(1, 8, 4, 6)
+    v, pe = visual.flatten(2).mT, plane_sinusoids(4, 6, 8, CPU)
+    normed = block.self_norm(v)
+    cells = F.avg_pool2d(normed.mT.unflatten(2, (4, 6)), 2).flatten(2).mT
+    places = F.avg_pool2d(pe, 2).flatten(1).mT
+    attended = naive_attention(block.self_attention, normed + pe.flatten(1).mT, cells + places, cells)
+    expected = (v + block.self_output_norm(attended)).mT.unflatten(2, (4, 6))
+    torch.testing.assert_close(block(visual, torch.randn(1, 3, 8), (2, 3)), expected)
+
+
+def test_positions_equal_the_published_formula() -> None:
+    encoding = sinusoids(5, 7, CPU)
+    for place in range(5):
+        for channel in range(7):
+            angle = place / 10_000 ** ((channel - channel % 2) / 7)
+            expected = math.cos(angle) if channel % 2 else math.sin(angle)
+            assert encoding[place, channel].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_place_of_the_plane_has_its_own_position() -> None:
+    plane = plane_sinusoids(6, 9, 7, CPU)
+    assert plane.shape == (7, 6, 9)
+    assert torch.equal(plane[:4, 2, 3], plane[:4, 2, 8])  # the row
+    assert torch.equal(plane[4:, 2, 3], plane[4:, 5, 3])  # the column
+    assert len(torch.unique(plane.flatten(1).T, dim=0)) == 54
+
+
+def test_finer_levels_have_fewer_keys_and_as_many_queries(task: Task) -> None:
+    features = Features((8, 8, 8, 8), (4, 8, 16, 32))
+    fusion = built(task, features, stages=4, key_stride=16)
+    counted: dict[str, tuple[int, int]] = {}
+    for level, stage in fusion.stages.items():
+
+        def count(layer: nn.Module, args: tuple[Tensor, ...], level: str = level) -> None:
+            counted[level] = (args[0].shape[1], args[1].shape[1])
+
+        stage.blocks[0].self_attention.register_forward_pre_hook(count)  # type: ignore[union-attr, index]
+    fusion(maps(features, coarsest=(3, 5)), some_text())
+    assert counted == {"0": (24 * 40, 6 * 10), "1": (12 * 20, 6 * 10), "2": (6 * 10, 6 * 10), "3": (3 * 5, 3 * 5)}
+
+
+def test_a_key_stride_of_one_is_exact_everywhere(task: Task) -> None:
+    fusion = built(task, key_stride=1)
+    assert [fusion.key_grid(level, feature) for level, feature in enumerate(maps())] == [(12, 20), (6, 10), (3, 5)]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "settings", [{}, {"stages": 1}, {"key_stride": 1}, {"blocks": 2, "feed_forward": 4, "convolutions": 3}]
+)
+def test_it_gives_the_same_levels_finest_first(task: Task, settings: dict[str, int], batch: int) -> None:
+    image_features = maps(batch=batch)
+    fused = built(task, **settings)(image_features, some_text(batch))
+    assert [feature.shape for feature in fused] == [feature.shape for feature in image_features]
+
+
+def test_text_changes_every_level_and_padding_none(task: Task) -> None:
+    fusion, image_features, text = built(task), maps(), some_text()
+    fused = fusion(image_features, text)
+    for rubbish in (1e3, math.nan, math.inf):
+        padded = replace(text, tokens=text.tokens.masked_fill(~text.mask[..., None], rubbish))
+        assert all(torch.equal(a, b) for a, b in zip(fused, fusion(image_features, padded), strict=True))
+    other = fusion(image_features, replace(text, tokens=-text.tokens))
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(fused, other, strict=True))
+
+
+def test_slices_of_a_batch_do_not_see_each_other(task: Task) -> None:
+    fusion, image_features, text = built(task), maps(), some_text()
+    both = fusion(image_features, text)
+    first = replace(text, tokens=text.tokens[:1], mask=text.mask[:1], present=text.present[:1])
+    alone = fusion(tuple(feature[:1] for feature in image_features), first)
+    for a, b in zip(both, alone, strict=True):
+        torch.testing.assert_close(a[:1], b)
+
+
+@pytest.mark.parametrize(
+    ("stages", "guided"), [(1, {"2"}), (2, {"1", "2"}), (3, {"0", "1", "2"}), (9, {"0", "1", "2"})]
+)
+def test_stages_count_from_the_coarsest(task: Task, stages: int, guided: set[str]) -> None:
+    fusion = built(task, stages=stages)
+    assert set(fusion.stages) == guided
+    assert len(fusion.decoders) == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"stages": 1}, {"blocks": 2, "feed_forward": 2, "convolutions": 2}])
+def test_every_parameter_learns(task: Task, settings: dict[str, int]) -> None:
+    fusion = built(task, **settings)
+    (fusion(maps(), some_text())[0] ** 2).mean().backward()  # a model reads the finest level only
+    for name, parameter in fusion.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # One number added to all keys' scores of a query changes no softmax, so a key's bias has nothing to learn;
+        # a constant before an instance normalisation is seen at the borders alone.
+        if not name.endswith("key.bias"):
+            assert parameter.grad.abs().max() > 1e-9, name
+
+
+def test_it_runs_under_autocast(task: Task) -> None:
+    fusion, image_features, text = built(task, feed_forward=2), maps(), some_text()
+    expected = fusion(image_features, text)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fusion(image_features, text)
+        found[0].float().mean().backward()
+    for a, b in zip(found, expected, strict=True):
+        assert a.isfinite().all()
+        assert (a.float() - b).abs().mean() < 0.05 * b.abs().mean()
+
+
+def test_it_can_be_stored_copied_and_pickled(task: Task) -> None:
+    fusion, image_features, text = built(task).eval(), maps(), some_text()
+    expected = fusion(image_features, text)[0]
+    other = HASF(task, FEATURES, heads=4, text_tokens=5).eval()
+    assert not torch.equal(other(image_features, text)[0], expected)
+    other.load_state_dict(fusion.state_dict())
+    for twin in (other, copy.deepcopy(fusion), pickle.loads(pickle.dumps(fusion))):
+        assert torch.equal(twin(image_features, text)[0], expected)
+
+
+def test_the_length_of_the_text_is_part_of_the_weights(task: Task) -> None:
+    text = some_text()
+    with pytest.raises(RuntimeError, match=r"to have 6 channels, but got 5"):
+        built(task)(maps(), replace(text, tokens=text.tokens[:, :5], mask=text.mask[:, :5]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"heads": 3},
+            r"heads is 3, but must divide the channels of every guided level: 8, 16, 24. Possible: 1, 2, 4, 8",
+        ),
+        ({"heads": 16, "stages": 1}, r"every guided level: 24. Possible: 1, 2, 3, 4, 6, 8, 12, 24\."),
+        ({"heads": 0}, "heads is 0, but must be at least 1"),
+        ({"stages": 0}, "stages is 0"),
+        ({"key_stride": 0}, "key_stride is 0"),
+        ({"text_tokens": 0}, "text_tokens is 0"),
+        ({"blocks": 0}, "blocks is 0"),
+        ({"convolutions": 0}, "convolutions is 0"),
+        ({"feed_forward": -1}, "feed_forward is -1, but must not be below 0"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(task: Task, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        built(task, **settings)
+
+
+def test_heads_need_to_divide_guided_levels_only(task: Task) -> None:
+    assert set(built(task, heads=12, stages=1).stages) == {"2"}
+
+
+def test_it_needs_text(task: Task) -> None:
+    with pytest.raises(RecipeError, match="the recipe has no prompts"):
+        built(replace(task, text_size=None, text_length=None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "millions"),
+    [
+        ({}, 12.617),
+        ({"blocks": 2, "feed_forward": 4, "convolutions": 3}, 35.088),
+        ({"blocks": 3, "feed_forward": 4, "convolutions": 3}, 47.69),
+    ],
+)
+def test_sizes_are_those_of_the_docstring(task: Task, settings: dict[str, int], millions: float) -> None:
+    swin = Features((48, 48, 96, 192, 384, 768), (1, 2, 4, 8, 16, 32))
+    paper = replace(task, text_size=768, text_length=160)
+    with torch.device("meta"):
+        fusion = HASF(paper, swin, **settings)
+    assert sum(parameter.numel() for parameter in fusion.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)

@@ -1,0 +1,5 @@
+"""`python -m textseg`."""
+
+from textseg.cli import main
+
+main()
