@@ -1,4 +1,4 @@
-"""One slice forward and backward through the models of the full-size recipes: parameters, operations, peak memory, time.
+"""One slice forward and backward through the models of full-size recipes: parameters, operations, memory, time.
 
 Run: `python benchmarks/full_size.py recipes/atmnet_spider.yaml recipes/swin_unetr_spider.yaml`
 
@@ -22,10 +22,10 @@ TEXT_LENGTH, TEXT_SIZE = 217, 768
 def measure(path: Path) -> dict[str, object]:
     """The figures of one recipe, in this process."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from textseg.build import Experiment
     from textseg.contracts import Batch, Task, TextFeatures
+    from textseg.prediction import measure_cost
     from textseg.recipe import load_recipe
     from textseg.registry import installed_registry
     from textseg_spine.atlas import lumbar_spider
@@ -60,15 +60,11 @@ def measure(path: Path) -> dict[str, object]:
         step()
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        segmenter(batch.image, batch.text)
-    with FlopCounterMode(display=False) as both:
-        step()
+    cost = measure_cost(segmenter, task, torch.device("cpu"), repeats=1)
     return {
         "recipe": recipe.name,
-        "parameters [M]": round(sum(p.numel() for p in segmenter.parameters()) / 1e6, 2),
-        "forward [GMAC]": round(forward.get_total_flops() / 2e9, 2),
-        "forward + backward [GMAC]": round(both.get_total_flops() / 2e9, 2),
+        "parameters [M]": round(cost["parameters"] / 1e6, 2),
+        "forward [GMAC]": round(cost["multiply_accumulates"] / 1e9, 2),
         "peak memory [GiB]": round(peak, 2),
         "median step [s]": round(sorted(seconds)[1], 2),
     }

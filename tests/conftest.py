@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,140 @@ def small_atlas() -> Atlas:
         groups={"vertebrae": ("L1", "L2"), "discs": ("L1/L2",), "canal": ("SC",)},
         adjacent=(("L1", "L1/L2"), ("L1/L2", "L2")),
     )
+
+
+THIRD_PARTY = '''
+"""What a stranger would bring: a text encoder that costs nothing, and networks for every corner of the loop."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from textseg import hookimpl
+from textseg.contracts import SegmenterOutput, Task
+
+
+class HashedWords:
+    """Each word is a fixed random vector."""
+
+    feature_size = 16
+    max_tokens = 512
+    fingerprint = "hashed words 1"
+
+    def count_tokens(self, texts):
+        return [len(text.split()) for text in texts]
+
+    def __call__(self, texts):
+        rows = [torch.stack([self.vector(word) for word in text.split()]) for text in texts]
+        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        mask = torch.arange(tokens.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
+        return tokens, mask
+
+    def vector(self, word):
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+        return torch.randn(self.feature_size, generator=torch.Generator().manual_seed(seed))
+
+
+class Plain(nn.Module):
+    """Dropout draws, batch normalisation keeps floating-point buffers and a counter, `index` is a table."""
+
+    uses_text = False
+    size_multiple = 4
+
+    def __init__(self, task: Task, *, channels: int = 4):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(task.image_channels, channels, 3, stride=2, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Conv2d(channels, task.class_count, 1),
+        )
+        self.register_buffer("index", torch.arange(1000))
+
+    def forward(self, image, text):
+        return SegmenterOutput(self.layers(image))
+
+
+class Reader(Plain):
+    """Says that it reads text."""
+
+    uses_text = True
+
+
+@hookimpl
+def textseg_register(register):
+    register.text_encoder("hashed_words", HashedWords)
+    register.network("plain", Plain)
+    register.network("reader", Reader)
+'''
+
+TINY = """format: 1
+name: tiny
+reference: https://example.org/tiny
+dataset: {{use: lumbar_phantom, folder: {folder}, cases: 8, slices: 5, size: [96, 80], spacing_mm: 3.0}}
+split: {{fractions: [0.6, 0.2, 0.2]}}
+preparation: {{size: [48, 40]}}
+augmentation: {{distortion: 0.5, rotation_degrees: 10, elastic_pixels: 1, noise: 0.02}}
+prompts:
+  generator: {{use: atpg_lumbar}}
+  text_encoder: {{use: hashed_words}}
+  training: {{ground_truth: 0.5, template: 0.5}}
+model:
+  vision_encoder: {{use: residual_convolutions, channels: [4, 8], stem_stride: 2}}
+  fusion: {{use: hasf, heads: 2, stages: 1}}
+segmentation_loss: {{dice: 1.0, focal: 1.0}}
+auxiliary_losses: [{{use: ccae, weight: 0.2}}]
+training: {{epochs: 3, batch_size: 4, learning_rate: 1.0e-2, precision: 32-true, threads: 1, average_decay: 0.5}}
+evaluation: {{}}
+"""
+
+
+@pytest.fixture(scope="session")
+def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installed distribution that is no part of textseg."""
+    folder = tmp_path_factory.mktemp("third_party")
+    (folder / "stranger.py").write_text(THIRD_PARTY)
+    information = folder / "stranger-1.2.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.2\n")
+    (information / "entry_points.txt").write_text("[textseg]\nstranger = stranger\n")
+    return folder
+
+
+@contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """As if a distribution were installed, also for subprocesses."""
+    from textseg.registry import installed_registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        installed_registry.cache_clear()
+        yield
+    installed_registry.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def stranger(third_party: Path) -> Iterator[None]:
+    """The third-party distribution is installed while the tests of a file run."""
+    with installed(third_party):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe that a run finishes in seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(TINY.format(folder=folder / "data"))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
+    """The folder of a run of the tiny recipe that was never interrupted; tests don't change it."""
+    from textseg.running import run
+
+    with installed(third_party):
+        return run(tiny_recipe, output=tiny_recipe.parent / "runs")

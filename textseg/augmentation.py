@@ -19,7 +19,8 @@ CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth 
 class Augmentation:
     """Distorts a slice as `augmentation` in the recipe says; every draw is a function of (seed, epoch, slice id).
 
-    Images are sampled linearly, masks by nearest neighbour, outside is background.
+    Images are sampled linearly, masks by nearest neighbour. What comes from outside is background, as dark as the
+    slice's darkest pixel. `horizontal` mirrors the picture's columns.
     """
 
     def __init__(self, settings: Settings, seed: int) -> None:
@@ -32,11 +33,12 @@ class Augmentation:
         settings = self.settings
         if settings.distortion and generator.random() < settings.distortion:
             grid = self.sampling_grid(generator, image.shape[-2], image.shape[-1])
-            image = F.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
+            floor = image.amin(dim=(-2, -1), keepdim=True)  # 0 would be a medium grey where intensities are z-scores
+            image = F.grid_sample((image - floor)[None], grid, mode="bilinear", align_corners=False)[0] + floor
             mask = F.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0].to(
                 mask.dtype
             )
-        if settings.flip == "left_right" and generator.random() < 0.5:
+        if settings.flip == "horizontal" and generator.random() < 0.5:
             image, mask = image.flip(-1), mask.flip(-1)
         return self.change_intensity(generator, image), mask
 
@@ -57,7 +59,7 @@ class Augmentation:
         return grid
 
     def change_intensity(self, generator: np.random.Generator, image: Tensor) -> Tensor:
-        """Contrast, gamma and noise, each by a random amount up to its setting. Background stays the lowest value."""
+        """Contrast, gamma and noise, each by a random amount up to its setting."""
         settings = self.settings
         if settings.contrast:
             image = image * float(1 + settings.contrast * generator.uniform(-1, 1))

@@ -14,7 +14,7 @@ from textseg.augmentation import Augmentation
 from textseg.contracts import Atlas, AuxiliaryLoss, Dataset, Source, Task, TextEncoder
 from textseg.data import SlicePrompt, Slices, SliceText, slice_prompts
 from textseg.embeddings import PromptRow, TextTable, build_text_table, check_budget
-from textseg.errors import RecipeError
+from textseg.errors import DataError, RecipeError
 from textseg.files import cache_folder
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
@@ -73,8 +73,7 @@ class Experiment:
     def training_slices(self) -> Slices:
         """Distorted, with the sources that training mixes."""
         recipe = self.recipe
-        sources = cast(Mapping[Source, float], recipe.prompts.training) if recipe.prompts else {}
-        return self._slices(self.cases["train"], sources, Augmentation(recipe.augmentation, recipe.seed))
+        return self._slices(self.cases["train"], _mixture(recipe), Augmentation(recipe.augmentation, recipe.seed))
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> Slices:
         """Those of one case, as they are, with the prompts of one source."""
@@ -95,8 +94,7 @@ class Experiment:
         model, build = self.recipe.model, self.registry.build
         if model.network is not None:
             network = build("network", model.network.use, self.task, settings=model.network.settings)
-            if network.uses_text and self.text is None:
-                raise RecipeError(f"model.network: '{model.network.use}' reads text, and the recipe has no prompts.")
+            _check_text(self.recipe, uses_text=network.uses_text)
             return Segmenter(network)
         assert model.vision_encoder is not None
         assert model.fusion is not None  # the schema asks for both or neither
@@ -113,10 +111,7 @@ class Experiment:
         for spec in self.recipe.auxiliary_losses:
             features = segmenter.fused_features
             if features is None:
-                raise RecipeError(
-                    f"auxiliary_losses: '{spec.use}' needs the fused features of a vision encoder and a fusion, and "
-                    "model.network gives none. Remove it, or use another model."
-                )
+                raise RecipeError(_NO_FEATURES.format(spec.use))
             losses[spec.use] = self.registry.build(
                 "auxiliary_loss", spec.use, self.task, features, settings=spec.settings
             )
@@ -140,10 +135,16 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
         recipe: checked.
         also: prompt sources beyond those of the recipe.
         progress: told how many cases of how many are prepared.
+
+    Raises a TextsegError, before anything is prepared where that is possible, for a recipe whose parts don't go
+    together, and for data that are missing or damaged.
     """
     registry, cache = installed_registry(), cache_folder()
+    _check_parts(recipe, registry)
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
     cases = [case for case in dataset.cases() if case.mask_path is not None]
+    if not cases:
+        raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
     split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), recipe.seed)
     used = {patient: part for part in PARTS for patient in getattr(split, part)}
     kept = [case for case in cases if case.patient in used]
@@ -162,6 +163,38 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
     return Experiment(recipe, registry, dataset, split, by_part, text, task)
 
 
+_NO_FEATURES = (
+    "auxiliary_losses: '{}' needs the fused features of a vision encoder and a fusion, and model.network gives none. "
+    "Remove it, or use another model."
+)
+
+
+def _check_parts(recipe: Recipe, registry: Registry) -> None:
+    """What can be known of the parts before hours of preparation."""
+    losses = [loss.use for loss in recipe.auxiliary_losses]
+    if twice := sorted({name for name in losses if losses.count(name) > 1}):
+        raise RecipeError(f"auxiliary_losses: {', '.join(twice)} stands there more than once. Keep one of each.")
+    if recipe.model.network is None:
+        return
+    if losses:
+        raise RecipeError(_NO_FEATURES.format(losses[0]))
+    uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
+    if isinstance(uses_text, bool):  # else only the built network knows
+        _check_text(recipe, uses_text=uses_text)
+
+
+def _check_text(recipe: Recipe, *, uses_text: bool) -> None:
+    assert recipe.model.network is not None
+    name = recipe.model.network.use
+    if uses_text and recipe.prompts is None:
+        raise RecipeError(f"model.network: '{name}' reads text, and the recipe has no prompts. Add the section.")
+    if not uses_text and recipe.prompts is not None:
+        raise RecipeError(
+            f"prompts: model.network '{name}' reads no text, and its results would look as if it did. Remove the "
+            "section, or use another model."
+        )
+
+
 def _text(
     recipe: Recipe,
     registry: Registry,
@@ -175,8 +208,7 @@ def _text(
     encoder: TextEncoder = registry.build(
         "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
     )
-    training = {cast(Source, source) for source, chance in settings.training.items() if chance}
-    needed = {"train": training, "validation": {settings.evaluation}, "test": {settings.evaluation, *also}}
+    needed = {"train": set(_mixture(recipe)), "validation": {settings.evaluation}, "test": {settings.evaluation, *also}}
     prompts = {
         prepared.case.id: {source: slice_prompts(prepared, source, generator, atlas) for source in sorted(needed[part])}
         for part in PARTS
@@ -211,6 +243,12 @@ def _text(
             for source, view, structure, text in said
         ],
     )
+
+
+def _mixture(recipe: Recipe) -> dict[Source, float]:
+    """The prompt sources of training that have a chance at all; none without text."""
+    mixture = recipe.prompts.training if recipe.prompts else {}
+    return {source: chance for source, chance in mixture.items() if chance}
 
 
 def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:

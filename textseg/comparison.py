@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -29,7 +28,6 @@ _SAME = (
     ("evaluation", "unit"),
     ("evaluation", "metrics"),
 )
-_SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,8 @@ def _folders(runs: Sequence[Path]) -> list[Path]:
     for run in runs:
         if RunFolder(run).record.is_file() or RunFolder(run).scores.is_file():
             found = [run]
-        elif run.is_dir():
-            found = sorted(path for path in run.iterdir() if path.is_dir() and _SEED_FOLDER.fullmatch(path.name))
         else:
-            found = []
+            found = [folder.path for folder in RunFolder.repeats(run)]
         if not found:
             raise RunError(
                 f"There is no run at '{run}': neither a run.json nor a folder seed<number> stands there. "

@@ -92,7 +92,7 @@ class Slices(Dataset[Item]):
     Args:
         cases: in order; their slices are numbered through.
         text: None where the model reads none; its rows are numbered as the slices are.
-        sources: probability of each prompt source.
+        sources: probability of each prompt source; empty where the model reads no text.
         augmentation: None leaves the slices as they are.
         seed: of the recipe.
     """
@@ -106,7 +106,10 @@ class Slices(Dataset[Item]):
         seed: int = 0,
     ) -> None:
         self.places = [(case, index) for case in cases for index in range(case.slice_count)]
-        self.text, self.sources, self.augmentation, self.seed = text, dict(sources), augmentation, seed
+        self.text, self.augmentation, self.seed = text, augmentation, seed
+        total = sum(sources.values())
+        # numpy asks for a sum of 1 more precisely than a recipe does
+        self.sources = {source: chance / total for source, chance in sorted(sources.items())}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -122,8 +125,7 @@ class Slices(Dataset[Item]):
         source: Source | None = None
         if self.text is not None:
             chance = np.random.default_rng((self.seed, epoch, slice_id, 1))
-            names = sorted(self.sources)
-            source = names[int(chance.choice(len(names), p=[self.sources[name] for name in names]))]
+            source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
         return image, mask, number, source
 
     def collate(self, items: Sequence[Item]) -> Batch:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textseg.build import Experiment, build
 from textseg.contracts import Source
-from textseg.errors import RunError
+from textseg.errors import RunError, suggestion
 from textseg.metrics import score
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
@@ -21,13 +22,14 @@ from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
-from textseg.run_folder import RunFolder
+from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
 from textseg.volumes import read_volume
 
 if TYPE_CHECKING:
-    Progress = Callable[[int, int], None]
+    Report = Callable[[int, int], None]
 
+ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
 RATIOS = frozenset({"dsc", "jaccard"})
 
 
@@ -48,7 +50,7 @@ def evaluate(
     *,
     source: Source | None,
     device: torch.device,
-    progress: Progress = lambda done, total: None,
+    progress: Report = lambda done, total: None,
 ) -> list[Score]:
     """Score the test cases with the prompts of `source`; write scores.csv, run.json and report.html into `target`.
 
@@ -61,10 +63,11 @@ def evaluate(
     segmenter.eval()
     for prepared in cases:
         prediction = _predict(experiment, segmenter, prepared, source, device)
-        rows = list(_score_case(experiment, prepared, prediction, source))
+        # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
+        rows = list(_score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics)))
         dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
         results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
-        scores += rows
+        scores += [row for row in rows if row.metric in settings.metrics]
         progress(len(results), len(cases))
     write_scores(target.scores, scores)
     evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
@@ -84,25 +87,61 @@ def evaluate(
 def evaluate_run(run: Path, *, prompts: str | None = None) -> Path:
     """Evaluate a finished run again, with the prompts of another source where one is named.
 
-    The scores of another source stand beside the run, in a folder of their own that `compare` reads like a run.
+    The scores of another source stand below the run, in a folder of their own that `compare` reads like a run. Raises
+    RunError for a source that there is not, and for data that are not those of the training.
     """
     folder = RunFolder.existing(run)
     recipe = load_recipe(folder.recipe)
+    if prompts is not None and prompts not in get_args(Source):
+        raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
     if prompts is not None and recipe.prompts is None:
         raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
     if prompts == "predicted":
         raise RunError(
             "Prompts of source 'predicted' are not available yet. Write template, interactive or ground_truth."
         )
-    source: Source | None = prompts or (recipe.prompts.evaluation if recipe.prompts else None)  # type: ignore[assignment]
-    experiment = build(recipe, also=[source] if source else [])
-    segmenter = load_segmenter(experiment, folder)
+    source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
+    with progress_bar() as bar:
+        task = bar.add_task("preparing slices", total=None)
+        experiment = build(
+            recipe,
+            also=[source] if source else [],
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    _check_data(experiment, folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter = load_segmenter(experiment, folder).to(device)
     target = folder if source == experiment.evaluation_source else folder.evaluation(source)
-    with target.lock():
-        scores = evaluate(experiment, segmenter, folder, target, source=source, device=torch.device("cpu"))
+    with target.lock(), progress_bar() as bar:
+        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
+        scores = evaluate(
+            experiment,
+            segmenter,
+            folder,
+            target,
+            source=source,
+            device=device,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
     print(headline(scores, experiment.structures_in_training, source))
     print(f"report: {target.report}")
     return target.path
+
+
+def _check_data(experiment: Experiment, folder: RunFolder) -> None:
+    """Other data would be split anew, and patients of the training could then be tested on."""
+    before, now = folder.read().get("hashes", {}), experiment.hashes()
+    if changed := [key for key in ALWAYS_EQUAL if before.get(key) != now[key]]:
+        raise RunError(
+            f"'{folder.path}' was trained on other data than those at hand: {', '.join(changed)} changed, so patients "
+            f"of the training may be among the test. Restore the data of '{experiment.recipe.dataset.use}', or train "
+            "again: textseg run RECIPE --fresh"
+        )
+
+
+def progress_bar() -> Progress:
+    """How far a long job is, with the time that is left."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best") -> Segmenter:
@@ -112,7 +151,10 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
     try:
         segmenter.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:
-        raise RunError(f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}': {error}") from error
+        raise RunError(
+            f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}': {first_line(error)} It comes "
+            "from another version of a plug-in, or from another run: train again with `textseg run RECIPE --fresh`."
+        ) from error
     return segmenter.eval()
 
 
@@ -165,7 +207,11 @@ def _predict(
 
 
 def _score_case(
-    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction, source: Source | None
+    experiment: Experiment,
+    prepared: PreparedCase,
+    prediction: CasePrediction,
+    source: Source | None,
+    metrics: Sequence[str],
 ) -> Iterator[Score]:
     settings, atlas = experiment.recipe.evaluation, experiment.atlas
     found, reference = prediction.prepared, np.asarray(prepared.mask)
@@ -187,7 +233,7 @@ def _score_case(
             other,
             spacing=spacing[-one.ndim :],
             structures=[structure.index for structure in atlas.structures],
-            metrics=settings.metrics,
+            metrics=metrics,
         )
         for structure in atlas.structures:
             for metric, value in result[structure.index].values.items():
@@ -206,12 +252,12 @@ def _score_case(
 
 
 def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
+    """Fewer than three where there are fewer cases; the best and the worst come first into the choice."""
     ranked = sorted(results, key=lambda result: -result.dsc)
-    picked = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    distinct: dict[str, tuple[str, CaseResult]] = {}
-    for name, result in picked.items():
-        distinct.setdefault(result.prepared.case.id, (name, result))
-    return list(distinct.values())
+    names = {0: "best"}
+    for place, name in ((len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
+        names.setdefault(place, name)
+    return [(names[place], ranked[place]) for place in sorted(names)]
 
 
 def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPicture:
@@ -233,6 +279,4 @@ def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPi
 
 
 def _prompt_examples(experiment: Experiment, source: Source | None) -> list[dict[str, Any]]:
-    from dataclasses import asdict
-
     return [asdict(row) for row in experiment.text.rows] if experiment.text and source else []

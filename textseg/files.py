@@ -41,7 +41,7 @@ def cache_folder() -> Path:
     """Where prepared slices and text features are kept: TEXTSEG_CACHE, or the user's cache folder."""
     chosen = os.environ.get("TEXTSEG_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     from platformdirs import user_cache_path
 
     return user_cache_path("textseg")

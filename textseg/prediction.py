@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from textseg.contracts import Task, TextFeatures
 from textseg.data import Slices, batches_in_order
@@ -46,31 +48,30 @@ def predict_case(
         batch_size: slices at a time.
         native: also at the file's own size.
     """
-    small: list[torch.Tensor] = []
-    large: list[torch.Tensor] = []
+    small: list[Tensor] = []
+    large: list[Tensor] = []
     for batch in batches_in_order(slices, batch_size):
         moved = batch.to(device)
         logits = segmenter(moved.image, moved.text).logits.float()
         small.append(logits.argmax(1).to(torch.uint8).cpu())
-        if native:
-            large.append(prepared.placement.restore(logits).argmax(1).to(torch.uint8).cpu())
+        if native:  # one slice at a time: K float maps of a whole batch at the native size can fill a GPU
+            for one in logits.split(1):
+                large.append(prepared.placement.restore(one).argmax(1).to(torch.uint8).cpu())
     return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
 
 
 def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats: int = 5) -> dict[str, Any]:
     """Parameters, multiply-accumulates and milliseconds of one slice, at the size of the recipe.
 
-    Multiply-accumulates are half of what torch's FlopCounterMode counts; milliseconds the median of `repeats`.
+    Multiply-accumulates are those of convolutions, matrix products and attention; milliseconds the median of
+    `repeats`.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     image = torch.zeros(1, task.image_channels, *task.image_size, device=device)
     text = empty_text(task, device) if segmenter.uses_text else None
     training = segmenter.training
     segmenter.eval()
     with torch.inference_mode():
-        with FlopCounterMode(display=False) as counter:
-            segmenter(image, text)
+        multiply_accumulates = _count_multiply_accumulates(segmenter, image, text)
         seconds = []
         for _ in range(repeats):
             _synchronise(device)
@@ -82,7 +83,7 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     return {
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "trainable_parameters": sum(p.numel() for p in segmenter.parameters() if p.requires_grad),
-        "multiply_accumulates": counter.get_total_flops() // 2,
+        "multiply_accumulates": multiply_accumulates,
         "milliseconds_per_slice": round(1000 * float(np.median(seconds)), 3),
     }
 
@@ -98,6 +99,27 @@ def empty_text(task: Task, device: torch.device) -> TextFeatures:
         classwise=torch.zeros(1, structures, task.text_size, device=device),
         present=torch.ones(1, structures, dtype=torch.bool, device=device),
     )
+
+
+def _count_multiply_accumulates(segmenter: Segmenter, image: Tensor, text: TextFeatures | None) -> int:
+    """Half of what torch's FlopCounterMode counts, which knows neither attention on a CPU nor the fused layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops}) as counter:
+            segmenter(image, text)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops()) // 2
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of softmax(QK)V, from the shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, E]."""
+    batch, heads, queries, size = query
+    return 2 * batch * heads * queries * key[-2] * (size + value[-1])
 
 
 def _synchronise(device: torch.device) -> None:

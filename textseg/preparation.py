@@ -7,11 +7,10 @@ import json
 import math
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
+from textseg.files import replacing, write_atomically
 from textseg.volumes import Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ VERSION = 1  # of this step: raise it whenever the prepared slices of the same v
 PERCENTILES = (0.5, 99.5)
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
 BODY_PIXELS = 0.02  # share of a row or column that must be body
+LISTED = 10  # unknown values that a message shows
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case in the slice store."""
+    """A case in the slice store.
+
+    Arrays are mapped anew at each use: one that is kept holds a file open, and a process may have few of those.
+    """
 
     case: Case
     folder: Path
@@ -81,21 +85,29 @@ class PreparedCase:
     def slice_count(self) -> int:
         return len(self.present)
 
-    @cached_property
+    @property
     def image(self) -> NDArray[np.float16]:
-        """Prepared slices [S, H, W], memory-mapped."""
-        image: NDArray[np.float16] = np.load(self.folder / "image.npy", mmap_mode="r")
-        return image
+        """Prepared slices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
+        return self._map("image.npy")
 
-    @cached_property
+    @property
     def mask(self) -> NDArray[np.uint8]:
-        """Prepared class indices [S, H, W], memory-mapped."""
-        mask: NDArray[np.uint8] = np.load(self.folder / "mask.npy", mmap_mode="r")
-        return mask
+        """Prepared class indices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
+        return self._map("mask.npy")
 
     def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
         """Class indices [S, H_native, W_native], read from the file."""
         return map_labels(read_labels(_mask_path(self.case)), label_map, self.case)
+
+    def _map(self, name: str) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"Case '{self.case.id}': its prepared slices in '{self.folder / name}' can't be read: {error}. Delete "
+                f"'{self.folder}'; the next run prepares the case again."
+            ) from error
+        return array
 
 
 def prepare(
@@ -109,7 +121,8 @@ def prepare(
     """Put every case into the store under `cache`, or find it there; the order of `cases` is kept.
 
     Two processes may prepare the same case: each writes its own folder and the first to finish gives its name. Memory
-    holds as many volumes as there are threads. Raises DataError that names the case.
+    holds as many volumes as there are threads. Raises DataError that names the case, or its file where that can't be
+    read.
     """
     prepared: list[PreparedCase] = []
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -121,13 +134,17 @@ def prepare(
 
 def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
     """Class indices [S, H, W] of the file's values; raises DataError for a value that the map lacks."""
-    values, positions = np.unique(labels.array, return_inverse=True)
-    if unknown := [int(value) for value in values if int(value) not in label_map]:
+    values = [int(value) for value in np.unique(labels.array)]
+    if unknown := [value for value in values if value not in label_map]:
+        shown = ", ".join(map(str, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
         raise DataError(
-            f"Case '{case.id}': the mask '{case.mask_path}' holds {unknown}, which the data set's labels do not name."
+            f"Case '{case.id}': the mask '{case.mask_path}' holds {shown}, and the data set's labels name only "
+            f"{', '.join(map(str, sorted(label_map)))}. Correct the mask; is it one of this data set?"
         )
-    classes = np.array([label_map[int(value)] for value in values], dtype=np.uint8)
-    return classes[positions].reshape(labels.array.shape)
+    classes = np.zeros(labels.array.shape, dtype=np.uint8)
+    for value in values:
+        classes[labels.array == value] = label_map[value]
+    return classes
 
 
 def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
@@ -149,7 +166,9 @@ def place(volume: Volume, settings: Settings) -> Placement:
     row_mm, column_mm = volume.spacing_mm[1:]
     height, width = settings.size
     pixel_mm = max((bottom - top) * row_mm / height, (right - left) * column_mm / width)
-    box_height, box_width = math.ceil(height * pixel_mm / row_mm), math.ceil(width * pixel_mm / column_mm)
+    # Rounded first: 448.00000000000006 pixels are 448.
+    box_height = math.ceil(round(height * pixel_mm / row_mm, 6))
+    box_width = math.ceil(round(width * pixel_mm / column_mm, 6))
     return Placement(
         top=(top + bottom - box_height) // 2,
         left=(left + right - box_width) // 2,
@@ -179,9 +198,9 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "slices" / key[:2] / key
-    if not (folder / "case.json").exists():
-        _write_case(case, mask_path, label_map, settings, folder)
-    facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    facts = _stored_facts(folder)
+    if facts is None:
+        facts = _write_case(case, mask_path, label_map, settings, folder)
     return PreparedCase(
         case=case,
         folder=folder,
@@ -194,10 +213,22 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
     )
 
 
-def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path) -> None:
+def _stored_facts(folder: Path) -> dict[str, Any] | None:
+    """What case.json says, or None where the folder isn't whole."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return facts if (folder / "image.npy").exists() and (folder / "mask.npy").exists() else None
+
+
+def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path) -> dict[str, Any]:
     volume, labels = read_volume(case.image_path), read_labels(mask_path)
     if differences := volume.geometry.differences(labels.geometry):
-        raise DataError(f"Case '{case.id}': image and mask do not lie on each other: {'; '.join(differences)}.")
+        raise DataError(
+            f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "
+            f"{'; '.join(differences)}. Resample the mask to the image, or leave out the case."
+        )
     placement = place(volume, settings)
     normalised, intensities = normalise(volume.array, settings)
     floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
@@ -205,7 +236,7 @@ def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Sett
     classes = torch.from_numpy(map_labels(labels, label_map, case))
     mask = placement.prepare(classes, settings.size, labels=True)
     slice_mm, row_mm, column_mm = volume.spacing_mm
-    facts = {
+    facts: dict[str, Any] = {
         "placement": asdict(placement),
         "spacing_mm": [
             slice_mm,
@@ -216,19 +247,26 @@ def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Sett
         "intensities": intensities,
         "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        np.save(temporary / "image.npy", image.numpy().astype(np.float16))
-        np.save(temporary / "mask.npy", mask.numpy())
-        (temporary / "case.json").write_text(json.dumps(facts))
-        temporary.chmod(0o755)
+        temporary.mkdir(parents=True)
+        with replacing(temporary / "image.npy") as path:
+            np.save(path, image.numpy().astype(np.float16))
+        with replacing(temporary / "mask.npy") as path:
+            np.save(path, mask.numpy())
+        write_atomically(temporary / "case.json", json.dumps(facts))
+        if folder.exists() and _stored_facts(folder) is None:  # somebody deleted a part of it
+            shutil.rmtree(folder)
         temporary.replace(folder)
-    except OSError:
-        if not (folder / "case.json").exists():  # else another process was first, with the same content
-            raise
+    except OSError as error:
+        if _stored_facts(folder) is None:  # else another process was first, with the same content
+            raise DataError(
+                f"Case '{case.id}': its slices can't be written to '{folder.parent}': {error.strerror or error}. Make "
+                "room, or set TEXTSEG_CACHE to a folder that you may write to."
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return facts
 
 
 def _mask_path(case: Case) -> Path:

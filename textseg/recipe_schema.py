@@ -114,7 +114,7 @@ class Augmentation(_Section):
     gamma: NonNegative = 0.0
     noise: NonNegative = 0.0
     contrast: NonNegative = 0.0
-    flip: Literal["none", "left_right"] = "none"
+    flip: Literal["none", "horizontal"] = "none"
 
 
 class PromptSettings(_Section):

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from textseg.registry import Component
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")
+_SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # what --fresh moved aside is called otherwise
 
 
 class RunFolder:
@@ -50,12 +53,18 @@ class RunFolder:
         """A run that a person named; raises RunError where there is none, or several."""
         if (path / "run.json").exists():
             return cls(path)
-        below = sorted(path.glob("seed*/run.json"))
+        below = [folder for folder in cls.repeats(path) if folder.record.exists()]
         if len(below) == 1:
-            return cls(below[0].parent)
+            return below[0]
         if below:
-            raise RunError(f"'{path}' holds {len(below)} runs; name one: {', '.join(str(p.parent) for p in below)}.")
+            raise RunError(f"'{path}' holds {len(below)} runs; name one: {', '.join(str(run.path) for run in below)}.")
         raise RunError(f"'{path}' is no run: it has no run.json. Make one with: textseg run RECIPE")
+
+    @classmethod
+    def repeats(cls, path: Path) -> list[RunFolder]:
+        """The seeds and folds below runs/<name>, finished or not; without those that `--fresh` moved aside."""
+        below = sorted(path.iterdir()) if path.is_dir() else []
+        return [cls(folder) for folder in below if folder.is_dir() and _SEED_FOLDER.fullmatch(folder.name)]
 
     def evaluation(self, source: str | None) -> RunFolder:
         """Where the scores with prompts of another source stand; `compare` reads it like a run."""
@@ -92,11 +101,15 @@ class RunFolder:
         return aside
 
     def read(self) -> dict[str, Any]:
-        """run.json, or an empty record before the first one is written."""
+        """run.json, or an empty record before the first one is written; raises RunError for a damaged one."""
         try:
             record: dict[str, Any] = json.loads(self.record.read_text())
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise RunError(
+                f"'{self.record}' is damaged ({error}). Restore it, or add --fresh to `textseg run` to start anew."
+            ) from error
         return record
 
     def update(self, **facts: Any) -> dict[str, Any]:
@@ -131,13 +144,18 @@ class RunFolder:
         return load_checkpoint(self.checkpoint(name))
 
     def check_bound(self, bound: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run under settings that would make it another experiment."""
-        before = self.read().get("bound", {})
+        """Refuse to go on with a run under settings that would make it another experiment: raises RunError."""
+        recorded = self.read().get("bound")
+        if not recorded:
+            raise RunError(
+                f"'{self.path}' holds a checkpoint but no run.json that says of which experiment. Restore run.json, "
+                "add --fresh to move the old run aside, or choose another --output."
+            )
         # Through JSON, as the record went: tuples are lists there.
-        now = json.loads(json.dumps(bound))
-        changed = [key for key in sorted({*before, *now}) if before and before.get(key) != now.get(key)]
+        before, now = dict(_flat(recorded)), dict(_flat(json.loads(json.dumps(bound))))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
-            lines = [f"  {key}: was {before.get(key)}, is {now.get(key)}" for key in changed]
+            lines = [f"  {key}: was {_said(before.get(key))}, is {_said(now.get(key))}" for key in changed]
             raise RunError(
                 f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the change, add "
                 "--fresh to move the old run aside, or choose another --output or name."
@@ -153,8 +171,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise RunError(f"The checkpoint '{path}' can't be read ({error}).") from error
+        raise RunError(
+            f"The checkpoint '{path}' is damaged or no checkpoint of textseg ({first_line(error)}). Restore it from a "
+            "copy, or add --fresh to `textseg run` to move the run aside and train anew."
+        ) from error
     return state
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a long message, or the name of an error without one."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def environment(components: Sequence[Component]) -> dict[str, Any]:
@@ -176,7 +214,7 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
             "cuda": cuda,
             "platform": platform.platform(),
         },
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from lightning.fabric import Fabric
 from textseg.build import Experiment, build
 from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
-from textseg.evaluation import evaluate, headline, load_segmenter
+from textseg.evaluation import evaluate, headline, load_segmenter, progress_bar
 from textseg.files import write_atomically
 from textseg.prediction import measure_cost
 from textseg.recipe import dump, load_recipe
 from textseg.run_folder import RunFolder, environment
-from textseg.scores import read_scores
-from textseg.training import Training, progress_bar
+from textseg.scores import Score, read_scores
+from textseg.training import Training
 
 
 def run(
@@ -47,40 +48,46 @@ def run(
     if dry_run:
         print(dump(resolved), plan(experiment), sep="\n")
         return folder.path
-    if fresh and (aside := folder.move_aside()):
-        print(f"the earlier run stands in {aside}")
+    if fresh and folder.path.exists():
+        with folder.lock():  # not under the feet of a process that writes it
+            print(f"the earlier run stands in {folder.move_aside()}")
     precision, note = _precision(resolved.training.precision)
     fabric = Fabric(accelerator="auto", devices=1, precision=precision)
     with folder.lock():
-        training = Training(experiment, folder, fabric)
-        bound = _bound(experiment)
-        if folder.checkpoint("last").exists():
+        bound, going_on = _bound(experiment), folder.checkpoint("last").exists()
+        if going_on:
             folder.check_bound(bound)
+        training = Training(experiment, folder, fabric)
+        if going_on:
             training.resume()
-            print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
+        if training.finished and _scored(training):
+            _print_result(training, read_scores(folder.scores))
+            return folder.path
         _write_inputs(experiment, folder)
-        folder.update(
-            name=resolved.name,
-            seed=resolved.seed,
-            fold=resolved.split.fold,
-            reference=resolved.reference,
-            dataset=resolved.dataset.use,
-            precision={"requested": resolved.training.precision, "used": precision, "note": note},
-            hashes=experiment.hashes(),
-            bound=bound,
-            **environment(experiment.components),
-            **measure_cost(training.segmenter, experiment.task, fabric.device),
-        )
-        print(plan(experiment), *([note] if note else []), sep="\n")
-        finished = training.progression.step >= training.total_steps
-        if not finished:
-            training.fit()
-        _evaluate(training, already=finished)
-        folder.update(
-            wall_seconds=round(folder.read().get("wall_seconds", 0) + time.monotonic() - started, 1),
-            training_seconds=round(training.progression.seconds, 1),
-            peak_memory_bytes=_peak_memory(fabric.device),
-        )
+        if not training.finished:  # what stands in the record of a finished run is where its weights come from
+            folder.update(
+                name=resolved.name,
+                seed=resolved.seed,
+                fold=resolved.split.fold,
+                reference=resolved.reference,
+                dataset=resolved.dataset.use,
+                precision={"requested": resolved.training.precision, "used": precision, "note": note},
+                hashes=experiment.hashes(),
+                bound=bound,
+                **environment(experiment.components),
+                **measure_cost(training.segmenter, experiment.task, fabric.device),
+            )
+            print(plan(experiment), *([note] if note else []), sep="\n")
+            if going_on:
+                print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
+        before = folder.read()
+        try:
+            if not training.finished:
+                training.fit()
+            _record_cost(training, before, started)  # the report shows it
+            _evaluate(training)
+        finally:
+            _record_cost(training, before, started)
     return folder.path
 
 
@@ -106,30 +113,55 @@ def plan(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-def _evaluate(training: Training, *, already: bool) -> None:
-    """Score the best checkpoint, unless its scores stand there."""
-    experiment, folder = training.experiment, training.folder
-    source = experiment.evaluation_source
-    wanted = {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": source or "none"}
-    if already and folder.scores.exists() and folder.read().get("evaluation") == wanted:
-        scores = read_scores(folder.scores)
-    else:
-        progression = training.progression
-        folder.update(best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc})
-        segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
-        with progress_bar() as bar:
-            task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
-            scores = evaluate(
-                experiment,
-                segmenter,
-                folder,
-                folder,
-                source=source,
-                device=training.fabric.device,
-                progress=lambda done, total: bar.update(task, completed=done),
-            )
-    print(headline(scores, experiment.structures_in_training, source))
-    print(f"report: {folder.report}")
+def _wanted(experiment: Experiment) -> dict[str, Any]:
+    evaluation = experiment.recipe.evaluation.model_dump(mode="json")
+    return {**evaluation, "prompts": experiment.evaluation_source or "none"}
+
+
+def _scored(training: Training) -> bool:
+    """Whether the scores of these very weights, measured as the recipe asks, stand in the folder."""
+    record, folder = training.folder.read(), training.folder
+    same = record.get("scored_step") == training.progression.step and record.get("evaluation") == _wanted(
+        training.experiment
+    )
+    return same and folder.scores.exists() and folder.report.exists()
+
+
+def _evaluate(training: Training) -> None:
+    """Score the best checkpoint."""
+    experiment, folder, progression = training.experiment, training.folder, training.progression
+    folder.report.unlink(missing_ok=True)  # written last, it says that the scores are those of the record
+    folder.update(
+        best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
+    )
+    segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
+    with progress_bar() as bar:
+        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
+        scores = evaluate(
+            experiment,
+            segmenter,
+            folder,
+            folder,
+            source=experiment.evaluation_source,
+            device=training.fabric.device,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+    _print_result(training, scores)
+
+
+def _print_result(training: Training, scores: Sequence[Score]) -> None:
+    experiment = training.experiment
+    print(headline(scores, experiment.structures_in_training, experiment.evaluation_source))
+    print(f"report: {training.folder.report}")
+
+
+def _record_cost(training: Training, before: Mapping[str, Any], started: float) -> None:
+    """Time and memory, together with those of the earlier parts of an interrupted run."""
+    training.folder.update(
+        wall_seconds=round(before.get("wall_seconds", 0) + time.monotonic() - started, 1),
+        training_seconds=round(training.progression.seconds, 1),
+        peak_memory_bytes=max(before.get("peak_memory_bytes", 0), _peak_memory(training.fabric.device)),
+    )
 
 
 def _write_inputs(experiment: Experiment, folder: RunFolder) -> None:
@@ -172,4 +204,5 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def make_split(
 ) -> Split:
     """Divide `patients` as the recipe says; the same patients and seed give the same split.
 
-    Raises DataError where a part would be empty, a patient unknown or on two sides.
+    Patients that an official split doesn't name are left out. Raises DataError where a part would be empty, a patient
+    is on two sides, or a file names one that is unknown.
     """
     known = sorted(set(patients))
     if settings.file is not None:
@@ -52,35 +54,51 @@ def make_split(
     elif official is None:
         raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
     else:
-        test = [patient for patient in drawn if patient in set(official["test"])]
-        drawn = [patient for patient in drawn if patient in {*official["train"], *test}]
         where = "split.official"
-    rest = [patient for patient in drawn if patient not in set(test)]
+        _require_apart({"train": official["train"], "test": official["test"]}, where)
+        test = [patient for patient in drawn if patient in official["test"]]
+        drawn = [patient for patient in drawn if patient in {*official["train"], *test}]
+    rest = [patient for patient in drawn if patient not in test]
     held = max(1, round(settings.validation * len(rest)))
     return _split(rest[held:], rest[:held], test, where)
 
 
 def _read(path: Path, known: Sequence[str]) -> Split:
     try:
-        parts = json.loads(path.read_text())
-        train, validation, test = ([str(patient) for patient in parts[part]] for part in PARTS)
-        split = _split(train, validation, test, str(path))
-    except FileNotFoundError:
-        raise DataError(f"split.file: '{path}' does not exist.") from None
+        content = json.loads(path.read_text())
+        parts = {part: content[part] for part in PARTS}
+        if not all(isinstance(patients, list) for patients in parts.values()):
+            raise TypeError
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+        raise DataError(f"split.file: '{path}' {reason}.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"split.file: '{path}' must be JSON with lists of patients for {', '.join(PARTS)}.") from error
+        raise DataError(
+            f"split.file: '{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
+        ) from error
+    train, validation, test = ([str(patient) for patient in parts[part]] for part in PARTS)
+    split = _split(train, validation, test, f"split.file: '{path}'")
     unknown = sorted({*split.train, *split.validation, *split.test} - set(known))
     if unknown:
-        raise DataError(f"split.file: '{path}' names patients that the data set lacks: {', '.join(unknown)}.")
+        raise DataError(
+            f"split.file: '{path}' names patients that the data set lacks, or has no mask of: {', '.join(unknown)}."
+        )
     return split
 
 
 def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str], where: str) -> Split:
     parts = dict(zip(PARTS, (train, validation, test), strict=True))
-    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        if twice := sorted(set(parts[one]) & set(parts[other])):
-            raise DataError(f"{where}: {', '.join(twice)} stands in both {one} and {other}; one patient, one side.")
+    _require_apart(parts, where)
     if empty := [part for part, patients in parts.items() if not patients]:
         count = sum(map(len, parts.values()))
-        raise DataError(f"{where}: no patient is left for {' and '.join(empty)} ({count} patients in all).")
-    return Split(*(tuple(sorted(parts[part])) for part in PARTS))
+        raise DataError(
+            f"{where}: no patient is left for {' and '.join(empty)} ({count} in all); each part needs one. Use another "
+            "division, or more patients."
+        )
+    return Split(*(tuple(sorted(set(parts[part]))) for part in PARTS))
+
+
+def _require_apart(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    for (one, first), (other, second) in combinations(parts.items(), 2):
+        if twice := sorted(set(first) & set(second)):
+            raise DataError(f"{where}: both {one} and {other} have {', '.join(twice)}; one patient, one side.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,20 +16,18 @@ from typing import Any, cast
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, training_loader
 from textseg.errors import RunError
-from textseg.evaluation import mean_dsc
+from textseg.evaluation import mean_dsc, progress_bar
 from textseg.model import Segmenter
+from textseg.optimization import learning_rate, make_optimizer, moving_average
 from textseg.recipe import Training as Settings
-from textseg.run_folder import RunFolder, load_checkpoint
-
-WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate
+from textseg.run_folder import RunFolder, first_line, load_checkpoint
 
 
 @dataclass
@@ -39,14 +38,17 @@ class Progression:
     best_dsc: float = -1.0
     best_epoch: int = -1
     seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
 
 
 class Training:
     """A run in memory: weights, optimiser, and the loop over them.
 
-    Where the run stands follows from its step alone: the epoch, the place in it, the learning rate and every random
+    Where the run stands follows from its step alone: the place in the epoch, the learning rate and every random
     number. A run that goes on from a checkpoint is therefore equal to one that was never interrupted.
+
+    Raises RunError for weights in `initialize_from` that don't fit.
     """
 
     def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
@@ -57,8 +59,8 @@ class Training:
         self.auxiliary = experiment.auxiliary_losses(self.segmenter)
         self.segmentation_loss = experiment.segmentation_loss()
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
-        if self.settings.initialize_from:
-            self.segmenter.load_state_dict(_initial_weights(Path(self.settings.initialize_from)))
+        if self.settings.initialize_from and not folder.checkpoint("last").exists():
+            _initialize(self.segmenter, Path(self.settings.initialize_from))
         self.parameters = [
             parameter
             for parameter in (*self.segmenter.parameters(), *self.auxiliary.parameters())
@@ -66,13 +68,11 @@ class Training:
         ]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
-        self.optimizer = _optimizer(self.parameters, self.settings)
+        self.optimizer = make_optimizer(self.parameters, self.settings)
         self.wrapped, self.wrapped_optimizer = fabric.setup(_Losses(self), self.optimizer)
         decay = self.settings.average_decay
         self.average = (
-            AveragedModel(self.segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
-            if decay
-            else None
+            AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
         )
         self.progression = Progression()
         self.slices = experiment.training_slices()
@@ -85,30 +85,54 @@ class Training:
         """The weights that validation and evaluation use."""
         return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
 
+    @property
+    def finished(self) -> bool:
+        return len(self.progression.history) >= self.settings.epochs
+
     def fit(self) -> None:
-        """Train to the last epoch, from wherever the run stands; save on the way."""
+        """Train to the last epoch, from wherever the run stands; save on the way.
+
+        Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
+        """
+        progression = self.progression
         logger = TensorBoardLogger(
-            self.folder.path, name="log", version="", purge_step=self.progression.step, default_hp_metric=False
+            self.folder.path, name="log", version="", purge_step=progression.step, default_hp_metric=False
         )
-        first = self.progression.step // self.steps_per_epoch
-        with progress_bar() as bar, _stop_on_termination(self):
-            task = bar.add_task("training", total=self.total_steps, completed=self.progression.step)
-            for epoch in range(first, self.settings.epochs):
-                started = time.monotonic()
-                self._start_epoch(epoch)
-                sums: dict[str, Tensor] = {}
-                for batch in self._batches(epoch):
-                    for name, value in self.training_step(batch).items():
-                        sums[name] = sums[name] + value if name in sums else value
-                    bar.update(task, advance=1)
+        try:
+            with progress_bar() as bar, _stop_on_termination(self):
+                task = bar.add_task("training", total=self.total_steps, completed=progression.step)
+                for epoch in range(len(progression.history), self.settings.epochs):
+                    row = self._epoch(epoch, lambda: bar.update(task, advance=1))
+                    if row is not None:
+                        values = {key: value for key, value in row.items() if key != "epoch"}
+                        logger.log_metrics(values, progression.step)
+                        bar.console.print(_describe(row), highlight=False)
                     if self.stop_requested:
                         self._save("last")
+                        bar.console.print(
+                            f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
+                            "goes on from there",
+                            highlight=False,
+                        )
                         raise KeyboardInterrupt
-                self.progression.seconds += time.monotonic() - started
-                row = self._finish_epoch(epoch, sums)
-                logger.log_metrics({key: value for key, value in row.items() if key != "epoch"}, self.progression.step)
-                bar.console.print(_describe(row), highlight=False)
-        logger.finalize("success")
+        finally:
+            logger.finalize("")
+
+    def _epoch(self, epoch: int, advance: Callable[[], None]) -> dict[str, float] | None:
+        """Train what is left of an epoch; returns its row of the log, or None where a signal stopped it inside."""
+        progression, started = self.progression, time.monotonic()
+        self._start_epoch(epoch)
+        sums = {name: torch.tensor(value, device=self.fabric.device) for name, value in progression.sums.items()}
+        for batch in self._batches(epoch):
+            for name, value in self.training_step(batch).items():
+                sums[name] = sums[name] + value if name in sums else value
+            advance()
+            if self.stop_requested:
+                break
+        progression.seconds += time.monotonic() - started
+        progression.sums = {name: value.item() for name, value in sums.items()}
+        self._check_numbers(epoch)
+        return None if self.stop_requested else self._finish_epoch(epoch)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
@@ -150,18 +174,26 @@ class Training:
         if start_epoch is not None:
             start_epoch(epoch, self.settings.epochs)
 
-    def _finish_epoch(self, epoch: int, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    def _check_numbers(self, epoch: int) -> None:
+        """Stop before a checkpoint is overwritten with what can't be mended."""
+        weights = torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all()
+        what = "" if weights else "A weight is no finite number"
+        if not math.isfinite(self.progression.sums.get("loss", 0.0)):
+            what = f"The loss is {self.progression.sums['loss']}"
+        if what:
+            kept = "The last good checkpoint is kept" if self.folder.checkpoint("last").exists() else "Nothing is saved"
+            raise RunError(
+                f"{what} in epoch {epoch + 1}, up to step {self.progression.step}. {kept}. Lower "
+                "training.learning_rate, set training.gradient_clip, or use precision 32-true, and start anew with "
+                "--fresh."
+            )
+
+    def _finish_epoch(self, epoch: int) -> dict[str, float]:
         """Validate and save where it is time to; returns the epoch's row of the log."""
         progression, last = self.progression, epoch + 1 == self.settings.epochs
-        count = self.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": progression.step}
-        row |= {f"train_{name}": value.item() / count for name, value in sums.items()}
+        row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if not math.isfinite(row.get("train_loss", 0.0)):
-            raise RunError(
-                f"The loss of epoch {epoch} is {row['train_loss']}. The last good checkpoint is kept. Lower "
-                "training.learning_rate, set training.gradient_clip, or use precision 32-true."
-            )
         if last or (epoch + 1) % self.settings.validate_every == 0:
             self.evaluated.eval()
             row["validation_dsc"] = mean_dsc(self.experiment, self.evaluated, "validation", self.fabric.device)
@@ -169,6 +201,7 @@ class Training:
         if better:
             progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch
         progression.history.append(row)
+        progression.sums = {}
         if better:
             self._save("best")
         if last or (epoch + 1) % self.settings.checkpoint_every == 0:
@@ -189,14 +222,26 @@ class Training:
         self.folder.save_checkpoint(name, state)
 
     def resume(self) -> None:
-        """Go on where `last` stands."""
+        """Go on where `last` stands; raises RunError for a checkpoint that doesn't fit, or that has more epochs."""
         state = self.folder.load_checkpoint("last")
-        self.model.load_state_dict(state["training"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.progression = Progression(**state["progression"])
+        try:
+            self.model.load_state_dict(state["training"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+            self.progression = Progression(**state["progression"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"'{self.folder.checkpoint('last')}' does not fit this recipe and this version of textseg: "
+                f"{first_line(error)} Add --fresh to move the old run aside and start anew."
+            ) from error
+        trained = len(self.progression.history)
+        if trained > self.settings.epochs:
+            raise RunError(
+                f"'{self.folder.path}' has trained {trained} epochs, more than training.epochs "
+                f"({self.settings.epochs}). Raise it, or add --fresh to move the old run aside."
+            )
 
 
 class _Losses(nn.Module):
@@ -219,32 +264,14 @@ class _Losses(nn.Module):
         return {**terms, **extra}
 
 
-def learning_rate(settings: Settings, step: int, total: int) -> float:
-    """The learning rate of a step: a function of the step alone."""
-    high, low = settings.learning_rate, settings.final_learning_rate
-    done = step / total
-    if settings.schedule == "constant":
-        return high
-    if settings.schedule == "polynomial":
-        return float(high * (1 - done) ** 0.9)
-    if settings.schedule == "one_cycle":
-        if done < WARM_UP:
-            return high * (0.04 + 0.96 * (1 - math.cos(math.pi * done / WARM_UP)) / 2)
-        done = (done - WARM_UP) / (1 - WARM_UP)
-    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-        )
-    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-
-
-def _initial_weights(place: Path) -> dict[str, Any]:
+def _initialize(segmenter: Segmenter, place: Path) -> None:
     path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
-    return cast(dict[str, Any], load_checkpoint(path)["model"])
+    try:
+        segmenter.load_state_dict(load_checkpoint(path)["model"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(
+            f"training.initialize_from: '{path}' does not fit the model of this recipe: {first_line(error)}"
+        ) from error
 
 
 def _key(seed: int, step: int) -> int:
@@ -256,11 +283,6 @@ def _describe(row: Mapping[str, float]) -> str:
     return f"epoch {int(row['epoch']) + 1}: loss {row.get('train_loss', math.nan):.3f}{dsc}"
 
 
-def progress_bar() -> Progress:
-    """How far a long job is, with the time that is left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-
-
 @contextmanager
 def _stop_on_termination(training: Training) -> Iterator[None]:
     """A termination signal, or Ctrl-C, ends the run after the step at hand, saved."""
@@ -268,6 +290,9 @@ def _stop_on_termination(training: Training) -> Iterator[None]:
     def request(signal_number: int, frame: FrameType | None) -> None:
         training.stop_requested = True
 
+    if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread alone
+        yield
+        return
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from textseg import build as module
+from textseg.build import Experiment, build
+from textseg.errors import DataError, RecipeError
+from textseg.recipe import load_recipe
+
+WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
+    return build(load_recipe(tiny_recipe), also=["interactive"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (WITHOUT_TEXT[2:], "auxiliary_losses: 'ccae' needs the fused features of a vision encoder and a fusion"),
+        (WITHOUT_TEXT[1:], "prompts: model.network 'plain' reads no text, and its results would look as if it did"),
+        ((*WITHOUT_TEXT[:2], "model={network: {use: reader}}"), "'reader' reads text, and the recipe has no prompts"),
+        (
+            ("auxiliary_losses=[{use: ccae, weight: 1.0}, {use: ccae, weight: 0.5}]",),
+            "auxiliary_losses: ccae stands there more than once",
+        ),
+        (WITHOUT_TEXT[:1], "required by vision_encoder and fusion but missing"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_preparation(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+) -> None:
+    def called(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("cases were prepared")
+
+    monkeypatch.setattr(module, "prepare", called)
+    with pytest.raises(RecipeError, match=message):
+        build(load_recipe(tiny_recipe, overrides))
+
+
+def test_a_network_that_only_knows_when_built_is_refused_then(tiny_recipe: Path, experiment: Experiment) -> None:
+    recipe = load_recipe(tiny_recipe, [*WITHOUT_TEXT[:2], "model={network: {use: reader}}"])
+    with pytest.raises(RecipeError, match="reads text, and the recipe has no prompts"):
+        replace(experiment, recipe=recipe, text=None).segmenter()
+
+
+def test_no_annotated_case(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = module.installed_registry().build
+
+    def bare(kind: str, name: str, *wired: Any, settings: Any) -> Any:
+        built = original(kind, name, *wired, settings=settings)
+        if kind == "dataset":
+            cases = [replace(case, mask_path=None) for case in built.cases()]
+            monkeypatch.setattr(built, "cases", lambda: cases)
+        return built
+
+    monkeypatch.setattr(module.installed_registry(), "build", bare, raising=False)
+    with pytest.raises(DataError, match="'lumbar_phantom' has no case with a mask"):
+        build(load_recipe(tiny_recipe))
+
+
+def test_patients_stand_on_one_side(experiment: Experiment) -> None:
+    sides = {part: {case.case.patient for case in cases} for part, cases in experiment.cases.items()}
+    assert sides == {part: set(getattr(experiment.split, part)) for part in ("train", "validation", "test")}
+    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 7
+    assert sum(map(len, experiment.cases.values())) == 8
+
+
+def test_the_task_is_that_of_the_data_and_the_text(experiment: Experiment) -> None:
+    task = experiment.task
+    assert (task.image_channels, task.image_size, task.class_count, task.text_size) == (1, (48, 40), 20, 16)
+    assert experiment.text is not None
+    assert task.text_length == experiment.text.table.tokens.shape[1] >= max(experiment.text.table.token_counts)
+    assert len(task.fingerprint["native_sizes"]) == len(experiment.cases["train"])
+    assert task.fingerprint["native_sizes"][0] == (5, 96, 80)
+
+
+def test_the_text_is_as_long_as_any_that_can_be_said(experiment: Experiment) -> None:
+    """Also where the scans at hand would not say it: T belongs to the model."""
+    atlas = experiment.atlas
+    everything = f"{atlas.sequence[0]}:{atlas.sequence[-1]}"
+    assert experiment.task.text_length is not None
+    generator = experiment.registry.build("prompt_generator", "atpg_lumbar", atlas, settings={})
+    lengths = [
+        len(generator(visibility.at(index, 9)).holistic.split())
+        for visibility in atlas.visibilities()
+        for index in range(9)
+    ]
+    assert experiment.task.text_length >= max(lengths), everything
+
+
+def test_template_prompts_know_nothing_of_the_annotation(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    said: dict[int, set[tuple[str, ...]]] = {}
+    for prepared in experiment.cases["test"]:
+        for index, prompt in enumerate(experiment.text.prompts[prepared.case.id]["template"]):
+            said.setdefault(index, set()).add((prompt.holistic, *prompt.classwise))
+            assert prompt.visibility.visible == experiment.atlas.names
+    assert len(experiment.cases["test"]) > 1
+    assert {index: len(texts) for index, texts in said.items()} == dict.fromkeys(range(5), 1)
+    features = [next(iter(batches(experiment, prepared))).text.tokens for prepared in experiment.cases["test"]]
+    assert all(torch.equal(features[0], other) for other in features)
+
+
+def batches(experiment: Experiment, prepared: Any, source: Any = "template") -> Any:
+    from textseg.data import batches_in_order
+
+    return batches_in_order(experiment.slices(prepared, source), 5)
+
+
+def test_ground_truth_prompts_name_what_the_slice_shows(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    for prepared in experiment.cases["train"]:
+        said = experiment.text.prompts[prepared.case.id]
+        assert set(said) == {"ground_truth", "template"}
+        for index, prompt in enumerate(said["ground_truth"]):
+            shown = {experiment.atlas.names[value - 1] for value in np.unique(prepared.mask[index]) if value}
+            assert set(prompt.visibility.visible) == shown
+
+
+def test_each_part_has_the_prompts_that_it_needs(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    needed = {"train": {"ground_truth", "template"}, "validation": {"template"}, "test": {"template", "interactive"}}
+    for part, cases in experiment.cases.items():
+        for prepared in cases:
+            assert set(experiment.text.prompts[prepared.case.id]) == needed[part]
+    rows = experiment.text.rows
+    assert {row.text for row in rows} == set(experiment.text.table.texts)
+    assert {row.structure for row in rows if row.view == "holistic"} == {None}
+    assert all(row.tokens == len(row.text.split()) for row in rows)
+
+
+def test_training_slices_are_distorted_and_mix_sources_and_others_are_not(experiment: Experiment) -> None:
+    slices = experiment.training_slices()
+    assert len(slices) == sum(case.slice_count for case in experiment.cases["train"])
+    drawn = [slices[epoch, number][3] for epoch in range(3) for number in range(len(slices))]
+    assert set(drawn) == {"ground_truth", "template"}
+    prepared = experiment.cases["test"][0]
+    (batch,) = batches(experiment, prepared, "interactive")
+    np.testing.assert_array_equal(batch.image[:, 0].numpy(), np.asarray(prepared.image, np.float32))
+    assert any(not torch.equal(slices[0, n][0], slices[1, n][0]) for n in range(len(slices)))
+
+
+def test_structures_in_training(experiment: Experiment) -> None:
+    shown = np.unique(np.concatenate([np.unique(case.mask) for case in experiment.cases["train"]]))
+    assert experiment.structures_in_training == [experiment.atlas.names[index - 1] for index in shown if index]
+
+
+def test_hashes_change_with_what_they_are_of(tiny_recipe: Path, experiment: Experiment) -> None:
+    first = experiment.hashes()
+    again = build(load_recipe(tiny_recipe), also=["interactive"]).hashes()
+    assert again == first
+    other = build(load_recipe(tiny_recipe, ["seed=1", "prompts.generator.granularity=2"])).hashes()
+    assert other["preparation"] == first["preparation"]
+    assert other["data"] == first["data"]
+    assert other["split"] != first["split"]
+    assert other["prompts"] != first["prompts"]
+    prepared = build(load_recipe(tiny_recipe, ["preparation.size=[40, 40]"])).hashes()
+    assert prepared["split"] == first["split"]
+    assert prepared["preparation"] != first["preparation"]
+    assert prepared["data"] != first["data"]
+
+
+def test_fresh_weights_follow_the_seed(experiment: Experiment) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return list(experiment.segmenter().parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(1), weights(1), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
+
+
+def test_components_of_the_recipe(experiment: Experiment) -> None:
+    assert [(component.kind, component.name) for component in experiment.components] == [
+        ("dataset", "lumbar_phantom"),
+        ("prompt_generator", "atpg_lumbar"),
+        ("text_encoder", "hashed_words"),
+        ("vision_encoder", "residual_convolutions"),
+        ("fusion", "hasf"),
+        ("auxiliary_loss", "ccae"),
+    ]

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from textseg.augmentation import Augmentation
+from textseg.contracts import Atlas, Batch, Case, Prompts, Source, Structure, Visibility
+from textseg.data import ShuffledBatches, Slices, SliceText, batches_in_order, slice_prompts, training_loader
+from textseg.embeddings import TextTable
+from textseg.preparation import Placement, PreparedCase
+from textseg.recipe import Augmentation as AugmentationSettings
+
+SIZE = (12, 10)
+SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
+DISTORTED = AugmentationSettings(
+    distortion=0.8, rotation_degrees=20, scale=0.2, translation=0.1, elastic_pixels=1, noise=0.1, gamma=0.2
+)
+
+
+def speak(visibility: Visibility) -> Prompts:
+    """A text that holds everything it was told."""
+    told = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
+    classwise = ("L2", "L1", "L1/L2", "SC")
+    return Prompts(json.dumps([*told, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
+
+
+def prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], sequence: str = "T2") -> PreparedCase:
+    """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
+    folder = folder / name
+    folder.mkdir(parents=True)
+    mask = np.zeros((len(slices), *SIZE), np.uint8)
+    image = np.random.default_rng(len(name) + len(slices)).random(mask.shape).astype(np.float16)
+    for plane, present in zip(mask, slices, strict=True):
+        for index in present:
+            plane[2 * index] = index
+    np.save(folder / "image.npy", image)
+    np.save(folder / "mask.npy", mask)
+    return PreparedCase(
+        case=Case(name, name, Path("i.mha"), Path("m.mha"), {"sequence": sequence}),
+        folder=folder,
+        key=name,
+        placement=Placement(0, 0, *SIZE, SIZE),
+        spacing_mm=(4.0, 1.0 + len(slices), 1.5),
+        native_spacing_mm=(4.0, 1.0, 1.5),
+        intensities=(0.0, 1.0),
+        present=tuple(map(tuple, slices)),
+    )
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[PreparedCase]:
+    return [
+        prepared_case(tmp_path, "a", [(), (2, 3), (2, 4), (3,), ()]),
+        prepared_case(tmp_path, "bb", [(4,), (4,)], "T1"),
+        prepared_case(tmp_path, "ccc", [(1,), (1, 2, 3, 4), (2,), (), (), (3,)]),
+    ]
+
+
+def text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
+    prompts = {source: [p for case in cases for p in slice_prompts(case, source, speak, atlas)] for source in SOURCES}
+    texts = list(dict.fromkeys(t for said in prompts.values() for p in said for t in (p.holistic, *p.classwise)))
+    generator = torch.Generator().manual_seed(0)
+    table = TextTable(
+        texts=tuple(texts),
+        token_counts=(5,) * len(texts),
+        tokens=torch.randn(len(texts), 5, 3, generator=generator).half(),
+        mask=torch.rand(len(texts), 5, generator=generator) > 0.3,
+        pooled=torch.randn(len(texts), 3, generator=generator).half(),
+        fingerprint="",
+        encoded_count=0,
+    )
+    return SliceText(table, atlas, prompts)
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if batch.text is not None:
+        found |= {f"text.{field.name}": getattr(batch.text, field.name) for field in fields(batch.text)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def require_equal(one: Sequence[Batch], other: Sequence[Batch]) -> None:
+    assert len(one) == len(other)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.case == theirs.case
+        assert tensors(mine).keys() == tensors(theirs).keys()
+        for name, tensor in tensors(mine).items():
+            assert tensor.dtype == tensors(theirs)[name].dtype
+            assert torch.equal(tensor, tensors(theirs)[name]), name
+
+
+def visible(cases: Sequence[PreparedCase], source: Source, atlas: Atlas) -> list[list[tuple[str, ...]]]:
+    return [[prompt.visibility.visible for prompt in slice_prompts(case, source, speak, atlas)] for case in cases]
+
+
+def test_a_template_names_everything_and_the_annotation_what_a_slice_shows(
+    cases: list[PreparedCase], small_atlas: Atlas
+) -> None:
+    assert visible(cases[:1], "template", small_atlas) == [[small_atlas.names] * 5]
+    assert visible(cases[:1], "ground_truth", small_atlas) == [[(), ("L1", "L1/L2"), ("L1", "SC"), ("L1/L2",), ()]]
+
+
+def test_the_simulated_person_names_the_stretch_that_the_volume_shows(
+    cases: list[PreparedCase], small_atlas: Atlas
+) -> None:
+    found = visible(cases, "interactive", small_atlas)
+    assert found[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what stands in no row
+    assert found[1] == [("SC",)] * 2  # nothing of the sequence: what is shown
+    assert found[2] == [small_atlas.names] * 6
+
+
+def test_the_simulated_person_fills_the_gaps_of_a_stretch(tmp_path: Path, small_atlas: Atlas) -> None:
+    gap = prepared_case(tmp_path, "gap", [(2,), (1,)])
+    assert visible([gap], "interactive", small_atlas)[0][0] == small_atlas.names
+
+
+def test_without_an_order_the_simulated_person_lists_what_the_volume_shows(tmp_path: Path) -> None:
+    heart = Atlas("heart", tuple(Structure(n, "part", i) for i, n in enumerate(("LV", "RV", "MYO", "LA"), 1)))
+    shown = prepared_case(tmp_path, "shown", [(3,), (1,), ()])
+    nothing = prepared_case(tmp_path, "nothing", [(), ()])
+    assert visible([shown, nothing], "interactive", heart) == [[("LV", "MYO")] * 3, [heart.names] * 2]
+
+
+def test_every_prompt_knows_its_slice_and_the_facts(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    for source, scope in (("template", "volume"), ("interactive", "volume"), ("ground_truth", "slice")):
+        for index, prompt in enumerate(slice_prompts(cases[1], source, speak, small_atlas)):  # type: ignore[arg-type]
+            *_, said, where, number, count, facts = json.loads(prompt.holistic)
+            assert (said, where, number, count, facts) == (source, scope, index, 2, {"sequence": "T1"})
+            assert prompt.visibility.source == source
+
+
+def test_text_features_are_the_rows_of_the_table(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    text = text_of(cases, small_atlas)
+    slices = [(case, index) for case in cases for index in range(case.slice_count)]
+    numbers, sources = [7, 0, 12, 1, 7], ["template", "ground_truth", "interactive", "ground_truth", "interactive"]
+    features = text.features(numbers, sources)  # type: ignore[arg-type]
+    assert features.classwise is not None
+    for row, (number, source) in enumerate(zip(numbers, sources, strict=True)):
+        case, index = slices[number]
+        prompt = slice_prompts(case, source, speak, small_atlas)[index]  # type: ignore[arg-type]
+        holistic = text.table.texts.index(prompt.holistic)
+        assert torch.equal(features.tokens[row], text.table.tokens[holistic].float())
+        assert torch.equal(features.mask[row], text.table.mask[holistic])
+        for place, said in enumerate(prompt.classwise):
+            assert torch.equal(features.classwise[row, place], text.table.pooled[text.table.texts.index(said)].float())
+        assert features.present[row].tolist() == [name in prompt.visibility.visible for name in small_atlas.names]
+    assert (features.tokens.dtype, features.mask.dtype, features.present.dtype) == (
+        torch.float32,
+        torch.bool,
+        torch.bool,
+    )
+
+
+def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    slices = Slices(cases, text_of(cases, small_atlas), {"template": 1.0})
+    batches = list(batches_in_order(slices, 4))
+    assert [len(batch.case) for batch in batches] == [4, 4, 4, 1]
+    assert "".join(name[0] for batch in batches for name in batch.case) == "aaaaabbcccccc"
+    assert torch.cat([batch.slice_index for batch in batches]).tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4, 5]
+    assert torch.cat([batch.slice_count for batch in batches]).tolist() == [5] * 5 + [2] * 2 + [6] * 6
+    images, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("image", "mask"))
+    assert (images.shape, images.dtype) == ((13, 1, *SIZE), torch.float32)
+    assert (masks.shape, masks.dtype) == ((13, *SIZE), torch.int64)
+    assert np.array_equal(images[:, 0].numpy(), np.concatenate([case.image for case in cases]))
+    assert np.array_equal(masks.numpy(), np.concatenate([case.mask for case in cases]))
+    torch.testing.assert_close(
+        batches[1].spacing_mm, torch.tensor([[4, 6, 1.5], [4, 3, 1.5], [4, 3, 1.5], [4, 7, 1.5]])
+    )
+
+
+def test_a_model_without_text_gets_none(cases: list[PreparedCase]) -> None:
+    (batch,) = batches_in_order(Slices(cases[1:2], None, {}), 8)
+    assert batch.text is None
+
+
+def order(slice_count: int, batch_size: int, **place: int) -> list[list[tuple[int, int]]]:
+    return list(ShuffledBatches(slice_count, batch_size, **{"seed": 3, "epoch": 2, **place}))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    first = order(50, 8)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    assert order(50, 8) == first
+    assert order(50, 8, seed=4) != first
+    other = order(50, 8, epoch=3)
+    assert [[number for _, number in batch] for batch in other] != [[number for _, number in batch] for batch in first]
+    assert {epoch for batch in other for epoch, _ in batch} == {3}
+
+
+def test_an_epoch_shows_no_slice_twice_and_leaves_out_less_than_a_batch() -> None:
+    for slice_count, batch_size in ((50, 8), (48, 8), (8, 8), (9, 1)):
+        batches = order(slice_count, batch_size)
+        assert len(batches) == ShuffledBatches.per_epoch(slice_count, batch_size) == slice_count // batch_size
+        assert {len(batch) for batch in batches} == {batch_size}
+        numbers = [number for batch in batches for _, number in batch]
+        assert len(set(numbers)) == len(numbers) > slice_count - batch_size
+        assert set(numbers) <= set(range(slice_count))
+    assert sorted(number for batch in order(5, 8) for _, number in batch) == [0, 1, 2, 3, 4]  # the only batch stays
+
+
+def test_over_epochs_no_slice_is_left_out() -> None:
+    seen = {number for epoch in range(20) for batch in order(15, 8, epoch=epoch) for _, number in batch}
+    assert seen == set(range(15))
+
+
+def test_the_rest_of_an_epoch_is_its_tail() -> None:
+    whole = order(50, 8)
+    for start in range(7):
+        rest = ShuffledBatches(50, 8, seed=3, epoch=2, start=start)
+        assert list(rest) == whole[start:]
+        assert len(rest) == len(whole) - start
+
+
+def loader_of(
+    cases: Sequence[PreparedCase],
+    atlas: Atlas,
+    *,
+    start: int = 0,
+    epoch: int = 1,
+    workers: int = 0,
+    sources: Mapping[Source, float] | None = None,
+) -> list[Batch]:
+    chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
+    slices = Slices(cases, text_of(cases, atlas), chances, Augmentation(DISTORTED, 5), 5)
+    loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
+    return list(loader)  # type: ignore[arg-type]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    alone = loader_of(cases, small_atlas)
+    assert len(alone) == 4
+    require_equal(alone, loader_of(cases, small_atlas, workers=2))
+
+
+def test_a_resumed_epoch_gives_the_batches_that_were_left(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    whole = loader_of(cases, small_atlas)
+    torch.manual_seed(99)
+    require_equal(loader_of(cases, small_atlas, start=2), whole[2:])
+
+
+def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase]) -> None:
+    slices = Slices(cases, None, {}, Augmentation(DISTORTED, 5), 5)
+    images = {(epoch, number): slices[epoch, number][0] for epoch in range(3) for number in (5, 6)}
+    assert len({image.numpy().tobytes() for image in images.values()}) == 6
+    assert torch.equal(images[2, 6], slices[2, 6][0])
+
+
+def test_a_slice_draws_the_same_whatever_cases_are_beside_it(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5}
+    both = Slices(cases, text_of(cases, small_atlas), chances, Augmentation(DISTORTED, 5), 5)
+    last = Slices(cases[2:], text_of(cases[2:], small_atlas), chances, Augmentation(DISTORTED, 5), 5)
+    for epoch in range(6):
+        (one, mask, _, source), (other, other_mask, _, other_source) = both[epoch, 9], last[epoch, 2]
+        assert torch.equal(one, other)
+        assert torch.equal(mask, other_mask)
+        assert source == other_source
+
+
+def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    chances: dict[Source, float] = {"template": 0.5, "interactive": 0.2, "ground_truth": 0.3}
+    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
+    drawn = [[slices[epoch, number][3] for number in range(13)] for epoch in range(100)]
+    flat = [source for epoch in drawn for source in epoch]
+    for source, chance in chances.items():
+        assert flat.count(source) / len(flat) == pytest.approx(chance, abs=0.05)
+    assert len({tuple(epoch) for epoch in drawn}) == 100
+    again = Slices(cases, slices.text, dict(reversed(chances.items())), seed=1)
+    assert [again[3, number][3] for number in range(13)] == drawn[3]
+    other = Slices(cases, slices.text, chances, seed=2)
+    assert [other[3, number][3] for number in range(13)] != drawn[3]
+
+
+def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn(
+    cases: list[PreparedCase], small_atlas: Atlas
+) -> None:
+    text = text_of(cases, small_atlas)
+    thirds: Any = {"template": 0.3333333, "interactive": 0.3333333, "ground_truth": 0.3333333}
+    assert {Slices(cases, text, thirds)[epoch, 0][3] for epoch in range(30)} == set(SOURCES)
+    never: Any = {"template": 0.0, "ground_truth": 1.0}
+    assert {Slices(cases, text, never)[epoch, 0][3] for epoch in range(30)} == {"ground_truth"}
+
+
+def test_the_features_of_a_batch_are_those_of_the_drawn_sources(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5}
+    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
+    items = [slices[4, number] for number in (3, 1, 11)]
+    batch = slices.collate(items)
+    assert batch.text is not None
+    expected = slices.text.features([3, 1, 11], [source for *_, source in items])  # type: ignore[union-attr,misc]
+    assert torch.equal(batch.text.tokens, expected.tokens)
+    assert torch.equal(batch.text.present, expected.present)

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+import torch.nn.functional as F
+from medpy.metric import binary
+
+from textseg import evaluation
+from textseg.build import Experiment, build
+from textseg.comparison import compare
+from textseg.contracts import TextFeatures, Visibility
+from textseg.errors import RunError
+from textseg.evaluation import (
+    CaseResult,
+    _best_median_worst,
+    evaluate,
+    evaluate_run,
+    headline,
+    load_segmenter,
+    mean_dsc,
+)
+from textseg.model import Segmenter
+from textseg.prompts import generate
+from textseg.recipe import load_recipe
+from textseg.run_folder import RunFolder
+from textseg.scores import Score, read_scores
+
+pytestmark = pytest.mark.usefixtures("stranger")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copied(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "tiny" / finished_run.name))
+
+
+class Guess(torch.nn.Module):
+    """Class 1 where the image is bright, class 19 elsewhere in its right half; see `guessed`."""
+
+    uses_text = False
+    size_multiple = 1
+
+    def forward(self, image: torch.Tensor, text: TextFeatures | None) -> Any:
+        from textseg.contracts import SegmenterOutput
+
+        logits = torch.zeros(image.shape[0], 20, *image.shape[-2:])
+        logits[:, 0] = 0.5
+        logits[:, 1] = (image[:, 0] > 0.5).float()
+        logits[..., image.shape[-1] // 2 :][:, 19] = 0.75
+        return SegmenterOutput(logits)
+
+
+def guessed(image: np.ndarray) -> np.ndarray:
+    """What `Guess` says, [S, H, W] -> [S, H, W]."""
+    labels = np.zeros(image.shape, np.uint8)
+    labels[..., image.shape[-1] // 2 :] = 19
+    labels[np.asarray(image, np.float32) > 0.5] = 1
+    return labels
+
+
+@pytest.fixture(scope="module")
+def without_text(tiny_recipe: Path, stranger: None) -> Experiment:
+    overrides = ["prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}"]
+    return build(load_recipe(tiny_recipe, overrides))
+
+
+def measured(experiment: Experiment, **settings: Any) -> Experiment:
+    recipe = experiment.recipe
+    return replace(
+        experiment,
+        recipe=recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=settings)}),
+    )
+
+
+def scored(experiment: Experiment, path: Path, **settings: Any) -> list[Score]:
+    folder = RunFolder(path)
+    return evaluate(measured(experiment, **settings), Segmenter(Guess()), folder, folder, source=None, device=CPU)
+
+
+def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -> None:
+    experiment = build(load_recipe(finished_run / "recipe.yaml"))
+    atlas, registry, recipe = experiment.atlas, experiment.registry, experiment.recipe
+    assert recipe.prompts is not None
+    generator = registry.build("prompt_generator", "atpg_lumbar", atlas, settings={})
+    words = registry.build("text_encoder", "hashed_words", settings={})
+    segmenter = experiment.segmenter().eval()
+    state = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
+    segmenter.load_state_dict(state["model"])
+    rows = {(row.case, row.structure, row.metric): row for row in read_scores(finished_run / "scores.csv")}
+    checked = 0
+    for prepared in experiment.cases["test"]:
+        height, width = prepared.placement.native_size
+        found = np.zeros((prepared.slice_count, height, width), np.uint8)
+        for index in range(prepared.slice_count):
+            visibility = Visibility(atlas.names, "template", "volume", facts=prepared.case.facts)
+            said = generate(generator, atlas, visibility.at(index, prepared.slice_count))
+            tokens, mask = words([said.holistic])
+            # The run keeps features in 16 bits.
+            tokens = F.pad(tokens.half().float(), (0, 0, 0, experiment.task.text_length - tokens.shape[1]))
+            mask = F.pad(mask, (0, experiment.task.text_length - mask.shape[1]))
+            text = TextFeatures(tokens, mask, None, torch.ones(1, 19, dtype=torch.bool))
+            image = torch.from_numpy(prepared.image[index].astype(np.float32))[None, None]
+            with torch.inference_mode():
+                logits = segmenter(image, text).logits
+            place = prepared.placement
+            box = F.interpolate(logits, (place.height, place.width), mode="bilinear").argmax(1)[0].numpy()
+            for row in range(height):
+                for column in range(width):
+                    y, x = row - place.top, column - place.left
+                    if 0 <= y < place.height and 0 <= x < place.width:
+                        found[index, row, column] = box[y, x]
+        image = sitk.DICOMOrient(sitk.ReadImage(str(prepared.case.mask_path)), "PIR")
+        values = sitk.GetArrayFromImage(image)
+        label_map = experiment.dataset.label_map(prepared.case)
+        reference = np.vectorize(label_map.__getitem__)(values)
+        for structure in atlas.structures:
+            ours, theirs = found == structure.index, reference == structure.index
+            row = rows[prepared.case.id, structure.name, "dsc"]
+            assert row.status == ("ok" if ours.any() and theirs.any() else row.status)
+            if ours.any() and theirs.any():
+                checked += 1
+                assert row.value == pytest.approx(binary.dc(ours, theirs))
+                assert rows[prepared.case.id, structure.name, "asd"].value == pytest.approx(
+                    binary.asd(ours, theirs, voxelspacing=prepared.native_spacing_mm)
+                )
+            elif theirs.any():
+                assert (row.status, row.value) == ("missed", 0.0)
+    assert checked >= 2
+
+
+def test_per_slice_at_the_prepared_size_in_pixels(without_text: Experiment, tmp_path: Path) -> None:
+    scores = scored(without_text, tmp_path, per="slice", space="prepared", unit="pixel")
+    assert {(row.unit, row.space) for row in scores} == {("", "prepared"), ("pixel", "prepared")}
+    prepared = without_text.cases["test"][0]
+    measures = {"dsc": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}
+    found, reference = guessed(prepared.image) == 19, np.asarray(prepared.mask) == 19
+    checked = 0
+    for row in scores:
+        if row.case == prepared.case.id and row.structure == "SC":
+            assert (row.status in ("ok", "missed")) == bool(reference[row.slice].any())
+            if row.status == "ok":
+                checked += 1
+                assert row.value == pytest.approx(measures[row.metric](found[row.slice], reference[row.slice]))
+    assert checked >= 4
+    assert {row.slice for row in scores if row.case == prepared.case.id} == set(range(prepared.slice_count))
+
+
+def test_millimetres_and_pixels_differ_by_the_spacing(without_text: Experiment, tmp_path: Path) -> None:
+    found = {}
+    for unit in ("mm", "pixel"):
+        rows = scored(without_text, tmp_path / unit, per="slice", unit=unit, metrics=("asd",))
+        found[unit] = np.array([row.value for row in rows])
+        assert {(row.metric, row.unit, row.space) for row in rows} == {("asd", unit, "native")}
+    there = np.isfinite(found["mm"])
+    assert there.any()
+    spacing = without_text.cases["test"][0].native_spacing_mm
+    assert spacing[1] == spacing[2]
+    np.testing.assert_allclose(found["mm"][there], found["pixel"][there] * spacing[1], rtol=1e-6)
+
+
+def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(
+    without_text: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(evaluation, "write_report", lambda path, **parts: shown.update(parts))
+    scored(without_text, tmp_path / "asked", metrics=("dsc", "jaccard"))
+    titles = [picture.title for picture in shown["overlays"]]
+    rows = scored(without_text, tmp_path / "unasked", metrics=("jaccard",))
+    assert {row.metric for row in rows} == {"jaccard"}
+    assert [picture.title for picture in shown["overlays"]] == titles
+    assert [title.partition(":")[0] for title in titles] == ["best", "median", "worst"]
+    assert shown["run"]["structures_in_training"] == without_text.structures_in_training
+    assert shown["prompts"] == []
+
+
+@pytest.mark.parametrize(
+    ("dsc", "expected"),
+    [
+        ([0.5], ["best 0.5"]),
+        ([0.2, 0.5], ["best 0.5", "worst 0.2"]),
+        ([0.2, 0.5, 0.4], ["best 0.5", "median 0.4", "worst 0.2"]),
+        ([0.1, 0.9, 0.3, 0.7, 0.5], ["best 0.9", "median 0.5", "worst 0.1"]),
+    ],
+)
+def test_best_median_and_worst(without_text: Experiment, dsc: list[float], expected: list[str]) -> None:
+    prepared = without_text.cases["test"][0]
+    results = [CaseResult(prepared, None, value) for value in dsc]  # type: ignore[arg-type]
+    assert [f"{name} {result.dsc}" for name, result in _best_median_worst(results)] == expected
+
+
+def test_mean_dsc_is_the_mean_over_structures_of_the_mean_over_cases(without_text: Experiment) -> None:
+    segmenter = Segmenter(Guess()).eval()
+    values: dict[int, list[float]] = {}
+    for prepared in without_text.cases["train"]:
+        found, reference = guessed(prepared.image), np.asarray(prepared.mask)
+        for index in np.unique(reference)[1:]:
+            values.setdefault(int(index), []).append(binary.dc(found == index, reference == index))
+    expected = np.mean([np.mean(several) for several in values.values()])
+    assert expected > 0
+    assert mean_dsc(without_text, segmenter, "train", CPU) == pytest.approx(expected)
+
+
+def test_oracle_prompts_stand_apart(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    target = evaluate_run(copied.parent, prompts="ground_truth")
+    assert target == copied / "evaluations" / "ground_truth"
+    assert {path: path.read_bytes() for path in before} == before
+    assert "ORACLE" in capsys.readouterr().out
+    assert "ORACLE" in (target / "report.html").read_text()
+    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"ground_truth"}
+    assert json.loads((target / "run.json").read_text())["evaluation"]["prompts"] == "ground_truth"
+    ranked, _, oracles = compare([copied, target]).partition("Oracle runs (prompts from the ground truth)")
+    assert oracles
+    assert ranked.count("tiny (seed 2025)") == oracles.count("tiny (seed 2025)") == 1
+    assert "not ranked" in oracles
+
+
+def test_interactive_prompts(copied: Path) -> None:
+    target = evaluate_run(copied, prompts="interactive")
+    assert target.name == "interactive"
+    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"interactive"}
+    assert "ORACLE" not in (target / "report.html").read_text()
+
+
+def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:
+    before = (copied / "scores.csv").read_bytes()
+    (copied / "scores.csv").unlink()
+    assert evaluate_run(copied) == copied
+    assert (copied / "scores.csv").read_bytes() == before
+    assert not (copied / "evaluations").exists()
+
+
+def test_sources_that_there_are_not(finished_run: Path) -> None:
+    with pytest.raises(RunError, match="there is no source 'ground_thruth'. Did you mean 'ground_truth'"):
+        evaluate_run(finished_run, prompts="ground_thruth")
+    with pytest.raises(RunError, match="'predicted' are not available yet"):
+        evaluate_run(finished_run, prompts="predicted")
+    assert not (finished_run / "evaluations").exists()
+
+
+def test_other_data_are_refused(copied: Path) -> None:
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text()
+    assert "  seed: 0" not in text
+    recipe.write_text(text.replace("  cases: 8", "  cases: 9"))
+    before = (copied / "scores.csv").read_bytes()
+    with pytest.raises(RunError, match="trained on other data than those at hand: data, split changed"):
+        evaluate_run(copied)
+    assert (copied / "scores.csv").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_one_message(copied: Path, finished_run: Path) -> None:
+    folder = RunFolder(copied)
+    folder.save_checkpoint("best", {"model": {"x": torch.zeros(1)}})
+    with pytest.raises(RunError, match="best.ckpt' does not fit the model of '.*recipe.yaml'.* --fresh") as caught:
+        load_segmenter(build(load_recipe(folder.recipe)), folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_headline_counts_what_the_means_leave_out() -> None:
+    row = Score("1", "1", None, "SC", "dsc", "", "native", 0.5, "ok", "ground_truth")
+    rows = [
+        row,
+        replace(row, metric="hd95", unit="mm", value=2.0),
+        replace(row, case="2", value=0.0, status="missed"),
+        replace(row, case="2", metric="hd95", unit="mm", value=float("nan"), status="missed"),
+    ]
+    assert headline(rows, ["SC"], "ground_truth") == (
+        "test: dsc 0.2500, hd95 2.00 mm; mean over 1 structures seen in training, 2 cases, 1 missed, 0 spurious; "
+        "prompts: ground_truth ORACLE (prompts from the annotation)"
+    )
+    assert headline(rows, ["SC"], None).endswith("prompts: none")

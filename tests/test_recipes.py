@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from omegaconf import OmegaConf
+
+from textseg.build import Experiment, build
+from textseg.evaluation import mean_dsc
+from textseg.prediction import empty_text, predict_case
+from textseg.recipe import load_recipe, required_components
+from textseg.registry import installed_registry
+from textseg.run_folder import RunFolder
+from textseg.training import Training
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+# What a method without text prescribes otherwise than its partner; the rest is the same experiment.
+METHOD = {"name", "reference", "prompts", "model", "auxiliary_losses"}
+# The text encoder's weights are no part of textseg; the smallest size that Swin UNETR takes.
+REDUCED = (
+    "split={fractions: [0.6, 0.2, 0.2]}",
+    "preparation.size=[64, 64]",
+    "training.epochs=1",
+    "training.batch_size=2",
+    "training.workers=0",
+    "training.precision=32-true",
+)
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def partner_of(path: Path) -> Path | None:
+    """The ATM-Net recipe that a Swin UNETR recipe is the baseline of."""
+    if "swin_unetr" not in path.stem:
+        return None
+    name = "quickstart" if path.stem == "quickstart_swin_unetr" else path.stem.replace("swin_unetr", "atmnet")
+    return path.with_stem(name)
+
+
+def test_names_are_unique() -> None:
+    assert len(RECIPES) >= 6
+    assert len({path.stem for path in RECIPES}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem)
+def test_a_recipe_is_read(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.reference.startswith("https://")
+    for kind, spec in required_components(recipe):
+        assert installed_registry().component(kind, spec.use)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if partner_of(path)], ids=stem)
+def test_a_baseline_differs_in_its_method_alone(path: Path) -> None:
+    partner = partner_of(path)
+    assert partner is not None
+    ours, theirs = (OmegaConf.to_container(OmegaConf.load(file), resolve=False) for file in (path, partner))
+    assert isinstance(ours, dict)
+    assert isinstance(theirs, dict)
+    assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} <= METHOD
+    assert ours.keys() - theirs.keys() == set()
+    written, expected = (load_recipe(file).model_dump(mode="json", exclude=METHOD) for file in (path, partner))
+    assert written == expected
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("phantom")
+    return f"dataset={{use: lumbar_phantom, folder: {folder}, cases: 6, slices: 1, size: [96, 80], spacing_mm: 3.0}}"
+
+
+def reduced(path: Path, phantom: str) -> Experiment:
+    text = ["prompts.text_encoder={use: hashed_words}"] if load_recipe(path).prompts else []
+    return build(load_recipe(path, [phantom, *REDUCED, *text]))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem)
+def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tmp_path: Path) -> None:
+    experiment = reduced(path, phantom)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    training = Training(experiment, RunFolder(tmp_path), fabric)
+    before = [parameter.detach().clone() for parameter in training.parameters]
+    terms = training.training_step(next(training._batches(0)))
+    assert {"loss", "dice", "focal", *(loss.use for loss in experiment.recipe.auxiliary_losses)} == terms.keys()
+    assert all(math.isfinite(term) for term in terms.values())
+    moved = [not torch.equal(a, b) for a, b in zip(training.parameters, before, strict=True)]
+    assert sum(moved) > 0.9 * len(moved)
+    training.segmenter.eval()
+    prepared = experiment.cases["test"][0]
+    slices = experiment.slices(prepared, experiment.evaluation_source)
+    found = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
+    assert found.native is not None
+    assert found.native.shape == (1, 96, 80)
+    assert 0 <= mean_dsc(experiment, training.segmenter, "validation", torch.device("cpu")) <= 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem)
+def test_a_model_builds_at_its_own_size(path: Path, phantom: str) -> None:
+    """Shapes alone, on a device that computes nothing."""
+    recipe = load_recipe(path)
+    experiment = reduced(path, phantom)
+    text: dict[str, Any] = {"text_size": 384, "text_length": 120} if recipe.prompts else {}
+    task = replace(experiment.task, image_size=recipe.preparation.size, **text)
+    here = experiment.recipe.model_copy(update={"model": recipe.model})
+    segmenter = replace(experiment, recipe=here, task=task).segmenter().to("meta")
+    with torch.device("meta"):
+        image = torch.zeros(1, 1, *task.image_size)
+        output = segmenter(image, empty_text(task, torch.device("meta")) if recipe.prompts else None)
+    assert output.logits.shape == (1, 20, *recipe.preparation.size)

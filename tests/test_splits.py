@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textseg.errors import DataError
+from textseg.recipe import Split as Settings
+from textseg.splits import PARTS, Split, make_split
+
+PATIENTS = [f"p{number:02}" for number in range(40)]
+OFFICIAL = {"train": PATIENTS[:30], "test": PATIENTS[30:]}
+
+
+def split(patients: list[str] = PATIENTS, *, seed: int = 1, **settings: Any) -> Split:
+    return make_split(Settings(**settings), patients, None, seed)
+
+
+def require_whole(found: Split, patients: list[str]) -> None:
+    everybody = [patient for part in PARTS for patient in getattr(found, part)]
+    assert sorted(everybody) == sorted(patients)  # nobody twice, nobody missing
+    assert all(list(getattr(found, part)) == sorted(getattr(found, part)) for part in PARTS)
+
+
+FORMS = [
+    {"fractions": (0.7, 0.1, 0.2)},
+    {"fractions": (0.34, 0.33, 0.33)},
+    {"folds": 5, "fold": 3},
+    {"folds": 3, "fold": 0, "validation": 0.3},
+    {"official": True, "official_patients": OFFICIAL},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
+    settings = {key: value for key, value in form.items() if key != "official_patients"}
+    found = make_split(Settings(**settings), PATIENTS, form.get("official_patients"), 1)
+    require_whole(found, PATIENTS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_order_and_number_of_a_patients_cases_do_not_matter(form: dict[str, Any]) -> None:
+    settings = Settings(**{key: value for key, value in form.items() if key != "official_patients"})
+    official = form.get("official_patients")
+    found = make_split(settings, PATIENTS, official, 1)
+    again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official, 1)
+    assert again == found
+    assert again.hash == found.hash
+    other = make_split(settings, PATIENTS, official, 2)
+    assert other != found
+    assert other.hash != found.hash
+
+
+def test_fractions_are_of_the_patients() -> None:
+    found = split(fractions=(0.7, 0.1, 0.2))
+    assert [len(getattr(found, part)) for part in PARTS] == [28, 4, 8]
+
+
+def test_folds_test_every_patient_exactly_once() -> None:
+    tested = []
+    for fold in range(7):
+        found = split(folds=7, fold=fold, validation=0.2)
+        require_whole(found, PATIENTS)
+        assert len(found.test) in (5, 6)
+        assert len(found.validation) == round(0.2 * (40 - len(found.test)))
+        tested += found.test
+    assert sorted(tested) == PATIENTS
+
+
+def test_the_official_test_patients_stay_and_validation_comes_from_the_training_patients() -> None:
+    found = make_split(Settings(official=True, validation=0.2), PATIENTS, OFFICIAL, 1)
+    assert list(found.test) == OFFICIAL["test"]
+    assert len(found.validation) == 6
+    assert sorted((*found.train, *found.validation)) == OFFICIAL["train"]
+
+
+def test_an_official_split_leaves_out_whom_it_does_not_name() -> None:
+    found = make_split(Settings(official=True), [*PATIENTS, "extra"], OFFICIAL, 1)
+    require_whole(found, PATIENTS)
+
+
+def test_a_patient_more_moves_few_others() -> None:
+    before, after = split(fractions=(0.5, 0.25, 0.25)), split([*PATIENTS, "p40"], fractions=(0.5, 0.25, 0.25))
+    assert len(set(before.train) - set(after.train)) <= 1
+
+
+def test_the_hash_is_of_who_is_where_however_it_came_about(tmp_path: Path) -> None:
+    drawn = split(fractions=(0.7, 0.1, 0.2))
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({part: list(reversed(getattr(drawn, part))) for part in PARTS}))
+    read = split(file=path, seed=99)
+    assert read == drawn
+    assert read.hash == drawn.hash
+    swapped = Split(drawn.validation, drawn.train, drawn.test)
+    assert swapped.hash != drawn.hash
+
+
+def test_a_run_folders_own_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["1", 2, "1"], "validation": [3], "test": [4], "hash": "x"}))
+    assert split(["1", "2", "3", "4", "5"], file=path) == Split(("1", "2"), ("3",), ("4",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["p01"], "validation": ["p02"], "test": ["p03", "p01"]}, "both train and test have p01"),
+        ({"train": ["p01"], "validation": ["p01"], "test": ["p03"]}, "both train and validation have p01"),
+        ({"train": ["p01"], "validation": ["p02"], "test": ["q7", "q1"]}, "the data set lacks.*: q1, q7"),
+        ({"train": ["p01"], "validation": [], "test": ["p03"]}, "no patient is left for validation"),
+        ({"train": ["p01"], "test": ["p03"]}, "must be JSON with one list"),
+        ({"train": "p01", "validation": ["p02"], "test": ["p03"]}, "must be JSON with one list"),
+        (["p01"], "must be JSON with one list"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        split(file=path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        split(file=tmp_path / "missing.json")
+    with pytest.raises(DataError, match="can't be read: Is a directory"):
+        split(file=tmp_path)
+    (tmp_path / "broken.json").write_bytes(b'{"train": ["\xff')
+    with pytest.raises(DataError, match="must be JSON"):
+        split(file=tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("patients", "settings", "message"),
+    [
+        (["a", "b"], {"fractions": (0.8, 0.1, 0.1)}, "split.fractions: no patient is left for validation and test"),
+        (["a", "b", "c"], {"fractions": (0.5, 0.5, 0.0)}, "no patient is left for test .3 in all"),
+        (["a", "b", "c"], {"folds": 5, "fold": 4}, "split.folds: no patient is left for test"),
+        (["a", "b"], {"folds": 2, "fold": 0}, "no patient is left for train"),
+        ([], {"folds": 2, "fold": 0}, "no patient is left"),
+        (["a", "b"], {"official": True}, "no official split; use fractions"),
+    ],
+)
+def test_a_part_without_a_patient_is_refused(patients: list[str], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split(patients, **settings)
+
+
+def test_an_official_split_with_a_patient_on_two_sides_is_refused() -> None:
+    official = {"train": ["a", "b", "c"], "test": ["c", "d"]}
+    with pytest.raises(DataError, match="split.official: both train and test have c"):
+        make_split(Settings(official=True), ["a", "b", "c", "d"], official, 1)
+
+
+def test_an_official_split_without_a_known_test_patient_is_refused() -> None:
+    with pytest.raises(DataError, match="split.official: no patient is left for test"):
+        make_split(Settings(official=True), PATIENTS[:30], OFFICIAL, 1)

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from textseg import training as module
+from textseg.build import Experiment, build
+from textseg.contracts import Batch
+from textseg.errors import RunError
+from textseg.recipe import load_recipe
+from textseg.run_folder import RunFolder
+from textseg.training import Progression, Training
+
+WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
+
+pytestmark = pytest.mark.usefixtures("stranger", "one_thread")
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def experiment(tiny_recipe: Path, *overrides: str) -> Experiment:
+    return build(load_recipe(tiny_recipe, overrides))
+
+
+def start(experiment: Experiment, path: Path) -> Training:
+    return Training(experiment, RunFolder(path), Fabric(accelerator="cpu", devices=1, precision="32-true"))
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Bit by bit, at any depth; times differ, of course."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            if key != "seconds":
+                assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+def checkpoints(path: Path) -> dict[str, Any]:
+    return {name: RunFolder(path).load_checkpoint(name) for name in ("last", "best")}
+
+
+@pytest.fixture(scope="module")
+def plain_overrides() -> tuple[str, ...]:
+    return (*WITHOUT_TEXT, "training.epochs=2")
+
+
+def test_the_terms_sum_to_the_loss_and_the_history_holds_their_means(finished_run: Path) -> None:
+    state = RunFolder(finished_run).load_checkpoint("last")
+    history = state["progression"]["history"]
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    for row in history:
+        terms = [row[f"train_{name}"] for name in ("dice", "focal", "ccae")]
+        assert row["train_loss"] == pytest.approx(sum(terms), rel=1e-5)
+        assert all(0 < term < 3 for term in terms)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    per_epoch = history[0]["step"]
+    assert state["progression"]["step"] == 3 * per_epoch
+    rates = [row["learning_rate"] for row in history]
+    expected = [
+        1e-6 + (1e-2 - 1e-6) * (1 + math.cos(math.pi * (row["step"] - 1) / (3 * per_epoch))) / 2 for row in history
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A real termination signal, in that step."""
+    original = Training.training_step
+
+    def stopping(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = original(self, batch)
+        if self.progression.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    monkeypatch.setattr(Training, "training_step", stopping)
+
+
+def test_stopped_anywhere_and_continued_is_the_same(
+    tiny_recipe: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = experiment(tiny_recipe)
+    per_epoch = start(data, tmp_path).steps_per_epoch
+    assert per_epoch > 3
+    handler = signal.getsignal(signal.SIGTERM)
+    # In the first epoch, twice in the second, with its very last step, and with the last step of all.
+    stops = [2, per_epoch + 1, per_epoch + 3, 2 * per_epoch, 3 * per_epoch]
+    for step in stops:
+        training = start(data, tmp_path)
+        if step != stops[0]:
+            training.resume()
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                training.fit()
+        assert training.folder.load_checkpoint("last")["progression"]["step"] == step
+        assert not training.finished
+    training = start(data, tmp_path)
+    training.resume()
+    training.fit()
+    assert training.finished
+    assert_equal(checkpoints(tmp_path), checkpoints(finished_run))
+    assert training.folder.read_history() == RunFolder(finished_run).read_history()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_in_the_validation_is_heard(
+    tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(*arguments: object) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0.5
+
+    monkeypatch.setattr(module, "mean_dsc", validate)
+    training = start(experiment(tiny_recipe, *plain_overrides), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        training.fit()
+    saved = training.folder.load_checkpoint("last")["progression"]
+    assert (saved["step"], saved["best_epoch"], len(saved["history"])) == (training.steps_per_epoch, 0, 1)
+
+
+def test_dropout_and_buffers_survive_too(
+    tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = experiment(tiny_recipe, *plain_overrides, "training.workers=1", "training.optimizer=sgd")
+    whole = start(data, tmp_path / "whole")
+    whole.fit()
+    first = start(data, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
+    second = start(data, tmp_path / "parts")
+    second.resume()
+    second.fit()
+    assert_equal(checkpoints(tmp_path / "parts"), checkpoints(tmp_path / "whole"))
+
+
+def test_the_moving_average_is_validated_and_kept(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = start(experiment(tiny_recipe, *WITHOUT_TEXT, "training.epochs=1"), tmp_path)
+    original, expected, validated = Training.training_step, {}, []
+
+    def recording(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = original(self, batch)
+        for name, now in self.segmenter.state_dict().items():
+            before = expected.get(name, now)
+            expected[name] = 0.5 * before + 0.5 * now if now.is_floating_point() else now.clone()
+        return terms
+
+    def validate(data: Experiment, segmenter: torch.nn.Module, part: str, device: torch.device) -> float:
+        assert not segmenter.training
+        assert part == "validation"
+        validated.append({name: tensor.clone() for name, tensor in segmenter.state_dict().items()})
+        return 0.5
+
+    monkeypatch.setattr(Training, "training_step", recording)
+    monkeypatch.setattr(module, "mean_dsc", validate)
+    training.fit()
+    best = training.folder.load_checkpoint("best")["model"]
+    for averaged in (best, *validated):
+        assert averaged.keys() == expected.keys()
+        for name, tensor in averaged.items():
+            torch.testing.assert_close(tensor, expected[name])
+    assert torch.equal(best["network.index"], torch.arange(1000))
+    weight = "network.layers.0.weight"
+    assert not torch.equal(best[weight], training.segmenter.state_dict()[weight])
+
+
+def test_best_is_the_epoch_that_validates_best(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = iter([0.1, 0.3, 0.2])
+    monkeypatch.setattr(module, "mean_dsc", lambda *arguments: next(values))
+    overrides = (*WITHOUT_TEXT, "training.epochs=5", "training.validate_every=2", "training.checkpoint_every=3")
+    training = start(experiment(tiny_recipe, *overrides, "training.average_decay=null"), tmp_path)
+    training.fit()
+    best = training.folder.load_checkpoint("best")
+    assert best["progression"]["best_epoch"] == 3
+    assert best["progression"]["step"] == 4 * training.steps_per_epoch
+    assert ["validation_dsc" in row for row in training.progression.history] == [False, True, False, True, True]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split(":")[0] for line in lines] == [f"epoch {number}" for number in range(1, 6)]
+    assert lines[3].endswith("validation DSC 0.300")
+    assert "validation" not in lines[2]
+
+
+@pytest.mark.parametrize("place", ["loss", "weight"])
+def test_numbers_that_are_none_stop_the_run_and_spare_the_checkpoint(
+    tiny_recipe: Path,
+    plain_overrides: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    training = start(experiment(tiny_recipe, *plain_overrides, "training.average_decay=null"), tmp_path)
+    original = Training.training_step
+
+    def poisoned(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = original(self, batch)
+        if self.progression.step == 2 * self.steps_per_epoch:
+            if place == "loss":
+                return {**terms, "loss": terms["loss"] * math.nan}
+            with torch.no_grad():
+                self.parameters[0][0] = math.inf
+        return terms
+
+    monkeypatch.setattr(Training, "training_step", poisoned)
+    with pytest.raises(RunError, match=r"in epoch 2, .* The last good checkpoint is kept. Lower .* --fresh"):
+        training.fit()
+    saved = training.folder.load_checkpoint("last")
+    assert saved["progression"]["step"] == training.steps_per_epoch
+    assert all(tensor.isfinite().all() for tensor in saved["training"].values())
+
+
+def test_a_learning_rate_out_of_reach_saves_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+    data = experiment(tiny_recipe, *WITHOUT_TEXT, "training.learning_rate=1e38", "training.optimizer=sgd")
+    training = start(data, tmp_path)
+    with pytest.raises(RunError, match=r"in epoch 1, .* Nothing is saved. Lower training.learning_rate"):
+        training.fit()
+    assert not training.folder.checkpoint("last").exists()
+
+
+def test_gradients_are_clipped(tiny_recipe: Path, tmp_path: Path) -> None:
+    data = experiment(
+        tiny_recipe,
+        *WITHOUT_TEXT,
+        *(f"training.{setting}" for setting in ("gradient_clip=1e-3", "optimizer=sgd", "momentum=0.0")),
+        *("training.weight_decay=0", "training.schedule=constant", "training.learning_rate=1.0"),
+    )
+    training = start(data, tmp_path)
+    before = [parameter.detach().clone() for parameter in training.parameters]
+    training.training_step(next(training._batches(0)))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(training.parameters, before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)  # a step of a learning rate of 1 is the gradient
+
+
+def test_initial_weights(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    best = RunFolder(finished_run).checkpoint("best")
+    for place in (finished_run, finished_run.parent, best):
+        training = start(experiment(tiny_recipe, f"training.initialize_from={place}"), tmp_path)
+        assert_equal(dict(training.segmenter.state_dict()), dict(torch.load(best, weights_only=True)["model"]))
+    other = experiment(tiny_recipe, *WITHOUT_TEXT, f"training.initialize_from={best}")
+    with pytest.raises(RunError, match="initialize_from: '.*best.ckpt' does not fit the model of this recipe"):
+        start(other, tmp_path)
+    gone = experiment(tiny_recipe, f"training.initialize_from={tmp_path / 'gone.ckpt'}")
+    with pytest.raises(RunError, match="gone.ckpt' does not exist"):
+        start(gone, tmp_path)
+    RunFolder(tmp_path).save_checkpoint("last", {})  # a run that has begun needs them no more
+    start(gone, tmp_path)
+
+
+def test_a_checkpoint_of_another_model_or_shape_is_a_message(
+    tiny_recipe: Path, plain_overrides: tuple[str, ...], finished_run: Path, tmp_path: Path
+) -> None:
+    training = start(experiment(tiny_recipe, *plain_overrides), tmp_path)
+    for state in (RunFolder(finished_run).load_checkpoint("last"), {"model": {}}):
+        training.folder.save_checkpoint("last", state)
+        with pytest.raises(RunError, match="last.ckpt' does not fit this recipe .* --fresh") as caught:
+            training.resume()
+        assert "\n" not in str(caught.value)
+
+
+def test_more_epochs_behind_than_asked_for(tiny_recipe: Path, finished_run: Path) -> None:
+    training = start(experiment(tiny_recipe, "training.epochs=2"), finished_run)
+    with pytest.raises(RunError, match=r"has trained 3 epochs, more than training.epochs \(2\)"):
+        training.resume()
+
+
+def test_outside_of_the_main_thread(tiny_recipe: Path, tmp_path: Path) -> None:
+    training = start(experiment(tiny_recipe, *WITHOUT_TEXT, "training.epochs=1"), tmp_path)
+    thread = threading.Thread(target=training.fit)
+    thread.start()
+    thread.join()
+    assert training.finished
+
+
+def test_a_checkpoint_says_how_far_it_is_in_plain_python(finished_run: Path) -> None:
+    for name, keys in (("last", {"training", "optimizer", "average", "precision"}), ("best", set())):
+        state = RunFolder(finished_run).load_checkpoint(name)
+        assert state.keys() == {"model", "progression"} | keys
+        assert Progression(**state["progression"]).best_dsc >= 0
