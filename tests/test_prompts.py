@@ -156,10 +156,10 @@ def test_interactive_stretches_are_visibilities_of_the_atlas(small_atlas: Atlas)
     ("named", "message"),
     [
         ("L2:L1", "runs upwards"),
-        ("L1:L9", "both ends must stand in the sequence"),
+        ("L1:L9", "'L9' stands in no row"),
         ("L1:", "is no stretch"),
         ("L1:L2:L1", "is no stretch"),
-        ("L1:SC", "both ends must stand in the sequence"),
+        ("L1:SC", "'SC' stands in no row"),
         ("", "No visible structure is named"),
         ([], "No visible structure is named"),
         ("L1,L7", "has no structure 'L7'"),
