@@ -13,10 +13,11 @@ from torch import Tensor
 
 from textseg.augmentation import Augmentation
 from textseg.contracts import Atlas, Batch, Case, Prompts, Source, Structure, Visibility
-from textseg.data import ShuffledBatches, Slices, SliceText, batches_in_order, slice_prompts, training_loader
+from textseg.data import ShuffledBatches, Slices, batches_in_order, training_loader
 from textseg.embeddings import TextTable
 from textseg.preparation import Placement, PreparedCase
 from textseg.recipe import Augmentation as AugmentationSettings
+from textseg.text import SliceText, slice_prompts
 
 SIZE = (12, 10)
 SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")

@@ -11,32 +11,22 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from textseg.augmentation import Augmentation
-from textseg.contracts import Atlas, AuxiliaryLoss, Dataset, Source, Task, TextEncoder
-from textseg.data import SlicePrompt, Slices, SliceText, slice_prompts
-from textseg.embeddings import PromptRow, TextTable, build_text_table, check_budget
+from textseg.contracts import Atlas, AuxiliaryLoss, Dataset, Source, Task
+from textseg.data import Slices
 from textseg.errors import DataError, RecipeError
 from textseg.files import cache_folder
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
 from textseg.preparation import PreparedCase, prepare
-from textseg.prompts import generate
 from textseg.recipe import Recipe, required_components
 from textseg.registry import Component, Registry, installed_registry
 from textseg.splits import PARTS, Split, make_split
+from textseg.text import Text, build_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Everything that is said in a run, and its frozen features."""
-
-    prompts: Mapping[str, Mapping[Source, Sequence[SlicePrompt]]]  # case id -> source -> its slices in order
-    table: TextTable
-    rows: Sequence[PromptRow]
 
 
 @dataclass(frozen=True)
@@ -82,11 +72,7 @@ class Experiment:
     def _slices(
         self, cases: Sequence[PreparedCase], sources: Mapping[Source, float], augmentation: Augmentation | None
     ) -> Slices:
-        text = None
-        if self.text is not None:
-            by_case = [self.text.prompts[prepared.case.id] for prepared in cases]
-            prompts = {source: [prompt for case in by_case for prompt in case[source]] for source in sources}
-            text = SliceText(self.text.table, self.atlas, prompts)
+        text = self.text.of(cases, sources) if self.text else None
         return Slices(cases, text, sources, augmentation, self.recipe.seed)
 
     def segmenter(self) -> Segmenter:
@@ -150,7 +136,7 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
     kept = [case for case in cases if case.patient in used]
     prepared = prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
     by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
-    text = _text(recipe, registry, dataset.atlas, by_part, also) if recipe.prompts else None
+    text = _text(recipe, registry, dataset.atlas, by_part, also)
     task = Task(
         image_channels=1,
         image_size=recipe.preparation.size,
@@ -201,47 +187,18 @@ def _text(
     atlas: Atlas,
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
-) -> Text:
+) -> Text | None:
     settings = recipe.prompts
-    assert settings is not None
-    generator = registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings)
-    encoder: TextEncoder = registry.build(
-        "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
-    )
+    if settings is None:
+        return None
     needed = {"train": set(_mixture(recipe)), "validation": {settings.evaluation}, "test": {settings.evaluation, *also}}
-    prompts = {
-        prepared.case.id: {source: slice_prompts(prepared, source, generator, atlas) for source in sorted(needed[part])}
-        for part in PARTS
-        for prepared in cases[part]
-    }
-    said = {
-        (source, view, structure, text): None  # a dict keeps the order of first use
-        for by_source in prompts.values()
-        for source, slices in by_source.items()
-        for prompt in slices
-        for view, structure, text in (
-            ("holistic", None, prompt.holistic),
-            *(("classwise", name, text) for name, text in zip(atlas.names, prompt.classwise, strict=True)),
-        )
-    }
-    texts = list(dict.fromkeys(text for *_, text in said))
-    # T is the longest text that the recipe can produce on any scan, so that a trained model can read them all.
-    possible = [
-        text
-        for visibility in atlas.visibilities()
-        for place in (visibility, *(visibility.at(index, 3) for index in range(3)))
-        for text in (lambda said: (said.holistic, *said.classwise))(generate(generator, atlas, place))
-    ]
-    length = check_budget(encoder, list(dict.fromkeys([*possible, *texts])))
-    table = build_text_table(encoder, texts, text_length=length, cache=cache_folder() / "text")
-    counts = dict(zip(table.texts, table.token_counts, strict=True))
-    return Text(
-        prompts,
-        table,
-        [
-            PromptRow(source, view, structure, text, counts[text], settings.generator.use, encoder.fingerprint)  # type: ignore[arg-type]
-            for source, view, structure, text in said
-        ],
+    return build_text(
+        [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
+        registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings),
+        registry.build("text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings),
+        atlas,
+        generator_name=settings.generator.use,
+        cache=cache_folder() / "text",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,78 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.augmentation import Augmentation
-from textseg.contracts import Atlas, Batch, PromptGenerator, Source, TextFeatures, Visibility
-from textseg.embeddings import TextTable
+from textseg.contracts import Batch, Source
 from textseg.preparation import PreparedCase
-from textseg.prompts import generate, ground_truth_visibility, interactive_visibility, template_visibility
+from textseg.text import SliceText
 
 Draw = tuple[int, int]  # epoch, number of the slice
 Item = tuple[Tensor, Tensor, int, Source | None]
-
-
-@dataclass(frozen=True)
-class SlicePrompt:
-    """What one source says of one slice."""
-
-    holistic: str
-    classwise: tuple[str, ...]
-    visibility: Visibility
-
-
-def slice_prompts(
-    prepared: PreparedCase, source: Source, generator: PromptGenerator, atlas: Atlas
-) -> list[SlicePrompt]:
-    """The prompts of every slice of a case, in order, with what `source` knows.
-
-    `interactive` simulates the person: the first and the last structure of the sequence that the volume's annotation
-    shows, or all visible ones where the atlas has no order.
-    """
-    prompts = []
-    for index in range(prepared.slice_count):
-        visibility = _visibility(prepared, index, source, atlas).at(index, prepared.slice_count)
-        text = generate(generator, atlas, visibility)
-        prompts.append(SlicePrompt(text.holistic, text.classwise, visibility))
-    return prompts
-
-
-def _visibility(prepared: PreparedCase, index: int, source: Source, atlas: Atlas) -> Visibility:
-    facts = prepared.case.facts
-    if source == "template":
-        return template_visibility(atlas, facts)
-    if source == "ground_truth":
-        return ground_truth_visibility(atlas, prepared.present[index], facts)
-    shown = ground_truth_visibility(atlas, {found for plane in prepared.present for found in plane}, facts).visible
-    stretch = [name for name in atlas.sequence if name in shown]
-    return interactive_visibility(atlas, f"{stretch[0]}:{stretch[-1]}" if stretch else shown or atlas.names, facts)
-
-
-class SliceText:
-    """Which rows of the text table belong to each slice, for each source."""
-
-    def __init__(self, table: TextTable, atlas: Atlas, prompts: Mapping[Source, Sequence[SlicePrompt]]) -> None:
-        self.table = table
-        self.rows = {source: self._rows(slices, atlas) for source, slices in prompts.items()}
-
-    def _rows(self, slices: Sequence[SlicePrompt], atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
-        index = self.table.index
-        return (
-            torch.tensor([index(prompt.holistic) for prompt in slices]),  # [N]
-            torch.tensor([[index(text) for text in prompt.classwise] for prompt in slices]),  # [N, K-1]
-            torch.tensor([[name in prompt.visibility.visible for name in atlas.names] for prompt in slices]),
-        )
-
-    def features(self, numbers: Sequence[int], sources: Sequence[Source]) -> TextFeatures:
-        """The features of B slices, each with its own source."""
-        holistic, classwise, present = (
-            torch.stack([self.rows[source][part][number] for number, source in zip(numbers, sources, strict=True)])
-            for part in range(3)
-        )
-        return TextFeatures(
-            tokens=self.table.tokens[holistic].float(),
-            mask=self.table.mask[holistic],
-            classwise=self.table.pooled[classwise].float(),
-            present=present,
-        )
 
 
 class Slices(Dataset[Item]):
