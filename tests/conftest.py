@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from textseg.contracts import Atlas, Structure
+from textseg.contracts import Atlas, Case, PromptGenerator, Prompts, Source, Structure, Visibility
+
+if TYPE_CHECKING:
+    from textseg.preparation import PreparedCase
+    from textseg.text import SliceText
 
 # These are read when torch, transformers and matplotlib are imported, which no test has done yet.
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; a single process may have them all
@@ -191,3 +198,90 @@ def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
 
     with installed(third_party):
         return run(tiny_recipe, output=tiny_recipe.parent / "runs")
+
+
+SLICE_SIZE = (12, 10)
+SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
+
+
+def _speak(visibility: Visibility) -> Prompts:
+    """A text that holds everything it was told."""
+    told = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
+    classwise = ("L2", "L1", "L1/L2", "SC")
+    return Prompts(json.dumps([*told, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
+
+
+def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], sequence: str = "T2") -> PreparedCase:
+    """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
+    import numpy as np
+
+    from textseg.preparation import Placement, PreparedCase
+
+    folder = folder / name
+    folder.mkdir(parents=True)
+    mask = np.zeros((len(slices), *SLICE_SIZE), np.uint8)
+    image = np.random.default_rng(len(name) + len(slices)).random(mask.shape).astype(np.float16)
+    for plane, present in zip(mask, slices, strict=True):
+        for index in present:
+            plane[2 * index] = index
+    np.save(folder / "image.npy", image)
+    np.save(folder / "mask.npy", mask)
+    return PreparedCase(
+        case=Case(name, name, Path("i.mha"), Path("m.mha"), {"sequence": sequence}),
+        folder=folder,
+        key=name,
+        placement=Placement(0, 0, *SLICE_SIZE, SLICE_SIZE),
+        spacing_mm=(4.0, 1.0 + len(slices), 1.5),
+        native_spacing_mm=(4.0, 1.0, 1.5),
+        intensities=(0.0, 1.0),
+        present=tuple(map(tuple, slices)),
+    )
+
+
+def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
+    import torch
+
+    from textseg.embeddings import TextTable
+    from textseg.text import SliceText, slice_prompts
+
+    prompts = {source: [p for case in cases for p in slice_prompts(case, source, _speak, atlas)] for source in SOURCES}
+    texts = list(dict.fromkeys(t for said in prompts.values() for p in said for t in (p.holistic, *p.classwise)))
+    generator = torch.Generator().manual_seed(0)
+    table = TextTable(
+        texts=tuple(texts),
+        token_counts=(5,) * len(texts),
+        tokens=torch.randn(len(texts), 5, 3, generator=generator).half(),
+        mask=torch.rand(len(texts), 5, generator=generator) > 0.3,
+        pooled=torch.randn(len(texts), 3, generator=generator).half(),
+        fingerprint="",
+        encoded_count=0,
+    )
+    return SliceText(table, atlas, prompts)
+
+
+@pytest.fixture(scope="session")
+def speak() -> PromptGenerator:
+    """A prompt generator whose texts hold everything it was told."""
+    return _speak
+
+
+@pytest.fixture
+def prepared_case(tmp_path: Path) -> Callable[..., PreparedCase]:
+    """Makes a case in the slice store, of a name and the class indices that each slice shows."""
+    return partial(_prepared_case, tmp_path)
+
+
+@pytest.fixture
+def cases(prepared_case: Callable[..., PreparedCase]) -> list[PreparedCase]:
+    """Three cases of five, two and six slices; some show nothing."""
+    return [
+        prepared_case("a", [(), (2, 3), (2, 4), (3,), ()]),
+        prepared_case("bb", [(4,), (4,)], "T1"),
+        prepared_case("ccc", [(1,), (1, 2, 3, 4), (2,), (), (), (3,)]),
+    ]
+
+
+@pytest.fixture(scope="session")
+def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
+    """What every source says of some cases, with random features."""
+    return _text_of

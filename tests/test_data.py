@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,73 +10,18 @@ import torch
 from torch import Tensor
 
 from textseg.augmentation import Augmentation
-from textseg.contracts import Atlas, Batch, Case, Prompts, Source, Structure, Visibility
+from textseg.contracts import Atlas, Batch, Source
 from textseg.data import ShuffledBatches, Slices, batches_in_order, training_loader
-from textseg.embeddings import TextTable
-from textseg.preparation import Placement, PreparedCase
+from textseg.preparation import PreparedCase
 from textseg.recipe import Augmentation as AugmentationSettings
-from textseg.text import SliceText, slice_prompts
+from textseg.text import SliceText
 
-SIZE = (12, 10)
+SIZE = (12, 10)  # of the slices of `cases`
 SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
+TextOf = Callable[[Sequence[PreparedCase], Atlas], SliceText]
 DISTORTED = AugmentationSettings(
     distortion=0.8, rotation_degrees=20, scale=0.2, translation=0.1, elastic_pixels=1, noise=0.1, gamma=0.2
 )
-
-
-def speak(visibility: Visibility) -> Prompts:
-    """A text that holds everything it was told."""
-    told = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
-    classwise = ("L2", "L1", "L1/L2", "SC")
-    return Prompts(json.dumps([*told, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
-
-
-def prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], sequence: str = "T2") -> PreparedCase:
-    """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
-    folder = folder / name
-    folder.mkdir(parents=True)
-    mask = np.zeros((len(slices), *SIZE), np.uint8)
-    image = np.random.default_rng(len(name) + len(slices)).random(mask.shape).astype(np.float16)
-    for plane, present in zip(mask, slices, strict=True):
-        for index in present:
-            plane[2 * index] = index
-    np.save(folder / "image.npy", image)
-    np.save(folder / "mask.npy", mask)
-    return PreparedCase(
-        case=Case(name, name, Path("i.mha"), Path("m.mha"), {"sequence": sequence}),
-        folder=folder,
-        key=name,
-        placement=Placement(0, 0, *SIZE, SIZE),
-        spacing_mm=(4.0, 1.0 + len(slices), 1.5),
-        native_spacing_mm=(4.0, 1.0, 1.5),
-        intensities=(0.0, 1.0),
-        present=tuple(map(tuple, slices)),
-    )
-
-
-@pytest.fixture
-def cases(tmp_path: Path) -> list[PreparedCase]:
-    return [
-        prepared_case(tmp_path, "a", [(), (2, 3), (2, 4), (3,), ()]),
-        prepared_case(tmp_path, "bb", [(4,), (4,)], "T1"),
-        prepared_case(tmp_path, "ccc", [(1,), (1, 2, 3, 4), (2,), (), (), (3,)]),
-    ]
-
-
-def text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
-    prompts = {source: [p for case in cases for p in slice_prompts(case, source, speak, atlas)] for source in SOURCES}
-    texts = list(dict.fromkeys(t for said in prompts.values() for p in said for t in (p.holistic, *p.classwise)))
-    generator = torch.Generator().manual_seed(0)
-    table = TextTable(
-        texts=tuple(texts),
-        token_counts=(5,) * len(texts),
-        tokens=torch.randn(len(texts), 5, 3, generator=generator).half(),
-        mask=torch.rand(len(texts), 5, generator=generator) > 0.3,
-        pooled=torch.randn(len(texts), 3, generator=generator).half(),
-        fingerprint="",
-        encoded_count=0,
-    )
-    return SliceText(table, atlas, prompts)
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
@@ -98,69 +41,7 @@ def require_equal(one: Sequence[Batch], other: Sequence[Batch]) -> None:
             assert torch.equal(tensor, tensors(theirs)[name]), name
 
 
-def visible(cases: Sequence[PreparedCase], source: Source, atlas: Atlas) -> list[list[tuple[str, ...]]]:
-    return [[prompt.visibility.visible for prompt in slice_prompts(case, source, speak, atlas)] for case in cases]
-
-
-def test_a_template_names_everything_and_the_annotation_what_a_slice_shows(
-    cases: list[PreparedCase], small_atlas: Atlas
-) -> None:
-    assert visible(cases[:1], "template", small_atlas) == [[small_atlas.names] * 5]
-    assert visible(cases[:1], "ground_truth", small_atlas) == [[(), ("L1", "L1/L2"), ("L1", "SC"), ("L1/L2",), ()]]
-
-
-def test_the_simulated_person_names_the_stretch_that_the_volume_shows(
-    cases: list[PreparedCase], small_atlas: Atlas
-) -> None:
-    found = visible(cases, "interactive", small_atlas)
-    assert found[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what stands in no row
-    assert found[1] == [("SC",)] * 2  # nothing of the sequence: what is shown
-    assert found[2] == [small_atlas.names] * 6
-
-
-def test_the_simulated_person_fills_the_gaps_of_a_stretch(tmp_path: Path, small_atlas: Atlas) -> None:
-    gap = prepared_case(tmp_path, "gap", [(2,), (1,)])
-    assert visible([gap], "interactive", small_atlas)[0][0] == small_atlas.names
-
-
-def test_without_an_order_the_simulated_person_lists_what_the_volume_shows(tmp_path: Path) -> None:
-    heart = Atlas("heart", tuple(Structure(n, "part", i) for i, n in enumerate(("LV", "RV", "MYO", "LA"), 1)))
-    shown = prepared_case(tmp_path, "shown", [(3,), (1,), ()])
-    nothing = prepared_case(tmp_path, "nothing", [(), ()])
-    assert visible([shown, nothing], "interactive", heart) == [[("LV", "MYO")] * 3, [heart.names] * 2]
-
-
-def test_every_prompt_knows_its_slice_and_the_facts(cases: list[PreparedCase], small_atlas: Atlas) -> None:
-    for source, scope in (("template", "volume"), ("interactive", "volume"), ("ground_truth", "slice")):
-        for index, prompt in enumerate(slice_prompts(cases[1], source, speak, small_atlas)):  # type: ignore[arg-type]
-            *_, said, where, number, count, facts = json.loads(prompt.holistic)
-            assert (said, where, number, count, facts) == (source, scope, index, 2, {"sequence": "T1"})
-            assert prompt.visibility.source == source
-
-
-def test_text_features_are_the_rows_of_the_table(cases: list[PreparedCase], small_atlas: Atlas) -> None:
-    text = text_of(cases, small_atlas)
-    slices = [(case, index) for case in cases for index in range(case.slice_count)]
-    numbers, sources = [7, 0, 12, 1, 7], ["template", "ground_truth", "interactive", "ground_truth", "interactive"]
-    features = text.features(numbers, sources)  # type: ignore[arg-type]
-    assert features.classwise is not None
-    for row, (number, source) in enumerate(zip(numbers, sources, strict=True)):
-        case, index = slices[number]
-        prompt = slice_prompts(case, source, speak, small_atlas)[index]  # type: ignore[arg-type]
-        holistic = text.table.texts.index(prompt.holistic)
-        assert torch.equal(features.tokens[row], text.table.tokens[holistic].float())
-        assert torch.equal(features.mask[row], text.table.mask[holistic])
-        for place, said in enumerate(prompt.classwise):
-            assert torch.equal(features.classwise[row, place], text.table.pooled[text.table.texts.index(said)].float())
-        assert features.present[row].tolist() == [name in prompt.visibility.visible for name in small_atlas.names]
-    assert (features.tokens.dtype, features.mask.dtype, features.present.dtype) == (
-        torch.float32,
-        torch.bool,
-        torch.bool,
-    )
-
-
-def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
     slices = Slices(cases, text_of(cases, small_atlas), {"template": 1.0})
     batches = list(batches_in_order(slices, 4))
     assert [len(batch.case) for batch in batches] == [4, 4, 4, 1]
@@ -223,7 +104,7 @@ def test_the_rest_of_an_epoch_is_its_tail() -> None:
 
 def loader_of(
     cases: Sequence[PreparedCase],
-    atlas: Atlas,
+    text: SliceText,
     *,
     start: int = 0,
     epoch: int = 1,
@@ -231,21 +112,27 @@ def loader_of(
     sources: Mapping[Source, float] | None = None,
 ) -> list[Batch]:
     chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
-    slices = Slices(cases, text_of(cases, atlas), chances, Augmentation(DISTORTED, 5), 5)
+    slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
     loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
     return list(loader)  # type: ignore[arg-type]
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(cases: list[PreparedCase], small_atlas: Atlas) -> None:
-    alone = loader_of(cases, small_atlas)
+def test_batches_do_not_depend_on_the_number_of_workers(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases, small_atlas)
+    alone = loader_of(cases, text)
     assert len(alone) == 4
-    require_equal(alone, loader_of(cases, small_atlas, workers=2))
+    require_equal(alone, loader_of(cases, text, workers=2))
 
 
-def test_a_resumed_epoch_gives_the_batches_that_were_left(cases: list[PreparedCase], small_atlas: Atlas) -> None:
-    whole = loader_of(cases, small_atlas)
+def test_a_resumed_epoch_gives_the_batches_that_were_left(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases, small_atlas)
+    whole = loader_of(cases, text)
     torch.manual_seed(99)
-    require_equal(loader_of(cases, small_atlas, start=2), whole[2:])
+    require_equal(loader_of(cases, text, start=2), whole[2:])
 
 
 def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase]) -> None:
@@ -255,7 +142,9 @@ def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase])
     assert torch.equal(images[2, 6], slices[2, 6][0])
 
 
-def test_a_slice_draws_the_same_whatever_cases_are_beside_it(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
     both = Slices(cases, text_of(cases, small_atlas), chances, Augmentation(DISTORTED, 5), 5)
     last = Slices(cases[2:], text_of(cases[2:], small_atlas), chances, Augmentation(DISTORTED, 5), 5)
@@ -266,7 +155,9 @@ def test_a_slice_draws_the_same_whatever_cases_are_beside_it(cases: list[Prepare
         assert source == other_source
 
 
-def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
     chances: dict[Source, float] = {"template": 0.5, "interactive": 0.2, "ground_truth": 0.3}
     slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
     drawn = [[slices[epoch, number][3] for number in range(13)] for epoch in range(100)]
@@ -281,7 +172,7 @@ def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(cases: list[Prepar
 
 
 def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn(
-    cases: list[PreparedCase], small_atlas: Atlas
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
 ) -> None:
     text = text_of(cases, small_atlas)
     thirds: Any = {"template": 0.3333333, "interactive": 0.3333333, "ground_truth": 0.3333333}
@@ -290,7 +181,9 @@ def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn
     assert {Slices(cases, text, never)[epoch, 0][3] for epoch in range(30)} == {"ground_truth"}
 
 
-def test_the_features_of_a_batch_are_those_of_the_drawn_sources(cases: list[PreparedCase], small_atlas: Atlas) -> None:
+def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
     slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
     items = [slices[4, number] for number in (3, 1, 11)]
