@@ -70,7 +70,7 @@ def plain_overrides() -> tuple[str, ...]:
 def test_the_terms_sum_to_the_loss_and_the_history_holds_their_means(finished_run: Path) -> None:
     state = RunFolder(finished_run).load_checkpoint("last")
     history = state["progression"]["history"]
-    assert [row["epoch"] for row in history] == [0, 1, 2]
+    assert [row["epoch"] for row in history] == [1, 2, 3]
     for row in history:
         terms = [row[f"train_{name}"] for name in ("dice", "focal", "ccae")]
         assert row["train_loss"] == pytest.approx(sum(terms), rel=1e-5)
@@ -138,7 +138,7 @@ def test_a_signal_in_the_validation_is_heard(
     with pytest.raises(KeyboardInterrupt):
         training.fit()
     saved = training.folder.load_checkpoint("last")["progression"]
-    assert (saved["step"], saved["best_epoch"], len(saved["history"])) == (training.steps_per_epoch, 0, 1)
+    assert (saved["step"], saved["best_epoch"], len(saved["history"])) == (training.steps_per_epoch, 1, 1)
 
 
 def test_dropout_and_buffers_survive_too(
@@ -199,7 +199,7 @@ def test_best_is_the_epoch_that_validates_best(
     training = start(experiment(tiny_recipe, *overrides, "training.average_decay=null"), tmp_path)
     training.fit()
     best = training.folder.load_checkpoint("best")
-    assert best["progression"]["best_epoch"] == 3
+    assert best["progression"]["best_epoch"] == 4
     assert best["progression"]["step"] == 4 * training.steps_per_epoch
     assert ["validation_dsc" in row for row in training.progression.history] == [False, True, False, True, True]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]

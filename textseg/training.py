@@ -36,7 +36,7 @@ class Progression:
 
     step: int = 0
     best_dsc: float = -1.0
-    best_epoch: int = -1
+    best_epoch: int = 0  # counted from 1, as a person reads it in the log
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
     sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
@@ -191,7 +191,7 @@ class Training:
     def _finish_epoch(self, epoch: int) -> dict[str, float]:
         """Validate and save where it is time to; returns the epoch's row of the log."""
         progression, last = self.progression, epoch + 1 == self.settings.epochs
-        row: dict[str, float] = {"epoch": epoch, "step": progression.step}
+        row: dict[str, float] = {"epoch": epoch + 1, "step": progression.step}
         row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if last or (epoch + 1) % self.settings.validate_every == 0:
@@ -199,7 +199,7 @@ class Training:
             row["validation_dsc"] = mean_dsc(self.experiment, self.evaluated, "validation", self.fabric.device)
         better = row.get("validation_dsc", -1.0) > progression.best_dsc
         if better:
-            progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch
+            progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch + 1
         progression.history.append(row)
         progression.sums = {}
         if better:
@@ -280,7 +280,7 @@ def _key(seed: int, step: int) -> int:
 
 def _describe(row: Mapping[str, float]) -> str:
     dsc = f", validation DSC {row['validation_dsc']:.3f}" if "validation_dsc" in row else ""
-    return f"epoch {int(row['epoch']) + 1}: loss {row.get('train_loss', math.nan):.3f}{dsc}"
+    return f"epoch {int(row['epoch'])}: loss {row.get('train_loss', math.nan):.3f}{dsc}"
 
 
 @contextmanager
