@@ -168,7 +168,7 @@ def test_a_name_means_all_its_seeds_once_and_nothing_moved_aside(tmp_path):
 
 def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
     text = compare([make(tmp_path / "x", CAREFUL), make(tmp_path / "y", CAREFUL)])
-    assert f"run (seed 1) [{tmp_path / 'x'}]" in text
+    assert f"run (seed 1) [template prompts] [{tmp_path / 'x'}]" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,227 @@
+"""A leaderboard: the means of the runs in a table, who may be ranked, and the table as text, Markdown and CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from textseg.errors import RunError
+from textseg.metrics import POLICY
+from textseg.reporting import format_value, markdown_table, metric_title, text_table
+from textseg.scores import Mean, Score, Summary, csv_text, summarise
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read: its record and its scores."""
+
+    folder: Path
+    facts: Mapping[str, Any]  # run.json
+    scores: Sequence[Score]
+
+    @property
+    def label(self) -> str:
+        """Name, seed and fold."""
+        fold = self.facts.get("fold")
+        details = f"seed {self.facts.get('seed')}" + ("" if fold is None else f", fold {fold}")
+        return f"{self.facts.get('name', self.folder.name)} ({details})"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the prompts of its scores knew."""
+        return tuple(sorted({row.prompt_source for row in self.scores}))
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the prompts were read off the annotation."""
+        return "ground_truth" in self.sources or self.value("evaluation", "prompts") == "ground_truth"
+
+    def value(self, *keys: str) -> Any:
+        """What run.json says under `keys`, or None."""
+        found: Any = self.facts
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return sorted(found) if keys[-1] == "metrics" and isinstance(found, list) else found
+
+    def found(self) -> set[tuple[str, int | None, str]]:
+        """Where it found a structure that is there: case, slice, structure."""
+        return {row.place for row in self.scores if row.status == "ok"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in a table: means over all that it found, and over what every run of its table found."""
+
+    run: Run
+    label: str
+    means: Mapping[str, Mean]
+    common: Mapping[str, Mean]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs that are ranked with each other, or oracles, which are not."""
+
+    title: str
+    rows: Sequence[Row]
+    ranked: bool
+    common_pairs: int
+    all_pairs: int
+
+
+def make_table(title: str, runs: Sequence[Run], structures: Sequence[str], *, ranked: bool) -> Table:
+    """Macro means over `structures`, sorted by mean DSC. Raises RunError for scores that contradict themselves."""
+    wanted = set(structures)
+    found: set[tuple[str, int | None, str]] = reduce(set.intersection, (run.found() for run in runs))
+    common = {place for place in found if place[2] in wanted}
+    shown = {
+        row.place for run in runs for row in run.scores if row.structure in wanted and row.status in ("ok", "missed")
+    }
+    rows = []
+    for run, label in zip(runs, _labels(runs), strict=True):
+        every = _summary(run, run.scores, structures)
+        both = _summary(run, [row for row in run.scores if row.place in common], structures)
+        rows.append(Row(run, label, every.overall, both.overall))
+    rows.sort(key=lambda row: -_or_worst(row.means.get("dsc")))
+    return Table(title, rows, ranked, len(common), len(shown))
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Names that tell the runs of a table apart: by their prompts where that does it, else by their folders."""
+    labels = [run.label for run in runs]
+    for details in ([f"{_prompts(run)} prompts" for run in runs], [str(run.folder) for run in runs]):
+        pairs = zip(labels, details, strict=True)
+        labels = [label if labels.count(label) == 1 else f"{label} [{detail}]" for label, detail in pairs]
+    return labels
+
+
+def _prompts(run: Run) -> str:
+    return "+".join(run.sources).replace("_", " ")
+
+
+def _summary(run: Run, scores: Sequence[Score], structures: Sequence[str]) -> Summary:
+    try:
+        return summarise(scores, structures=structures)
+    except RunError as error:
+        raise RunError(f"Run '{run.folder}': {error}") from None
+
+
+def _or_worst(mean: Mean | None) -> float:
+    return -math.inf if mean is None or math.isnan(mean.value) else mean.value
+
+
+def _columns(table: Table) -> Iterator[tuple[str, str, bool]]:
+    """Metric, unit, and whether over the common places only: distances of these stand beside those of all."""
+    for metric, mean in table.rows[0].means.items():
+        yield metric, mean.unit, False
+        if mean.unit:
+            yield metric, mean.unit, True
+
+
+def _value(row: Row, metric: str, *, common: bool) -> float:
+    mean = (row.common if common else row.means).get(metric)
+    return math.nan if mean is None else mean.value
+
+
+def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    columns = list(_columns(table))
+    header = ["run", *(metric_title(m, unit) + (" common" if common else "") for m, unit, common in columns)]
+    header += ["missed", "spurious", "prompts", "M parameters", "ms per slice"]
+    rows = []
+    for row in table.rows:
+        cells = [row.label, *(format_value(_value(row, m, common=common), unit) for m, unit, common in columns)]
+        cells += [str(n) for n in _counts(row)]
+        cells.append(_prompts(row.run))
+        parameters, speed = row.run.value("parameters"), row.run.value("milliseconds_per_slice")
+        cells.append("–" if parameters is None else f"{parameters / 1e6:.2f}")
+        cells.append("–" if speed is None else f"{speed:.1f}")
+        rows.append(cells)
+    return header, rows
+
+
+def _counts(row: Row) -> tuple[int, int]:
+    first = next(iter(row.means.values()))
+    return first.missed, first.spurious
+
+
+def _notes(table: Table, structures: Sequence[str]) -> list[str]:
+    run = table.rows[0].run
+    per, space, unit = (run.value("evaluation", key) for key in ("per", "space", "unit"))
+    means = (
+        f"Means over the {len(structures)} structures that occur in the training data of every run; "
+        f"{len({row.patient for row in run.scores})} test patients; scores per {per} in {space} space; "
+        f"distances in {unit}."
+    )
+    common = (
+        f"common: over the {table.common_pairs} of {table.all_pairs} structures in their cases that every run of this "
+        "table found."
+    )
+    warning = _rank_warning(table) if table.ranked else ""
+    return [*filter(None, [warning]), means, common, POLICY]
+
+
+def _rank_warning(table: Table) -> str:
+    """One line that names the runs whose order by a distance depends on what the others missed; empty if none does."""
+    changes = []
+    for metric in (metric for metric, _, common in _columns(table) if common):
+        swapped = [
+            row
+            for pair in combinations(table.rows, 2)
+            for row in pair
+            if (_value(pair[0], metric, common=False) - _value(pair[1], metric, common=False))
+            * (_value(pair[0], metric, common=True) - _value(pair[1], metric, common=True))
+            < 0
+        ]
+        if swapped:
+            names = dict.fromkeys(row.label for row in sorted(swapped, key=lambda r: _value(r, metric, common=False)))
+            changes.append(f"by {metric_title(metric)} between {', '.join(names)}")
+    if not changes:
+        return ""
+    return (
+        f"Warning: the ranking changes {' and '.join(changes)} when only what every run found is counted: "
+        "a mean distance leaves out what its run missed."
+    )
+
+
+def as_text(table: Table, structures: Sequence[str]) -> str:
+    """For a terminal."""
+    return f"{table.title}\n\n{text_table(*_cells(table))}\n" + "\n".join(_notes(table, structures)) + "\n"
+
+
+def as_markdown(table: Table, structures: Sequence[str]) -> str:
+    """With the best value of each column bold, where the table is ranked."""
+    header, rows = _cells(table)
+    if table.ranked:
+        for position, (metric, unit, common) in enumerate(_columns(table), start=1):
+            values = [_value(row, metric, common=common) for row in table.rows]
+            known = [value for value in values if not math.isnan(value)]
+            best = format_value((min if unit else max)(known, default=math.nan), unit)
+            for cells in rows:  # as printed: a difference that can't be seen is no victory
+                if cells[position] == best != "–":
+                    cells[position] = f"**{best}**"
+    notes = "\n".join(f"- {note}" for note in _notes(table, structures))
+    return f"## {table.title}\n\n{markdown_table(header, rows)}\n{notes}\n"
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """Every table in one, in full precision."""
+    columns = list(_columns(tables[0]))
+    header = ["table", "rank", "run", "seed", "fold", "folder", "prompts"]
+    header += ["_".join(filter(None, (m, unit, "common" if common else ""))) for m, unit, common in columns]
+    header += ["missed", "spurious", "parameters", "milliseconds_per_slice", "per", "space", "test_patients"]
+    lines = []
+    for table in tables:
+        for rank, row in enumerate(table.rows, start=1):
+            run = row.run
+            line: list[object] = ["ranked" if table.ranked else "oracle", rank if table.ranked else ""]
+            line += [run.value("name"), run.value("seed"), run.value("fold"), run.folder, "+".join(run.sources)]
+            line += [_value(row, m, common=common) for m, _, common in columns]
+            line += [*_counts(row), run.value("parameters"), run.value("milliseconds_per_slice")]
+            line += [run.value("evaluation", "per"), run.value("evaluation", "space")]
+            lines.append([*line, len({score.patient for score in run.scores})])
+    return csv_text(header, lines)
