@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 
 from textseg import training as module
 from textseg.build import Experiment, build
@@ -303,3 +304,57 @@ def test_a_checkpoint_says_how_far_it_is_in_plain_python(finished_run: Path) -> 
         state = RunFolder(finished_run).load_checkpoint(name)
         assert state.keys() == {"model", "progression"} | keys
         assert Progression(**state["progression"]).best_dsc >= 0
+
+
+def scaled_float16() -> MixedPrecision:
+    """What Fabric makes of 16-mixed on a CUDA device, on a processor: float16 in places, and a scaled loss."""
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_trains_near_full_precision_with_losses_in_full(
+    precision: str, tiny_recipe: Path, tmp_path: Path, finished_run: Path
+) -> None:
+    plugin = MixedPrecision("bf16-mixed", "cpu") if precision == "bf16-mixed" else scaled_float16()
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+    training = Training(experiment(tiny_recipe), RunFolder(tmp_path), fabric)
+    logits: set[torch.dtype] = set()
+    losses: set[torch.dtype] = set()
+    training.segmenter.register_forward_hook(lambda module, inputs, output: logits.add(output.logits.dtype))
+    training.auxiliary["ccae"].register_forward_hook(lambda module, inputs, output: losses.add(output.dtype))
+    training.segmentation_loss.register_forward_hook(lambda m, i, terms: losses.update(t.dtype for t in terms.values()))
+    training.fit()
+    assert logits & {torch.bfloat16, torch.float16}
+    assert losses == {torch.float32}
+    whole = RunFolder(finished_run).load_checkpoint("last")["progression"]["history"]
+    for row, full in zip(training.progression.history, whole, strict=True):
+        assert row["train_loss"] == pytest.approx(full["train_loss"], rel=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in training.parameters)
+
+
+def test_a_scaled_run_goes_on_with_its_scale(tiny_recipe: Path, tmp_path: Path) -> None:
+    def scaled(path: Path, *overrides: str) -> Training:
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[scaled_float16()])
+        return Training(experiment(tiny_recipe, *overrides), RunFolder(path), fabric)
+
+    whole = scaled(tmp_path / "whole")
+    whole.fit()
+    first = scaled(tmp_path / "parts")
+    for _ in range(2):  # two epochs, then another process
+        first._epoch(len(first.progression.history), lambda: None)
+    assert first.folder.load_checkpoint("last")["precision"]["scale"] != 256.0
+    second = scaled(tmp_path / "parts")
+    second.resume()
+    second.fit()
+    assert_equal(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "parts"))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+def test_a_cuda_device_trains_at_every_precision(precision: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+    fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
+    training = Training(experiment(tiny_recipe), RunFolder(tmp_path), fabric)
+    training.fit()
+    losses = [row["train_loss"] for row in training.progression.history]
+    assert losses[-1] < losses[0]

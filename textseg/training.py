@@ -141,7 +141,8 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_key(self.experiment.recipe.seed, step))  # dropout and the like: a function of the step
-        terms: dict[str, Tensor] = self.wrapped(batch)
+        # Behind a function, because Fabric would take the batch apart to cast it, and cannot rebuild what is frozen.
+        terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()
         self.fabric.backward(loss)
         if self.settings.gradient_clip is not None:
@@ -252,7 +253,8 @@ class _Losses(nn.Module):
         self.segmenter, self.auxiliary = training.segmenter, training.auxiliary
         self.segmentation_loss, self.weights = training.segmentation_loss, training.auxiliary_weights
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
+        batch = give_batch()
         output = self.segmenter(batch.image, batch.text)
         own = getattr(self.segmenter.network, "losses", None)  # a network may replace the default
         terms: dict[str, Tensor] = (
