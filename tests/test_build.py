@@ -68,6 +68,38 @@ def test_no_annotated_case(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -
         build(load_recipe(tiny_recipe))
 
 
+@pytest.mark.parametrize(
+    ("attribute", "wrong", "message"),
+    [
+        (
+            "cases",
+            lambda cases: lambda: [replace(case, id="one") for case in cases()],
+            "more than one case called one;",
+        ),
+        (
+            "label_map",
+            lambda label_map: lambda case: {**label_map(case), 77: 20},
+            "maps labels of case '.*' to 20, and the classes of atlas '.*' are 0 to 19",
+        ),
+    ],
+)
+def test_cases_that_would_spoil_a_run_are_refused_before_preparation(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, attribute: str, wrong: Any, message: str
+) -> None:
+    original = module.installed_registry().build
+
+    def spoilt(kind: str, name: str, *wired: Any, settings: Any) -> Any:
+        built = original(kind, name, *wired, settings=settings)
+        if kind == "dataset":
+            monkeypatch.setattr(built, attribute, wrong(getattr(built, attribute)))
+        return built
+
+    monkeypatch.setattr(module.installed_registry(), "build", spoilt, raising=False)
+    monkeypatch.setattr(module, "prepare", lambda *_, **__: pytest.fail("cases were prepared"))
+    with pytest.raises(DataError, match=message):
+        build(load_recipe(tiny_recipe))
+
+
 def test_patients_stand_on_one_side(experiment: Experiment) -> None:
     sides = {part: {case.case.patient for case in cases} for part, cases in experiment.cases.items()}
     assert sides == {part: set(getattr(experiment.split, part)) for part in ("train", "validation", "test")}
@@ -159,11 +191,13 @@ def test_hashes_change_with_what_they_are_of(tiny_recipe: Path, experiment: Expe
     first = experiment.hashes()
     again = build(load_recipe(tiny_recipe), also=["interactive"]).hashes()
     assert again == first
-    other = build(load_recipe(tiny_recipe, ["seed=1", "prompts.generator.granularity=2"])).hashes()
+    other = build(load_recipe(tiny_recipe, ["split.seed=1", "prompts.generator.granularity=2"])).hashes()
     assert other["preparation"] == first["preparation"]
     assert other["data"] == first["data"]
     assert other["split"] != first["split"]
     assert other["prompts"] != first["prompts"]
+    repeat = build(load_recipe(tiny_recipe, ["seed=1"]), also=["interactive"]).hashes()
+    assert repeat == first  # runs with several seeds can be compared
     prepared = build(load_recipe(tiny_recipe, ["preparation.size=[40, 40]"])).hashes()
     assert prepared["split"] == first["split"]
     assert prepared["preparation"] != first["preparation"]

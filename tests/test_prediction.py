@@ -210,3 +210,32 @@ def test_a_network_that_reads_text_is_measured_with_text_that_says_nothing() -> 
     assert cost["multiply_accumulates"] == 0
     with pytest.raises(ValueError, match="no text"):
         empty_text(task(), CPU)
+
+
+class Keeper(nn.Module):
+    """Keeps what it computes once: a grid of ones."""
+
+    uses_text = False
+    size_multiple = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 1)
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, image: torch.Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        if self.kept is None:
+            self.kept = torch.ones(1, 1, *image.shape[-2:])
+        return SegmenterOutput(self.layer(image) * self.kept)
+
+
+@pytest.mark.parametrize("first", ["measured", "predicted"])
+def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(first: str, tmp_path: Path) -> None:
+    segmenter = Segmenter(Keeper())
+    if first == "measured":
+        measure_cost(segmenter, task(), CPU, repeats=1)
+    else:
+        case = prepared_case(tmp_path, blobs((2, 8, 6)), Placement(0, 0, 8, 6, (8, 6)), (8, 6))
+        predict_case(segmenter, case, Slices([case], None, {}), device=CPU, batch_size=2)
+    segmenter(torch.zeros(1, 1, 8, 6)).logits.sum().backward()
+    assert segmenter.network.layer.weight.grad is not None

@@ -114,6 +114,30 @@ def test_restoring_undoes_preparing(
     np.testing.assert_allclose(center_of_mass(found == 9), center_of_mass(labels == 9), atol=0.3 * pixel)
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4, 6])
+def test_image_and_mask_lie_on_each_other_at_whole_ratios(ratio: int) -> None:
+    side = 32 * ratio
+    row, column = np.mgrid[:side, :side]
+    shifts = []
+    for centre in range(6):  # edges at every place within a prepared pixel
+        middle = side / 2 + centre * 0.7
+        labels = ((row - middle) ** 2 + (column - middle) ** 2 < (9.3 * ratio) ** 2).astype(np.uint8)[None]
+        placement = Placement(0, 0, side, side, (side, side))
+        image = placement.prepare(torch.from_numpy(labels).float(), (32, 32), labels=False)[0].numpy()
+        mask = placement.prepare(torch.from_numpy(labels), (32, 32), labels=True)[0].numpy()
+        shifts.append(np.subtract(center_of_mass(mask), center_of_mass(image)) * ratio)
+    np.testing.assert_allclose(np.mean(shifts, axis=0), 0, atol=0.1)  # native pixels
+
+
+def test_of_labels_in_one_pixel_most_wins_and_the_background_yields() -> None:
+    native = torch.tensor([[0, 0, 5, 5, 3, 3], [0, 5, 5, 0, 3, 3], [7, 7, 0, 5, 0, 0], [7, 7, 5, 0, 0, 0]])
+    placement = Placement(0, 0, 4, 6, (4, 6))
+    prepared = placement.prepare(native[None].to(torch.uint8), (4, 6), labels=True)
+    assert torch.equal(prepared[0], native)  # nothing to decide
+    stripes = torch.tensor([0, 4] * 8, dtype=torch.uint8).expand(1, 16, 16)
+    assert Placement(0, 0, 16, 16, (16, 16)).prepare(stripes, (8, 8), labels=True)[0, :, 1:-1].eq(4).all()
+
+
 @pytest.mark.parametrize(
     "placement",
     [

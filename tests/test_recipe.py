@@ -233,6 +233,7 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
         ("{official: true}", "{fractions: [0.5, 0.1, 0.1]}", "4: split: fractions [0.5, 0.1, 0.1] sum to 0.7;"),
         ("{official: true}", "{fractions: [0.5, 0.5]}", "4: split.fractions.2: a value is missing here."),
         ("{official: true}", "{file: a, validation: 0.1}", "4: split: 'validation' goes with official and folds;"),
+        ("{official: true}", "{file: a, seed: 1}", "4: split: 'seed' goes with fractions, official and folds;"),
         ("[64, 64]", "[64, 0]", "5: preparation.size.1: should be greater than 0, not 0."),
         ("[64, 64]", "[1, 2, 3]", "5: preparation.size: Tuple should have at most 2 items after validation, not 3."),
         ("{network: {use: net}}", "{}", "6: model: vision_encoder and fusion, or network must be given."),

@@ -100,6 +100,11 @@ def test_first_party_plugins_are_found_without_a_list_in_the_core() -> None:
         ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("def textseg_register(register): ...", "has no function 'textseg_register' marked with @hookimpl"),
+        (
+            GOOD.format(name="half", module="m").replace("textseg_register", "textseg_registr"),
+            "has no function 'textseg_register' marked with @hookimpl",
+        ),
+        (GOOD.format(name="ha.lf", module="m"), "a name is made of letters"),
         (GOOD.format(name="half", module="m") + "    register.fusio('x', 'a:b')", "no attribute 'fusio'"),
         (GOOD.format(name="half", module="m") + "    register.fusion('half', 'a:b')", "registered twice"),
         (GOOD.format(name="half", module="m") + "    register.fusion('x', 'a.b')", 'must be written "module:name"'),

@@ -14,8 +14,8 @@ PATIENTS = [f"p{number:02}" for number in range(40)]
 OFFICIAL = {"train": PATIENTS[:30], "test": PATIENTS[30:]}
 
 
-def split(patients: list[str] = PATIENTS, *, seed: int = 1, **settings: Any) -> Split:
-    return make_split(Settings(**settings), patients, None, seed)
+def split(patients: list[str] = PATIENTS, **settings: Any) -> Split:
+    return make_split(Settings(**settings), patients, None)
 
 
 def require_whole(found: Split, patients: list[str]) -> None:
@@ -36,7 +36,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
     settings = {key: value for key, value in form.items() if key != "official_patients"}
-    found = make_split(Settings(**settings), PATIENTS, form.get("official_patients"), 1)
+    found = make_split(Settings(**settings), PATIENTS, form.get("official_patients"))
     require_whole(found, PATIENTS)
 
 
@@ -44,11 +44,11 @@ def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
 def test_the_order_and_number_of_a_patients_cases_do_not_matter(form: dict[str, Any]) -> None:
     settings = Settings(**{key: value for key, value in form.items() if key != "official_patients"})
     official = form.get("official_patients")
-    found = make_split(settings, PATIENTS, official, 1)
-    again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official, 1)
+    found = make_split(settings, PATIENTS, official)
+    again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official)
     assert again == found
     assert again.hash == found.hash
-    other = make_split(settings, PATIENTS, official, 2)
+    other = make_split(settings.model_copy(update={"seed": 1}), PATIENTS, official)
     assert other != found
     assert other.hash != found.hash
 
@@ -70,14 +70,14 @@ def test_folds_test_every_patient_exactly_once() -> None:
 
 
 def test_the_official_test_patients_stay_and_validation_comes_from_the_training_patients() -> None:
-    found = make_split(Settings(official=True, validation=0.2), PATIENTS, OFFICIAL, 1)
+    found = make_split(Settings(official=True, validation=0.2), PATIENTS, OFFICIAL)
     assert list(found.test) == OFFICIAL["test"]
     assert len(found.validation) == 6
     assert sorted((*found.train, *found.validation)) == OFFICIAL["train"]
 
 
 def test_an_official_split_leaves_out_whom_it_does_not_name() -> None:
-    found = make_split(Settings(official=True), [*PATIENTS, "extra"], OFFICIAL, 1)
+    found = make_split(Settings(official=True), [*PATIENTS, "extra"], OFFICIAL)
     require_whole(found, PATIENTS)
 
 
@@ -90,7 +90,7 @@ def test_the_hash_is_of_who_is_where_however_it_came_about(tmp_path: Path) -> No
     drawn = split(fractions=(0.7, 0.1, 0.2))
     path = tmp_path / "split.json"
     path.write_text(json.dumps({part: list(reversed(getattr(drawn, part))) for part in PARTS}))
-    read = split(file=path, seed=99)
+    read = split(file=path)
     assert read == drawn
     assert read.hash == drawn.hash
     swapped = Split(drawn.validation, drawn.train, drawn.test)
@@ -152,9 +152,14 @@ def test_a_part_without_a_patient_is_refused(patients: list[str], settings: dict
 def test_an_official_split_with_a_patient_on_two_sides_is_refused() -> None:
     official = {"train": ["a", "b", "c"], "test": ["c", "d"]}
     with pytest.raises(DataError, match="split.official: both train and test have c"):
-        make_split(Settings(official=True), ["a", "b", "c", "d"], official, 1)
+        make_split(Settings(official=True), ["a", "b", "c", "d"], official)
 
 
 def test_an_official_split_without_a_known_test_patient_is_refused() -> None:
     with pytest.raises(DataError, match="split.official: no patient is left for test"):
-        make_split(Settings(official=True), PATIENTS[:30], OFFICIAL, 1)
+        make_split(Settings(official=True), PATIENTS[:30], OFFICIAL)
+
+
+def test_an_official_split_without_one_of_its_sides() -> None:
+    with pytest.raises(DataError, match="split.official: .* no list of patients for test"):
+        make_split(Settings(official=True), PATIENTS, {"train": OFFICIAL["train"]})

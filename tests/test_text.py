@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from textseg.contracts import Atlas, PromptGenerator, Source, Structure
+from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Structure, Visibility
 from textseg.preparation import PreparedCase
 from textseg.text import SliceText, build_text, slice_prompts
 
@@ -133,3 +133,22 @@ def test_the_length_is_that_of_the_longest_text_on_any_scan(
     said = max(len(row.text) for row in poor.rows)
     assert poor.table.tokens.shape[1] > said
     assert abs(poor.table.tokens.shape[1] - rich.table.tokens.shape[1]) <= len("ground_truth")
+
+
+def test_the_length_does_not_change_with_the_prompts_of_an_evaluation(prepared_case: MakeCase, tmp_path: Path) -> None:
+    """Also where the fewer structures a slice shows, the longer its text."""
+    heart = Atlas("heart", tuple(Structure(n, "part", i) for i, n in enumerate(("LV", "RV", "MYO"), 1)))
+    case = prepared_case("shown", [(3,), (1,), ()])
+
+    def speak(visibility: Visibility) -> Prompts:
+        gone = [name for name in heart.names if name not in visibility.visible]
+        return Prompts(f"a heart without {gone}", ("",) * 3)
+
+    asked: tuple[set[Source], ...] = ({"template"}, {"template", "interactive"}, {"template", "ground_truth"})
+    lengths = {
+        build_text(
+            [(case, sources)], speak, Letters(), heart, generator_name="speak", cache=tmp_path
+        ).table.tokens.shape[1]
+        for sources in asked
+    }
+    assert lengths == {len("a heart without ['LV', 'RV', 'MYO']")}

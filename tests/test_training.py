@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from textseg import training as module
 from textseg.build import Experiment, build
 from textseg.contracts import Batch
 from textseg.errors import RunError
+from textseg.model import Segmenter
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
 from textseg.training import Progression, Training
@@ -283,6 +285,7 @@ def test_a_checkpoint_of_another_model_or_shape_is_a_message(
         with pytest.raises(RunError, match="last.ckpt' does not fit this recipe .* --fresh") as caught:
             training.resume()
         assert "\n" not in str(caught.value)
+        assert "key(s) in state_dict" in str(caught.value) or "'training'" in str(caught.value)  # what does not fit
 
 
 def test_more_epochs_behind_than_asked_for(tiny_recipe: Path, finished_run: Path) -> None:
@@ -358,3 +361,51 @@ def test_a_cuda_device_trains_at_every_precision(precision: Any, tiny_recipe: Pa
     training.fit()
     losses = [row["train_loss"] for row in training.progression.history]
     assert losses[-1] < losses[0]
+
+
+def test_what_an_epoch_thaws_is_trained(tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path) -> None:
+    training = start(experiment(tiny_recipe, *plain_overrides), tmp_path)
+    network: Any = training.segmenter.network
+    first = network.layers[0].weight.requires_grad_(False)
+    training = _again(training, network)
+    begin = first.detach().clone()
+    seen = []
+
+    def start_epoch(epoch: int, epochs: int) -> None:
+        seen.append(torch.equal(first, begin))
+        first.requires_grad_(epoch > 0)
+
+    network.start_epoch = start_epoch
+    training.fit()
+    assert seen == [True, True]
+    assert not torch.equal(first, begin)
+
+
+def _again(training: Training, network: Any) -> Training:
+    """The same training, built of a network that is frozen in part from the start."""
+    segmenter = Segmenter(network)
+    frozen = replace(training.experiment)
+    object.__setattr__(frozen, "segmenter", lambda: segmenter)
+    return Training(frozen, training.folder, training.fabric)
+
+
+def test_a_loss_called_like_a_term_of_another_adds_to_it(tiny_recipe: Path, tmp_path: Path) -> None:
+    training = start(experiment(tiny_recipe, "training.epochs=1"), tmp_path)
+    batch = next(training._batches(0))
+    plain = training.wrapped(lambda: batch)
+    name = "dice"
+    training.auxiliary[name] = training.auxiliary["ccae"]
+    del training.auxiliary["ccae"]
+    training.auxiliary_weights[name] = training.auxiliary_weights["ccae"]
+    both = training.wrapped(lambda: batch)
+    assert both.keys() == {"dice", "focal"}
+    assert both["dice"].item() == pytest.approx((plain["dice"] + plain["ccae"]).item(), rel=1e-3)
+
+
+def test_the_loss_is_the_sum_also_where_a_network_calls_a_term_so(
+    tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    training = start(experiment(tiny_recipe, *plain_overrides), tmp_path)
+    network: Any = training.segmenter.network
+    network.losses = lambda output, batch, loss: {"loss": output.logits.mean() * 0 + 1, "deep": torch.tensor(2.0)}
+    assert training.training_step(next(training._batches(0)))["loss"].item() == 3

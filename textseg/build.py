@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from textseg.augmentation import Augmentation
-from textseg.contracts import Atlas, AuxiliaryLoss, Dataset, Source, Task
+from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task
 from textseg.data import Slices
 from textseg.errors import DataError, RecipeError
 from textseg.files import cache_folder
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
-from textseg.preparation import PreparedCase, prepare
+from textseg.preparation import LISTED, PreparedCase, prepare
 from textseg.recipe import Recipe, required_components
 from textseg.registry import Component, Registry, installed_registry
 from textseg.splits import PARTS, Split, make_split
@@ -131,7 +132,8 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
     cases = [case for case in dataset.cases() if case.mask_path is not None]
     if not cases:
         raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
-    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), recipe.seed)
+    _check_cases(recipe.dataset.use, dataset, cases)
+    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split())
     used = {patient: part for part in PARTS for patient in getattr(split, part)}
     kept = [case for case in cases if case.patient in used]
     prepared = prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
@@ -147,6 +149,23 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
         fingerprint=_fingerprint(by_part["train"]),
     )
     return Experiment(recipe, registry, dataset, split, by_part, text, task)
+
+
+def _check_cases(name: str, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """What would otherwise be found only when the training is over, or by a crash inside it."""
+    ids = Counter(case.id for case in cases)
+    if twice := [case_id for case_id, count in ids.items() if count > 1]:
+        raise DataError(
+            f"dataset: '{name}' has more than one case called {', '.join(twice[:LISTED])}; its scores could not be "
+            "told apart. Give each series an id of its own."
+        )
+    classes = dataset.atlas.class_count
+    for case in cases:
+        if beyond := sorted({index for index in dataset.label_map(case).values() if not 0 <= index < classes}):
+            raise DataError(
+                f"dataset: '{name}' maps labels of case '{case.id}' to {', '.join(map(str, beyond))}, and the classes "
+                f"of atlas '{dataset.atlas.name}' are 0 to {classes - 1}. Correct its label map."
+            )
 
 
 _NO_FEATURES = (

@@ -115,6 +115,7 @@ def components(
 
     Example: textseg components vision_encoder
     """
+    _warn_of_broken_plugins()
     from textseg.registry import installed_registry
 
     rows = [

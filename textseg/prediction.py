@@ -26,7 +26,7 @@ class CasePrediction:
     native: NDArray[np.uint8] | None  # [S, H_native, W_native], where it was asked for
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would spoil what a network keeps of a forward pass for the next training step
 def predict_case(
     segmenter: Segmenter,
     prepared: PreparedCase,
@@ -70,7 +70,7 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     text = empty_text(task, device) if segmenter.uses_text else None
     training = segmenter.training
     segmenter.eval()
-    with torch.inference_mode():
+    with torch.no_grad():  # as in predict_case
         multiply_accumulates = _count_multiply_accumulates(segmenter, image, text)
         seconds = []
         for _ in range(repeats):

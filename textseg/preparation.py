@@ -28,7 +28,7 @@ from textseg.volumes import Volume, file_hash, read_labels, read_volume
 if TYPE_CHECKING:
     from textseg.recipe import Preparation as Settings
 
-VERSION = 1  # of this step: raise it whenever the prepared slices of the same volume would change
+VERSION = 2  # of this step: raise it whenever the prepared slices of the same volume would change
 PERCENTILES = (0.5, 99.5)
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
 BODY_PIXELS = 0.02  # share of a row or column that must be body
@@ -46,13 +46,11 @@ class Placement:
     native_size: tuple[int, int]  # H, W of the file's slices
 
     def prepare(self, image: Tensor, size: tuple[int, int], *, labels: bool) -> Tensor:
-        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, labels are picked."""
+        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, most of a label wins."""
         bottom = self.top + self.height - self.native_size[0]
         right = self.left + self.width - self.native_size[1]
-        box = F.pad(image, (-self.left, right, -self.top, bottom))[:, None]
-        if labels:
-            return F.interpolate(box, size, mode="nearest-exact")[:, 0]
-        return F.interpolate(box, size, mode="bilinear", antialias=True)[:, 0]
+        box = F.pad(image, (-self.left, right, -self.top, bottom))
+        return _vote(box, size) if labels else _smooth(box, size)
 
     def restore(self, logits: Tensor) -> Tensor:
         """[B, K, H, W] -> [B, K, H_native, W_native]; beyond the box the background's logit is the highest."""
@@ -185,6 +183,27 @@ def normalise(array: NDArray[np.float32], settings: Settings) -> tuple[NDArray[n
     if settings.intensity == "zscore":
         return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), (low, high)
     return (clipped - low) / max(high - low, 1e-6), (low, high)
+
+
+def _smooth(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(image[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _vote(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label that weighs most in each pixel, as the image is weighed; the background yields where weights are equal.
+
+    A label picked at the pixel's centre would lie half a native pixel off the image wherever the ratio is even.
+    """
+    values = torch.unique(labels).tolist()
+    values.sort(key=lambda value: value == 0)
+    heaviest = torch.full((len(labels), *size), -1.0)
+    result = torch.zeros_like(heaviest, dtype=labels.dtype)
+    for value in values:
+        weight = _smooth((labels == value).float(), size)
+        wins = weight > heaviest + 1e-4  # equal but for rounding is equal
+        result[wins] = value
+        heaviest = torch.where(wins, weight, heaviest)
+    return result
 
 
 def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path) -> PreparedCase:

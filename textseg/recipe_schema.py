@@ -64,6 +64,7 @@ class Split(_Section):
     fold: Annotated[int, Field(ge=0)] | None = None  # 0-based
     file: Path | None = None
     validation: Share = 0.1  # of the training patients, for `official` and `folds`
+    seed: Annotated[int, Field(ge=0)] = 2025  # of its draws; not that of the run: repeats must divide alike
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -85,6 +86,8 @@ class Split(_Section):
             raise ValueError(f"'folds: {self.folds}' needs a 'fold' from 0 to {self.folds - 1}, not {self.fold}.")
         if "validation" in self.model_fields_set and not (self.official or self.folds):
             raise ValueError(f"'validation' goes with official and folds; {forms[0]} already says it.")
+        if "seed" in self.model_fields_set and self.file is not None:
+            raise ValueError("'seed' goes with fractions, official and folds; in a file nothing is drawn.")
         return self
 
     @model_serializer(mode="wrap")
@@ -92,6 +95,8 @@ class Split(_Section):
         kept = {key: value for key, value in handler(self).items() if value is not None}
         if not (self.official or self.folds):
             del kept["validation"]
+        if self.file is not None:
+            del kept["seed"]
         return kept
 
 

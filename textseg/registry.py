@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ class Register:
         self._add("network", name, builder)
 
     def _add(self, kind: str, name: str, builder: object) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # it becomes the name of a module and a column, too
+            raise ValueError(f"{kind} '{name}': a name is made of letters without accents, digits, '_' and '-'")
         if isinstance(builder, str):
             if not all(part.strip() for part in builder.partition(":")):
                 raise ValueError(f"{kind} '{name}': the builder '{builder}' must be written \"module:name\"")
@@ -150,7 +153,8 @@ def _registered(manager: pluggy.PluginManager, entry_point: importlib.metadata.E
     module = entry_point.load()
     others = manager.get_plugins()
     manager.register(module, plugin.name)
-    if not manager.get_hookcallers(module):
+    # pluggy takes a function of any name that is marked, and calls none that it doesn't know
+    if "textseg_register" not in [hook.name for hook in manager.get_hookcallers(module) or ()]:
         raise TypeError(f"{entry_point.value} has no function 'textseg_register' marked with @hookimpl")
     register = Register(plugin)
     manager.subset_hook_caller("textseg_register", others)(register=register)

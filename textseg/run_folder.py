@@ -179,8 +179,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a long message, or the name of an error without one."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+    """The first line of a long message, with the second where it ends in a colon; the name of an error without one."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,10 +32,8 @@ class Split:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_split(
-    settings: Settings, patients: Iterable[str], official: Mapping[str, Sequence[str]] | None, seed: int
-) -> Split:
-    """Divide `patients` as the recipe says; the same patients and seed give the same split.
+def make_split(settings: Settings, patients: Iterable[str], official: Mapping[str, Sequence[str]] | None) -> Split:
+    """Divide `patients` as the recipe says; the same patients and `split.seed` give the same split.
 
     Patients that an official split doesn't name are left out. Raises DataError where a part would be empty, a patient
     is on two sides, or a file names one that is unknown.
@@ -43,7 +41,7 @@ def make_split(
     known = sorted(set(patients))
     if settings.file is not None:
         return _read(settings.file, known)
-    drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{settings.seed}:{patient}".encode()).digest())
     if settings.fractions is not None:
         first = round(settings.fractions[0] * len(drawn))
         second = first + round(settings.fractions[1] * len(drawn))
@@ -55,6 +53,11 @@ def make_split(
         raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
     else:
         where = "split.official"
+        if missing := [part for part in ("train", "test") if part not in official]:
+            raise DataError(
+                f"{where}: the official split of this data set has no list of patients for {' and '.join(missing)}; "
+                "use fractions, folds or file."
+            )
         _require_apart({"train": official["train"], "test": official["test"]}, where)
         test = [patient for patient in drawn if patient in official["test"]]
         drawn = [patient for patient in drawn if patient in {*official["train"], *test}]

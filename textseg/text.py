@@ -15,6 +15,8 @@ from textseg.embeddings import PromptRow, TextTable, build_text_table, check_bud
 from textseg.preparation import PreparedCase
 from textseg.prompts import generate, ground_truth_visibility, interactive_visibility, template_visibility
 
+AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # what the data of a run can say
+
 Line = tuple[Source, Literal["holistic", "classwise"], str | None, str]  # source, view, structure, text
 
 
@@ -119,7 +121,8 @@ def build_text(
     }
     lines = list(dict.fromkeys(_lines(prompts, atlas)))  # each once, in the order of first use
     texts = list(dict.fromkeys(text for *_, text in lines))
-    length = check_budget(encoder, [*_possible_texts(generator, atlas), *texts])
+    cases = [prepared for prepared, _ in needed]
+    length = check_budget(encoder, [*_possible_texts(generator, atlas, cases), *texts])
     table = build_text_table(encoder, texts, text_length=length, cache=cache)
     counts = dict(zip(table.texts, table.token_counts, strict=True))
     rows = [PromptRow(*line, counts[line[-1]], generator_name, encoder.fingerprint) for line in lines]
@@ -135,10 +138,19 @@ def _lines(prompts: Mapping[str, Mapping[Source, Sequence[SlicePrompt]]], atlas:
                     yield source, "classwise", name, text
 
 
-def _possible_texts(generator: PromptGenerator, atlas: Atlas) -> Iterator[str]:
-    """Of every visibility that template and interactive prompts can have, in every third of a stack and without one."""
+def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[PreparedCase]) -> Iterator[str]:
+    """What can be said in a run or in a later evaluation of it.
+
+    Of every visibility that template and interactive prompts can have, in every third of a stack and without one; and
+    of each case whatever any source says, asked for or not: T must not change with the prompts of an evaluation.
+    """
     for visibility in atlas.visibilities():
         for placed in (visibility, *(visibility.at(index, 3) for index in range(3))):
             prompts = generate(generator, atlas, placed)
             yield prompts.holistic
             yield from prompts.classwise
+    for prepared in cases:
+        for source in AVAILABLE:
+            for prompt in slice_prompts(prepared, source, generator, atlas):
+                yield prompt.holistic
+                yield from prompt.classwise

@@ -61,11 +61,8 @@ class Training:
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             _initialize(self.segmenter, Path(self.settings.initialize_from))
-        self.parameters = [
-            parameter
-            for parameter in (*self.segmenter.parameters(), *self.auxiliary.parameters())
-            if parameter.requires_grad
-        ]
+        # Frozen ones too: `start_epoch` may thaw them. What has no gradient, the optimiser leaves as it is.
+        self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
         self.optimizer = make_optimizer(self.parameters, self.settings)
@@ -152,7 +149,7 @@ class Training:
         if self.average is not None:
             self.average.update_parameters(self.segmenter)
         self.progression.step += 1
-        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        return {**{name: term.detach() for name, term in terms.items()}, "loss": loss.detach()}
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """What is left of an epoch, on the device."""
@@ -262,8 +259,11 @@ class _Losses(nn.Module):
             if own is None
             else own(output, batch, self.segmentation_loss)
         )
-        extra = {name: self.weights[name] * loss(output, batch) for name, loss in self.auxiliary.items()}
-        return {**terms, **extra}
+        terms = dict(terms)
+        for name, loss in self.auxiliary.items():  # one that is called like a term of the segmentation loss adds to it
+            term = self.weights[name] * loss(output, batch)
+            terms[name] = terms[name] + term if name in terms else term
+        return terms
 
 
 def _initialize(segmenter: Segmenter, place: Path) -> None:
