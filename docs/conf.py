@@ -4,6 +4,7 @@ import importlib.metadata
 
 project = "textseg"
 author = "The textseg developers"
+copyright = f"2026, {author}"  # noqa: A001
 release = importlib.metadata.version("textseg")
 
 extensions = ["myst_parser"]

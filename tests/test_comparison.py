@@ -247,3 +247,13 @@ def test_a_distance_that_no_run_has_is_a_dash(tmp_path):
 def test_spurious_structures_are_counted(tmp_path):
     compare([make(tmp_path / "a", {**CAREFUL, ("c2", "L5"): SPURIOUS})], output=tmp_path / "out")
     assert [(r["missed"], r["spurious"]) for r in leaderboard(tmp_path / "out")] == [("0", "1")]
+
+
+def test_scores_of_an_earlier_checkpoint_are_refused(tmp_path):
+    run = make(tmp_path / "run" / "seed1", CAREFUL)
+    evaluated = make(run / "evaluations" / "ground_truth", CAREFUL)
+    for folder, step in ((run, 20), (evaluated, 10)):
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**record, "scored_step": step}))
+    with pytest.raises(RunError, match="earlier checkpoint: .* textseg evaluate .*seed1 --prompts ground_truth"):
+        compare([run, evaluated])

@@ -116,3 +116,36 @@ def test_a_composition_without_text_is_refused(small_atlas: Atlas) -> None:
     task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
     with pytest.raises(ValueError, match="needs text"):
         Segmenter(TextGuidedNetwork(task, Encoder(), Addition()))(torch.zeros(1, 1, 8, 8))
+
+
+class Planned(nn.Module):
+    """A fusion with a schedule of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Features((2,), (1,))
+        self.epochs: list[tuple[int, int]] = []
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.epochs.append((epoch, epochs))
+
+
+class Whole(nn.Module):
+    """A network with and without parts."""
+
+    uses_text, size_multiple = True, 1
+
+    def __init__(self, fusion: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fusion = fusion
+
+
+def test_a_fusion_may_define_what_a_network_may() -> None:
+    fusion = Planned()
+    segmenter = Segmenter(Whole(fusion))  # type: ignore[arg-type]
+    start_epoch = segmenter.optional("start_epoch")
+    assert start_epoch is not None
+    start_epoch(1, 5)
+    assert fusion.epochs == [(1, 5)]
+    assert segmenter.optional("losses") is None
+    assert Segmenter(Whole()).optional("start_epoch") is None  # type: ignore[arg-type]

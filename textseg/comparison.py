@@ -66,7 +66,8 @@ def _folders(runs: Sequence[Path]) -> list[Path]:
 
 
 def _read(folder: Path) -> Run:
-    path = RunFolder(folder).record
+    here = RunFolder(folder)
+    path = here.record
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -78,9 +79,14 @@ def _read(folder: Path) -> Run:
         raise RunError(f"'{path}' is damaged ({error}): evaluate with `textseg evaluate {folder}`.") from None
     if not isinstance(facts, dict):
         raise RunError(f"'{path}' must hold an object, and it holds a {type(facts).__name__}.")
-    scores = read_scores(RunFolder(folder).scores)
+    scores = read_scores(here.scores)
     if not scores:
-        raise RunError(f"'{RunFolder(folder).scores}' holds no score: evaluate with `textseg evaluate {folder}`.")
+        raise RunError(f"'{here.scores}' holds no score: evaluate with `textseg evaluate {folder}`.")
+    if here.trained_in.read().get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
+        raise RunError(
+            f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
+            f"textseg evaluate {here.trained_in.path} --prompts {folder.name}"
+        )
     return Run(folder, facts, scores)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +54,14 @@ class Segmenter(nn.Module):
         """The pyramid that auxiliary losses may use; None for a whole network."""
         fusion = getattr(self.network, "fusion", None)
         return cast(Features, fusion.features) if fusion is not None else None
+
+    def optional(self, name: str) -> Callable[..., Any] | None:
+        """`losses` or `start_epoch`, where the network, or else its fusion, defines it beyond its contract."""
+        for part in (self.network, getattr(self.network, "fusion", None)):
+            method = getattr(part, name, None)
+            if callable(method):
+                return cast(Callable[..., Any], method)
+        return None
 
     def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
         """[B, C, H, W], text -> output with logits [B, K, H, W]."""

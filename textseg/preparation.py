@@ -46,7 +46,7 @@ class Placement:
     native_size: tuple[int, int]  # H, W of the file's slices
 
     def prepare(self, image: Tensor, size: tuple[int, int], *, labels: bool) -> Tensor:
-        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, most of a label wins."""
+        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, labels are voted on."""
         bottom = self.top + self.height - self.native_size[0]
         right = self.left + self.width - self.native_size[1]
         box = F.pad(image, (-self.left, right, -self.top, bottom))

@@ -70,6 +70,11 @@ class RunFolder:
         """Where the scores with prompts of another source stand; `compare` reads it like a run."""
         return RunFolder(self.path / "evaluations" / (source or "none"))
 
+    @property
+    def trained_in(self) -> RunFolder:
+        """The run whose weights these scores are of: another one for what stands in `evaluations`."""
+        return RunFolder(self.path.parent.parent) if self.path.parent.name == "evaluations" else self
+
     def checkpoint(self, name: str) -> Path:
         """`last` or `best`."""
         return self.path / "checkpoints" / f"{name}.ckpt"

@@ -168,7 +168,7 @@ class Training:
 
     def _start_epoch(self, epoch: int) -> None:
         self.model.train()
-        start_epoch = getattr(self.segmenter.network, "start_epoch", None)
+        start_epoch = self.segmenter.optional("start_epoch")
         if start_epoch is not None:
             start_epoch(epoch, self.settings.epochs)
 
@@ -253,7 +253,7 @@ class _Losses(nn.Module):
     def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
         batch = give_batch()
         output = self.segmenter(batch.image, batch.text)
-        own = getattr(self.segmenter.network, "losses", None)  # a network may replace the default
+        own = self.segmenter.optional("losses")  # replaces the default
         terms: dict[str, Tensor] = (
             self.segmentation_loss(output.logits, batch.mask)
             if own is None
