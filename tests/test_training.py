@@ -335,7 +335,9 @@ def test_mixed_precision_trains_near_full_precision_with_losses_in_full(
     assert all(parameter.dtype == torch.float32 for parameter in training.parameters)
 
 
-def test_a_scaled_run_goes_on_with_its_scale(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_scaled_run_goes_on_with_its_scale(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def scaled(path: Path, *overrides: str) -> Training:
         fabric = Fabric(accelerator="cpu", devices=1, plugins=[scaled_float16()])
         return Training(experiment(tiny_recipe, *overrides), RunFolder(path), fabric)
@@ -343,8 +345,16 @@ def test_a_scaled_run_goes_on_with_its_scale(tiny_recipe: Path, tmp_path: Path) 
     whole = scaled(tmp_path / "whole")
     whole.fit()
     first = scaled(tmp_path / "parts")
-    for _ in range(2):  # two epochs, then another process
-        first._epoch(len(first.progression.history), lambda: None)
+    finish = first._finish_epoch
+
+    def finish_and_stop(epoch: int) -> dict[str, float]:
+        row = finish(epoch)
+        first.stop_requested = epoch == 1  # two epochs, then another process
+        return row
+
+    monkeypatch.setattr(first, "_finish_epoch", finish_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
     assert first.folder.load_checkpoint("last")["precision"]["scale"] != 256.0
     second = scaled(tmp_path / "parts")
     second.resume()

@@ -91,7 +91,7 @@ class Training:
 
         Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
         """
-        progression = self.progression
+        progression, device = self.progression, self.fabric.device
         logger = TensorBoardLogger(
             self.folder.path, name="log", version="", purge_step=progression.step, default_hp_metric=False
         )
@@ -99,12 +99,23 @@ class Training:
             with progress_bar() as bar, _stop_on_termination(self):
                 task = bar.add_task("training", total=self.total_steps, completed=progression.step)
                 for epoch in range(len(progression.history), self.settings.epochs):
-                    row = self._epoch(epoch, lambda: bar.update(task, advance=1))
-                    if row is not None:
-                        values = {key: value for key, value in row.items() if key != "epoch"}
-                        logger.log_metrics(values, progression.step)
+                    started = time.monotonic()
+                    self._start_epoch(epoch)
+                    sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
+                    for batch in self._batches(epoch):
+                        for name, value in self.training_step(batch).items():
+                            sums[name] = sums[name] + value if name in sums else value
+                        bar.update(task, advance=1)
+                        if self.stop_requested:
+                            break
+                    progression.seconds += time.monotonic() - started
+                    progression.sums = {name: value.item() for name, value in sums.items()}
+                    self._check_numbers(epoch)
+                    if not self.stop_requested:
+                        row = self._finish_epoch(epoch)
+                        logger.log_metrics({key: row[key] for key in row if key != "epoch"}, progression.step)
                         bar.console.print(_describe(row), highlight=False)
-                    if self.stop_requested:
+                    if self.stop_requested:  # also where the signal came during validation
                         self._save("last")
                         bar.console.print(
                             f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
@@ -114,22 +125,6 @@ class Training:
                         raise KeyboardInterrupt
         finally:
             logger.finalize("")
-
-    def _epoch(self, epoch: int, advance: Callable[[], None]) -> dict[str, float] | None:
-        """Train what is left of an epoch; returns its row of the log, or None where a signal stopped it inside."""
-        progression, started = self.progression, time.monotonic()
-        self._start_epoch(epoch)
-        sums = {name: torch.tensor(value, device=self.fabric.device) for name, value in progression.sums.items()}
-        for batch in self._batches(epoch):
-            for name, value in self.training_step(batch).items():
-                sums[name] = sums[name] + value if name in sums else value
-            advance()
-            if self.stop_requested:
-                break
-        progression.seconds += time.monotonic() - started
-        progression.sums = {name: value.item() for name, value in sums.items()}
-        self._check_numbers(epoch)
-        return None if self.stop_requested else self._finish_epoch(epoch)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
