@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
 from textseg.volumes import read_volume
-
-if TYPE_CHECKING:
-    Report = Callable[[int, int], None]
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
 RATIOS = frozenset({"dsc", "jaccard"})
@@ -50,7 +47,6 @@ def evaluate(
     *,
     source: Source | None,
     device: torch.device,
-    progress: Report = lambda done, total: None,
 ) -> list[Score]:
     """Score the test cases with the prompts of `source`; write scores.csv, run.json and report.html into `target`.
 
@@ -61,14 +57,14 @@ def evaluate(
     scores: list[Score] = []
     results: list[CaseResult] = []
     segmenter.eval()
-    for prepared in cases:
-        prediction = _predict(experiment, segmenter, prepared, source, device)
-        # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
-        rows = list(_score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics)))
-        dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
-        results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
-        scores += [row for row in rows if row.metric in settings.metrics]
-        progress(len(results), len(cases))
+    with progress_bar() as bar:
+        for prepared in bar.track(cases, description="evaluating"):
+            prediction = _predict(experiment, segmenter, prepared, source, device)
+            # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
+            rows = list(_score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics)))
+            dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
+            results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
+            scores += [row for row in rows if row.metric in settings.metrics]
     write_scores(target.scores, scores)
     evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
     facts = {**folder.read(), "evaluation": evaluation, "structures_in_training": experiment.structures_in_training}
@@ -112,17 +108,8 @@ def evaluate_run(run: Path, *, prompts: str | None = None) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(experiment, folder).to(device)
     target = folder if source == experiment.evaluation_source else folder.evaluation(source)
-    with target.lock(), progress_bar() as bar:
-        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
-        scores = evaluate(
-            experiment,
-            segmenter,
-            folder,
-            target,
-            source=source,
-            device=device,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
+    with target.lock():
+        scores = evaluate(experiment, segmenter, folder, target, source=source, device=device)
     print(headline(scores, experiment.structures_in_training, source))
     print(f"report: {target.report}")
     return target.path

@@ -135,17 +135,8 @@ def _evaluate(training: Training) -> None:
         best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
     )
     segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
-    with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
-        scores = evaluate(
-            experiment,
-            segmenter,
-            folder,
-            folder,
-            source=experiment.evaluation_source,
-            device=training.fabric.device,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
+    source, device = experiment.evaluation_source, training.fabric.device
+    scores = evaluate(experiment, segmenter, folder, folder, source=source, device=device)
     _print_result(training, scores)
 
 
