@@ -222,3 +222,26 @@ def test_components_of_the_recipe(experiment: Experiment) -> None:
         ("fusion", "hasf"),
         ("auxiliary_loss", "ccae"),
     ]
+
+
+def test_a_stratified_split_knows_sequences_and_visible_levels(tiny_recipe: Path) -> None:
+    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    prepared = [case for cases in found.cases.values() for case in cases]
+    strata = module._strata(prepared, found.atlas)
+    assert set(strata) == {case.case.patient for case in prepared}
+    for case in prepared:
+        shown = {found.atlas.names[index - 1] for plane in case.present for index in plane}
+        row = [name for name in found.atlas.sequence if name in shown]
+        assert strata[case.case.patient].split()[-2:] == [row[0], row[-1]]
+
+
+def test_every_mask_is_prepared_once_for_a_stratified_split(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, asked = module.prepare, []
+
+    def counting(cases: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(len(cases))
+        return original(cases, *arguments, **named)
+
+    monkeypatch.setattr(module, "prepare", counting)
+    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    assert asked == [sum(map(len, found.cases.values()))]

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +117,38 @@ def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch)
     assert call(monkeypatch, "run", "x.yaml") == 0
     named: dict[str, Any] = {"overrides": [], "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
     assert running.calls == [((Path("x.yaml"),), named)]
+
+
+@pytest.mark.parametrize(("folds", "expected"), [("all", [0, 1, 2]), ("2,0,2", [2, 0])])
+def test_run_goes_through_folds(
+    folds: str, expected: list[int], running: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textseg.recipe.load_recipe", lambda path, overrides: folded(3))
+    assert call(monkeypatch, "run", "x.yaml", "--set", "a=1", "--folds", folds, "--seeds", "1,2") == 0
+    found = [(named["overrides"], named["seed"]) for _, named in running.calls]
+    assert found == [(["a=1", f"split.fold={fold}"], seed) for fold in expected for seed in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("count", "folds", "message"),
+    [(3, "0,3", "has folds 0, 1, 2, and 3 is none of them"), (None, "all", "'x.yaml' has no folds to choose from")],
+)
+def test_folds_that_there_are_not_are_a_mistake(
+    count: int | None,
+    folds: str,
+    message: str,
+    running: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("textseg.recipe.load_recipe", lambda path, overrides: folded(count))
+    assert call(monkeypatch, "run", "x.yaml", "--folds", folds) == 2
+    assert not running.calls
+    assert message in capsys.readouterr().err
+
+
+def folded(count: int | None) -> SimpleNamespace:
+    return SimpleNamespace(split=SimpleNamespace(folds=count))
 
 
 @pytest.mark.usefixtures("broken")

@@ -163,3 +163,29 @@ def test_an_official_split_without_a_known_test_patient_is_refused() -> None:
 def test_an_official_split_without_one_of_its_sides() -> None:
     with pytest.raises(DataError, match="split.official: .* no list of patients for test"):
         make_split(Settings(official=True), PATIENTS, {"train": OFFICIAL["train"]})
+
+
+STRATA = {patient: "three" if number % 4 == 0 else "one" for number, patient in enumerate(PATIENTS)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_parts_have_their_share_of_every_kind(seed: int) -> None:
+    for form in ({"fractions": (0.6, 0.2, 0.2)}, {"folds": 5, "fold": 2, "validation": 0.25}):
+        found = make_split(Settings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
+        require_whole(found, PATIENTS)
+        assert [sum(STRATA[patient] == "three" for patient in getattr(found, part)) for part in PARTS] == [6, 2, 2]
+
+
+def test_an_unstratified_division_does_not_change_with_the_setting_off() -> None:
+    assert make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=False), PATIENTS, None) == split(
+        fractions=(0.6, 0.2, 0.2)
+    )
+
+
+def test_kinds_of_one_patient_each_are_spread_over_the_parts() -> None:
+    alone = {patient: patient for patient in PATIENTS}
+    found = [make_split(Settings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
+    assert sorted(patient for fold in found for patient in fold.test) == sorted(PATIENTS)
+    drawn = make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=True), PATIENTS, None, alone)
+    require_whole(drawn, PATIENTS)
+    assert {patient > PATIENTS[19] for patient in drawn.test} == {True, False}

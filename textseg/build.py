@@ -133,10 +133,18 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
     if not cases:
         raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
     _check_cases(recipe.dataset.use, dataset, cases)
-    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split())
+    strata = None
+    if recipe.split.stratify:  # by what the masks show, so all of them first
+        everything = prepare(cases, dataset.label_map, recipe.preparation, cache, progress=progress)
+        strata = _strata(everything, dataset.atlas)
+    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), strata)
     used = {patient: part for part in PARTS for patient in getattr(split, part)}
     kept = [case for case in cases if case.patient in used]
-    prepared = prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
+    prepared = (
+        [case for case in everything if case.case.patient in used]
+        if recipe.split.stratify
+        else prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
+    )
     by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
     text = _text(recipe, registry, dataset.atlas, by_part, also)
     task = Task(
@@ -149,6 +157,20 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
         fingerprint=_fingerprint(by_part["train"]),
     )
     return Experiment(recipe, registry, dataset, split, by_part, text, task)
+
+
+def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:
+    """Of each patient: the sequences of its series, the first and the last level of the row that one of them shows."""
+    patients: dict[str, list[PreparedCase]] = {}
+    for case in cases:
+        patients.setdefault(case.case.patient, []).append(case)
+    strata = {}
+    for patient, series in patients.items():
+        shown = {index for case in series for plane in case.present for index in plane}
+        row = [name for name in atlas.sequence if atlas[name].index in shown]
+        levels = [*row[:1], *row[-1:]] if row else [atlas.names[index - 1] for index in sorted(shown)]
+        strata[patient] = " ".join([*sorted({case.case.facts.get("sequence", "") for case in series}), *levels])
+    return strata
 
 
 def _check_cases(name: str, dataset: Dataset, cases: Sequence[Case]) -> None:

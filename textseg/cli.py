@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from textseg import __version__
-from textseg.errors import TextsegError
+from textseg.errors import RecipeError, TextsegError
+
+if TYPE_CHECKING:
+    from textseg.recipe import Recipe
 
 app = typer.Typer(
     help="Text-guided medical image segmentation, assembled from plug-ins.",
@@ -55,6 +58,9 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe; may be repeated."),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds to run instead of the recipe's, such as 1,2,3.")] = None,
+    folds: Annotated[
+        str | None, typer.Option(help="Folds to run instead of the recipe's, such as 0,1 or all; needs `split.folds`.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
@@ -67,13 +73,16 @@ def run(
     _warn_of_broken_plugins()
     from textseg.recipe import load_recipe
 
-    for recipe in recipes:  # all of them before the first one trains for hours
-        load_recipe(recipe, overrides or [])
+    repeats = [  # all of them before the first one trains for hours
+        (recipe, [*(overrides or []), *fold], seed)
+        for recipe in recipes
+        for fold in _folds(folds, recipe, load_recipe(recipe, overrides or []))
+        for seed in chosen
+    ]
     from textseg.running import run as run_recipe
 
-    for recipe in recipes:
-        for seed in chosen:
-            run_recipe(recipe, overrides=overrides or [], seed=seed, output=output, fresh=fresh, dry_run=dry_run)
+    for recipe, values, seed in repeats:
+        run_recipe(recipe, overrides=values, seed=seed, output=output, fresh=fresh, dry_run=dry_run)
 
 
 @app.command()
@@ -147,6 +156,25 @@ def _seeds(text: str | None) -> list[int | None]:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError as error:
         raise typer.BadParameter(f"'{text}' must be numbers with commas between them, such as 1,2,3.") from error
+
+
+def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
+    """The value of the recipe that each fold to run needs; one empty list for the recipe as it is."""
+    if text is None:
+        return [[]]
+    if recipe.split.folds is None:
+        raise RecipeError(
+            f"--folds: '{path}' has no folds to choose from. Write `split: {{folds: 5, fold: 0}}` in it, or add "
+            "--set 'split={folds: 5, fold: 0}'."
+        )
+    known = [str(fold) for fold in range(recipe.split.folds)]
+    wanted = known if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
+    if unknown := [fold for fold in wanted if fold not in known]:
+        raise RecipeError(
+            f"--folds: '{path}' has folds {', '.join(known)}, and {', '.join(unknown)} is none of them. Name some, "
+            "with commas between them, or write all."
+        )
+    return [[f"split.fold={fold}"] for fold in wanted]
 
 
 def _warn_of_broken_plugins() -> None:

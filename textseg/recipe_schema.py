@@ -64,6 +64,7 @@ class Split(_Section):
     fold: Annotated[int, Field(ge=0)] | None = None  # 0-based
     file: Path | None = None
     validation: Share = 0.1  # of the training patients, for `official` and `folds`
+    stratify: bool = False  # by sequences and visible levels, so that the parts resemble each other
     seed: Annotated[int, Field(ge=0)] = 2025  # of its draws; not that of the run: repeats must divide alike
 
     @model_validator(mode="after")
@@ -86,8 +87,8 @@ class Split(_Section):
             raise ValueError(f"'folds: {self.folds}' needs a 'fold' from 0 to {self.folds - 1}, not {self.fold}.")
         if "validation" in self.model_fields_set and not (self.official or self.folds):
             raise ValueError(f"'validation' goes with official and folds; {forms[0]} already says it.")
-        if "seed" in self.model_fields_set and self.file is not None:
-            raise ValueError("'seed' goes with fractions, official and folds; in a file nothing is drawn.")
+        if self.file is not None and (drawn := sorted({"seed", "stratify"} & self.model_fields_set)):
+            raise ValueError(f"'{drawn[0]}' goes with fractions, official and folds; in a file nothing is drawn.")
         return self
 
     @model_serializer(mode="wrap")
@@ -96,7 +97,7 @@ class Split(_Section):
         if not (self.official or self.folds):
             del kept["validation"]
         if self.file is not None:
-            del kept["seed"]
+            del kept["seed"], kept["stratify"]
         return kept
 
 

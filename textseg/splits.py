@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -32,22 +33,31 @@ class Split:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_split(settings: Settings, patients: Iterable[str], official: Mapping[str, Sequence[str]] | None) -> Split:
+def make_split(
+    settings: Settings,
+    patients: Iterable[str],
+    official: Mapping[str, Sequence[str]] | None,
+    strata: Mapping[str, str] | None = None,
+) -> Split:
     """Divide `patients` as the recipe says; the same patients and `split.seed` give the same split.
 
-    Patients that an official split doesn't name are left out. Raises DataError where a part would be empty, a patient
-    is on two sides, or a file names one that is unknown.
+    With `strata` (the kind of each patient) every part that is drawn has its share of every kind. Patients that an
+    official split doesn't name are left out. Raises DataError where a part would be empty, a patient is on two sides,
+    or a file names one that is unknown.
     """
     known = sorted(set(patients))
     if settings.file is not None:
         return _read(settings.file, known)
     drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{settings.seed}:{patient}".encode()).digest())
+    if strata is not None:
+        drawn = _spread(drawn, strata)
     if settings.fractions is not None:
         first = round(settings.fractions[0] * len(drawn))
         second = first + round(settings.fractions[1] * len(drawn))
         return _split(drawn[:first], drawn[first:second], drawn[second:], "split.fractions")
     if settings.folds is not None:
-        test = drawn[settings.fold :: settings.folds]
+        dealt = drawn if strata is None else sorted(drawn, key=strata.__getitem__)
+        test = dealt[settings.fold :: settings.folds]
         where = "split.folds"
     elif official is None:
         raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
@@ -64,6 +74,19 @@ def make_split(settings: Settings, patients: Iterable[str], official: Mapping[st
     rest = [patient for patient in drawn if patient not in test]
     held = max(1, round(settings.validation * len(rest)))
     return _split(rest[held:], rest[:held], test, where)
+
+
+def _spread(drawn: Sequence[str], strata: Mapping[str, str]) -> list[str]:
+    """Another order, in which every stretch has about its share of every stratum."""
+    sizes, seen = Counter(strata[patient] for patient in drawn), Counter[str]()
+    places = {}
+    for patient in drawn:
+        stratum = strata[patient]
+        # Strata of one patient each would else meet in the middle
+        start = int.from_bytes(hashlib.sha256(f"{drawn[0]}:{stratum}".encode()).digest()[:4]) / 2**32
+        places[patient] = (seen[stratum] + start) / sizes[stratum]
+        seen[stratum] += 1
+    return sorted(drawn, key=places.__getitem__)
 
 
 def _read(path: Path, known: Sequence[str]) -> Split:
