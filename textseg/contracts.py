@@ -219,7 +219,12 @@ class SegmenterOutput:
 
 
 class Dataset(Protocol):
-    """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError."""
+    """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError.
+
+    Two methods more, where it can: `fetch(*, progress) -> str` puts the data into the folder and says what is there
+    (`progress` is a textseg.fetching.Progress); `doubts(values)` takes the values that stand in each case's mask, by
+    case id, and gives sentences about what looks wrong to it, by case id.
+    """
 
     atlas: Atlas
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
+from textseg.fetching import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
 
 LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom
@@ -21,7 +22,13 @@ LOWEST_LEVELS = {"L6": -1, "L5": 0, "L4": 1, "L3": 2, "L2": 3, "L1": 4}  # place
 SEQUENCES = {"t1": "T1", "t2": "T2", "t2_space": "T2 SPACE"}
 SEXES = {"F": "female", "M": "male"}
 SUBSETS = {"training": "train", "validation": "test"}
+ZENODO = "https://zenodo.org/records/10159290/files/{}?download=1"
+SERIES = 447
 STEM = re.compile(r"(?P<patient>\d+)_(?P<sequence>t1|t2|t2_space)", re.IGNORECASE)
+
+
+def _published(name: str, md5: str, size: int | None = None) -> RemoteFile:
+    return RemoteFile(name, ZENODO.format(name), md5, size)
 
 
 class Spider:
@@ -37,6 +44,15 @@ class Spider:
 
     Every method raises DataError where the folder or one of its tables is missing or damaged.
     """
+
+    archives = (
+        _published("images.zip", "7a9fa44aac0c72e2937bdef62cff88db", 3_700_562_886),
+        _published("masks.zip", "49861ff25a0108b3b69d0ce808ae51dc"),
+    )
+    tables = (
+        _published("overview.csv", "f9a808d2cf67844baa32114a1a769fde"),
+        _published("radiological_gradings.csv", "a5b7a6ad7fb4daa0bfa650b716f026f6"),
+    )
 
     def __init__(self, *, folder: str, partial_vertebrae: Literal["level", "background"] = "level") -> None:
         self.folder = Path(folder)
@@ -84,6 +100,49 @@ class Spider:
             for name in SUBSETS.values()
         }
 
+    def fetch(self, *, progress: Progress) -> str:
+        """Download Zenodo record 10159290 (CC BY 4.0), unpack it, and say what is there."""
+        for table in self.tables:
+            fetch_file(table, self.folder, progress=progress)
+        for archive in self.archives:
+            name = archive.name.removesuffix(".zip")
+            if len(_volumes(self.folder / name)) < SERIES:
+                path = fetch_file(archive, self.folder, progress=progress)
+                unpack_zip(path, self.folder / name, place=_volume_name)
+                path.unlink()
+            if (count := len(_volumes(self.folder / name))) != SERIES:
+                raise DataError(f"'{self.folder / name}' holds {count} volumes, and SPIDER has {SERIES}.")
+        return (
+            f"SPIDER: {SERIES} series with their masks in '{self.folder}'. CC BY 4.0, doi 10.1038/s41597-024-03090-w."
+        )
+
+    def doubts(self, values: Mapping[str, Collection[int]]) -> Mapping[str, Sequence[str]]:
+        """Series whose levels may bear the wrong names, by case id, from the `values` that stand in their masks."""
+        found: dict[str, list[str]] = {}
+        levels = {case_id: _levels(values[case_id]) for case_id in values}
+        for case in self._cases:
+            if case.id not in levels or case.patient in self._shifts:
+                continue
+            vertebrae, discs = levels[case.id]
+            sentences = found.setdefault(case.id, [])
+            row = self._overview.get(case.id.lower(), {})
+            counted = {len(vertebrae), len([level for level in vertebrae if level in values[case.id]])}
+            for column, numbers in (("num_vertebrae", counted), ("num_discs", {len(discs)})):
+                said = row.get(column, "").strip()
+                if said.isdecimal() and int(said) not in numbers:
+                    sentences.append(f"overview.csv says {column} {said}, and the mask has {max(numbers)}")
+            if vertebrae and min(vertebrae) != 1:
+                sentences.append(f"its lowest vertebra is {min(vertebrae)}, and SPIDER counts from 1")
+            if vertebrae and max(vertebrae) > len(VERTEBRAE):
+                sentences.append(
+                    f"it shows {max(vertebrae)} vertebrae, one above {VERTEBRAE[-1]} if 1 is L5; or 1 is L6"
+                )
+            others = [other.id for other in self._cases if other.patient == case.patient and other.id in levels]
+            if unlike := [other for other in others if levels[other] != levels[case.id]]:
+                sentences.append(f"the mask of {unlike[0]}, the same patient, has other levels")
+        advice = "if the names are shifted, say so in numbering.csv (patient, lowest_level)"
+        return {case_id: [f"{line}: {advice}" for line in lines] for case_id, lines in found.items() if lines}
+
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
         images = _volumes(self.folder / "images")
@@ -91,8 +150,8 @@ class Spider:
             raise DataError(
                 f"No SPIDER images in '{self.folder}' ({_what_is_there(self.folder)}). Expected: "
                 "images/<patient>_<t1|t2|t2_SPACE>.mha, masks/ with the same names, overview.csv. "
-                "SPIDER is Zenodo record 10159290 (CC BY 4.0): unpack images.zip and masks.zip into that folder, put "
-                "overview.csv beside them; or set `dataset.folder` (or the environment variable TEXTSEG_DATA, where "
+                "SPIDER is Zenodo record 10159290 (CC BY 4.0): textseg data fetch spider --folder "
+                f"'{self.folder}' brings it; or set `dataset.folder` (or the environment variable TEXTSEG_DATA, where "
                 "the recipe uses it) to where they are."
             )
         masks = _volumes(self.folder / "masks")
@@ -133,6 +192,17 @@ class Spider:
             if shifts.setdefault(patient, LOWEST_LEVELS[level]) != LOWEST_LEVELS[level]:
                 raise DataError(f"{path}: patient {patient} has two rows that differ. Keep one.")
         return shifts
+
+
+def _volume_name(member: PurePosixPath) -> str | None:
+    """Without the folder in which the archive keeps it."""
+    return member.name if member.suffix.lower() == ".mha" else None
+
+
+def _levels(values: Collection[int]) -> tuple[set[int], set[int]]:
+    """Vertebrae, whole or cut by the picture, and discs, counted from the bottom."""
+    vertebrae = {level for level in LEVELS if level in values or PARTIAL_OFFSET + level in values}
+    return vertebrae, {level for level in LEVELS if DISC_OFFSET + level in values}
 
 
 def _volumes(folder: Path) -> Mapping[str, Path]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from textseg.errors import DataError
+from textseg.fetching import Progress, RemoteFile
 from textseg_spine.spider import Spider
 
 OVERVIEW = "new_file_name,num_vertebrae,num_discs,sex,birth_date,subset\r\n"
@@ -148,7 +151,7 @@ def test_a_folder_without_images_says_where_to_get_them(tmp_path: Path, kind: st
     with pytest.raises(DataError) as caught:
         Spider(folder=str(folder)).cases()
     message = str(caught.value)
-    for part in (str(folder), "10159290", "CC BY 4.0", "images.zip", "dataset.folder", "TEXTSEG_DATA"):
+    for part in (str(folder), "10159290", "CC BY 4.0", "textseg data fetch spider", "dataset.folder", "TEXTSEG_DATA"):
         assert part in message
     found = {"missing": "there is no such folder", "empty": "it is empty", "other": "it holds images.zip"}
     assert found[kind] in message
@@ -181,3 +184,74 @@ def test_the_published_data_are_read() -> None:
     values = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask_path)))).tolist()
     mapping = dataset.label_map(case)
     assert {"L5", "L5/S", "SC"} <= {dataset.atlas.names[mapping[value] - 1] for value in values if mapping[value]}
+
+
+def test_fetch_unpacks_whatever_the_nesting_and_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "published"
+    published.mkdir()
+    for name, nesting in (("images.zip", "images/"), ("masks.zip", "SPIDER/masks/")):
+        with zipfile.ZipFile(published / name, "w") as archive:
+            for stem in ("1_t1", "1_t2"):
+                archive.writestr(f"{nesting}{stem}.mha", f"{name} {stem}")
+    (published / "overview.csv").write_text(OVERVIEW + "1_t1,7,7,M,,training\r\n1_t2,7,7,M,,training\r\n")
+    (published / "radiological_gradings.csv").write_text("Patient\n")
+    asked = []
+
+    def copy(remote: RemoteFile, folder: Path, *, progress: Progress) -> Path:
+        asked.append(remote.name)
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.copy(published / remote.name, folder))
+
+    monkeypatch.setattr("textseg_spine.spider.fetch_file", copy)
+    monkeypatch.setattr("textseg_spine.spider.SERIES", 2)
+    reader = Spider(folder=str(tmp_path / "spider"))
+    assert reader.fetch(progress=lambda *_: None).startswith("SPIDER: 2 series with their masks")
+    assert [case.id for case in reader.cases()] == ["1_t1", "1_t2"]
+    assert (tmp_path / "spider/masks/1_t2.mha").read_text() == "masks.zip 1_t2"
+    assert sorted(path.name for path in (tmp_path / "spider").iterdir()) == [
+        "images", "masks", "overview.csv", "radiological_gradings.csv",
+    ]  # fmt: skip
+    reader.fetch(progress=lambda *_: None)
+    assert asked.count("images.zip") == 1
+    monkeypatch.setattr("textseg_spine.spider.SERIES", 3)
+    with pytest.raises(DataError, match="images' holds 2 volumes, and SPIDER has 3"):
+        reader.fetch(progress=lambda *_: None)
+
+
+def test_what_is_published_is_what_zenodo_lists() -> None:
+    remote = {file.name: file for file in (*Spider.archives, *Spider.tables)}
+    assert remote["images.zip"].bytes == 3_700_562_886
+    assert remote["masks.zip"].md5 == "49861ff25a0108b3b69d0ce808ae51dc"
+    assert remote["overview.csv"].url == "https://zenodo.org/records/10159290/files/overview.csv?download=1"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({*range(1, 8), 100, *range(201, 208)}, None),
+        ({*range(1, 7), 107, 100, *range(201, 208)}, None),  # the uppermost is cut by the picture
+        ({*range(1, 7), 100, *range(201, 208)}, "overview.csv says num_vertebrae 7, and the mask has 6"),
+        ({*range(1, 8), 100, *range(201, 209)}, "overview.csv says num_discs 7, and the mask has 8"),
+        ({*range(2, 9), 100, *range(201, 208)}, "its lowest vertebra is 2"),
+        ({*range(1, 11), 100, *range(201, 208)}, "it shows 10 vertebrae, one above T9 if 1 is L5; or 1 is L6"),
+    ],
+)
+def test_doubts_about_the_names_of_levels(folder: Path, values: set[int], message: str | None) -> None:
+    found = Spider(folder=str(folder)).doubts({"10_t2": values})
+    if message is None:
+        assert found == {}
+    else:
+        assert any(line.startswith(message) and "numbering.csv" in line for line in found["10_t2"])
+
+
+def test_series_of_one_patient_that_disagree_are_doubted(folder: Path) -> None:
+    full = {*range(1, 8), *range(201, 208)}
+    found = Spider(folder=str(folder)).doubts({"9_t1": full, "9_T2_space": full - {7}})
+    assert "the mask of 9_T2_space, the same patient, has other levels" in found["9_t1"][0]
+
+
+def test_a_patient_in_numbering_csv_is_not_doubted_again(folder: Path) -> None:
+    (folder / "numbering.csv").write_text("patient,lowest_level\n10,L6\n")
+    assert Spider(folder=str(folder)).doubts({"10_t2": {2}}) == {}

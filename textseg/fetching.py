@@ -1,0 +1,241 @@
+"""Files from the network, verified: what is under its final name is whole, and an interruption loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import stat
+import time
+import uuid
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from textseg.errors import DataError
+
+if TYPE_CHECKING:
+    from requests import Response
+
+Progress = Callable[[str, int, int | None], None]  # of which file, bytes done, bytes in all
+
+ATTEMPTS = 6  # in a row, without one more byte
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
+TIMEOUT_SECONDS = (15, 60)  # to connect, between two pieces
+PIECE = 1 << 20
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses after which it is worth trying again
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that a data set publishes: where it is and how to know it."""
+
+    name: str
+    url: str
+    md5: str
+    bytes: int | None = None
+
+
+class _BrokenOffError(Exception):
+    """The transfer broke off; what has arrived is kept."""
+
+
+def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda name, done, total: None) -> Path:
+    """The file in `folder`, downloaded where it isn't there yet.
+
+    What arrives is kept as `.<name>.part` until it is whole, so that a killed download goes on where it stopped if the
+    server can do that, and begins anew if it can't. Raises DataError where the server doesn't give the file, gives
+    another one, or there is no room.
+    """
+    from filelock import FileLock, Timeout
+
+    target, part = folder / remote.name, folder / f".{remote.name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{remote.name}.lock", timeout=0):
+            if target.exists():
+                _require_known(target, remote)
+                return target
+            _require_room(remote, folder, part)
+            resumed = _download(remote, part, progress)
+            if resumed and _md5(part) != remote.md5:  # the file changed between two tries, or its beginning was damaged
+                part.unlink()
+                _download(remote, part, progress)
+            _require_known(part, remote)
+            part.replace(target)
+    except Timeout:
+        raise DataError(f"'{target}' is being fetched by another process. Wait for it.") from None
+    except OSError as error:
+        raise DataError(
+            f"'{target}' can't be written: {error.strerror or error}. Make room or choose another folder; what has "
+            "arrived is kept, and the same command goes on from there."
+        ) from error
+    return target
+
+
+def unpack_zip(
+    path: Path, folder: Path, *, place: Callable[[PurePosixPath], str | None] = lambda member: str(member)
+) -> list[Path]:
+    """Unpack an archive into `folder`: all of it or, where it is damaged or unsafe, nothing. Returns the files.
+
+    `place` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
+    the same content. Raises DataError.
+    """
+    temporary = folder / f".unpacking.{uuid.uuid4().hex}"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = _members(archive, path, place)
+            folder.mkdir(parents=True, exist_ok=True)
+            for info, name in members.items():
+                unpacked = temporary / name
+                unpacked.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as source, unpacked.open("wb") as file:
+                    shutil.copyfileobj(source, file, PIECE)
+        for name in members.values():
+            if (folder / name).exists() and _md5(folder / name) != _md5(temporary / name):
+                raise DataError(f"'{folder / name}' is not the file that '{path}' holds. Move it away first.")
+        for name in members.values():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).replace(folder / name)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"'{path}' is no sound archive ({error}). Delete it and fetch it again.") from error
+    except OSError as error:
+        raise DataError(f"'{path}' can't be unpacked to '{folder}': {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [folder / name for name in members.values()]
+
+
+def _members(
+    archive: zipfile.ZipFile, path: Path, place: Callable[[PurePosixPath], str | None]
+) -> dict[zipfile.ZipInfo, str]:
+    """The files to unpack and their places, each inside the folder and no two at one place."""
+    members: dict[zipfile.ZipInfo, str] = {}
+    for info in archive.infolist():
+        member = PurePosixPath(info.filename.replace("\\", "/"))
+        if (
+            member.is_absolute()
+            or ".." in member.parts
+            or ":" in info.filename
+            or stat.S_ISLNK(info.external_attr >> 16)
+        ):
+            raise DataError(f"'{path}' holds '{info.filename}', which leads out of its folder. It is not unpacked.")
+        if info.is_dir() or member.parts[0] == "__MACOSX" or member.name.startswith("."):
+            continue
+        if (name := place(member)) is None:
+            continue
+        if name in members.values():
+            raise DataError(f"'{path}' holds two files for '{name}'. It is not unpacked.")
+        members[info] = name
+    return members
+
+
+def _download(remote: RemoteFile, part: Path, progress: Progress) -> bool:
+    """Bring `part` to its full length; returns whether its beginning is from an earlier try."""
+    resumed = part.exists() and part.stat().st_size > 0
+    failures, reason = 0, ""
+    while failures < ATTEMPTS:
+        if failures:
+            time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _transfer(remote, part, progress)
+            return resumed
+        except _BrokenOffError as error:
+            reason = str(error)
+        failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
+    raise DataError(
+        f"'{remote.url}' can't be fetched: {reason}, {ATTEMPTS} times in a row. Try again later with the same command, "
+        f"which goes on from there; or download it by other means to '{part.parent / remote.name}'."
+    )
+
+
+def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
+    """One request for what is missing; raises _BrokenOffError where that did not bring all of it."""
+    import requests
+
+    have = part.stat().st_size if part.exists() else 0
+    if remote.bytes is not None and have > remote.bytes:
+        part.unlink()
+        have = 0
+    if have and have == remote.bytes:
+        return
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    try:
+        with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            have, total = _start(response, remote, part, have)
+            with part.open("r+b" if have else "wb") as file:
+                file.seek(have)
+                for piece in response.iter_content(PIECE):
+                    file.write(piece)
+                    have += len(piece)
+                    progress(remote.name, have, total)
+                    if total is not None and have > total:
+                        break
+    except requests.RequestException as error:
+        raise _BrokenOffError(f"the connection failed ({type(error).__name__})") from error
+    if total is not None and have < total:
+        raise _BrokenOffError(f"the connection ended after {have} of {total} bytes")
+
+
+def _start(response: Response, remote: RemoteFile, part: Path, have: int) -> tuple[int, int | None]:
+    """Where the body of the answer begins and where the file ends."""
+    status = response.status_code
+    if status in PASSING:
+        raise _BrokenOffError(f"the server answers {status}")
+    if status == 416:  # what is here is not the beginning of what is there
+        part.unlink(missing_ok=True)
+        raise _BrokenOffError("the server knows no such part of it")
+    if status not in (200, 206):
+        raise DataError(
+            f"'{remote.url}' can't be fetched: the server answers {status} {response.reason}. Download it by other "
+            f"means to '{part.parent / remote.name}'."
+        )
+    begins = _first_byte(response) if status == 206 else 0
+    if begins != have and begins != 0:
+        part.unlink(missing_ok=True)
+        raise _BrokenOffError("the server sent another part than the one asked for")
+    length = response.headers.get("Content-Length", "")
+    offered = begins + int(length) if length.isdecimal() else None
+    if remote.bytes is not None and offered is not None and offered != remote.bytes:
+        raise DataError(
+            f"'{remote.url}' has {offered} bytes, and '{remote.name}' must have {remote.bytes}: it is another file. "
+            f"Download the right one to '{part.parent / remote.name}'."
+        )
+    return begins, remote.bytes or offered
+
+
+def _first_byte(response: Response) -> int:
+    first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isdecimal() else -1
+
+
+def _require_known(path: Path, remote: RemoteFile) -> None:
+    found = _md5(path)
+    if found == remote.md5:
+        return
+    if path.name == remote.name:
+        raise DataError(
+            f"'{path}' is not the published file: its MD5 is {found}, not {remote.md5}. Move it away and fetch again."
+        )
+    path.unlink()
+    raise DataError(
+        f"'{remote.url}' gave other bytes than the published ones: MD5 {found}, not {remote.md5}. They were deleted; "
+        "fetch again, or ask the publisher."
+    )
+
+
+def _require_room(remote: RemoteFile, folder: Path, part: Path) -> None:
+    missing = (remote.bytes or 0) - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise DataError(
+            f"'{remote.name}' needs {missing / 1e9:.1f} GB more, and '{folder}' has room for {free / 1e9:.1f} GB. Make "
+            "room or choose another folder."
+        )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
