@@ -245,3 +245,12 @@ def test_every_mask_is_prepared_once_for_a_stratified_split(tiny_recipe: Path, m
     monkeypatch.setattr(module, "prepare", counting)
     found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
     assert asked == [sum(map(len, found.cases.values()))]
+
+
+def test_cases_that_are_left_out_are_nowhere(tiny_recipe: Path, experiment: Experiment) -> None:
+    ids = [case.case.id for cases in experiment.cases.values() for case in cases]
+    found = build(load_recipe(tiny_recipe, [f"leave_out=[{experiment.cases['train'][0].case.id}]"]))
+    kept = [case.case.id for cases in found.cases.values() for case in cases]
+    assert sorted([*kept, experiment.cases["train"][0].case.id]) == sorted(ids)
+    with pytest.raises(DataError, match="leave_out: there is no case 'nobody'"):
+        build(load_recipe(tiny_recipe, ["leave_out=[nobody]"]))

@@ -33,7 +33,21 @@ def make(folder, values, *, source="template", **facts):
         status = value if isinstance(value, str) else "ok"
         dsc, hd95 = value if status == "ok" else (0.0, math.nan)
         for metric, unit, number in (("dsc", "", dsc), ("hd95", "mm", hd95)):
-            rows.append(Score(case, f"p_{case}", None, structure, metric, unit, "native", number, status, source))
+            rows.append(
+                Score(
+                    case,
+                    f"p_{case}",
+                    None,
+                    structure,
+                    metric,
+                    unit,
+                    "native",
+                    number,
+                    100.0 if unit else 0.0,
+                    status,
+                    source,
+                )
+            )
     folder.mkdir(parents=True)
     merged = copy.deepcopy(FACTS)
     for key, value in facts.items():

@@ -266,7 +266,7 @@ def test_a_checkpoint_of_another_model_is_one_message(copied: Path, finished_run
 
 
 def test_the_headline_counts_what_the_means_leave_out() -> None:
-    row = Score("1", "1", None, "SC", "dsc", "", "native", 0.5, "ok", "ground_truth")
+    row = Score("1", "1", None, "SC", "dsc", "", "native", 0.5, 0.0, "ok", "ground_truth")
     rows = [
         row,
         replace(row, metric="hd95", unit="mm", value=2.0),

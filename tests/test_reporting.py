@@ -57,7 +57,10 @@ class Page(HTMLParser):
 
 def score(case, structure, dsc, hd95, status="ok", source="template"):
     rows = (("dsc", "", dsc), ("hd95", "mm", hd95))
-    return [Score(case, f"p_{case}", None, structure, m, u, "native", v, status, source) for m, u, v in rows]
+    return [
+        Score(case, f"p_{case}", None, structure, m, u, "native", v, 99.0 if u else 0.0, status, source)
+        for m, u, v in rows
+    ]
 
 
 def table(source="template"):

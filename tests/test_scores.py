@@ -10,7 +10,7 @@ import pytest
 from textseg.errors import RunError
 from textseg.scores import COLUMNS, Score, read_scores, summarise, write_scores
 
-ROW = Score("c1", "p1", None, "L4", "dsc", "", "native", 0.5, "ok", "template")
+ROW = Score("c1", "p1", None, "L4", "dsc", "", "native", 0.5, 0.0, "ok", "template")
 
 
 def same(first: Score, second: Score) -> bool:
@@ -22,7 +22,7 @@ def same(first: Score, second: Score) -> bool:
 def test_reading_gives_back_what_was_written(tmp_path):
     rows = [
         replace(ROW, value=0.1 + 0.2),
-        replace(ROW, slice=0, metric="hd95", unit="mm", value=math.nan, status="missed"),
+        replace(ROW, slice=0, metric="hd95", unit="mm", value=math.nan, worst=412.5, status="missed"),
         replace(ROW, case='a "quoted", case', structure="L4/L5", value=np.float64(1 / 3)),
         replace(ROW, slice=12, value=1e-300, status="spurious", prompt_source="none"),
     ]
@@ -34,8 +34,10 @@ def test_reading_gives_back_what_was_written(tmp_path):
 
 def test_the_file_is_plain_csv_with_the_promised_columns(tmp_path):
     write_scores(tmp_path / "scores.csv", [replace(ROW, value=0.1 + 0.2)])
-    header = "case,patient,slice,structure,metric,unit,space,value,status,prompt_source"
-    assert (tmp_path / "scores.csv").read_text() == f"{header}\nc1,p1,,L4,dsc,,native,0.30000000000000004,ok,template\n"
+    header = "case,patient,slice,structure,metric,unit,space,value,worst,status,prompt_source"
+    assert (
+        tmp_path / "scores.csv"
+    ).read_text() == f"{header}\nc1,p1,,L4,dsc,,native,0.30000000000000004,0.0,ok,template\n"
     with (tmp_path / "scores.csv").open() as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
 
@@ -62,10 +64,11 @@ def test_a_write_that_fails_leaves_the_old_table_and_no_litter(tmp_path):
     [
         ("", "it is nothing"),
         ("a,b\n1,2\n", "it is a, b"),
-        (",".join(COLUMNS) + "\nc1,p1\n", "line 2: 2 columns instead of 10"),
-        (",".join(COLUMNS) + "\nc1,p1,,L4,dsc,,native,x,ok,template\n", "line 2: .*value 'x'"),
-        (",".join(COLUMNS) + "\nc1,p1,1.5,L4,dsc,,native,1,ok,template\n", "line 2: slice '1.5'"),
-        (",".join(COLUMNS) + "\nc1,p1,,L4,dsc,,native,1,mised,template\n", "line 2: .*Did you mean 'missed'"),
+        (",".join(COLUMNS) + "\nc1,p1\n", "line 2: 2 columns instead of 11"),
+        (",".join(COLUMNS) + "\nc1,p1,,L4,dsc,,native,x,0,ok,template\n", "line 2: .*value 'x'"),
+        (",".join(COLUMNS) + "\nc1,p1,,L4,dsc,,native,1,far,ok,template\n", "line 2: .*worst 'far'"),
+        (",".join(COLUMNS) + "\nc1,p1,1.5,L4,dsc,,native,1,0,ok,template\n", "line 2: slice '1.5'"),
+        (",".join(COLUMNS) + "\nc1,p1,,L4,dsc,,native,1,0,mised,template\n", "line 2: .*Did you mean 'missed'"),
     ],
 )
 def test_a_damaged_table_is_refused_with_its_place(tmp_path, text, message):

@@ -14,7 +14,7 @@ from torch import nn
 from textseg.augmentation import Augmentation
 from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task
 from textseg.data import Slices
-from textseg.errors import DataError, RecipeError
+from textseg.errors import DataError, RecipeError, suggestion
 from textseg.files import cache_folder
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
@@ -129,7 +129,7 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
     registry, cache = installed_registry(), cache_folder()
     _check_parts(recipe, registry)
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
-    cases = [case for case in dataset.cases() if case.mask_path is not None]
+    cases = [case for case in _kept(dataset, recipe.leave_out) if case.mask_path is not None]
     if not cases:
         raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
     _check_cases(recipe.dataset.use, dataset, cases)
@@ -157,6 +157,13 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
         fingerprint=_fingerprint(by_part["train"]),
     )
     return Experiment(recipe, registry, dataset, split, by_part, text, task)
+
+
+def _kept(dataset: Dataset, left_out: Sequence[str]) -> list[Case]:
+    cases = dataset.cases()
+    if unknown := [case_id for case_id in left_out if case_id not in {case.id for case in cases}]:
+        raise DataError(f"leave_out: there is no case '{unknown[0]}'.{suggestion(unknown[0], [c.id for c in cases])}")
+    return [case for case in cases if case.id not in left_out]
 
 
 def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textseg import __version__
+from textseg.data_commands import data
 from textseg.errors import RecipeError, TextsegError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 app.add_typer(plugins, name="plugins")
+app.add_typer(data, name="data")
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Atlas:
 
     `structures[i].index` is i + 1. `sequence` names, from superior to inferior, the structures that stand in a row
     (vertebrae and discs); it is empty where the region has no order. `groups` name the sets to collapse for coarse
-    scores; `adjacent` the pairs that touch.
+    scores; `adjacent` the pairs that touch; `label_schemes` what values mean in mask files, also beyond the atlas.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Atlas:
     sequence: tuple[str, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     adjacent: tuple[tuple[str, str], ...] = ()
+    label_schemes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = self.names
@@ -80,6 +81,14 @@ class Atlas:
             if structure.name == name:
                 return structure
         raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
+
+    def collapsed(self) -> tuple[Atlas, LabelMap]:
+        """The groups as structures, and the class of each structure among them (0 for one that is in no group)."""
+        structures = tuple(Structure(name, name, index) for index, name in enumerate(self.groups, start=1))
+        classes = dict.fromkeys(range(self.class_count), 0)
+        for structure in structures:
+            classes.update((self[name].index, structure.index) for name in self.groups[structure.name])
+        return Atlas(f"{self.name}_groups", structures), classes
 
     def between(self, first: str, last: str) -> tuple[str, ...]:
         """What a person means by "from `first` to `last`": that stretch of the sequence, and all that is outside it."""
@@ -221,9 +230,8 @@ class SegmenterOutput:
 class Dataset(Protocol):
     """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError.
 
-    Two methods more, where it can: `fetch(*, progress) -> str` puts the data into the folder and says what is there
-    (`progress` is a textseg.fetching.Progress); `doubts(values)` takes the values that stand in each case's mask, by
-    case id, and gives sentences about what looks wrong to it, by case id.
+    Optional: `fetch(*, progress: textseg.fetching.Progress) -> str` brings the data and says what is there;
+    `doubts(values)` gives, by case id, sentences about what looks wrong in the values of each case's mask.
     """
 
     atlas: Atlas

@@ -233,6 +233,7 @@ def _score_case(
                     unit="" if metric in RATIOS else settings.unit,
                     space=settings.space,
                     value=value,
+                    worst=0.0,
                     status=result[structure.index].status,
                     prompt_source=source or "none",
                 )

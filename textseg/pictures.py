@@ -79,11 +79,7 @@ def overlay_png(picture: OverlayPicture) -> bytes:
         left, step = 0.1 / 12.8, (1 - 0.2 / 12.8) / 3
         axes = figure.add_axes((left + column * step + 0.003, legend_inches / total, step - 0.006, panel / total))
         axes.set_title(heading, color=_INK, size=11, pad=4)
-        axes.set_axis_off()
-        axes.imshow(_grey(picture.image), cmap="gray", vmin=0, vmax=1, aspect=picture.pixel_aspect)
-        if mask is not None:
-            axes.imshow(_painted(mask), interpolation="nearest", aspect=picture.pixel_aspect)
-            _write_names(axes, mask, picture.names)
+        draw_structures(axes, picture.image, mask, picture.names, pixel_aspect=picture.pixel_aspect)
     if present:
         patches = [Patch(color=structure_colour(index)) for index in present]
         legend = figure.legend(
@@ -104,6 +100,22 @@ def overlay_png(picture: OverlayPicture) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor=_PAPER)
     return png.getvalue()
+
+
+def draw_structures(
+    axes: Axes,
+    image: NDArray[np.floating[Any]],
+    mask: NDArray[np.integer[Any]] | None,
+    names: Mapping[int, str],
+    *,
+    pixel_aspect: float,
+) -> None:
+    """Draw an image [H, W] and, over it, the structures of a mask [H, W], each coloured and named at its place."""
+    axes.set_axis_off()
+    axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
+    if mask is not None:
+        axes.imshow(_painted(mask), interpolation="nearest", aspect=pixel_aspect)
+        _write_names(axes, mask, names)
 
 
 def _grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,9 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
     facts = _stored_facts(folder)
     if facts is None:
         facts = _write_case(case, mask_path, label_map, settings, folder)
+    else:
+        with suppress(OSError):  # of somebody else, or read-only
+            os.utime(folder / "case.json")  # when it was used last, for cleaning the cache
     return PreparedCase(
         case=case,
         folder=folder,

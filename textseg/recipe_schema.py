@@ -224,6 +224,7 @@ class Recipe(_Section):
     reference: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2025
     dataset: ComponentSpec
+    leave_out: tuple[str, ...] = ()  # ids of cases
     split: Split
     preparation: Preparation
     augmentation: Augmentation = Augmentation()

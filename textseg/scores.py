@@ -28,6 +28,7 @@ class Score:
     unit: str  # "mm", "pixel", or "" for ratios
     space: str  # "native" or "prepared"
     value: float
+    worst: float  # what a miss costs: 0 for ratios, the diagonal of the image for distances; in the unit
     status: Status
     prompt_source: str  # a Source of the contracts, or "none" without text
 
@@ -107,11 +108,11 @@ def _score(path: Path, number: int, line: Sequence[str]) -> Score:
         raise RunError(f"{where}: unknown status '{cells['status']}'.{suggestion(cells['status'], statuses)}")
     try:
         position = int(cells["slice"]) if cells["slice"] else None
-        value = float(cells["value"])
+        value, worst = float(cells["value"]), float(cells["worst"])
     except ValueError:
         raise RunError(
-            f"{where}: slice '{cells['slice']}' must be a whole number or empty, and value '{cells['value']}' must be "
-            "a number. Restore the file or evaluate again."
+            f"{where}: slice '{cells['slice']}' must be a whole number or empty, value '{cells['value']}' and worst "
+            f"'{cells['worst']}' must be numbers. Restore the file or evaluate again."
         ) from None
     return Score(
         case=cells["case"],
@@ -122,6 +123,7 @@ def _score(path: Path, number: int, line: Sequence[str]) -> Score:
         unit=cells["unit"],
         space=cells["space"],
         value=value,
+        worst=worst,
         status=cast("Status", cells["status"]),
         prompt_source=cells["prompt_source"],
     )

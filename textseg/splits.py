@@ -89,12 +89,14 @@ def _spread(drawn: Sequence[str], strata: Mapping[str, str]) -> list[str]:
     return sorted(drawn, key=places.__getitem__)
 
 
-def _read(path: Path, known: Sequence[str]) -> Split:
+def read_parts(path: Path) -> dict[str, list[str]]:
+    """The patients of each part in a split file, as they stand there. Raises DataError."""
     try:
         content = json.loads(path.read_text())
         parts = {part: content[part] for part in PARTS}
         if not all(isinstance(patients, list) for patients in parts.values()):
             raise TypeError
+        return {part: [str(patient) for patient in patients] for part, patients in parts.items()}
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
         raise DataError(f"split.file: '{path}' {reason}.") from None
@@ -102,8 +104,11 @@ def _read(path: Path, known: Sequence[str]) -> Split:
         raise DataError(
             f"split.file: '{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
         ) from error
-    train, validation, test = ([str(patient) for patient in parts[part]] for part in PARTS)
-    split = _split(train, validation, test, f"split.file: '{path}'")
+
+
+def _read(path: Path, known: Sequence[str]) -> Split:
+    parts = read_parts(path)
+    split = _split(parts["train"], parts["validation"], parts["test"], f"split.file: '{path}'")
     unknown = sorted({*split.train, *split.validation, *split.test} - set(known))
     if unknown:
         raise DataError(

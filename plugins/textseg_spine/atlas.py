@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from textseg.contracts import Atlas, Structure
+from textseg_spine.label_schemes import all_schemes
 
 VERTEBRAE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
 DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
@@ -21,6 +22,7 @@ def lumbar_spider() -> Atlas:
         sequence=sequence,
         groups={"vertebrae": VERTEBRAE, "discs": DISCS, "canal": (CANAL,)},
         adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
+        label_schemes=all_schemes(),
     )
 
 
@@ -33,6 +35,7 @@ def lumbar_mrspineseg() -> Atlas:
         sequence=sequence,
         groups={"vertebrae": (SACRUM, *VERTEBRAE), "discs": DISCS},
         adjacent=_neighbours(sequence),
+        label_schemes=all_schemes(),
     )
 
 

@@ -140,8 +140,14 @@ class Spider:
             others = [other.id for other in self._cases if other.patient == case.patient and other.id in levels]
             if unlike := [other for other in others if levels[other] != levels[case.id]]:
                 sentences.append(f"the mask of {unlike[0]}, the same patient, has other levels")
+        for stem in sorted(_volumes(self.folder / "masks").keys() - {case.id.lower() for case in self._cases}):
+            found[stem] = ["this mask has no image of its name"]
         advice = "if the names are shifted, say so in numbering.csv (patient, lowest_level)"
-        return {case_id: [f"{line}: {advice}" for line in lines] for case_id, lines in found.items() if lines}
+        return {
+            case_id: [line if case_id not in levels else f"{line}: {advice}" for line in lines]
+            for case_id, lines in found.items()
+            if lines
+        }
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:

@@ -50,3 +50,11 @@ def test_families_are_anatomically_right() -> None:
 
 def test_a_stretch_keeps_the_canal() -> None:
     assert lumbar_spider().between("L4", "L5") == ("L5", "L4", "L4/L5", "SC")
+
+
+def test_groups_collapse_the_structures() -> None:
+    atlas, classes = lumbar_spider().collapsed()
+    assert atlas.names == ("vertebrae", "discs", "canal")
+    full = lumbar_spider()
+    assert [classes[full[name].index] for name in ("L5", "T9", "L5/S", "SC")] == [1, 1, 2, 3]
+    assert sorted(classes) == list(range(full.class_count))

@@ -1,0 +1,1 @@
+"""Data sets as plain folders, for any region."""

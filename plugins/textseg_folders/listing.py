@@ -1,0 +1,81 @@
+"""What any folder of volumes needs: its files by stem, its patients, what its values mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from textseg.contracts import Atlas, LabelMap
+from textseg.errors import DataError, PluginError, suggestion
+from textseg.registry import installed_registry
+from textseg.volumes import SUFFIXES
+
+BACKGROUND = "background"
+
+
+def find_atlas(name: str) -> Atlas:
+    """The installed atlas of that name. Raises DataError."""
+    registry = installed_registry()
+    names = [component.name for component in registry.components("atlas")]
+    if name not in names:
+        raise DataError(f"dataset.atlas: there is no atlas '{name}'.{suggestion(name, names)}")
+    try:
+        atlas: Atlas = registry.build("atlas", name, settings={})
+    except PluginError as error:
+        raise DataError(f"dataset.atlas: {error}") from error
+    return atlas
+
+
+def volumes_by_stem(folder: Path) -> dict[str, Path]:
+    """Volumes of a folder, sorted by stem; hidden files are no volumes. Raises DataError for two of one stem."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+        if suffix is None or path.name.startswith("."):
+            continue
+        if (other := found.setdefault(path.name[: -len(suffix)], path)) is not path:
+            raise DataError(f"'{folder}' holds '{other.name}' and '{path.name}', which are the same case. Keep one.")
+    return found
+
+
+def patient_of(stem: str, pattern: str | None) -> str:
+    """What the one group of `pattern` finds in a stem; without a pattern each stem is a patient. Raises DataError."""
+    if pattern is None:
+        return stem
+    try:
+        match = re.search(pattern, stem)
+    except re.error as error:
+        raise DataError(f"dataset.patient_pattern: '{pattern}' is no regular expression ({error}).") from error
+    if match is None or not match.groups() or not match.group(1):
+        raise DataError(
+            f"dataset.patient_pattern: '{pattern}' finds no patient in '{stem}'. Its first group must match the "
+            "patient's part of each name, as in '^(\\d+)_'."
+        )
+    return match.group(1)
+
+
+def map_values(labels: Mapping[int, str] | str | None, atlas: Atlas, where: str) -> LabelMap:
+    """Class indices of file values: by the names that `labels` gives them, by a scheme, or the atlas's own indices.
+
+    Raises DataError for a name that the atlas lacks; names that a scheme has and the atlas lacks are background.
+    """
+    if labels is None:
+        return {index: index for index in range(atlas.class_count)}
+    if isinstance(labels, str):
+        if labels not in atlas.label_schemes:
+            possible = suggestion(labels, atlas.label_schemes)
+            raise DataError(f"{where}: atlas '{atlas.name}' has no label scheme '{labels}'.{possible}")
+        scheme = atlas.label_schemes[labels]
+        return {0: 0, **{value: atlas[name].index if name in atlas.names else 0 for value, name in scheme.items()}}
+    known = {BACKGROUND: 0, **{structure.name: structure.index for structure in atlas.structures}}
+    for value, name in labels.items():
+        if name not in known:
+            raise DataError(
+                f"{where}: value {value} is '{name}', which atlas '{atlas.name}' lacks.{suggestion(name, known)}"
+            )
+        if value < 0:
+            raise DataError(f"{where}: {value} is no value of a mask; they are whole numbers from 0.")
+    if labels.get(0, BACKGROUND) != BACKGROUND:
+        raise DataError(f"{where}: 0 is the background, and can't be '{labels[0]}'.")
+    return {0: 0, **{value: known[name] for value, name in labels.items()}}

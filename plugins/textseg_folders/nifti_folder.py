@@ -1,0 +1,123 @@
+"""Reader of a plain folder: images/ and masks/ with the same names, MHA, NRRD or NIfTI."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textseg.contracts import Case, LabelMap
+from textseg.errors import DataError
+from textseg_folders.listing import find_atlas, map_values, patient_of, volumes_by_stem
+
+PARTS = {"train": "train", "training": "train", "test": "test"}
+
+
+class NiftiFolder:
+    """A folder with images/ and masks/: each mask bears the name of its image.
+
+    `labels` says what the values in the masks mean: `{1: L5, 2: L4}`, or the name of a label scheme of the atlas. A
+    file labels.yaml beside the folders may give `atlas` and `labels` instead; where nothing does, values are the
+    atlas's own class indices. `patient_pattern` is a regular expression whose first group finds the patient in a name;
+    without it each name is a patient of its own. A table cases.csv with the column `case`, and `patient`, `split`
+    (train or test) and any facts, goes before it. Raises DataError.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        atlas: str | None = None,
+        labels: dict[int, str] | str | None = None,
+        images: str = "images",
+        masks: str = "masks",
+        patient_pattern: str | None = None,
+    ) -> None:
+        self.folder, self.images, self.masks = Path(folder), images, masks
+        self.patient_pattern = patient_pattern
+        beside = self._labels_file()
+        name = atlas or beside.get("atlas")
+        if not name:
+            raise DataError(
+                f"dataset: '{folder}' needs an atlas: write `atlas: NAME`, or put it into labels.yaml there."
+            )
+        self.atlas = find_atlas(name)
+        where = f"{self.folder / 'labels.yaml'}" if labels is None else "dataset.labels"
+        self._labels = map_values(beside.get("labels") if labels is None else labels, self.atlas, where)
+
+    def cases(self) -> Sequence[Case]:
+        """Every image, sorted by name; `mask_path` is None where there is no mask."""
+        return self._cases
+
+    def label_map(self, case: Case) -> LabelMap:
+        """The same for each case."""
+        return self._labels
+
+    def official_split(self) -> Mapping[str, Sequence[str]] | None:
+        """By the column `split` of cases.csv; None without it."""
+        if not any("split" in row for row in self._table.values()):
+            return None
+        parts: dict[str, list[str]] = {"train": [], "test": []}
+        for case in self._cases:
+            said = self._table.get(case.id, {}).get("split", "")
+            if said.lower() not in PARTS:
+                raise DataError(f"{self._table_path}: the split of '{case.id}' is '{said}'; it is train or test.")
+            patients = parts[PARTS[said.lower()]]
+            if case.patient not in patients:
+                patients.append(case.patient)
+        return parts
+
+    @property
+    def _table_path(self) -> Path:
+        return self.folder / "cases.csv"
+
+    @cached_property
+    def _cases(self) -> tuple[Case, ...]:
+        images = volumes_by_stem(self.folder / self.images)
+        if not images:
+            raise DataError(f"No volume in '{self.folder / self.images}'. Expected there: MHA, NRRD or NIfTI files.")
+        masks = volumes_by_stem(self.folder / self.masks)
+        if lonely := sorted(masks.keys() - images.keys()):
+            raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{self.folder / self.images}'.")
+        if unknown := sorted(self._table.keys() - images.keys()):
+            raise DataError(f"{self._table_path}: there is no image of case '{unknown[0]}'.")
+        return tuple(self._case(stem, path, masks.get(stem)) for stem, path in images.items())
+
+    def _case(self, stem: str, image_path: Path, mask_path: Path | None) -> Case:
+        row = self._table.get(stem, {})
+        facts = {key: value for key, value in row.items() if key not in ("case", "patient", "split") and value}
+        patient = row.get("patient") or patient_of(stem, self.patient_pattern)
+        return Case(id=stem, patient=patient, image_path=image_path, mask_path=mask_path, facts=facts)
+
+    @cached_property
+    def _table(self) -> Mapping[str, Mapping[str, str]]:
+        """Rows of cases.csv by case; empty without the file."""
+        if not self._table_path.is_file():
+            return {}
+        with self._table_path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [{key: value.strip() for key, value in row.items()} for row in csv.DictReader(file, restval="")]
+        if not rows or "case" not in rows[0]:
+            raise DataError(f"{self._table_path}: no row, or no column 'case'.")
+        table = {row["case"]: row for row in rows}
+        if len(table) < len(rows):
+            raise DataError(f"{self._table_path}: a case stands there twice. Keep one row of each.")
+        return table
+
+    def _labels_file(self) -> dict[str, Any]:
+        path = self.folder / "labels.yaml"
+        if not path.is_file():
+            return {}
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise DataError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        wrong = not isinstance(content, dict) or not content.keys() <= {"atlas", "labels"}
+        if not wrong and isinstance(labels := content.get("labels"), dict):
+            wrong = not all(isinstance(value, int) and isinstance(name, str) for value, name in labels.items())
+        if wrong:
+            raise DataError(f"{path}: it may hold `atlas: NAME` and `labels:`, a scheme or lines such as `1: L5`.")
+        return dict(content)

@@ -1,0 +1,10 @@
+"""Table of contents."""
+
+from textseg import hookimpl
+from textseg.registry import Register
+
+
+@hookimpl
+def textseg_register(register: Register) -> None:
+    register.dataset("nifti_folder", "textseg_folders.nifti_folder:NiftiFolder")
+    register.dataset("nnunet_raw", "textseg_folders.nnunet_raw:NnunetRaw")

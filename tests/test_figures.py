@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from textseg.contracts import Atlas
+from textseg.errors import DataError
+from textseg.figures import case_png, frequency_png
+from textseg.pictures import structure_colour
+from textseg.registry import installed_registry
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]
+
+
+def shows(picture: np.ndarray, colour: tuple[float, float, float], tolerance: float = 0.02) -> bool:
+    return bool((np.abs(picture - np.array(colour)).max(axis=-1) < tolerance).sum() > 20)
+
+
+def test_a_case_shows_its_structures_in_their_colours(spider_folder: Path) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(spider_folder)})
+    case = dataset.cases()[0]
+    labels = dataset.label_map(case)
+    three = pixels(case_png(case, labels, dataset.atlas))
+    one = pixels(case_png(case, labels, dataset.atlas, [0]))
+    assert three.shape[1] > 1.5 * one.shape[1]
+    for name in ("L5", "SC"):
+        assert shows(three, structure_colour(dataset.atlas[name].index))
+    with pytest.raises(DataError, match=r"has slices 1 to \d+, and no 100"):
+        case_png(case, labels, dataset.atlas, [99])
+    with pytest.raises(DataError, match="has no mask"):
+        case_png(replace(case, mask_path=None), labels, dataset.atlas)
+
+
+def test_a_frequency_plot_has_a_bar_for_what_is_seen(small_atlas: Atlas) -> None:
+    seen, unseen = small_atlas.names[0], small_atlas.names[1]
+    picture = pixels(frequency_png("title with $ and _", small_atlas, [{seen: 3}, {seen: 2}]))
+    assert shows(picture, structure_colour(small_atlas[seen].index))
+    assert not shows(picture, structure_colour(small_atlas[unseen].index))

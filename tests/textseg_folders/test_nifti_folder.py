@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textseg.build import build
+from textseg.errors import DataError, RecipeError
+from textseg.recipe import load_recipe
+from textseg_folders.nifti_folder import NiftiFolder
+
+LABELS = {0: "background", 1: "L5", 2: "L4", 7: "SC", 9: "background"}
+
+
+def lay_out(folder: Path, *names: str, **files: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content)
+    return folder
+
+
+def reader(folder: Path, **settings: Any) -> NiftiFolder:
+    return NiftiFolder(folder=str(folder), **{"atlas": "lumbar_spider", "labels": LABELS, **settings})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images = ("images/b_2.nii.gz", "images/a_1.mha", "images/a_2.NII", "images/.x.nii.gz", "images/readme.txt")
+    return lay_out(tmp_path, *images, "masks/a_1.nii.gz", "masks/b_2.nrrd")
+
+
+def test_cases_are_images_with_the_mask_of_their_name(folder: Path) -> None:
+    found = [(case.id, case.patient, case.mask_path and case.mask_path.name) for case in reader(folder).cases()]
+    assert found == [("a_1", "a_1", "a_1.nii.gz"), ("a_2", "a_2", None), ("b_2", "b_2", "b_2.nrrd")]
+    assert reader(folder).official_split() is None
+
+
+def test_a_pattern_finds_the_patient(folder: Path) -> None:
+    assert [case.patient for case in reader(folder, patient_pattern=r"^(\w)_").cases()] == ["a", "a", "b"]
+
+
+def test_a_table_gives_patients_split_and_facts(folder: Path) -> None:
+    table = "case,patient,split,sequence\r\na_1,7 ,train,T2\r\na_2,7,Training,T1\r\nb_2,9,test,\r\n"
+    (folder / "cases.csv").write_bytes(table.encode())
+    data = reader(folder, patient_pattern="(x)")
+    assert [(case.patient, case.facts) for case in data.cases()] == [
+        ("7", {"sequence": "T2"}), ("7", {"sequence": "T1"}), ("9", {}),
+    ]  # fmt: skip
+    assert data.official_split() == {"train": ["7"], "test": ["9"]}
+
+
+def test_values_are_what_the_recipe_calls_them(folder: Path) -> None:
+    data = reader(folder)
+    case = data.cases()[0]
+    names = ("background", *data.atlas.names)
+    assert {value: names[index] for value, index in data.label_map(case).items()} == LABELS
+    assert reader(folder, labels=None).label_map(case) == {index: index for index in range(20)}
+    scheme = reader(folder, labels="totalspineseg").label_map(case)
+    assert (names[scheme[45]], names[scheme[100]], names[scheme[2]], names[scheme[50]]) == (
+        "L5",
+        "L5/S",
+        "SC",
+        "background",
+    )
+
+
+def test_a_file_beside_the_folders_may_say_it(folder: Path) -> None:
+    (folder / "labels.yaml").write_text("atlas: lumbar_mrspineseg\nlabels: {1: S, 2: L5}\n")
+    data = NiftiFolder(folder=str(folder))
+    assert data.atlas.name == "lumbar_mrspineseg"
+    assert data.label_map(data.cases()[0]) == {0: 0, 1: 1, 2: 2}
+    assert reader(folder).atlas.name == "lumbar_spider"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"atlas": "lumbar_spyder"}, "no atlas 'lumbar_spyder'. Did you mean 'lumbar_spider'"),
+        ({"atlas": None}, "needs an atlas"),
+        ({"labels": {1: "L7"}}, "dataset.labels: value 1 is 'L7', which atlas 'lumbar_spider' lacks"),
+        ({"labels": {-1: "L5"}}, "-1 is no value of a mask"),
+        ({"labels": {0: "L5"}}, "0 is the background, and can't be 'L5'"),
+        ({"labels": "spyder"}, "no label scheme 'spyder'. Did you mean 'spider'"),
+        ({"images": "scans"}, "No volume in '.*scans'"),
+        ({"patient_pattern": "("}, "is no regular expression"),
+        ({"patient_pattern": "a"}, "finds no patient in 'a_1'"),
+        ({"patient_pattern": r"^(b)_"}, "finds no patient in 'a_1'"),
+    ],
+)
+def test_a_wrong_setting_is_named(folder: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        reader(folder, **settings).cases()
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "message"),
+    [
+        (("masks/c.nii.gz",), {}, "has no image of that name"),
+        (("images/a_1.nii.gz",), {}, "'a_1.mha' and 'a_1.nii.gz', which are the same case"),
+        ((), {"cases_csv": "case\nz\n"}, "no image of case 'z'"),
+        ((), {"cases_csv": "case\na_1\na_1\n"}, "stands there twice"),
+        ((), {"cases_csv": "patient\nz\n"}, "no column 'case'"),
+        ((), {"labels_yaml": "{"}, "is no YAML"),
+        ((), {"labels_yaml": "labels: {one: L5}"}, "a scheme or lines such as `1: L5`"),
+        ((), {"labels_yaml": "label: {1: L5}"}, "a scheme or lines such as `1: L5`"),
+    ],
+)
+def test_a_wrong_folder_is_named(folder: Path, names: tuple[str, ...], files: dict[str, str], message: str) -> None:
+    lay_out(folder, *names, **files)
+    with pytest.raises(DataError, match=message):
+        reader(folder).cases()
+
+
+def test_a_split_that_is_neither_train_nor_test(folder: Path) -> None:
+    (folder / "cases.csv").write_text("case,split\na_1,train\na_2,dev\nb_2,test\n")
+    with pytest.raises(DataError, match="the split of 'a_2' is 'dev'"):
+        reader(folder).official_split()
+
+
+@pytest.mark.usefixtures("stranger")
+def test_a_recipe_gives_labels_with_numbers_as_keys(tiny_recipe: Path, tmp_path: Path) -> None:
+    scans = lay_out(tmp_path / "scans", "images/a.mha")
+    settings = f"dataset={{use: nifti_folder, folder: {scans}, atlas: lumbar_spider, labels: {{1: L5, 2: L4}}}}"
+    with pytest.raises(DataError, match="has no case with a mask"):
+        build(load_recipe(tiny_recipe, [settings]))
+    with pytest.raises(RecipeError, match="labels"):
+        build(load_recipe(tiny_recipe, [settings.replace("1: L5", "x: L5")]))
+
+
+@pytest.fixture(scope="module")
+def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not (data := os.environ.get("TEXTSEG_DATA")):
+        pytest.skip("TEXTSEG_DATA names no folder of real scans")
+    folder = tmp_path_factory.mktemp("real")
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+        for patient in (5, 22, 34):
+            name = f"{patient}_t2_SPACE.mha"
+            (folder / part / name).symlink_to(Path(data) / "spider" / part / name)
+    return folder
+
+
+@pytest.mark.usefixtures("stranger")
+def test_real_scans_are_prepared_as_by_the_reader_of_spider(tiny_recipe: Path, real_folder: Path) -> None:
+    split = "split={fractions: [0.34, 0.33, 0.33]}"
+    dataset = f"dataset={{use: nifti_folder, folder: {real_folder}, atlas: lumbar_spider, labels: spider}}"
+    found = build(load_recipe(tiny_recipe, [split, dataset]))
+    spider = build(load_recipe(tiny_recipe, [split, f"dataset={{use: spider, folder: {real_folder}}}"]))
+    mine, theirs = (
+        {case.case.id: case.present for cases in experiment.cases.values() for case in cases}
+        for experiment in (found, spider)
+    )
+    assert mine == theirs
+    assert len(mine) == 3

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textseg.build import build
+from textseg.errors import DataError
+from textseg.recipe import load_recipe
+from textseg_folders.nnunet_raw import NnunetRaw
+
+VERSION_2 = {"background": 0, "l5": 1, "L4": 2, "canal": 3}
+VERSION_1 = {"0": "background", "1": "L5", "2": "l4", "3": "canal"}
+
+
+def lay_out(folder: Path, labels: Any = VERSION_2, names: tuple[str, ...] = ()) -> Path:
+    names = names or (
+        "imagesTr/a_0000.nii.gz",
+        "imagesTr/b_1_0000.nii.gz",
+        "labelsTr/a.nii.gz",
+        "imagesTs/c_0000.nii.gz",
+    )
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+    return folder
+
+
+def reader(folder: Path, **settings: Any) -> NnunetRaw:
+    return NnunetRaw(folder=str(folder), **{"atlas": "lumbar_spider", "labels": {"canal": "SC"}, **settings})
+
+
+def test_cases_are_those_of_both_folders(tmp_path: Path) -> None:
+    found = [(case.id, case.mask_path is not None) for case in reader(lay_out(tmp_path)).cases()]
+    assert found == [("a", True), ("b_1", False), ("c", False)]
+    assert [case.patient for case in reader(tmp_path, patient_pattern="^([a-z])").cases()] == ["a", "b", "c"]
+
+
+def test_test_cases_with_masks_are_an_official_split(tmp_path: Path) -> None:
+    assert reader(lay_out(tmp_path)).official_split() is None
+    (tmp_path / "labelsTs").mkdir()
+    (tmp_path / "labelsTs/c.nii.gz").touch()
+    assert reader(tmp_path).official_split() == {"train": ["a", "b_1"], "test": ["c"]}
+
+
+@pytest.mark.parametrize("labels", [VERSION_1, VERSION_2])
+def test_names_of_either_version_are_those_of_the_atlas(tmp_path: Path, labels: dict[str, Any]) -> None:
+    data = reader(lay_out(tmp_path, labels))
+    assert data.label_map(data.cases()[0]) == {
+        0: 0,
+        **{value: data.atlas[n].index for value, n in ((1, "L5"), (2, "L4"), (3, "SC"))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ({"background": 0, "femur": 1}, (), "value 1 is 'femur', which atlas 'lumbar_spider' lacks"),
+        ({"background": 0, "L5": [1, 2]}, (), "label 'L5' is .*no regions"),
+        ([], (), "must be JSON with `labels`"),
+        (VERSION_2, ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"), "textseg reads one channel"),
+        (VERSION_2, ("imagesTr/a.nii.gz",), "must end in _0000"),
+        (VERSION_2, ("imagesTr/a_0000.nii.gz", "labelsTr/z.nii.gz"), "has no image 'z_0000'"),
+        (VERSION_2, ("imagesTs/a_0000.nii.gz",), "No volume in"),
+    ],
+)
+def test_what_can_not_be_read_is_named(tmp_path: Path, labels: Any, names: tuple[str, ...], message: str) -> None:
+    data = reader(lay_out(tmp_path, labels, names))
+    with pytest.raises(DataError, match=message):
+        data.label_map(data.cases()[0])
+
+
+def test_no_dataset_json(tmp_path: Path) -> None:
+    (lay_out(tmp_path) / "dataset.json").unlink()
+    with pytest.raises(DataError, match="does not exist; nnU-Net's layout has it"):
+        reader(tmp_path).label_map(reader(tmp_path).cases()[0])
+
+
+@pytest.mark.usefixtures("stranger")
+def test_real_scans_in_that_layout_are_prepared(tiny_recipe: Path, tmp_path: Path) -> None:
+    if not (data := os.environ.get("TEXTSEG_DATA")):
+        pytest.skip("TEXTSEG_DATA names no folder of real scans")
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / part).mkdir()
+    for number in (1, 2, 3):
+        source = Path(data) / "mrspineseg/train"
+        (tmp_path / f"imagesTr/spine_{number}_0000.nii.gz").symlink_to(source / f"MR/Case{number}.nii.gz")
+        (tmp_path / f"labelsTr/spine_{number}.nii.gz").symlink_to(source / f"Mask/mask_case{number}.nii.gz")
+    atlas = reader(lay_out(tmp_path, names=("dataset.json",)), atlas="lumbar_mrspineseg").atlas
+    labels = {"background": 0, **{structure.name: structure.index for structure in atlas.structures}}
+    lay_out(tmp_path, labels, ("dataset.json",))
+    dataset = f"dataset={{use: nnunet_raw, folder: {tmp_path}, atlas: lumbar_mrspineseg}}"
+    found = build(load_recipe(tiny_recipe, ["split={fractions: [0.34, 0.33, 0.33]}", dataset]))
+    assert {"L5", "L5/S"} <= set(found.structures_in_training)

@@ -1,0 +1,66 @@
+"""From one way to write structures into mask files to another, by name; what has no counterpart is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.errors import DataError, PluginError, suggestion
+from textseg.registry import installed_registry
+from textseg.volumes import read_labels, write_labels
+
+Scheme = Mapping[int, str]  # the name of each value
+
+
+def known_schemes() -> dict[str, Scheme]:
+    """The label schemes of all installed atlases, by name. Raises PluginError where two of one name differ."""
+    registry = installed_registry()
+    schemes: dict[str, Scheme] = {}
+    for component in registry.components("atlas"):
+        for name, scheme in registry.build("atlas", component.name, settings={}).label_schemes.items():
+            if dict(schemes.setdefault(name, scheme)) != dict(scheme):
+                raise PluginError(
+                    f"Two atlases have a label scheme '{name}', and they differ; {component.origin} brings one of "
+                    "them. Rename it."
+                )
+    return schemes
+
+
+def convert_labels(
+    labels: NDArray[Any], source: Scheme, target: Scheme
+) -> tuple[NDArray[np.uint16], Mapping[int, str | None]]:
+    """Values of `target` for values of `source`, and what became background: its value, its name if it has one."""
+    values = {name: value for value, name in sorted(target.items(), reverse=True)}
+    converted = np.zeros(labels.shape, dtype=np.uint16)
+    lost: dict[int, str | None] = {}
+    for value in np.unique(labels).tolist():
+        name = source.get(value)
+        if name in values:
+            converted[labels == value] = values[name]
+        elif value:
+            lost[value] = name
+    return converted, lost
+
+
+def convert_file(path: Path, output: Path, source: str, target: str, *, drop: bool = False) -> Mapping[int, str | None]:
+    """Write the mask `path` in another scheme, geometry and all; returns what became background.
+
+    Without `drop` nothing may: raises DataError then, as for a scheme that there is not.
+    """
+    schemes = known_schemes()
+    for name in (source, target):
+        if name not in schemes:
+            raise DataError(f"There is no label scheme '{name}'.{suggestion(name, schemes)}")
+    if output.exists():
+        raise DataError(f"'{output}' exists. Name another file.")
+    volume = read_labels(path)
+    converted, lost = convert_labels(volume.array, schemes[source], schemes[target])
+    if lost and not drop:
+        listed = ", ".join(f"{value} ({name or f'no value of {source}'})" for value, name in lost.items())
+        raise DataError(f"'{path}' holds {listed}, without a counterpart in {target}. With --drop it is left out.")
+    write_labels(converted, volume.geometry, output)
+    return lost
