@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from textseg.errors import DataError, RecipeError
-from textseg.metrics import METRICS, POLICY, StructureScore, score
+from textseg.metrics import METRICS, POLICY, StructureScore, score, worst_value
 
 ALL = tuple(METRICS)
 
@@ -199,3 +199,12 @@ def test_mistakes() -> None:
     for labels in (image * 1.0, image.astype(int) * -1):
         with pytest.raises(ValueError, match="non-negative integers"):
             score(labels, image, spacing=(1, 1), structures=[1], metrics=["dsc"])
+
+
+def test_the_worst_is_nothing_in_common_or_the_diagonal() -> None:
+    assert [worst_value(name, (4, 5), (0.5, 2.0)) for name in ("dsc", "jaccard")] == [0, 0]
+    assert worst_value("hd95", (4, 5), (0.5, 2.0)) == pytest.approx((1.5**2 + 8**2) ** 0.5)
+    corners = np.zeros((2, 4, 5, 6), np.uint8)
+    corners[0, 0, 0, 0] = corners[1, -1, -1, -1] = 1
+    found = score(*corners, spacing=(3, 2, 1), structures=[1], metrics=["hd95", "asd"])[1].values
+    assert found["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))

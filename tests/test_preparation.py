@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from textseg.contracts import Case
 from textseg.errors import DataError
 from textseg.preparation import Placement, PreparedCase, find_body, normalise, place, prepare
 from textseg.recipe import Preparation as Settings
-from textseg.volumes import Geometry, Volume, read_volume, restore
+from textseg.volumes import Geometry, Volume, read_volume, restore, write_labels
 
 SETTINGS = Settings(size=(40, 32))
 LABELS = {0: 0, 7: 2, 9: 1}
@@ -480,3 +481,78 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     found = prepared.placement.restore(logits[middle : middle + 1]).argmax(1).numpy()[0]
     assert dice(found > 0, native[middle] > 0) > 0.95
     assert read_volume(case.image_path).array.shape[1:] == prepared.placement.native_size
+
+
+AXES = [(a, b, c) for a, b, c in permutations(("RL", "AP", "IS"))]
+ORIENTATIONS = ["".join(pair[sense] for pair, sense in zip(axes, senses, strict=True))
+                for axes in AXES for senses in product((0, 1), repeat=3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_every_orientation_is_prepared_alike_and_comes_back_in_its_own_geometry(tmp_path: Path, suffix: str) -> None:
+    image, mask = scan((3, 37, 29))
+    upright = {}
+    for name, array in (("image", image), ("mask", mask)):
+        upright[name] = sitk.GetImageFromArray(array)
+        upright[name].SetSpacing((0.8, 1.1, 4.0))
+        upright[name].SetOrigin((12.5, -7.25, 100.0))
+        upright[name].SetDirection(sitk.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation("PIR"))
+    assert len(set(ORIENTATIONS)) == 48
+    prepared: dict[str, PreparedCase] = {}
+    outputs = {}
+    for orientation in ORIENTATIONS:
+        paths = {name: tmp_path / f"{orientation}_{name}{suffix}" for name in upright}
+        for name, path in paths.items():
+            sitk.WriteImage(sitk.DICOMOrient(upright[name], orientation), str(path))
+        case = Case(orientation, orientation, paths["image"], paths["mask"])
+        found = prepared[orientation] = prepare_one(case, tmp_path / "cache")
+        logits = F.one_hot(torch.from_numpy(found.mask.astype(np.int64)), 3).movedim(-1, 1).float()
+        labels = found.placement.restore(logits).argmax(1).numpy().astype(np.uint8)
+        geometry = read_volume(paths["image"]).geometry
+        output = tmp_path / f"{orientation}_output{suffix}"
+        write_labels(labels, geometry, output)
+        written, source = sitk.ReadImage(str(output)), sitk.ReadImage(str(paths["image"]))
+        assert written.GetSize() == source.GetSize()
+        for what in ("Spacing", "Origin", "Direction"):
+            assert getattr(written, f"Get{what}")() == pytest.approx(getattr(source, f"Get{what}")(), abs=1e-5)
+        outputs[orientation] = sitk.GetArrayFromImage(sitk.DICOMOrient(written, "PIR"))
+    first = prepared["RAI"]
+    assert set(np.unique(outputs["RAI"])) == {0, 1, 2}
+    for orientation in ORIENTATIONS:
+        np.testing.assert_array_equal(prepared[orientation].image, first.image, err_msg=orientation)
+        np.testing.assert_array_equal(prepared[orientation].mask, first.mask, err_msg=orientation)
+        np.testing.assert_array_equal(outputs[orientation], outputs["RAI"], err_msg=orientation)
+
+
+def test_two_dimensions_are_prepared_as_one_slice(tmp_path: Path) -> None:
+    image, mask = scan((1, 61, 47))
+    for name, array in (("image", image[0]), ("mask", mask[0])):
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.mha"))
+    found = prepare_one(Case("a", "a", tmp_path / "image.mha", tmp_path / "mask.mha"), tmp_path / "cache")
+    assert found.image.shape == (1, *SETTINGS.size)
+    assert found.present == ((1,),)
+
+
+def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case_in(tmp_path, str(number)) for number in range(1, 6)]
+    for case in cases:  # files of one content are one entry
+        case.image_path.write_bytes(write(scan()[0] + int(case.patient), tmp_path / "new.mha").read_bytes())
+    written = []
+    original = preparation._write_case
+
+    def counting(case: Case, *arguments: Any) -> Any:
+        if case.patient == "4" and len(written) < 4:
+            raise KeyboardInterrupt
+        written.append(case.patient)
+        return original(case, *arguments)
+
+    monkeypatch.setattr(preparation, "_write_case", counting)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(cases, lambda _: LABELS, SETTINGS, tmp_path / "cache")
+    before = len(written)
+    written.append("interrupted")
+    prepare([case for case in cases if case.patient != "4"], lambda _: LABELS, SETTINGS, tmp_path / "cache")
+    written += ["again"] * 4
+    prepare(cases, lambda _: LABELS, SETTINGS, tmp_path / "cache")
+    assert sorted(patient for patient in written if patient.isdecimal()) == ["1", "2", "3", "4", "5"]
+    assert before >= 3

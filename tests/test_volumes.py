@@ -256,10 +256,24 @@ def test_a_nifti_file_with_an_unpacked_twin_is_refused(tmp_path: Path) -> None:
     assert read_volume(path).array.max() == 1
 
 
-def test_only_scalar_3d_volumes(tmp_path: Path) -> None:
-    flat = save(np.zeros((3, 4), np.float32), tmp_path / "flat.mha")
-    with pytest.raises(DataError, match="2 dimensions"):
-        read_volume(flat)
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nrrd"])
+def test_two_dimensions_are_one_slice_as_stored_and_stay_two(tmp_path: Path, suffix: str) -> None:
+    plane = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    path = save(plane, tmp_path / f"flat{suffix}", spacing=(0.5, 0.75), origin=(3.0, -4.0), direction=(0, -1, 1, 0))
+    volume = read_labels(path)
+    np.testing.assert_array_equal(volume.array, plane[None])
+    assert volume.spacing_mm[1:] == pytest.approx((0.75, 0.5))
+    write_labels(volume.array, volume.geometry, tmp_path / f"copy{suffix}")
+    one, other = sitk.ReadImage(str(path)), sitk.ReadImage(str(tmp_path / f"copy{suffix}"))
+    assert other.GetDimension() == 2
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(other), plane)
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        assert getattr(other, f"Get{what}")() == pytest.approx(getattr(one, f"Get{what}")(), abs=1e-5)
+    solid = read_volume(save(plane[None].astype(np.float32), tmp_path / "solid.mha"))
+    assert "2 dimensions against 3" in volume.geometry.differences(solid.geometry)
+
+
+def test_only_scalar_volumes_of_two_or_three_dimensions(tmp_path: Path) -> None:
     assert read_volume(save(np.zeros((1, 3, 4), np.float32), tmp_path / "one.mha")).array.size == 12
     four = sitk.JoinSeries([sitk.Image([2, 3, 4], sitk.sitkFloat32)] * 2)
     for suffix in (".mha", ".nii.gz"):

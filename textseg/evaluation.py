@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from textseg.build import Experiment, build
 from textseg.contracts import Source
 from textseg.errors import RunError, suggestion
-from textseg.metrics import score
+from textseg.metrics import score, worst_value
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
 from textseg.prediction import CasePrediction, predict_case
@@ -233,7 +233,7 @@ def _score_case(
                     unit="" if metric in RATIOS else settings.unit,
                     space=settings.space,
                     value=value,
-                    worst=0.0,
+                    worst=worst_value(metric, one.shape, spacing[-one.ndim :]),
                     status=result[structure.index].status,
                     prompt_source=source or "none",
                 )

@@ -105,6 +105,12 @@ def score(
     return scores
 
 
+def worst_value(metric: str, shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """What a structure that one side lacks costs where it is counted: 0, or the diagonal of the grid for a distance."""
+    sides = (np.asarray(shape, dtype=np.float64) - 1) * np.asarray(spacing, dtype=np.float64)
+    return float(np.sqrt((sides**2).sum())) if metric in _DISTANCES else 0.0
+
+
 # From the distances of the predicted border to the reference, and of the reference border to the prediction.
 _DISTANCES: dict[str, Callable[[Array, Array], float]] = {
     "hd95": lambda there, back: float(np.percentile(np.concatenate((there, back)), 95)),

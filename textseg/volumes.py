@@ -3,7 +3,7 @@
 In memory a volume is canonical, whatever the file's orientation: [S, H, W], slices from the patient's left to right,
 rows from superior to inferior, columns from anterior to posterior. Which axis of the file runs from left to right is
 read off its direction cosines; an oblique file keeps its grid and is turned by whole axes to the nearest anatomical
-ones.
+ones. A file of two dimensions doesn't say how it lies in the patient: it is one slice, its rows and columns as stored.
 
 Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together.
 """
@@ -49,17 +49,20 @@ class Geometry:
     """How a file places its voxels in the patient, as stored: three file axes, in ITK's order (fastest first).
 
     `spacing` and `origin` are in mm, in ITK's frame (x to the left, y to posterior, z to superior); `direction` is the
-    3 x 3 matrix of cosines row by row, its columns the file axes.
+    3 x 3 matrix of cosines row by row, its columns the file axes. The third axis of a `flat` file is not written.
     """
 
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
     direction: tuple[float, ...]
+    flat: bool = False
 
     def differences(self, other: Geometry, tolerance: float = 1e-3) -> list[str]:
         """In words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
         found = []
+        if self.flat != other.flat:
+            found.append(f"{2 if self.flat else 3} dimensions against {2 if other.flat else 3}")
         if self.size != other.size:
             found.append(f"size {_numbers(self.size)} against {_numbers(other.size)}")
         for name in ("spacing", "origin", "direction"):
@@ -72,6 +75,8 @@ class Geometry:
     @property
     def axes(self) -> tuple[tuple[int, bool], ...]:
         """For slices, rows and columns: the file axis nearest to it, and whether it runs the other way."""
+        if self.flat:
+            return (2, False), (1, False), (0, False)
         cosines = np.reshape(self.direction, (3, 3))
 
         def closeness(order: tuple[int, ...]) -> float:
@@ -124,8 +129,8 @@ def restore(array: Array, geometry: Geometry) -> Array:
 def read_volume(path: Path | str) -> Volume:
     """Intensities, float32 [S, H, W].
 
-    Raises DataError where the file is missing, unreadable, truncated, not 3-D (a single 2-D image too: it doesn't say
-    how it lies in the patient), in colour or complex, or holds a value that is no finite number.
+    Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
+    colour or complex, or holds a value that is no finite number.
     """
     array, geometry = _read(Path(path))
     with np.errstate(over="ignore"):
@@ -171,6 +176,8 @@ def write_labels(array: Array, geometry: Geometry, path: Path | str) -> None:
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
+    if geometry.flat:
+        image = image[:, :, 0]
 
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
@@ -217,7 +224,10 @@ def _read(path: Path) -> tuple[Array, Geometry]:
             f"{path} can't be read as a volume: {error}. It is truncated, damaged or of another format; copy it again."
         ) from error
 
-    geometry = Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    flat = image.GetDimension() == 2
+    if flat:
+        image = sitk.JoinSeries([image])
+    geometry = Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), flat)
     numbers = (*geometry.spacing, *geometry.origin, *geometry.direction)
     if not all(map(math.isfinite, numbers)) or min(geometry.spacing) <= 0:
         raise DataError(f"{path}: spacing {_numbers(geometry.spacing)} mm or its origin or direction makes no sense.")
@@ -230,11 +240,9 @@ def _require_suffix(path: Path) -> None:
 
 
 def _require_scalar_volume(path: Path, reader: Any) -> None:
-    if reader.GetDimension() != 3:
-        raise DataError(
-            f"{path} has {reader.GetDimension()} dimensions ({_numbers(reader.GetSize())}); textseg needs 3, "
-            f"and a single slice as a volume of one slice."
-        )
+    if reader.GetDimension() not in (2, 3):
+        size = _numbers(reader.GetSize())
+        raise DataError(f"{path} has {reader.GetDimension()} dimensions ({size}), not 2 or 3; take it apart.")
     if reader.GetNumberOfComponents() != 1:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
         raise DataError(f"{path} has {kind} voxels (colour or complex); textseg needs one real number per voxel.")
