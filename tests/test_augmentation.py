@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
-from textseg.augmentation import Augmentation
+from textseg import augmentation as module
+from textseg.augmentation import Augmentation, slice_key, slice_keys
+from textseg.contracts import Batch
 from textseg.recipe import Augmentation as Settings
 
 HEIGHT, WIDTH = 60, 44
@@ -227,3 +229,102 @@ def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
         for slice_id in range(400)
     )
     assert 70 < changed < 130
+
+
+QUALITY = {"bias": 0.4, "blur_pixels": 2.0, "low_resolution": 3.0}
+
+
+def test_the_settings_of_quality_move_no_other_draw() -> None:
+    settings: dict[str, Any] = {**GEOMETRY, "gamma": 0.3, "contrast": 0.2, "noise": 0.05, "flip": "horizontal"}
+    image, mask = pair()
+    before = Augmentation(Settings(**settings), 7)(image, mask, epoch=3, slice_id=5)
+    generator = np.random.default_rng((7, 3, 5, 2))
+    augmentation = Augmentation(Settings(**settings, **QUALITY), 7)
+    after = augmentation(image, mask, epoch=3, slice_id=5)
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after[0], augmentation.change_quality(generator, before[0]))
+    assert not torch.equal(after[0], before[0])
+
+
+def test_blur_is_that_of_scipy_and_keeps_an_even_slice() -> None:
+    image = torch.rand(1, 40, 33)
+    expected = gaussian_filter(image[0].double().numpy(), 1.7, radius=math.ceil(3 * 1.7), mode="nearest")
+    np.testing.assert_allclose(module._blurred(image, 1.7)[0].numpy(), expected, atol=1e-5)
+    assert torch.equal(module._blurred(image, 0.0), image)
+    even = torch.full((1, 20, 20), 3.0)
+    for found in (module._blurred(even, 2.0), module._coarsened(even, 2.5)):
+        torch.testing.assert_close(found, even)
+
+
+def test_low_resolution_loses_detail_and_keeps_the_rest() -> None:
+    rows = torch.arange(64.0)
+    fine, coarse = torch.sin(rows * 2.5).expand(64, 64)[None], torch.sin(rows * 0.1).expand(64, 64)[None]
+    assert module._coarsened(fine, 4.0).std() < 0.2 * fine.std()
+    assert (module._coarsened(coarse, 4.0) - coarse).abs().mean() < 0.05
+
+
+def test_bias_is_a_smooth_shade_within_its_setting() -> None:
+    image = torch.ones(1, 64, 48)
+    image[0, 0, 0] = 0.0  # the floor
+    shades = [
+        Augmentation(Settings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0] for i in range(50)
+    ]
+    values = torch.stack(shades)[:, :, 1:, 1:]
+    assert values.max() < math.exp(0.3 * 1.5)  # a bicubic curve may leave the range of its points a little
+    assert values.min() > math.exp(-0.3 * 1.5)
+    assert values.std() > 0.05
+    assert max(float(shade[0, 1:, 1:].diff(dim=0).abs().max()) for shade in shades) < 0.1
+
+
+@pytest.mark.parametrize(("flip", "axes"), [("vertical", {(-2,), ()}), ("both", {(), (-1,), (-2,), (-1, -2)})])
+def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
+    image = torch.rand(1, 8, 6)
+    mask = (image[0] * 20).long()
+    seen = set()
+    for slice_id in range(60):
+        found, moved = Augmentation(Settings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
+        which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(found, image.flip(axis)))
+        assert torch.equal(moved, mask.flip(which))
+        seen.add(which)
+    assert seen == axes
+
+
+def batch_of(images: Tensor, masks: Tensor) -> Batch:
+    count = len(images)
+    return Batch(
+        image=images,
+        mask=masks,
+        text=None,
+        case=tuple(f"case{number}" for number in range(count)),
+        slice_index=torch.arange(count),
+        slice_count=torch.full((count,), count),
+        spacing_mm=torch.ones(count, 3),
+    )
+
+
+def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
+    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
+    augmentation = Augmentation(settings, 11)
+    images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
+    batch = batch_of(images, masks)
+    found = augmentation.of_batch(batch, slice_keys(batch), epoch=2)
+    for number in range(4):
+        key = slice_key(f"case{number}", number)
+        image, mask = augmentation(images[number], masks[number], epoch=2, slice_id=key)
+        assert torch.equal(found.image[number], image)
+        assert torch.equal(found.mask[number], mask)
+    assert found.case == batch.case
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
+    augmentation = Augmentation(Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
+    batch = batch_of(torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH)))
+    keys = slice_keys(batch)
+    here, there = augmentation.of_batch(batch, keys, epoch=2), augmentation.of_batch(batch.to("cuda"), keys, epoch=2)
+    torch.testing.assert_close(there.image.cpu(), here.image, atol=1e-4, rtol=0)
+    assert (there.mask.cpu() == here.mask).float().mean() > 0.999
+    noisy = Augmentation(Settings(noise=0.1), 11)
+    first, second = (noisy.of_batch(batch.to("cuda"), keys, epoch=2).image for _ in range(2))
+    assert torch.equal(first, second)

@@ -50,7 +50,7 @@ def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small
     assert torch.cat([batch.slice_count for batch in batches]).tolist() == [5] * 5 + [2] * 2 + [6] * 6
     images, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("image", "mask"))
     assert (images.shape, images.dtype) == ((13, 1, *SIZE), torch.float32)
-    assert (masks.shape, masks.dtype) == ((13, *SIZE), torch.int64)
+    assert (masks.shape, masks.dtype) == ((13, *SIZE), torch.uint8)
     assert np.array_equal(images[:, 0].numpy(), np.concatenate([case.image for case in cases]))
     assert np.array_equal(masks.numpy(), np.concatenate([case.mask for case in cases]))
     torch.testing.assert_close(

@@ -181,7 +181,7 @@ def test_mistakes_of_set_name_the_set_value(load: Loader) -> None:
             "--set prompts.text_encoder={use: letters}: prompts.text_encoder.length: required by text_encoder "
             "'letters' but missing."
         ),
-        "--set augmentation.flip=updown: unknown value 'updown'. Possible: horizontal, none.",
+        "--set augmentation.flip=updown: unknown value 'updown'. Possible: both, horizontal, none, vertical.",
         "--set auxiliary_losses.3.weight=1: 'auxiliary_losses' is a list of 1; write an index below that, not '3'.",
         "--set format.x=1: 'format' holds no keys, it is 1.",
         "--set epochs: write KEY=VALUE, such as training.epochs=5.",

@@ -239,6 +239,14 @@ def test_numbers_that_are_none_stop_the_run_and_spare_the_checkpoint(
     assert all(tensor.isfinite().all() for tensor in saved["training"].values())
 
 
+def test_distortions_on_the_device_train_the_same(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = ("training.epochs=1", "augmentation={distortion: 0.7, rotation_degrees: 9, noise: 0.1, flip: both}")
+    for name, more in (("workers", ()), ("device", ("augmentation.on=device",))):
+        start(experiment(tiny_recipe, *settings, *more), tmp_path / name).fit()
+    states = [RunFolder(tmp_path / name).load_checkpoint("last") for name in ("workers", "device")]
+    assert_equal(states[0]["model"], states[1]["model"])
+
+
 def test_a_learning_rate_out_of_reach_saves_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
     data = experiment(tiny_recipe, *WITHOUT_TEXT, "training.learning_rate=1e38", "training.optimizer=sgd")
     training = start(data, tmp_path)

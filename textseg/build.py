@@ -62,9 +62,11 @@ class Experiment:
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
 
     def training_slices(self) -> Slices:
-        """Distorted, with the sources that training mixes."""
+        """With the sources that training mixes, distorted unless that is done on the device."""
         recipe = self.recipe
-        return self._slices(self.cases["train"], _mixture(recipe), Augmentation(recipe.augmentation, recipe.seed))
+        by_workers = recipe.augmentation.on == "workers"
+        augmentation = Augmentation(recipe.augmentation, recipe.seed) if by_workers else None
+        return self._slices(self.cases["train"], _mixture(recipe), augmentation)
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> Slices:
         """Those of one case, as they are, with the prompts of one source."""

@@ -208,7 +208,7 @@ class Batch(_Moves):
     """B prepared slices."""
 
     image: Tensor  # [B, C, H, W] float
-    mask: Tensor  # [B, H, W] int64
+    mask: Tensor  # [B, H, W] int64; uint8 on its way to the device
     text: TextFeatures | None
     case: tuple[str, ...]
     slice_index: Tensor  # [B]

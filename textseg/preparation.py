@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ VERSION = 2  # of this step: raise it whenever the prepared slices of the same v
 PERCENTILES = (0.5, 99.5)
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
 BODY_PIXELS = 0.02  # share of a row or column that must be body
+MAPPED = 64  # arrays that a process keeps mapped
 LISTED = 10  # unknown values that a message shows
 
 
@@ -66,10 +68,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case in the slice store.
-
-    Arrays are mapped anew at each use: one that is kept holds a file open, and a process may have few of those.
-    """
+    """A case in the slice store. Of the arrays used last a few stay mapped: a process may hold few files open."""
 
     case: Case
     folder: Path
@@ -100,13 +99,19 @@ class PreparedCase:
 
     def _map(self, name: str) -> NDArray[Any]:
         try:
-            array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r")
+            array = _mapped(self.folder / name)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"Case '{self.case.id}': its prepared slices in '{self.folder / name}' can't be read: {error}. Delete "
                 f"'{self.folder}'; the next run prepares the case again."
             ) from error
         return array
+
+
+@lru_cache(maxsize=MAPPED)
+def _mapped(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
 
 
 def prepare(

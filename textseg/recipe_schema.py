@@ -120,7 +120,11 @@ class Augmentation(_Section):
     gamma: NonNegative = 0.0
     noise: NonNegative = 0.0
     contrast: NonNegative = 0.0
-    flip: Literal["none", "horizontal"] = "none"
+    bias: NonNegative = 0.0
+    blur_pixels: NonNegative = 0.0
+    low_resolution: Annotated[float, Field(ge=1)] | None = None  # times the size of a pixel
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    on: Literal["workers", "device"] = "workers"
 
 
 class PromptSettings(_Section):

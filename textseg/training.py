@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -19,6 +19,7 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from textseg.augmentation import Augmentation, slice_keys
 from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, training_loader
@@ -148,18 +149,22 @@ class Training:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """What is left of an epoch, on the device."""
-        device = self.fabric.device
+        device, recipe = self.fabric.device, self.experiment.recipe
+        augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
         loader = training_loader(
             self.slices,
             self.settings.batch_size,
-            seed=self.experiment.recipe.seed,
+            seed=recipe.seed,
             epoch=epoch,
             start=self.progression.step - epoch * self.steps_per_epoch,
             workers=self.settings.workers,
             pin_memory=device.type == "cuda",
         )
-        for batch in loader:
-            yield cast(Batch, batch).to(device, non_blocking=True)
+        for batch in cast(Iterator[Batch], loader):
+            moved = batch.to(device, non_blocking=True)
+            if augmentation is not None:
+                moved = augmentation.of_batch(moved, slice_keys(batch), epoch=epoch)
+            yield replace(moved, mask=moved.mask.long())
 
     def _start_epoch(self, epoch: int) -> None:
         self.model.train()

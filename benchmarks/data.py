@@ -1,0 +1,167 @@
+"""Slices a second on one core: distorted, read from the store, and out of the training loader; peers in the same run.
+
+pip install --no-deps blosc2 batchgeneratorsv2 fft-conv-pytorch acvl-utils batchgenerators nibabel httpx ndindex msgpack
+OMP_NUM_THREADS=1 python benchmarks/data.py
+
+A peer that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from textseg.augmentation import Augmentation
+from textseg.contracts import Case
+from textseg.data import Slices, training_loader
+from textseg.preparation import Placement, PreparedCase
+from textseg.recipe import Augmentation as Settings
+
+SECONDS = 4.0  # for each row
+SLICES = 15
+DISTORTION = Settings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
+RECIPE = Settings(  # of recipes/atmnet_spider.yaml
+    distortion=0.5, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=4, gamma=0.2, noise=0.03
+)
+
+
+def rate(call: Callable[[int], Any], count: int = 1) -> float:
+    """Slices a second of `call`, which gives `count` of them and is told a number that changes."""
+    call(0)
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        calls += 1
+        call(calls)
+    return calls * count / (time.perf_counter() - start)
+
+
+def volume(side: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Image and mask [S, H, W]: smooth, as anatomy is, with noise on top."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side]
+    base = np.sin(rows / 37) * np.cos(columns / 29) + 1.0
+    image = (500 * base + 30 * generator.standard_normal((SLICES, side, side))).astype(np.int16)
+    mask = np.broadcast_to((np.clip(base, 0.4, 1.99) * 10).astype(np.uint8), image.shape).copy()
+    return image, mask
+
+
+def stored(folder: Path, side: int, name: str = "a") -> PreparedCase:
+    """A case in the store, as `prepare` writes it."""
+    image, mask = volume(side)
+    (folder / name).mkdir()
+    np.save(folder / name / "image.npy", (image / 1000).astype(np.float16))
+    np.save(folder / name / "mask.npy", mask)
+    placement = Placement(0, 0, side, side, (side, side))
+    shown = ((1,),) * SLICES
+    return PreparedCase(
+        Case(name, name, folder), folder / name, name, placement, (4.0, 0.5, 0.5), (4.0, 0.5, 0.5), (0, 1), shown
+    )
+
+
+def distorted(side: int = 512) -> Iterator[tuple[str, float]]:
+    image, mask = (torch.from_numpy(array[0]) for array in volume(side))
+    image = image.float()[None]
+    augmentation = Augmentation(DISTORTION, 1)
+    yield "textseg", rate(lambda n: augmentation(image, mask, epoch=0, slice_id=n))
+    from monai.transforms.spatial.dictionary import Rand2DElasticd
+
+    monai = Rand2DElasticd(
+        ["image", "mask"],
+        spacing=(80, 80),
+        magnitude_range=(0, 6),
+        prob=1.0,
+        rotate_range=[0.17],
+        scale_range=[0.1, 0.1],
+        translate_range=[15, 15],
+        mode=["bilinear", "nearest"],
+        padding_mode="zeros",
+    )
+    yield "MONAI Rand2DElastic", rate(lambda n: monai({"image": image, "mask": mask[None].float()}))
+    try:
+        from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    except ImportError:
+        return
+    spatial = SpatialTransform(
+        (side, side), 0, False, p_elastic_deform=1, elastic_deform_scale=(0.1, 0.2), elastic_deform_magnitude=(0, 0.02),
+        p_rotation=1, rotation=(-0.17, 0.17), p_scaling=1, scaling=(0.9, 1.1), mode_seg="nearest",
+    )  # fmt: skip
+    yield "batchgeneratorsv2", rate(lambda n: spatial(image=image, segmentation=mask[None].to(torch.int16)))
+
+
+def read(folder: Path, side: int = 512) -> Iterator[tuple[str, float]]:
+    prepared = stored(folder, side)
+    slices = Slices([prepared], None, {})
+    order = np.random.default_rng(0).integers(0, SLICES, 100_000).tolist()
+    yield "textseg, float32 image, uint8 mask", rate(lambda n: slices[0, order[n]])
+    image, mask = volume(side)
+    try:
+        import blosc2
+    except ImportError:
+        pass
+    else:
+        chunks, blocks = (1, 1, side, side), (1, 1, side, side // 2)
+        for name, array in (("image", (image / 500.0).astype(np.float32)), ("mask", mask.astype(np.int8))):
+            parameters = {"codec": blosc2.Codec.ZSTD, "clevel": 8, "nthreads": 1}
+            blosc2.asarray(
+                array[None], urlpath=str(folder / f"{name}.b2nd"), chunks=chunks, blocks=blocks, cparams=parameters
+            )
+        blosc2.set_nthreads(1)
+
+        def packed(n: int) -> Any:
+            opened = [
+                blosc2.open(urlpath=str(folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1}, mmap_mode="r")
+                for name in ("image", "mask")
+            ]
+            return [torch.from_numpy(array[:, order[n]]) for array in opened]
+
+        yield "blosc2, laid out as nnU-Net v2 does", rate(packed)
+    try:
+        import nibabel
+    except ImportError:
+        return
+    for name, array in (("image", image), ("mask", mask)):
+        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), np.eye(4)), folder / f"{name}.nii.gz")
+
+    def unpacked(n: int) -> Any:
+        return [
+            np.asarray(nibabel.load(folder / f"{name}.nii.gz").dataobj)[..., order[n]] for name in ("image", "mask")
+        ]
+
+    yield "nibabel, .nii.gz", rate(unpacked)
+
+
+def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple[str, float]]:
+    cases = [stored(folder, side, f"case{number}") for number in range(200)]
+    for workers in (0, 2):
+        slices = Slices(cases, None, {}, Augmentation(RECIPE, 1))
+        loader = iter(training_loader(slices, batch_size, seed=1, epoch=0, start=0, workers=workers, pin_memory=False))
+        for _ in range(2 * max(1, workers)):  # which the start of the workers delays
+            next(loader)
+        start, batches = time.perf_counter(), sum(1 for _ in loader)
+        yield f"{workers} workers, {2 if workers else 1} cores", batches * batch_size / (time.perf_counter() - start)
+
+
+def table(title: str, rows: Iterator[tuple[str, float]]) -> None:
+    print(f"\n{title}\n\n| | slices per second | ratio |\n|---|---|---|")
+    first = 0.0
+    for name, found in rows:
+        first = first or found
+        print(f"| {name} | {found:.0f} | {first / found:.1f} |", flush=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        table("Elastic and affine distortion of 512 x 512, image and mask", distorted())
+        table("One random slice of 512 x 512, image and mask, from disk", read(Path(folder)))
+        table("Training loader, 384 x 384, batch 8, distortions of atmnet_spider", loaded(Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
