@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 
 from textseg.contracts import Case
 from textseg.preparation import prepare
@@ -29,9 +29,9 @@ def write(folder: Path, count: int) -> list[Case]:
     for number in range(count):
         image[0, 0, 0] = number
         for name, array in (("image", image), ("mask", mask)):
-            volume = sitk.GetImageFromArray(array)
+            volume = SimpleITK.GetImageFromArray(array)
             volume.SetDirection((0, 0, -1, 1, 0, 0, 0, -1, 0))
-            sitk.WriteImage(volume, str(folder / f"{number}_{name}.mha"), False)
+            SimpleITK.WriteImage(volume, str(folder / f"{number}_{name}.mha"), False)
         cases.append(Case(str(number), str(number), folder / f"{number}_image.mha", folder / f"{number}_mask.mha"))
     return cases
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 40  # names that a message shows
+
 
 class TextsegError(Exception):
     """What is wrong with which value, where it stands, what is possible, what to do."""
@@ -35,4 +37,7 @@ def suggestion(name: str, possible: Iterable[str]) -> str:
     names = sorted(possible)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return f"{guess} Possible: {', '.join(names)}." if names else f"{guess} None is installed."
+    if not names:
+        return f"{guess} None is installed."
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{guess} Possible: {', '.join(names[:LISTED])}{more}."

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textseg.build import Experiment, build
-from textseg.contracts import Source
+from textseg.contracts import Atlas, Case, Source
 from textseg.errors import RunError, suggestion
 from textseg.metrics import score, worst_value
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
 from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
+from textseg.recipe import Evaluation as Settings
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
@@ -55,17 +56,20 @@ def evaluate(
     settings = experiment.recipe.evaluation
     cases = experiment.cases["test"]
     scores: list[Score] = []
+    group_scores: list[Score] = []
     results: list[CaseResult] = []
     segmenter.eval()
     with progress_bar() as bar:
         for prepared in bar.track(cases, description="evaluating"):
             prediction = _predict(experiment, segmenter, prepared, source, device)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
-            rows = list(_score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics)))
+            rows, merged = _score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
             results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
             scores += [row for row in rows if row.metric in settings.metrics]
+            group_scores += [row for row in merged if row.metric in settings.metrics]
     write_scores(target.scores, scores)
+    write_scores(target.group_scores, group_scores)
     evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
     facts = {**folder.read(), "evaluation": evaluation, "structures_in_training": experiment.structures_in_training}
     record = target.update(**facts)
@@ -73,6 +77,7 @@ def evaluate(
         target.path,
         run=record,
         scores=scores,
+        group_scores=group_scores,
         overlays=[_overlay(experiment, *picked) for picked in _best_median_worst(results)],
         prompts=_prompt_examples(experiment, source),
         history=folder.read_history(),
@@ -199,8 +204,9 @@ def _score_case(
     prediction: CasePrediction,
     source: Source | None,
     metrics: Sequence[str],
-) -> Iterator[Score]:
-    settings, atlas = experiment.recipe.evaluation, experiment.atlas
+) -> tuple[list[Score], list[Score]]:
+    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored."""
+    settings = experiment.recipe.evaluation
     found, reference = prediction.prepared, np.asarray(prepared.mask)
     spacing = prepared.spacing_mm
     if settings.space == "native":
@@ -209,33 +215,48 @@ def _score_case(
         spacing = prepared.native_spacing_mm
     if settings.unit == "pixel":
         spacing = (1.0, 1.0, 1.0)
+    groups, classes = experiment.atlas.collapsed()
+    merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
+    merged = (merge[found], merge[reference])
+
+    def rows(atlas: Atlas, maps: tuple[NDArray[Any], NDArray[Any]]) -> list[Score]:
+        return list(_rows(settings, atlas, prepared.case, maps, spacing, source or "none", metrics))
+
+    return rows(experiment.atlas, (found, reference)), rows(groups, merged) if groups.structures else []
+
+
+def _rows(
+    settings: Settings,
+    atlas: Atlas,
+    case: Case,
+    maps: tuple[NDArray[Any], NDArray[Any]],
+    spacing: tuple[float, ...],
+    source: str,
+    metrics: Sequence[str],
+) -> Iterator[Score]:
     pairs: list[tuple[int | None, NDArray[Any], NDArray[Any]]] = (
-        [(None, found, reference)]
+        [(None, *maps)]
         if settings.per == "volume"
-        else [(index, *planes) for index, planes in enumerate(zip(found, reference, strict=True))]
+        else [(index, *planes) for index, planes in enumerate(zip(*maps, strict=True))]
     )
     for index, one, other in pairs:
-        result = score(
-            one,
-            other,
-            spacing=spacing[-one.ndim :],
-            structures=[structure.index for structure in atlas.structures],
-            metrics=metrics,
-        )
+        distances = spacing[-one.ndim :]
+        labels = [structure.index for structure in atlas.structures]
+        result = score(one, other, spacing=distances, structures=labels, metrics=metrics)
         for structure in atlas.structures:
             for metric, value in result[structure.index].values.items():
                 yield Score(
-                    case=prepared.case.id,
-                    patient=prepared.case.patient,
+                    case=case.id,
+                    patient=case.patient,
                     slice=index,
                     structure=structure.name,
                     metric=metric,
                     unit="" if metric in RATIOS else settings.unit,
                     space=settings.space,
                     value=value,
-                    worst=worst_value(metric, one.shape, spacing[-one.ndim :]),
+                    worst=worst_value(metric, one.shape, distances),
                     status=result[structure.index].status,
-                    prompt_source=source or "none",
+                    prompt_source=source,
                 )
 
 

@@ -75,6 +75,7 @@ def write_report(
     *,
     run: Mapping[str, Any],
     scores: Sequence[Score],
+    group_scores: Sequence[Score] = (),
     overlays: Sequence[OverlayPicture],
     prompts: Sequence[Mapping[str, Any]],
     history: Sequence[Mapping[str, Any]],
@@ -97,6 +98,13 @@ def write_report(
         explanation = "<p>No patient of the training shows these, so they do not enter any mean above.</p>"
         table = _score_table(only_test, summarise(scores, structures=only_test), total=False)
         sections.append(_section("Structures that occur only in test", explanation + table))
+    if group_scores:
+        groups = list(dict.fromkeys(row.structure for row in group_scores))
+        explanation = (
+            "<p>Each group merged into one structure before it is scored: right places, whatever the names.</p>"
+        )
+        table = _score_table(groups, summarise(group_scores, structures=groups), total=False)
+        sections.append(_section("Groups", explanation + table))
     if overlays:
         sections.append(_section("Test cases", "".join(map(_overlay, overlays))))
     sections += [_section("What the model was told", _prompts(prompts)), _section("Provenance", _provenance(run))]

@@ -39,6 +39,7 @@ class RunFolder:
         self.split = path / "split.json"
         self.prompts = path / "prompts.jsonl"
         self.scores = path / "scores.csv"
+        self.group_scores = path / "group_scores.csv"
         self.log = path / "log"
         self.report = path / "report.html"
 
