@@ -212,3 +212,26 @@ def test_every_command_has_help_with_an_example(
 ) -> None:
     assert call(monkeypatch, *command, "--help") == 0
     assert f"Example: textseg {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_published_results_need_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "compare", "--only-published") == 0
+    out = capsys.readouterr().out
+    assert out.count("52 means computed again") == 2
+    assert call(monkeypatch, "compare", "--only-published", "--published", "mrspineseg") == 0
+    assert "Published results on spider" not in capsys.readouterr().out
+
+
+def test_published_results_stand_below_the_leaderboard(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Recorder(monkeypatch, "comparison", "compare")
+    assert call(monkeypatch, "compare", "a", "--published", "spider") == 0
+    out = capsys.readouterr().out
+    assert out.index("what it says") < out.index("Published results on spider")
+    assert call(monkeypatch, "compare", "a", "--published", "spyder") == 2
+
+
+@pytest.mark.parametrize("arguments", [(), ("a", "--only-published"), ("--published", "spider")])
+def test_compare_needs_runs_or_published_results(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "compare", *arguments) == 2
