@@ -5,7 +5,9 @@ import csv
 import json
 import math
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from textseg.comparison import compare
 from textseg.errors import RunError
@@ -125,7 +127,7 @@ def test_the_best_is_bold_in_markdown_and_names_cannot_break_the_table(tmp_path)
     b = make(tmp_path / "b", HASTY, name="hasty")
     compare([a, b], output=tmp_path / "out")
     markdown = (tmp_path / "out/leaderboard.md").read_text()
-    careful, hasty = (line for line in markdown.splitlines() if "seed 1" in line and line.startswith("|"))
+    careful, hasty, *_ = (line for line in markdown.splitlines() if "seed 1" in line and line.startswith("|"))
     assert careful.startswith("| a\\|b &lt;i> (seed 1) | **0.7250** | 4.50 | **3.00** |")
     assert hasty.startswith("| hasty (seed 1) | 0.5500 | **4.00** | 4.00 |")
     assert POLICY in markdown
@@ -176,8 +178,9 @@ def test_a_name_means_all_its_seeds_once_and_nothing_moved_aside(tmp_path):
         make(tmp_path / f"net/seed{seed}", CAREFUL, name="net", seed=seed)
     make(tmp_path / "net/seed1.old", HASTY, name="net")
     text = compare([tmp_path / "net", tmp_path / "net/seed2"])
-    assert text.count("net (seed 1)") == 1
-    assert text.count("net (seed 2)") == 1
+    table = text.partition("95 % interval")[0]
+    assert table.count("net (seed 1)") == 1
+    assert table.count("net (seed 2)") == 1
 
 
 def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
@@ -271,3 +274,27 @@ def test_scores_of_an_earlier_checkpoint_are_refused(tmp_path):
         (folder / "run.json").write_text(json.dumps({**record, "scored_step": step}))
     with pytest.raises(RunError, match="earlier checkpoint: .* textseg evaluate .*seed1 --prompts ground_truth"):
         compare([run, evaluated])
+
+
+def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
+    many = [f"c{number}" for number in range(12)]
+    better = {(case, "L4"): (0.9 - 0.01 * number, 2.0) for number, case in enumerate(many)}
+    worse = {(case, "L4"): (0.8 - 0.012 * number, 3.0 + number) for number, case in enumerate(many)}
+    runs = [make(tmp_path / name, values, name=name) for name, values in (("better", better), ("worse", worse))]
+    text = compare(runs, output=tmp_path / "out")
+    line = next(line for line in text.splitlines() if line.startswith("better (seed 1) - worse (seed 1)"))
+    assert line.split()[-4:] == ["+0.1110", "+1.00", "0.000488", "0.000488"]
+    assert "12 patients: intervals and tests of fewer than 50 are rough" in text
+    with (tmp_path / "out/leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, values in zip(rows, (better, worse), strict=True):
+        sample = np.array([dsc for dsc, _ in values.values()])
+        theirs = stats.bootstrap((sample,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+        assert float(row["dsc_low"]) == pytest.approx(theirs.low, abs=0.003)
+        assert float(row["dsc_high"]) == pytest.approx(theirs.high, abs=0.003)
+    assert "| 95 % interval | DSC | HD95 (mm) |" in (tmp_path / "out/leaderboard.md").read_text()
+
+
+def test_oracles_are_not_tested_against_each_other(tmp_path):
+    runs = [make(tmp_path / name, CAREFUL, name=name, source="ground_truth") for name in ("a", "b")]
+    assert "difference in DSC" not in compare(runs)

@@ -10,10 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from textseg.certainty import Difference, differences, intervals
 from textseg.errors import RunError
 from textseg.metrics import POLICY
 from textseg.reporting import format_value, markdown_table, metric_title, text_table
 from textseg.scores import Mean, Score, Summary, csv_text, summarise
+from textseg.statistics import Interval, small_sample_warning
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Row:
     label: str
     means: Mapping[str, Mean]
     common: Mapping[str, Mean]
+    intervals: Mapping[str, Interval]  # of the means over all that it found
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Table:
     ranked: bool
     common_pairs: int
     all_pairs: int
+    differences: Sequence[Difference]  # of ranked runs, by DSC
 
 
 def make_table(title: str, runs: Sequence[Run], structures: Sequence[str], *, ranked: bool) -> Table:
@@ -86,9 +90,10 @@ def make_table(title: str, runs: Sequence[Run], structures: Sequence[str], *, ra
     for run, label in zip(runs, _labels(runs), strict=True):
         every = _summary(run, run.scores, structures)
         both = _summary(run, [row for row in run.scores if row.place in common], structures)
-        rows.append(Row(run, label, every.overall, both.overall))
+        rows.append(Row(run, label, every.overall, both.overall, intervals(run.scores, structures)))
     rows.sort(key=lambda row: -_or_worst(row.means.get("dsc")))
-    return Table(title, rows, ranked, len(common), len(shown))
+    by_dsc = {row.label: row.run.scores for row in rows if ranked and "dsc" in row.means}
+    return Table(title, rows, ranked, len(common), len(shown), differences(by_dsc, "dsc", structures))
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -188,9 +193,41 @@ def _rank_warning(table: Table) -> str:
     )
 
 
+def _interval_cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    """The 95 % interval of each mean."""
+    metrics = [(metric, unit) for metric, unit, common in _columns(table) if not common]
+    rows = []
+    for row in table.rows:
+        bounds = [(row.intervals[metric], unit) for metric, unit in metrics]
+        rows.append([row.label, *(f"{format_value(i.low, u)} to {format_value(i.high, u)}" for i, u in bounds)])
+    return ["95 % interval", *(metric_title(metric, unit) for metric, unit in metrics)], rows
+
+
+def _difference_cells(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Every pair of ranked runs."""
+    rows = [
+        [f"{d.first} - {d.second}", f"{d.mean:+.4f}", f"{d.test.effect:+.2f}", f"{d.test.p:.3g}", f"{d.adjusted:.3g}"]
+        for d in table.differences
+    ]
+    return ["difference in DSC", "mean", "effect", "p", "p (Holm)"], rows
+
+
+def _certainty_notes(table: Table) -> list[str]:
+    patients = max((interval.patients for row in table.rows for interval in row.intervals.values()), default=0)
+    notes = ["Intervals: bias-corrected and accelerated bootstrap of 2000 draws over patients."]
+    if table.differences:
+        notes.append(
+            "Differences: Wilcoxon's signed-rank test on patients' means; effect is the rank-biserial correlation."
+        )
+    return [*notes, *filter(None, [small_sample_warning(patients)])]
+
+
 def as_text(table: Table, structures: Sequence[str]) -> str:
     """For a terminal."""
-    return f"{table.title}\n\n{text_table(*_cells(table))}\n" + "\n".join(_notes(table, structures)) + "\n"
+    parts = [f"{table.title}\n", text_table(*_cells(table)), text_table(*_interval_cells(table))]
+    if table.differences:
+        parts.append(text_table(*_difference_cells(table)))
+    return "\n".join([*parts, *_notes(table, structures), *_certainty_notes(table)]) + "\n"
 
 
 def as_markdown(table: Table, structures: Sequence[str]) -> str:
@@ -204,8 +241,11 @@ def as_markdown(table: Table, structures: Sequence[str]) -> str:
             for cells in rows:  # as printed: a difference that can't be seen is no victory
                 if cells[position] == best != "–":
                     cells[position] = f"**{best}**"
-    notes = "\n".join(f"- {note}" for note in _notes(table, structures))
-    return f"## {table.title}\n\n{markdown_table(header, rows)}\n{notes}\n"
+    notes = "\n".join(f"- {note}" for note in [*_notes(table, structures), *_certainty_notes(table)])
+    more = [markdown_table(*_interval_cells(table))]
+    if table.differences:
+        more.append(markdown_table(*_difference_cells(table)))
+    return "\n".join([f"## {table.title}\n", markdown_table(header, rows), *more, notes]) + "\n"
 
 
 def as_csv(tables: Sequence[Table]) -> str:
@@ -213,6 +253,8 @@ def as_csv(tables: Sequence[Table]) -> str:
     columns = list(_columns(tables[0]))
     header = ["table", "rank", "run", "seed", "fold", "folder", "prompts"]
     header += ["_".join(filter(None, (m, unit, "common" if common else ""))) for m, unit, common in columns]
+    metrics = [metric for metric, _, common in columns if not common]
+    header += [f"{metric}_{bound}" for metric in metrics for bound in ("low", "high")]
     header += ["missed", "spurious", "parameters", "milliseconds_per_slice", "per", "space", "test_patients"]
     lines = []
     for table in tables:
@@ -221,6 +263,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             line: list[object] = ["ranked" if table.ranked else "oracle", rank if table.ranked else ""]
             line += [run.value("name"), run.value("seed"), run.value("fold"), run.folder, "+".join(run.sources)]
             line += [_value(row, m, common=common) for m, _, common in columns]
+            line += [getattr(row.intervals[m], bound) for m in metrics for bound in ("low", "high")]
             line += [*_counts(row), run.value("parameters"), run.value("milliseconds_per_slice")]
             line += [run.value("evaluation", "per"), run.value("evaluation", "space")]
             lines.append([*line, len({score.patient for score in run.scores})])
