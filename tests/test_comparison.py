@@ -113,7 +113,7 @@ def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
     ]
     warnings = [line for line in compare(runs).splitlines() if line.startswith("Warning")]
     assert len(warnings) == 1
-    assert "by HD95 between hasty (seed 1), careful (seed 1)" in warnings[0]
+    assert "by HD95 (mm) common between hasty (seed 1), careful (seed 1)" in warnings[0]
 
 
 def test_no_warning_where_the_order_stays(tmp_path):
@@ -258,7 +258,7 @@ def test_a_distance_that_no_run_has_is_a_dash(tmp_path):
     run = make(tmp_path / "a", dict.fromkeys(CAREFUL, MISSED), parameters=None, milliseconds_per_slice=None)
     compare([run], output=tmp_path / "out")
     row = (tmp_path / "out/leaderboard.md").read_text().splitlines()[4]
-    assert row == "| run (seed 1) | **0.0000** | – | – | 4 | 0 | template | – | – |"
+    assert row == "| run (seed 1) | **0.0000** | – | – | **100.00** | 4 | 0 | template | – | – |"
 
 
 def test_spurious_structures_are_counted(tmp_path):
@@ -298,3 +298,25 @@ def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
 def test_oracles_are_not_tested_against_each_other(tmp_path):
     runs = [make(tmp_path / name, CAREFUL, name=name, source="ground_truth") for name in ("a", "b")]
     assert "difference in DSC" not in compare(runs)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    found = {
+        (f"c{case}", name): (float(generator.uniform(0.5, 0.95)), float(generator.uniform(1, 40)))
+        for case in range(20)
+        for name in ("L4", "L5")
+    }
+    by_distance = sorted(range(20), key=lambda case: -found[f"c{case}", "L4"][1] - found[f"c{case}", "L5"][1])
+    hardest = {f"c{case}" for case in by_distance[:10]}
+    missing = {place: MISSED if place[0] in hardest else value for place, value in found.items()}
+    runs = [make(tmp_path / "all", found, name="all"), make(tmp_path / "half", missing, name="half")]
+    text = compare(runs, output=tmp_path / "out")
+    rows = {row["run"]: row for row in leaderboard(tmp_path / "out")}
+    assert float(rows["half"]["hd95_mm"]) < float(rows["all"]["hd95_mm"])  # the trap
+    assert float(rows["half"]["hd95_mm_common"]) == float(rows["all"]["hd95_mm_common"])
+    assert float(rows["half"]["hd95_mm_penalised"]) > float(rows["all"]["hd95_mm_penalised"])
+    assert float(rows["half"]["dsc"]) < float(rows["all"]["dsc"])
+    assert "by HD95 (mm) penalised between half (seed 1), all (seed 1)" in text
+    assert rows["half"]["missed"] == "20"

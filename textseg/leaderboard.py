@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from textseg.certainty import Difference, differences, intervals
 from textseg.errors import RunError
@@ -16,6 +16,9 @@ from textseg.metrics import POLICY
 from textseg.reporting import format_value, markdown_table, metric_title, text_table
 from textseg.scores import Mean, Score, Summary, csv_text, summarise
 from textseg.statistics import Interval, small_sample_warning
+
+Aggregate = Literal["found", "common", "penalised"]
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in a table: means over all that it found, and over what every run of its table found."""
+    """A run in a table, its means by aggregate and metric."""
 
     run: Run
     label: str
-    means: Mapping[str, Mean]
-    common: Mapping[str, Mean]
+    aggregates: Mapping[Aggregate, Mapping[str, Mean]]
     intervals: Mapping[str, Interval]  # of the means over all that it found
+
+    @property
+    def means(self) -> Mapping[str, Mean]:
+        """Those over all that it found."""
+        return self.aggregates["found"]
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,21 @@ def make_table(title: str, runs: Sequence[Run], structures: Sequence[str], *, ra
     }
     rows = []
     for run, label in zip(runs, _labels(runs), strict=True):
-        every = _summary(run, run.scores, structures)
-        both = _summary(run, [row for row in run.scores if row.place in common], structures)
-        rows.append(Row(run, label, every.overall, both.overall, intervals(run.scores, structures)))
+        chosen: dict[Aggregate, Sequence[Score]] = {
+            "found": run.scores,
+            "common": [row for row in run.scores if row.place in common],
+            "penalised": [_penalised(row) for row in run.scores],
+        }
+        means = {aggregate: _summary(run, scores, structures).overall for aggregate, scores in chosen.items()}
+        rows.append(Row(run, label, means, intervals(run.scores, structures)))
     rows.sort(key=lambda row: -_or_worst(row.means.get("dsc")))
     by_dsc = {row.label: row.run.scores for row in rows if ranked and "dsc" in row.means}
     return Table(title, rows, ranked, len(common), len(shown), differences(by_dsc, "dsc", structures))
+
+
+def _penalised(row: Score) -> Score:
+    """The same, with the worst value where a structure is missed or spurious."""
+    return replace(row, value=row.worst) if row.status in ("missed", "spurious") else row
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -120,26 +136,29 @@ def _or_worst(mean: Mean | None) -> float:
     return -math.inf if mean is None or math.isnan(mean.value) else mean.value
 
 
-def _columns(table: Table) -> Iterator[tuple[str, str, bool]]:
-    """Metric, unit, and whether over the common places only: distances of these stand beside those of all."""
+def _columns(table: Table) -> Iterator[tuple[str, str, Aggregate]]:
+    """Metric, unit, aggregate: a ratio once (a miss is 0 in it anyway), a distance by each aggregate."""
     for metric, mean in table.rows[0].means.items():
-        yield metric, mean.unit, False
-        if mean.unit:
-            yield metric, mean.unit, True
+        for aggregate in AGGREGATES if mean.unit else AGGREGATES[:1]:
+            yield metric, mean.unit, aggregate
 
 
-def _value(row: Row, metric: str, *, common: bool) -> float:
-    mean = (row.common if common else row.means).get(metric)
+def _value(row: Row, metric: str, aggregate: Aggregate) -> float:
+    mean = row.aggregates[aggregate].get(metric)
     return math.nan if mean is None else mean.value
+
+
+def _suffix(aggregate: Aggregate) -> str:
+    return "" if aggregate == "found" else aggregate
 
 
 def _cells(table: Table) -> tuple[list[str], list[list[str]]]:
     columns = list(_columns(table))
-    header = ["run", *(metric_title(m, unit) + (" common" if common else "") for m, unit, common in columns)]
+    header = ["run", *(f"{metric_title(m, unit)} {_suffix(aggregate)}".strip() for m, unit, aggregate in columns)]
     header += ["missed", "spurious", "prompts", "M parameters", "ms per slice"]
     rows = []
     for row in table.rows:
-        cells = [row.label, *(format_value(_value(row, m, common=common), unit) for m, unit, common in columns)]
+        cells = [row.label, *(format_value(_value(row, m, aggregate), unit) for m, unit, aggregate in columns)]
         cells += [str(n) for n in _counts(row)]
         cells.append(_prompts(row.run))
         parameters, speed = row.run.value("parameters"), row.run.value("milliseconds_per_slice")
@@ -166,36 +185,39 @@ def _notes(table: Table, structures: Sequence[str]) -> list[str]:
         f"common: over the {table.common_pairs} of {table.all_pairs} structures in their cases that every run of this "
         "table found."
     )
+    penalised = "penalised: a structure that is missed or spurious counts with the image's diagonal."
     warning = _rank_warning(table) if table.ranked else ""
-    return [*filter(None, [warning]), means, common, POLICY]
+    return [*filter(None, [warning]), means, common, penalised, POLICY]
 
 
 def _rank_warning(table: Table) -> str:
-    """One line that names the runs whose order by a distance depends on what the others missed; empty if none does."""
+    """One line that names the runs whose order by a distance depends on how misses are counted; empty if none does."""
     changes = []
-    for metric in (metric for metric, _, common in _columns(table) if common):
+    for metric, unit, aggregate in _columns(table):
+        if aggregate == "found":
+            continue
         swapped = [
             row
             for pair in combinations(table.rows, 2)
             for row in pair
-            if (_value(pair[0], metric, common=False) - _value(pair[1], metric, common=False))
-            * (_value(pair[0], metric, common=True) - _value(pair[1], metric, common=True))
+            if (_value(pair[0], metric, "found") - _value(pair[1], metric, "found"))
+            * (_value(pair[0], metric, aggregate) - _value(pair[1], metric, aggregate))
             < 0
         ]
         if swapped:
-            names = dict.fromkeys(row.label for row in sorted(swapped, key=lambda r: _value(r, metric, common=False)))
-            changes.append(f"by {metric_title(metric)} between {', '.join(names)}")
+            names = dict.fromkeys(row.label for row in sorted(swapped, key=lambda r: _value(r, metric, "found")))
+            changes.append(f"by {metric_title(metric, unit)} {aggregate} between {', '.join(names)}")
     if not changes:
         return ""
     return (
-        f"Warning: the ranking changes {' and '.join(changes)} when only what every run found is counted: "
-        "a mean distance leaves out what its run missed."
+        f"Warning: the ranking changes {' and '.join(changes)}: a mean distance over what a run found leaves out what "
+        "it missed."
     )
 
 
 def _interval_cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """The 95 % interval of each mean."""
-    metrics = [(metric, unit) for metric, unit, common in _columns(table) if not common]
+    metrics = [(metric, mean.unit) for metric, mean in table.rows[0].means.items()]
     rows = []
     for row in table.rows:
         bounds = [(row.intervals[metric], unit) for metric, unit in metrics]
@@ -234,8 +256,8 @@ def as_markdown(table: Table, structures: Sequence[str]) -> str:
     """With the best value of each column bold, where the table is ranked."""
     header, rows = _cells(table)
     if table.ranked:
-        for position, (metric, unit, common) in enumerate(_columns(table), start=1):
-            values = [_value(row, metric, common=common) for row in table.rows]
+        for position, (metric, unit, aggregate) in enumerate(_columns(table), start=1):
+            values = [_value(row, metric, aggregate) for row in table.rows]
             known = [value for value in values if not math.isnan(value)]
             best = format_value((min if unit else max)(known, default=math.nan), unit)
             for cells in rows:  # as printed: a difference that can't be seen is no victory
@@ -252,8 +274,8 @@ def as_csv(tables: Sequence[Table]) -> str:
     """Every table in one, in full precision."""
     columns = list(_columns(tables[0]))
     header = ["table", "rank", "run", "seed", "fold", "folder", "prompts"]
-    header += ["_".join(filter(None, (m, unit, "common" if common else ""))) for m, unit, common in columns]
-    metrics = [metric for metric, _, common in columns if not common]
+    header += ["_".join(filter(None, (m, unit, _suffix(aggregate)))) for m, unit, aggregate in columns]
+    metrics = list(tables[0].rows[0].means)
     header += [f"{metric}_{bound}" for metric in metrics for bound in ("low", "high")]
     header += ["missed", "spurious", "parameters", "milliseconds_per_slice", "per", "space", "test_patients"]
     lines = []
@@ -262,7 +284,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             run = row.run
             line: list[object] = ["ranked" if table.ranked else "oracle", rank if table.ranked else ""]
             line += [run.value("name"), run.value("seed"), run.value("fold"), run.folder, "+".join(run.sources)]
-            line += [_value(row, m, common=common) for m, _, common in columns]
+            line += [_value(row, m, aggregate) for m, _, aggregate in columns]
             line += [getattr(row.intervals[m], bound) for m in metrics for bound in ("low", "high")]
             line += [*_counts(row), run.value("parameters"), run.value("milliseconds_per_slice")]
             line += [run.value("evaluation", "per"), run.value("evaluation", "space")]

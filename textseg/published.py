@@ -100,11 +100,12 @@ def published_report(dataset: str) -> str:
         lines.append(f"{metric} [{table[0].unit}]")
         lines.append(f"{'method':18}{'printed':>14}{'as published':>14}{'common':>14}{'without rare':>14}{'found':>8}")
         for mean in sorted(table, key=lambda mean: printed[mean.method]):
-            cells = (
+            cells = [
                 f"{mean.printed:.2f} ({printed[mean.method]})",
                 f"{mean.as_published:.2f}{'*' if mean.wrong else ''}",
-            )
-            cells = (*cells, f"{mean.common:.2f} ({common[mean.method]})", f"{mean.without_rare:.2f}")
+                f"{mean.common:.2f} ({common[mean.method]})",
+                f"{mean.without_rare:.2f}",
+            ]
             lines.append(f"{mean.method:18}{''.join(f'{cell:>14}' for cell in cells)}{f'{mean.found}/{structures}':>8}")
             if printed[mean.method] != common[mean.method]:
                 changes.append((metric, mean.method, printed[mean.method], common[mean.method]))

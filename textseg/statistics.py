@@ -65,7 +65,7 @@ def macro_mean_interval(
     if means[-1] - means[0] < 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value, patients)
     below = (np.mean(means < value) + np.mean(means <= value)) / 2
-    bias = stats.norm.ppf(min(max(below, 1 / (2 * len(means))), 1 - 1 / (2 * len(means))))
+    bias = stats.norm.ppf(np.clip(below, 1 / (2 * len(means)), 1 - 1 / (2 * len(means))))
     left_out = _known(_macro_means(1 - np.eye(patients), sums, counts))
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
@@ -177,7 +177,8 @@ def _macro_means(weights: Floats, sums: Floats, counts: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = totals / numbers
         present = numbers > 0
-        return np.where(present, means, 0).sum(axis=1) / present.sum(axis=1)
+        found: Floats = np.where(present, means, 0).sum(axis=1) / present.sum(axis=1)
+    return found
 
 
 def _known(values: Floats) -> Floats:
