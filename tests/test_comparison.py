@@ -320,3 +320,15 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, s
     assert float(rows["half"]["dsc"]) < float(rows["all"]["dsc"])
     assert "by HD95 (mm) penalised between half (seed 1), all (seed 1)" in text
     assert rows["half"]["missed"] == "20"
+
+
+def test_a_surface_dice_of_another_tolerance_is_another_number(tmp_path):
+    runs = []
+    for name, tolerance in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
+        folder = make(tmp_path / name, CAREFUL, name=name, evaluation={"tolerance": tolerance, "metrics": ["nsd"]})
+        text = (folder / "scores.csv").read_text()
+        (folder / "scores.csv").write_text(text.replace("dsc", "nsd"))
+        runs.append(folder)
+    with pytest.raises(RunError, match="evaluation.tolerance: .* has '1.0', .* has '2.0'"):
+        compare(runs[:2])
+    assert "NSD" in compare([runs[0], runs[2]])

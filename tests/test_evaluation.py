@@ -17,7 +17,7 @@ from textseg import evaluation
 from textseg.build import Experiment, build
 from textseg.comparison import compare
 from textseg.contracts import TextFeatures, Visibility
-from textseg.errors import RunError
+from textseg.errors import RecipeError, RunError
 from textseg.evaluation import (
     CaseResult,
     _best_median_worst,
@@ -312,3 +312,26 @@ def test_a_run_keeps_the_scores_of_groups_and_shows_them(finished_run: Path) -> 
     assert {row.structure for row in rows} == {"vertebrae", "discs", "canal"}
     assert {row.case for row in rows} == {row.case for row in read_scores(folder.scores)}
     assert "right places, whatever the names" in folder.report.read_text()
+
+
+def test_a_surface_dice_has_the_tolerance_of_the_recipe(tiny_recipe: Path) -> None:
+    experiment = build(
+        load_recipe(tiny_recipe, ["evaluation={metrics: [nsd, asd_reverse], space: prepared, tolerance: 0.01}"])
+    )
+    prepared = experiment.cases["test"][0]
+    found = np.roll(np.asarray(prepared.mask), 1, axis=1)
+    prediction = evaluation.CasePrediction(found, None)
+    strict, _ = evaluation._score_case(experiment, prepared, prediction, None, ("nsd",))
+    wide = replace(
+        experiment, recipe=load_recipe(tiny_recipe, ["evaluation={metrics: [nsd], space: prepared, tolerance: 500}"])
+    )
+    loose, _ = evaluation._score_case(wide, prepared, prediction, None, ("nsd",))
+    values = [(a.value, b.value) for a, b in zip(strict, loose, strict=True) if a.status == "ok"]
+    assert all(narrow < 1 and broad == 1 for narrow, broad in values)
+    assert values
+
+
+@pytest.mark.parametrize("settings", ["{metrics: [nsd]}", "{tolerance: 1.0}"])
+def test_a_surface_dice_and_its_tolerance_go_together(tiny_recipe: Path, settings: str) -> None:
+    with pytest.raises(RecipeError, match="'nsd' among the metrics and 'tolerance'"):
+        load_recipe(tiny_recipe, [f"evaluation={settings}"])

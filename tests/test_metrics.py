@@ -1,13 +1,16 @@
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
+from medpy.metric import binary
 
 from textseg.errors import DataError, RecipeError
-from textseg.metrics import METRICS, POLICY, StructureScore, score, worst_value
+from textseg.metrics import POLICY, StructureScore, score, worst_value
 
-ALL = tuple(METRICS)
+ALL = ("dsc", "jaccard", "hd95", "asd", "assd")  # without those that need a tolerance or another definition
+distances_of = getattr(binary, "__surface_distances")
 
 
 def blobs(random: np.random.Generator, shape: tuple[int, ...], labels: int) -> np.ndarray:
@@ -189,7 +192,7 @@ def test_label_maps_are_left_as_they_are() -> None:
 
 def test_mistakes() -> None:
     image = np.ones((2, 2), np.uint8)
-    with pytest.raises(RecipeError, match=r"no metric 'hd59'. Did you mean 'hd95'\? Possible: asd, assd, dsc"):
+    with pytest.raises(RecipeError, match=r"no metric 'hd59'. Did you mean 'hd95'\? Possible: asd, asd_reverse, assd"):
         score(image, image, spacing=(1, 1), structures=[1], metrics=["hd59"])
     with pytest.raises(DataError, match=r"\(2, 2\).*\(2, 3\)"):
         score(image, np.ones((2, 3), np.uint8), spacing=(1, 1), structures=[1], metrics=["dsc"])
@@ -208,3 +211,86 @@ def test_the_worst_is_nothing_in_common_or_the_diagonal() -> None:
     corners[0, 0, 0, 0] = corners[1, -1, -1, -1] = 1
     found = score(*corners, spacing=(3, 2, 1), structures=[1], metrics=["hd95", "asd"])[1].values
     assert found["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))
+
+
+def cases(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...], int]]:
+    """Random and adversarial pairs of label maps: missing, one voxel, far islands, at the border, anisotropic."""
+    for seed in range(count):
+        generator = np.random.default_rng(seed)
+        dimensions = 2 + seed % 2
+        shape = tuple(generator.integers(5, 28 if dimensions == 2 else 13, dimensions).tolist())
+        structures = int(generator.integers(1, 41))
+        spacing = tuple(generator.uniform(0.2, 5.0, dimensions).round(3).tolist())
+        pair = np.zeros((2, *shape), np.uint8)
+        for label in range(1, structures + 1):
+            centre, radius = generator.uniform(0, shape), generator.uniform(0.6, max(shape) / 3, dimensions)
+            for side in range(2):
+                away = centre + generator.normal(0, 1.5, dimensions) * side
+                distance = sum(((g - c) / r) ** 2 for g, c, r in zip(np.indices(shape), away, radius, strict=True))
+                kind = generator.random()
+                if kind < 0.1:
+                    continue  # missing
+                if kind < 0.2:
+                    pair[side][tuple(generator.integers(0, shape))] = label  # one voxel
+                    continue
+                pair[side][distance < 1] = label
+                if kind < 0.3:
+                    pair[side][tuple(np.array(shape) - 1)] = label  # an island in the corner
+        yield pair[0], pair[1], spacing, structures
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_two_thousand_pairs_equal_medpy_and_follow_the_policy(part: int) -> None:
+    names = ["dsc", "jaccard", "hd95", "asd", "asd_reverse", "assd", "hd95_directed_max", "nsd"]
+    seen = {"ok": 0, "missed": 0, "spurious": 0, "absent": 0}
+    pairs = 0
+    for number, (prediction, reference, spacing, structures) in enumerate(cases(2000)):
+        if number % 4 != part:
+            continue
+        pairs += 1
+        wanted = range(1, structures + 1)
+        found = score(prediction, reference, spacing=spacing, structures=wanted, metrics=names, tolerance=1.0)
+        # medpy takes far longer: every structure is checked for its status, a few for their values
+        checked = np.random.default_rng(number).permutation(list(wanted))[:3]
+        for label in wanted:
+            one, other = prediction == label, reference == label
+            status, values = found[label].status, found[label].values
+            seen[status] += 1
+            assert (
+                status == {(1, 1): "ok", (0, 1): "missed", (1, 0): "spurious", (0, 0): "absent"}[one.any(), other.any()]
+            )
+            if status in ("missed", "spurious"):
+                assert [values[name] for name in ("dsc", "jaccard", "nsd")] == [0, 0, 0]
+            if status != "ok":
+                assert all(
+                    np.isnan(values[name]) for name in ("hd95", "asd", "asd_reverse", "assd", "hd95_directed_max")
+                )
+            elif label in checked:
+                there = distances_of(one, other, spacing, 1)
+                back = distances_of(other, one, spacing, 1)
+                expected = {
+                    "dsc": binary.dc(one, other),
+                    "jaccard": binary.jc(one, other),
+                    "hd95": binary.hd95(one, other, voxelspacing=spacing),
+                    "asd": binary.asd(one, other, voxelspacing=spacing),
+                    "asd_reverse": binary.asd(other, one, voxelspacing=spacing),
+                    "assd": np.concatenate([there, back]).mean(),
+                    "hd95_directed_max": max(np.percentile(there, 95), np.percentile(back, 95)),
+                    "nsd": np.mean(np.concatenate([there, back]) <= 1.0),
+                }
+                for name, value in expected.items():
+                    assert values[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (number, label, name)
+    assert pairs == 500
+    assert min(seen.values()) > 100
+
+
+def test_nsd_by_hand_and_its_tolerance() -> None:
+    one, other = np.zeros((2, 1, 20), np.uint8)
+    one[0, 2:6] = other[0, 3:10] = 1
+    score_of = partial(score, one, other, spacing=(1, 1), structures=[1], metrics=["nsd"])
+    # Each voxel of a line is border: 2..5 against 3..9
+    assert score_of(tolerance=0.5)[1].values["nsd"] == pytest.approx((3 + 3) / 11)
+    assert score_of(tolerance=1.0)[1].values["nsd"] == pytest.approx((4 + 4) / 11)
+    assert score_of(tolerance=4.0)[1].values["nsd"] == 1
+    with pytest.raises(ValueError, match="needs a tolerance"):
+        score_of()

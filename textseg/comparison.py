@@ -23,6 +23,7 @@ _SAME = (
     ("evaluation", "unit"),
     ("evaluation", "metrics"),
 )
+_TOLERANCE = (("evaluation", "tolerance"),)
 
 
 def compare(runs: Sequence[Path], *, output: Path | None = None) -> str:
@@ -95,7 +96,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     cases = {row.case for row in first.scores}
     lines = []
     for run in runs[1:]:
-        for keys in _SAME:
+        for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
             ours, theirs = first.value(*keys), run.value(*keys)
             if ours != theirs or ours is None:  # what both leave unsaid is not known to be equal
                 lines.append(f"{'.'.join(keys)}: {first.folder} has {_said(ours)}, {run.folder} has {_said(theirs)}")

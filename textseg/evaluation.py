@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from textseg.build import Experiment, build
 from textseg.contracts import Atlas, Case, Source
 from textseg.errors import RunError, suggestion
-from textseg.metrics import score, worst_value
+from textseg.metrics import RATIOS, score, worst_value
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
 from textseg.prediction import CasePrediction, predict_case
@@ -28,7 +28,6 @@ from textseg.scores import Score, summarise, write_scores
 from textseg.volumes import read_volume
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
-RATIOS = frozenset({"dsc", "jaccard"})
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def _rows(
     for index, one, other in pairs:
         distances = spacing[-one.ndim :]
         labels = [structure.index for structure in atlas.structures]
-        result = score(one, other, spacing=distances, structures=labels, metrics=metrics)
+        result = score(one, other, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance)
         for structure in atlas.structures:
             for metric, value in result[structure.index].values.items():
                 yield Score(

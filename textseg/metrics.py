@@ -27,18 +27,28 @@ METRICS = {
         "95 % Hausdorff distance: one 95th percentile (linear interpolation) over the pooled distances from each "
         "predicted border voxel to the nearest reference border voxel and the other way round; 0 is best."
     ),
+    "hd95_directed_max": (
+        "The larger of the two directed 95 % Hausdorff distances, as MONAI and surface-distance define HD95: the 95th "
+        "percentile of the distances from the prediction, or of those from the reference; 0 is best."
+    ),
     "asd": "Average surface distance: mean distance from the predicted to the reference border only; 0 is best.",
+    "asd_reverse": "Average surface distance the other way: mean distance from the reference to the predicted border.",
     "assd": (
         "Average symmetric surface distance: mean over the pooled distances of both directions, each border voxel "
         "counted once; 0 is best."
     ),
+    "nsd": (
+        "Normalised surface Dice: the share of the border voxels of both sides within `tolerance` of the other "
+        "border; 1 is best. Voxels count alike, where surface-distance weighs them by the area of the surface."
+    ),
 }
+RATIOS = frozenset({"dsc", "jaccard", "nsd"})  # from 0 to 1 and without a unit; the others are distances
 
 POLICY = (
     "A structure is 'ok' where prediction and reference both contain it: all metrics are computed. 'missed' (in the "
-    "reference only) and 'spurious' (in the prediction only): DSC and Jaccard are 0, distances are undefined (NaN), "
-    "left out of their means and counted beside the table. 'absent' (in neither): every metric is undefined (NaN) "
-    "and left out."
+    "reference only) and 'spurious' (in the prediction only): DSC, Jaccard and NSD are 0, distances are undefined "
+    "(NaN), left out of their means and counted beside the table. 'absent' (in neither): every metric is undefined "
+    "(NaN) and left out."
 )
 
 
@@ -57,16 +67,20 @@ def score(
     spacing: Sequence[float],
     structures: Sequence[int],
     metrics: Sequence[str],
+    tolerance: float | None = None,
 ) -> dict[int, StructureScore]:
     """Scores of the labels `structures` in two label maps [H, W] or [S, H, W].
 
-    `spacing` has one entry per axis, in mm; with ones, distances are in pixels. `metrics` are names in `METRICS`.
+    `spacing` has one entry per axis, in mm; with ones, distances are in pixels. `metrics` are names in `METRICS`;
+    `tolerance` of "nsd" is in the unit of the spacing.
     Raises DataError where the label maps differ in shape, RecipeError for an unknown metric, ValueError for labels
     that are no non-negative integers or a spacing that doesn't fit.
     """
     for name in metrics:
         if name not in METRICS:
             raise RecipeError(f"There is no metric '{name}'.{suggestion(name, METRICS)}")
+    if "nsd" in metrics and tolerance is None:
+        raise ValueError("The normalised surface Dice needs a tolerance.")
     prediction, reference = _labels(prediction), _labels(reference)
     if prediction.shape != reference.shape:
         raise DataError(
@@ -87,7 +101,7 @@ def score(
     )
     both = [label for label in structures if predicted[label] and expected[label]]
     distances = {}
-    if both and any(name in _DISTANCES for name in metrics):
+    if both and any(name in _DISTANCES or name == "nsd" for name in metrics):
         distances = _border_distances(prediction, reference, spacing=spacing, structures=both, length=length)
 
     scores = {}
@@ -98,6 +112,10 @@ def score(
         for name in metrics:
             if name in _DISTANCES:
                 values[name] = _DISTANCES[name](*distances[label]) if a and b else float("nan")
+            elif name == "nsd" and a and b:
+                values[name] = float(np.mean(np.concatenate(distances[label]) <= tolerance))
+            elif name == "nsd":
+                values[name] = 0.0 if a or b else float("nan")
             else:
                 values[name] = overlap.get(name, float("nan"))
         status: Status = "ok" if a and b else "spurious" if a else "missed" if b else "absent"
@@ -114,7 +132,9 @@ def worst_value(metric: str, shape: Sequence[int], spacing: Sequence[float]) -> 
 # From the distances of the predicted border to the reference, and of the reference border to the prediction.
 _DISTANCES: dict[str, Callable[[Array, Array], float]] = {
     "hd95": lambda there, back: float(np.percentile(np.concatenate((there, back)), 95)),
+    "hd95_directed_max": lambda there, back: float(max(np.percentile(there, 95), np.percentile(back, 95))),
     "asd": lambda there, back: float(there.mean()),
+    "asd_reverse": lambda there, back: float(back.mean()),
     "assd": lambda there, back: float(np.concatenate((there, back)).mean()),
 }
 

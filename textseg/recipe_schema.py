@@ -24,7 +24,7 @@ from textseg.contracts import Source
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Metric = Literal["dsc", "jaccard", "hd95", "asd", "assd"]
+Metric = Literal["dsc", "jaccard", "hd95", "hd95_directed_max", "asd", "asd_reverse", "assd", "nsd"]
 
 
 class _Section(BaseModel):
@@ -218,6 +218,13 @@ class Evaluation(_Section):
     per: Literal["volume", "slice"] = "volume"
     space: Literal["native", "prepared"] = "native"
     unit: Literal["mm", "pixel"] = "mm"
+    tolerance: PositiveFloat | None = None  # of nsd, in the unit
+
+    @model_validator(mode="after")
+    def _tolerance(self) -> Self:
+        if ("nsd" in self.metrics) != (self.tolerance is not None):
+            raise ValueError("'nsd' among the metrics and 'tolerance' (in the unit) go together: give both or neither.")
+        return self
 
 
 class Recipe(_Section):

@@ -37,7 +37,8 @@ _EXAMPLES = 3  # class-wise prompts shown of each source
 
 def metric_title(metric: str, unit: str = "") -> str:
     """The heading of a metric: "DSC", "Jaccard", "HD95 (mm)"."""
-    title = metric.upper() if len(metric) <= 4 else metric.capitalize()
+    first, *rest = metric.split("_")
+    title = " ".join([first.upper() if len(first) <= 4 else first.capitalize(), *rest])
     return f"{title} ({unit})" if unit else title
 
 
