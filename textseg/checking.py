@@ -93,7 +93,8 @@ def check_dataset(
         split: patients of each part, to be checked against each other; the official ones are checked anyway.
         progress: told how many cases of how many are checked.
 
-    Memory holds as many volumes as there are cores. Raises DataError where the reader finds no cases at all.
+    Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
+    this under `if __name__ == "__main__":`. Raises DataError where the reader finds no cases at all.
     """
     cases = dataset.cases()
     tasks = [(case, _label_map(dataset, case), dataset.atlas) for case in cases]
