@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textseg import __version__
-from textseg.data_commands import data
+from textseg.data_commands import data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
 
 if TYPE_CHECKING:
@@ -89,16 +89,42 @@ def run(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder.")] = None,
     prompts: Annotated[
         str | None,
         typer.Option(metavar="SOURCE", help="template, interactive, predicted or ground_truth; else the recipe's."),
     ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead of a run: masks that another tool made.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="With --predictions: the data set that they are of.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --predictions: the folder of that data set.")
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --predictions: score the test patients of this split file."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --predictions: where scores go; else runs/<name of DIR>.")
+    ] = None,
 ) -> None:
-    """Score the best checkpoint of a run again.
+    """Score the best checkpoint of a run again, or masks that another tool made.
 
     Example: textseg evaluate runs/quickstart/seed2025 --prompts ground_truth
     """
+    if (run is None) == (predictions is None):
+        raise typer.BadParameter("name a run, or masks with --predictions.")
+    if predictions is not None:
+        if dataset is None or prompts is not None:
+            raise typer.BadParameter("--predictions needs --dataset, and knows no --prompts.")
+        evaluate_predictions(predictions, dataset, references, split, output)
+        return
+    assert run is not None
+    if dataset or references or split or output:
+        raise typer.BadParameter("--dataset, --references, --split and --output go with --predictions.")
     from textseg.evaluation import evaluate_run
 
     evaluate_run(run, prompts=prompts)

@@ -156,6 +156,29 @@ def cache(
         print(f"{len(sizes):6} {what:20} {_size(sum(sizes)):>10}")
 
 
+def evaluate_predictions(
+    predictions: Path, name: str, references: Path | None, split: Path | None, output: Path | None
+) -> None:
+    """What `textseg evaluate --predictions` does."""
+    from textseg.evaluation import headline
+    from textseg.mask_evaluation import evaluate_masks
+    from textseg.recipe import Evaluation
+
+    found = _dataset(name, references, None)
+    target, parts = output or Path("runs") / predictions.name, _parts(split)
+    with _cases_bar("scoring cases") as report:
+        scores, missing, extra = evaluate_masks(
+            predictions, found, target.name, Evaluation(), target, patients=parts and parts["test"], progress=report
+        )
+    shown = {row.structure for row in scores if row.status in ("ok", "missed")}
+    if missing:
+        print(f"no mask, so every structure is missed: {', '.join(missing)}")
+    if extra:
+        print(f"of no case, left out: {', '.join(extra)}")
+    print(headline(scores, [name for name in found.atlas.names if name in shown], None, of="in the references"))
+    print(target)
+
+
 def _dataset(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
     """The data set that a name or a recipe means, with settings from the command line."""
     from textseg.recipe import load_recipe
@@ -205,12 +228,12 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def _cases_bar() -> Iterator[Callable[[int, int], None]]:
+def _cases_bar(what: str = "checking cases") -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("checking cases", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -149,8 +149,10 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
     return segmenter.eval()
 
 
-def headline(scores: Sequence[Score], structures: Sequence[str], source: Source | None) -> str:
-    """One line for the terminal."""
+def headline(
+    scores: Sequence[Score], structures: Sequence[str], source: Source | None, *, of: str = "seen in training"
+) -> str:
+    """One line for the terminal; `of` says which structures these are."""
     overall = summarise(scores, structures=structures).overall
     means = ", ".join(
         f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
@@ -160,7 +162,7 @@ def headline(scores: Sequence[Score], structures: Sequence[str], source: Source 
     cases = len({row.case for row in scores})
     oracle = " ORACLE (prompts from the annotation)" if source == "ground_truth" else ""
     return (
-        f"test: {means}; mean over {first.n} structures seen in training, {cases} cases, {first.missed} missed, "
+        f"test: {means}; mean over {first.n} structures {of}, {cases} cases, {first.missed} missed, "
         f"{first.spurious} spurious; prompts: {source or 'none'}{oracle}"
     )
 
@@ -212,16 +214,28 @@ def _score_case(
         assert prediction.native is not None
         found, reference = prediction.native, prepared.native_mask(experiment.dataset.label_map(prepared.case))
         spacing = prepared.native_spacing_mm
-    if settings.unit == "pixel":
-        spacing = (1.0, 1.0, 1.0)
-    groups, classes = experiment.atlas.collapsed()
+    return score_maps(
+        settings, experiment.atlas, prepared.case, (found, reference), spacing, source=source or "none", metrics=metrics
+    )
+
+
+def score_maps(
+    settings: Settings,
+    atlas: Atlas,
+    case: Case,
+    maps: tuple[NDArray[Any], NDArray[Any]],
+    spacing_mm: tuple[float, float, float],
+    *,
+    source: str,
+    metrics: Sequence[str],
+) -> tuple[list[Score], list[Score]]:
+    """Rows of the structures of predicted and reference class indices [S, H, W], and of the groups, each merged."""
+    spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
+    groups, classes = atlas.collapsed()
     merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
-    merged = (merge[found], merge[reference])
-
-    def rows(atlas: Atlas, maps: tuple[NDArray[Any], NDArray[Any]]) -> list[Score]:
-        return list(_rows(settings, atlas, prepared.case, maps, spacing, source or "none", metrics))
-
-    return rows(experiment.atlas, (found, reference)), rows(groups, merged) if groups.structures else []
+    rows = list(_rows(settings, atlas, case, maps, spacing, source, metrics))
+    merged = (merge[maps[0]], merge[maps[1]])
+    return rows, list(_rows(settings, groups, case, merged, spacing, source, metrics)) if groups.structures else []
 
 
 def _rows(

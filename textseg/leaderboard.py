@@ -31,7 +31,9 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Name, seed and fold."""
+        """Name, seed and fold; the name alone of what another tool made."""
+        if self.facts.get("predictions"):
+            return str(self.facts.get("name"))
         fold = self.facts.get("fold")
         details = f"seed {self.facts.get('seed')}" + ("" if fold is None else f", fold {fold}")
         return f"{self.facts.get('name', self.folder.name)} ({details})"
