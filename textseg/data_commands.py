@@ -1,4 +1,4 @@
-"""The commands of `textseg data`; what a command needs is imported when it runs."""
+"""The commands that need a data set and no run; what a command needs is imported when it runs."""
 
 from __future__ import annotations
 
