@@ -196,7 +196,9 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
     evaluation = Recorder(monkeypatch, "evaluation", "evaluate_run")
     assert call(monkeypatch, "evaluate", "runs/x") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "ground_truth") == 0
-    assert evaluation.calls == [((Path("runs/x"),), {"prompts": p}) for p in (None, "ground_truth")]
+    assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "interactive", "--visible", "T10:L5") == 0
+    given = [(None, None), ("ground_truth", None), ("interactive", "T10:L5")]
+    assert evaluation.calls == [((Path("runs/x"),), {"prompts": p, "visible": v}) for p, v in given]
 
 
 def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

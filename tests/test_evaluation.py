@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -239,11 +240,28 @@ def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:
     assert not (copied / "evaluations").exists()
 
 
+def test_predicted_prompts_say_what_the_first_pass_found(copied: Path) -> None:
+    target = evaluate_run(copied, prompts="predicted")
+    scores, record = read_scores(target / "scores.csv"), json.loads((target / "run.json").read_text())
+    assert {row.prompt_source for row in scores} == {"predicted"}
+    assert record["visible"]["cases"] == 3
+    with (target / "visible.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"predicted"}
+    # What was found, named by a person, gives the same text and so the same masks.
+    again = evaluate_run(copied, prompts="interactive", visible=str(target / "visible.csv"))
+    named = read_scores(again / "scores.csv")
+    assert [row.value for row in named] == pytest.approx([row.value for row in scores], nan_ok=True)
+    assert {row.prompt_source for row in named} == {"interactive"}
+
+
 def test_sources_that_there_are_not(finished_run: Path) -> None:
     with pytest.raises(RunError, match="there is no source 'ground_thruth'. Did you mean 'ground_truth'"):
         evaluate_run(finished_run, prompts="ground_thruth")
-    with pytest.raises(RunError, match="'predicted' are not available yet"):
-        evaluate_run(finished_run, prompts="predicted")
+    with pytest.raises(RunError, match="--visible goes with --prompts interactive; 'template' prompts ask nobody"):
+        evaluate_run(finished_run, visible="T12:L5")
     assert not (finished_run / "evaluations").exists()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,10 @@ from textseg.prompts import (
     generate,
     ground_truth_visibility,
     interactive_visibility,
+    predicted_visibilities,
+    read_named,
+    shifted,
+    spoken,
     template_visibility,
 )
 
@@ -188,3 +193,55 @@ def test_importing_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_facts_end_the_holistic_prompt_where_they_are_known(small_atlas: Atlas) -> None:
+    generator = SequencePrompts(small_atlas, granularity=1, facts=("sequence", "sex", "view"))
+    said = generator(template_visibility(small_atlas, {"sex": "female", "sequence": "T2", "scanner": "Avanto"}))
+    assert said.holistic == "The sagittal MRI of the spine. The sequence is T2. The patient is female."
+    plain = SequencePrompts(small_atlas, facts=("sex",))(template_visibility(small_atlas))
+    assert plain == SequencePrompts(small_atlas)(template_visibility(small_atlas))
+
+
+def test_a_miscounted_stretch_moves_by_structures_of_one_kind_and_stays_in_the_row(small_atlas: Atlas) -> None:
+    assert shifted(small_atlas, "L1", "L1", 1) == "L2:L2"
+    assert shifted(small_atlas, "L1", "L2", 1) == "L2:L2"
+    assert shifted(small_atlas, "L1", "L1/L2", -1) == "L1:L1/L2"
+    ungrouped = Atlas("bare", small_atlas.structures, small_atlas.sequence)
+    assert shifted(ungrouped, "L1", "L1/L2", 1) == "L1/L2:L2"
+
+
+def test_what_a_first_pass_may_find(small_atlas: Atlas) -> None:
+    found = [visibility.visible for visibility in predicted_visibilities(small_atlas, {"sex": "male"})]
+    stretches = [visibility.visible for visibility in small_atlas.visibilities()]
+    assert found == list(dict.fromkeys(stretches))
+    assert len(set(found)) == len(found) == 6  # three structures in a row; the whole row is the template, too
+    three = heart()
+    sets = [visibility.visible for visibility in predicted_visibilities(three)]
+    assert len(set(sets)) == len(sets) == 2 ** len(three.names) - 1
+    crowd = Atlas("crowd", tuple(Structure(f"s{i}", "part", i) for i in range(1, 9)))
+    assert [visibility.visible for visibility in predicted_visibilities(crowd)] == [crowd.names]
+    assert {visibility.source for visibility in predicted_visibilities(crowd)} == {"predicted"}
+
+
+def test_what_is_spoken_says_what_was_meant(small_atlas: Atlas) -> None:
+    for visibility in small_atlas.visibilities():
+        said = spoken(small_atlas, visibility.visible)
+        assert ":" in said
+        assert interactive_visibility(small_atlas, said).visible == visibility.visible
+    assert spoken(small_atlas, ("L2", "L1")) == "L2, L1"  # without the canal, which a stretch would include
+    assert spoken(heart(), heart().names) == ", ".join(heart().names)
+
+
+def test_a_table_of_what_is_visible(tmp_path: Path) -> None:
+    assert read_named("L1:L2", ["a", "b"]) == {"a": "L1:L2", "b": "L1:L2"}
+    table = tmp_path / "visible.csv"
+    table.write_text("case,visible,annotated\na,L1:L2,\nb,L2,L2\nother,L1,\n")
+    assert read_named(str(table), ["b"])["b"] == "L2"
+    with pytest.raises(PromptError, match="has no row for case 'othr'. Did you mean 'other'"):
+        read_named(str(table), ["othr"])
+    table.write_text("case\na\n")
+    with pytest.raises(PromptError, match="needs the columns case and visible"):
+        read_named(str(table), ["a"])
+    with pytest.raises(PromptError, match=r"missing.csv' can't be read"):
+        read_named(str(tmp_path / "missing.csv"), ["a"])

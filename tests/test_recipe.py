@@ -294,8 +294,8 @@ def test_one_mistake_gives_one_line(load: Loader, old: str, new: str, mistake: s
         ("template: 0.25", "templat: 0.25", "13: prompts.training.templat: unknown key. Did you mean 'template'?"),
         (
             "  training: {g",
-            "  evaluation: predicted\n  training: {g",
-            "13: prompts.evaluation: 'predicted' is n",
+            "  evaluation: interactive\n  training: {g",
+            "13: prompts.evaluation: 'interactive' prompts are read off the annotation",
         ),
         ("    weight: 0.2\n", "", "19: auxiliary_losses.0.weight: required but missing."),
     ],

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Structure, Visibility
+from textseg.errors import PromptError
 from textseg.preparation import PreparedCase
-from textseg.text import SliceText, build_text, slice_prompts
+from textseg.prompts import SequencePrompts, predicted_visibilities, template_visibility
+from textseg.text import Knowledge, SliceText, build_text, slice_prompts
 
 MakeCase = Callable[..., PreparedCase]
 TextOf = Callable[[Sequence[PreparedCase], Atlas], SliceText]
@@ -152,3 +154,61 @@ def test_the_length_does_not_change_with_the_prompts_of_an_evaluation(prepared_c
         for sources in asked
     }
     assert lengths == {len("a heart without ['LV', 'RV', 'MYO']")}
+
+
+def test_a_template_may_keep_silent_about_the_place_of_a_slice(
+    cases: list[PreparedCase], small_atlas: Atlas, speak: PromptGenerator
+) -> None:
+    knowledge = Knowledge(template_position=False)
+    prompts = slice_prompts(cases[0], "template", speak, small_atlas, knowledge)
+    assert len(prompts) == 5
+    assert {(prompt.visibility.slice_index, prompt.visibility.slice_count) for prompt in prompts} == {(None, None)}
+    assert len({prompt.holistic for prompt in prompts}) == 1
+    others = slice_prompts(cases[0], "ground_truth", speak, small_atlas, knowledge)
+    assert [prompt.visibility.slice_index for prompt in others] == list(range(5))
+
+
+def test_the_simulated_person_miscounts_as_often_as_the_recipe_says(prepared_case: MakeCase) -> None:
+    names = tuple(f"L{i}" for i in range(1, 8))
+    atlas = Atlas("row", tuple(Structure(name, "vertebra", i) for i, name in enumerate(names, 1)), names)
+    speak = SequencePrompts(atlas)
+    many = [prepared_case(f"case{number}", [(3, 4, 5)]) for number in range(200)]
+
+    def said(error: float, seed: int = 1) -> list[tuple[str, ...]]:
+        knowledge = Knowledge(interactive_error=error, seed=seed)
+        return [slice_prompts(c, "interactive", speak, atlas, knowledge)[0].visibility.visible for c in many]
+
+    right, up, down = ("L3", "L4", "L5"), ("L2", "L3", "L4"), ("L4", "L5", "L6")
+    assert set(said(0.0)) == {right}
+    assert set(said(1.0)) == {up, down}
+    third = said(0.3)
+    assert 40 <= sum(visible != right for visible in third) <= 80  # binomial(200, 0.3) to three deviations
+    assert 10 <= third.count(up) <= 50
+    assert said(0.3) == third != said(0.3, seed=2)
+    named = Knowledge(interactive_error=1.0, named={"case0": "L1:L2"})
+    assert slice_prompts(many[0], "interactive", speak, atlas, named)[0].visibility.visible == ("L1", "L2")
+
+
+def test_a_table_for_predicted_prompts_can_say_whatever_a_first_pass_finds(
+    cases: list[PreparedCase], small_atlas: Atlas, speak: PromptGenerator, tmp_path: Path
+) -> None:
+    needed = [(case, {"predicted", "template"}) for case in cases]
+    text = build_text(needed, speak, Letters(), small_atlas, generator_name="speak", cache=tmp_path)  # type: ignore[arg-type]
+    assert {row.source for row in text.rows} == {"predicted", "template"}
+    for case in cases:
+        for visibility in predicted_visibilities(small_atlas, case.case.facts):
+            features = text.saying(case, visibility).features([case.slice_count - 1], ["predicted"])
+            wanted = speak(visibility.at(case.slice_count - 1, case.slice_count)).holistic
+            assert "".join(chr(int(letter)) for letter in features.tokens[0, features.mask[0], 0]) == wanted
+            assert features.present[0].tolist() == [name in visibility.visible for name in small_atlas.names]
+    with pytest.raises(PromptError, match="is not among the"):
+        text.saying(cases[0], Visibility(("L1",), "predicted", "volume"))  # without the canal no stretch says it
+
+
+def test_facts_count_towards_the_longest_text(prepared_case: MakeCase, small_atlas: Atlas, tmp_path: Path) -> None:
+    generator = SequencePrompts(small_atlas, facts=("sequence",))
+    case = prepared_case("a", [(1,)], "T2 SPACE")
+    text = build_text([(case, {"template"})], generator, Letters(), small_atlas, generator_name="g", cache=tmp_path)
+    everything = template_visibility(small_atlas, {"sequence": "T2 SPACE"})
+    longest = max(len(generator(everything.at(index, 3)).holistic) for index in range(3))
+    assert text.table.tokens.shape[1] == longest

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from textseg.augmentation import Augmentation
-from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task
+from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task, Visibility
 from textseg.data import Slices
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.files import cache_folder
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
 from textseg.preparation import LISTED, PreparedCase, prepare
+from textseg.prompts import read_named
 from textseg.recipe import Recipe, required_components
 from textseg.registry import Component, Registry, installed_registry
 from textseg.splits import PARTS, Split, make_split
-from textseg.text import Text, build_text
+from textseg.text import Knowledge, Text, build_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,11 +73,17 @@ class Experiment:
         """Those of one case, as they are, with the prompts of one source."""
         return self._slices([prepared], {source: 1.0} if source and self.text else {}, None)
 
+    def slices_saying(self, prepared: PreparedCase, visibility: Visibility) -> Slices:
+        """Those of one case, as they are, with prompts that say `visibility`."""
+        assert self.text is not None
+        return Slices([prepared], self.text.saying(prepared, visibility), {visibility.source: 1.0})
+
     def _slices(
         self, cases: Sequence[PreparedCase], sources: Mapping[Source, float], augmentation: Augmentation | None
     ) -> Slices:
         text = self.text.of(cases, sources) if self.text else None
-        return Slices(cases, text, sources, augmentation, self.recipe.seed)
+        chances = {str(source): chance for source, chance in sources.items()}
+        return Slices(cases, text, chances, augmentation, self.recipe.seed)
 
     def segmenter(self) -> Segmenter:
         """The model, with fresh weights."""
@@ -117,12 +124,20 @@ class Experiment:
         }
 
 
-def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = lambda done, total: None) -> Experiment:
+def build(
+    recipe: Recipe,
+    *,
+    also: Sequence[Source] = (),
+    named: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Experiment:
     """Find, prepare and split the cases; write and encode the prompts of every source that the run needs.
 
     Args:
         recipe: checked.
         also: prompt sources beyond those of the recipe.
+        named: what a person says is visible in the test cases, for `interactive` prompts: see `read_named`; without it
+            the person is simulated.
         progress: told how many cases of how many are prepared.
 
     Raises a TextsegError, before anything is prepared where that is possible, for a recipe whose parts don't go
@@ -148,7 +163,7 @@ def build(recipe: Recipe, *, also: Sequence[Source] = (), progress: Progress = l
         else prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
     )
     by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
-    text = _text(recipe, registry, dataset.atlas, by_part, also)
+    text = _text(recipe, registry, dataset.atlas, by_part, also, named)
     task = Task(
         image_channels=1,
         image_size=recipe.preparation.size,
@@ -237,11 +252,19 @@ def _text(
     atlas: Atlas,
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
+    named: str | None,
 ) -> Text | None:
     settings = recipe.prompts
     if settings is None:
         return None
-    needed = {"train": set(_mixture(recipe)), "validation": {settings.evaluation}, "test": {settings.evaluation, *also}}
+    needed: dict[str, set[Source]] = {
+        "train": set(_mixture(recipe)),
+        "validation": {settings.evaluation},
+        "test": {settings.evaluation, *also},
+    }
+    for sources in needed.values():
+        if "predicted" in sources:  # what a first pass finds, it finds with the template
+            sources.add("template")
     return build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
         registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings),
@@ -249,6 +272,12 @@ def _text(
         atlas,
         generator_name=settings.generator.use,
         cache=cache_folder() / "text",
+        knowledge=Knowledge(
+            template_position=settings.template_position,
+            interactive_error=settings.interactive_error,
+            seed=recipe.seed,
+            named=read_named(named, [case.case.id for case in cases["test"]]) if named else {},
+        ),
     )
 
 

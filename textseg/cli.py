@@ -94,6 +94,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="SOURCE", help="template, interactive, predicted or ground_truth; else the recipe's."),
     ] = None,
+    visible: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="With --prompts interactive: what the volumes show, or a CSV file."),
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Instead of a run: masks that another tool made.")
     ] = None,
@@ -118,8 +122,8 @@ def evaluate(
     if (run is None) == (predictions is None):
         raise typer.BadParameter("name a run, or masks with --predictions.")
     if predictions is not None:
-        if dataset is None or prompts is not None:
-            raise typer.BadParameter("--predictions needs --dataset, and knows no --prompts.")
+        if dataset is None or prompts is not None or visible is not None:
+            raise typer.BadParameter("--predictions needs --dataset, and knows no --prompts and no --visible.")
         evaluate_predictions(predictions, dataset, references, split, output)
         return
     assert run is not None
@@ -127,7 +131,7 @@ def evaluate(
         raise typer.BadParameter("--dataset, --references, --split and --output go with --predictions.")
     from textseg.evaluation import evaluate_run
 
-    evaluate_run(run, prompts=prompts)
+    evaluate_run(run, prompts=prompts, visible=visible)
 
 
 @app.command()

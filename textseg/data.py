@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.augmentation import Augmentation, slice_key
-from textseg.contracts import Batch, Source
+from textseg.contracts import Batch
 from textseg.preparation import PreparedCase
 from textseg.text import SliceText
 
 Draw = tuple[int, int]  # epoch, number of the slice
-Item = tuple[Tensor, Tensor, int, Source | None]
+Item = tuple[Tensor, Tensor, int, str | None]
 
 
 class Slices(Dataset[Item]):
@@ -33,7 +33,7 @@ class Slices(Dataset[Item]):
         self,
         cases: Sequence[PreparedCase],
         text: SliceText | None,
-        sources: Mapping[Source, float],
+        sources: Mapping[str, float],
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
@@ -54,7 +54,7 @@ class Slices(Dataset[Item]):
         slice_id = slice_key(prepared.case.id, index)
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=slice_id)
-        source: Source | None = None
+        source: str | None = None
         if self.text is not None:
             chance = np.random.default_rng((self.seed, epoch, slice_id, 1))
             source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]

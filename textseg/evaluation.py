@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textseg.build import Experiment, build
-from textseg.contracts import Atlas, Case, Source
+from textseg.contracts import Atlas, Case, Source, Visibility
+from textseg.embeddings import write_prompt_table
 from textseg.errors import RunError, suggestion
+from textseg.first_pass import told_slices, write_visible
 from textseg.metrics import RATIOS, score, worst_value
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
@@ -37,6 +39,7 @@ class CaseResult:
     prepared: PreparedCase
     prediction: CasePrediction
     dsc: float
+    said: Visibility | None = None  # by the prompts, of the whole volume
 
 
 def evaluate(
@@ -60,18 +63,23 @@ def evaluate(
     segmenter.eval()
     with progress_bar() as bar:
         for prepared in bar.track(cases, description="evaluating"):
-            prediction = _predict(experiment, segmenter, prepared, source, device)
+            prediction, said = _predict(experiment, segmenter, prepared, source, device)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
             rows, merged = _score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
-            results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
+            results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said))
             scores += [row for row in rows if row.metric in settings.metrics]
             group_scores += [row for row in merged if row.metric in settings.metrics]
     write_scores(target.scores, scores)
     write_scores(target.group_scores, group_scores)
     evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
     facts = {**folder.read(), "evaluation": evaluation, "structures_in_training": experiment.structures_in_training}
+    if source in ("interactive", "predicted"):
+        of_volumes = [(result.prepared, result.said) for result in results if result.said is not None]
+        facts["visible"] = write_visible(target.visible, experiment.atlas, of_volumes)
     record = target.update(**facts)
+    if target.path != folder.path and experiment.text is not None:
+        write_prompt_table(target.prompts, [row for row in experiment.text.rows if row.source == source])
     write_report(
         target.path,
         run=record,
@@ -84,11 +92,12 @@ def evaluate(
     return scores
 
 
-def evaluate_run(run: Path, *, prompts: str | None = None) -> Path:
+def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None = None) -> Path:
     """Evaluate a finished run again, with the prompts of another source where one is named.
 
-    The scores of another source stand below the run, in a folder of their own that `compare` reads like a run. Raises
-    RunError for a source that there is not, and for data that are not those of the training.
+    The scores of another source stand below the run, in a folder of their own that `compare` reads like a run.
+    `visible` is what a person named for `interactive` prompts: see `textseg.prompts.read_named`. Raises RunError for a
+    source that there is not, and for data that are not those of the training.
     """
     folder = RunFolder.existing(run)
     recipe = load_recipe(folder.recipe)
@@ -96,16 +105,15 @@ def evaluate_run(run: Path, *, prompts: str | None = None) -> Path:
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
     if prompts is not None and recipe.prompts is None:
         raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
-    if prompts == "predicted":
-        raise RunError(
-            "Prompts of source 'predicted' are not available yet. Write template, interactive or ground_truth."
-        )
     source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
+    if visible is not None and source != "interactive":
+        raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts ask nobody.")
     with progress_bar() as bar:
         task = bar.add_task("preparing slices", total=None)
         experiment = build(
             recipe,
             also=[source] if source else [],
+            named=visible,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     _check_data(experiment, folder)
@@ -171,7 +179,7 @@ def mean_dsc(experiment: Experiment, segmenter: Segmenter, part: str, device: to
     """Mean DSC over cases and structures, per volume at the prepared size: what chooses the best checkpoint."""
     per_structure: dict[int, list[float]] = {}
     for prepared in experiment.cases[part]:
-        prediction = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
+        prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
         reference = np.asarray(prepared.mask)
         result = score(prediction.prepared, reference, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
@@ -188,15 +196,10 @@ def _predict(
     device: torch.device,
     *,
     native: bool = True,
-) -> CasePrediction:
-    return predict_case(
-        segmenter,
-        prepared,
-        experiment.slices(prepared, source),
-        device=device,
-        batch_size=experiment.recipe.training.batch_size,
-        native=native,
-    )
+) -> tuple[CasePrediction, Visibility | None]:
+    slices, said = told_slices(experiment, segmenter, prepared, source, device)
+    batch_size = experiment.recipe.training.batch_size
+    return predict_case(segmenter, prepared, slices, device=device, batch_size=batch_size, native=native), said
 
 
 def _score_case(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from textseg.contracts import Atlas, PromptGenerator, Prompts, Visibility
-from textseg.errors import DataError, PromptError
+from textseg.errors import DataError, PromptError, suggestion
 
 Granularity = Literal[1, 2, 3]
 Wording = Literal["corrected", "paper"]
 Absence = Literal["stated", "silent"]
+FEW = 6  # structures of an atlas without an order, of which every set is a text of its own
+FACT_PHRASES = {"sex": "The patient is {}."}  # where "The <fact> is <value>." would not do
 
 
 class SequencePrompts:
@@ -26,6 +31,8 @@ class SequencePrompts:
             the stack (left out where it is unknown) and the spatial relation.
         wording: "corrected" gives every structure its own family, "paper" the family that the paper gives it.
         absence: What a structure's prompt says where it is not visible: "stated" says so, "silent" is an empty text.
+        facts: Which facts of a case the holistic prompt ends with, such as sequence, view and sex; a case that lacks
+            one says nothing of it.
     """
 
     image: ClassVar[str] = "sagittal MRI of the spine"
@@ -38,6 +45,7 @@ class SequencePrompts:
         granularity: Granularity = 3,
         wording: Wording = "corrected",
         absence: Absence = "stated",
+        facts: tuple[str, ...] = (),
     ) -> None:
         if not atlas.ordered:
             raise PromptError(
@@ -51,6 +59,7 @@ class SequencePrompts:
         self.atlas = atlas
         self.granularity = granularity
         self.absence = absence
+        self.facts = facts
         self._phrases = {
             structure.name: _phrase(self._family(structure.family, wording), structure.name)
             for structure in atlas.structures
@@ -61,7 +70,11 @@ class SequencePrompts:
         """The sentence of the slice and, in class order, the sentence of each structure."""
         visible = {self.atlas[name].name for name in visibility.visible}
         classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
-        return Prompts(self._holistic(visible, visibility), tuple(classwise))
+        known = visibility.facts
+        facts = (
+            FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in self.facts if name in known
+        )
+        return Prompts(" ".join([self._holistic(visible, visibility), *facts]), tuple(classwise))
 
     def _family(self, family: str, wording: Wording) -> str:
         return self.paper_families.get(family, family) if wording == "paper" else family
@@ -121,6 +134,37 @@ def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapp
     return Visibility(visible, source="interactive", scope="volume", facts=facts)
 
 
+def spoken(atlas: Atlas, visible: Sequence[str]) -> str:
+    """What a person would name to say `visible`: "T10:L5" where that says it, else every name."""
+    stretch = [name for name in atlas.sequence if name in visible]
+    if stretch and set(visible) == set(atlas.between(stretch[0], stretch[-1])):
+        return f"{stretch[0]}:{stretch[-1]}"
+    return ", ".join(visible)
+
+
+def read_named(given: str, case_ids: Iterable[str]) -> dict[str, str]:
+    """What a person named for each case: the same for all, or the columns `case` and `visible` of a CSV file.
+
+    Raises PromptError for a file that can't be read, or that lacks a case.
+    """
+    if not given.lower().endswith(".csv"):
+        return dict.fromkeys(case_ids, given)
+    try:
+        with Path(given).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PromptError(f"'{given}' can't be read as a table of visible structures: {error}.") from error
+    named = {row["case"]: (row["visible"] or "").strip() for row in rows if row.get("case") and "visible" in row}
+    for case_id in case_ids:
+        if not named.get(case_id):
+            near = suggestion(case_id, named)
+            raise PromptError(
+                f"'{given}' has no row for case '{case_id}'.{near} It needs the columns case and visible, and a row "
+                "such as 12_t2,T10:L5 for each case."
+            )
+    return named
+
+
 def ground_truth_visibility(
     atlas: Atlas, class_indices_present: Iterable[int], facts: Mapping[str, str] = {}
 ) -> Visibility:
@@ -137,6 +181,34 @@ def ground_truth_visibility(
         )
     visible = tuple(structure.name for structure in atlas.structures if structure.index in present)
     return Visibility(visible, source="ground_truth", scope="slice", facts=facts)
+
+
+def predicted_visibilities(atlas: Atlas, facts: Mapping[str, str] = {}) -> Iterator[Visibility]:
+    """Everything that a first pass may find: each stretch of an ordered atlas, else each set of a few structures.
+
+    Without an order and with more than FEW structures, that is all of them, always.
+    """
+    if atlas.ordered or len(atlas.names) > FEW:
+        found = [visibility.visible for visibility in atlas.visibilities()]
+    else:
+        sizes = range(1, len(atlas.names) + 1)
+        found = [names for size in sizes for names in itertools.combinations(atlas.names, size)]
+    for visible in dict.fromkeys(found):
+        yield Visibility(visible, source="predicted", scope="volume", facts=facts)
+
+
+def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str:
+    """The stretch as a person names it who has miscounted by some levels; downwards where `levels` is positive.
+
+    A level is the next structure of the same group. Where the row ends, the stretch ends with it.
+    """
+    return f"{_neighbour(atlas, first, levels)}:{_neighbour(atlas, last, levels)}"
+
+
+def _neighbour(atlas: Atlas, name: str, levels: int) -> str:
+    row = next(([n for n in atlas.sequence if n in group] for group in atlas.groups.values() if name in group), None)
+    row = row or list(atlas.sequence)
+    return row[min(max(row.index(name) + levels, 0), len(row) - 1)]
 
 
 def _stretch(atlas: Atlas, named: str) -> tuple[str, ...]:

@@ -134,6 +134,9 @@ class PromptSettings(_Section):
     text_encoder: ComponentSpec
     training: Mapping[Literal["template", "interactive", "ground_truth"], Probability] = {"ground_truth": 1.0}
     evaluation: Source = "template"
+    template_position: bool = True  # whether the template says where in the stack a slice lies
+    interactive_error: Probability = 0.0  # that the simulated person has miscounted a volume by one level
+    predicted_threshold: Share = 0.5  # confidence from which a first pass has found a structure
 
     @field_validator("training")
     @classmethod
@@ -145,12 +148,11 @@ class PromptSettings(_Section):
     @field_validator("evaluation")
     @classmethod
     def _honest(cls, evaluation: Source) -> Source:
-        if evaluation == "predicted":
-            raise ValueError("'predicted' is not available yet. Write 'template'.")
-        if evaluation != "template":
+        if evaluation not in ("template", "predicted"):
             raise ValueError(
                 f"'{evaluation}' prompts are read off the annotation of the test cases; a recipe can't ask for them. "
-                f"Write 'template' here, and after the run: textseg evaluate RUN --prompts {evaluation}"
+                "Write 'template' or 'predicted' here, and after the run: textseg evaluate RUN --prompts "
+                f"{evaluation}"
             )
         return evaluation
 

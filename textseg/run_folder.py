@@ -38,6 +38,7 @@ class RunFolder:
         self.record = path / "run.json"
         self.split = path / "split.json"
         self.prompts = path / "prompts.jsonl"
+        self.visible = path / "visible.csv"
         self.scores = path / "scores.csv"
         self.group_scores = path / "group_scores.csv"
         self.log = path / "log"

@@ -1,0 +1,126 @@
+"""The slices of a case with the prompts of a source; for `predicted`, what the model itself finds with the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from textseg.build import Experiment
+from textseg.contracts import Atlas, Source, Visibility
+from textseg.data import Slices, batches_in_order
+from textseg.files import write_atomically
+from textseg.model import Segmenter
+from textseg.preparation import PreparedCase
+from textseg.prompts import ground_truth_visibility, predicted_visibilities, spoken
+from textseg.scores import csv_text
+
+SMALL = 0.25  # of the usual size in its group: below it, a finding counts in proportion to its size
+
+
+def told_slices(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    prepared: PreparedCase,
+    source: Source | None,
+    device: torch.device,
+) -> tuple[Slices, Visibility | None]:
+    """The slices of a case with the prompts of a source, and what these say of the whole volume.
+
+    None where there is no text, or where it says something else of each slice. `segmenter` is in evaluation mode.
+    """
+    if source is None or experiment.text is None:
+        return experiment.slices(prepared, None), None
+    if source != "predicted":
+        first = experiment.text.prompts[prepared.case.id][source][0].visibility
+        return experiment.slices(prepared, source), first if first.scope == "volume" else None
+    assert experiment.recipe.prompts is not None
+    confidence = find_structures(
+        segmenter,
+        experiment.slices(prepared, "template"),
+        experiment.atlas,
+        device=device,
+        batch_size=experiment.recipe.training.batch_size,
+    )
+    threshold, facts = experiment.recipe.prompts.predicted_threshold, prepared.case.facts
+    visibility = predicted_visibility(confidence, experiment.atlas, threshold, facts)
+    return experiment.slices_saying(prepared, visibility), visibility
+
+
+@torch.no_grad()
+def find_structures(
+    segmenter: Segmenter, slices: Slices, atlas: Atlas, *, device: torch.device, batch_size: int
+) -> dict[str, float]:
+    """How sure a model is of each structure of a volume, from 0 to 1.
+
+    The mean probability over the voxels that it calls so; a finding much smaller than the others of its group, as
+    stray islands are, counts in proportion to its size.
+
+    Args:
+        segmenter: in evaluation mode, on `device`.
+        slices: those of one case alone, with the prompts of the template.
+        atlas: names the classes.
+        device: where to compute.
+        batch_size: slices at a time.
+    """
+    voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
+    probability = torch.zeros(atlas.class_count, dtype=torch.float64)
+    for batch in batches_in_order(slices, batch_size):
+        moved = batch.to(device)
+        highest, found = segmenter(moved.image, moved.text).logits.float().softmax(1).max(1)
+        found, highest = found.flatten().cpu(), highest.flatten().double().cpu()
+        voxels += torch.bincount(found, minlength=atlas.class_count)
+        probability += torch.bincount(found, highest, minlength=atlas.class_count)
+    sizes = {structure.name: float(voxels[structure.index]) for structure in atlas.structures}
+    sure = {
+        structure.name: float(probability[structure.index] / voxels[structure.index].clamp(min=1))
+        for structure in atlas.structures
+    }
+    return {name: sure[name] * min(1.0, sizes[name] / (SMALL * _usual_size(name, sizes, atlas))) for name in sizes}
+
+
+def _usual_size(name: str, sizes: Mapping[str, float], atlas: Atlas) -> float:
+    """The median size of what was found of a structure's group; of one that stands alone, its own."""
+    group = next((group for group in atlas.groups.values() if name in group), (name,))
+    found = [sizes[other] for other in group if sizes[other]]
+    return float(np.median(found)) if found else 1.0
+
+
+def predicted_visibility(
+    confidence: Mapping[str, float], atlas: Atlas, threshold: float, facts: Mapping[str, str] = {}
+) -> Visibility:
+    """What prompts say that know only a first pass: of all that they can say, what agrees with it most.
+
+    In an ordered atlas that is the stretch with the greatest sum of (confidence - threshold): a gap between sure
+    structures is bridged, a doubtful end left off. Where nothing is found, everything is listed, as in the template.
+    """
+    margin = {name: confidence[name] - threshold for name in (atlas.sequence or atlas.names)}
+    best, agreement = atlas.names, 0.0
+    for visibility in predicted_visibilities(atlas, facts):
+        gained = sum(margin.get(name, 0.0) for name in visibility.visible)
+        if gained > agreement:
+            best, agreement = visibility.visible, gained
+    return Visibility(best, source="predicted", scope="volume", facts=facts)
+
+
+def write_visible(path: Path, atlas: Atlas, said: Sequence[tuple[PreparedCase, Visibility]]) -> dict[str, int]:
+    """Write what each volume was said to show, beside what its annotation shows; returns how often the ends agree.
+
+    The columns `case` and `visible` are those that `textseg evaluate --visible` reads.
+    """
+    rows, right = [], {"cases": 0, "first_right": 0, "last_right": 0, "all_right": 0}
+    for prepared, visibility in said:
+        present = {index for plane in prepared.present for index in plane}
+        annotated = ground_truth_visibility(atlas, present).visible
+        rows.append((prepared.case.id, spoken(atlas, visibility.visible), spoken(atlas, annotated)))
+        found, wanted = (
+            [n for n in (atlas.sequence or atlas.names) if n in names] for names in (visibility.visible, annotated)
+        )
+        right["cases"] += 1
+        right["first_right"] += found[:1] == wanted[:1]
+        right["last_right"] += found[-1:] == wanted[-1:]
+        right["all_right"] += found == wanted
+    write_atomically(path, csv_text(("case", "visible", "annotated"), rows))
+    return right
