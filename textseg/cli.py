@@ -12,6 +12,7 @@ import typer
 from textseg import __version__
 from textseg.data_commands import data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
+from textseg.text_commands import probe, prompts
 
 if TYPE_CHECKING:
     from textseg.recipe import Recipe
@@ -163,6 +164,10 @@ def compare(
         print(compare_runs(runs, output=output))
     if reports:
         print("\n".join(reports))
+
+
+app.command()(prompts)
+app.command()(probe)
 
 
 @app.command()

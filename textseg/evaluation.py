@@ -65,7 +65,7 @@ def evaluate(
         for prepared in bar.track(cases, description="evaluating"):
             prediction, said = _predict(experiment, segmenter, prepared, source, device)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
-            rows, merged = _score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
+            rows, merged = score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
             results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said))
             scores += [row for row in rows if row.metric in settings.metrics]
@@ -116,7 +116,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
             named=visible,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    _check_data(experiment, folder)
+    check_data(experiment, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(experiment, folder).to(device)
     target = folder if source == experiment.evaluation_source else folder.evaluation(source)
@@ -127,7 +127,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     return target.path
 
 
-def _check_data(experiment: Experiment, folder: RunFolder) -> None:
+def check_data(experiment: Experiment, folder: RunFolder) -> None:
     """Other data would be split anew, and patients of the training could then be tested on."""
     before, now = folder.read().get("hashes", {}), experiment.hashes()
     if changed := [key for key in ALWAYS_EQUAL if before.get(key) != now[key]]:
@@ -202,14 +202,17 @@ def _predict(
     return predict_case(segmenter, prepared, slices, device=device, batch_size=batch_size, native=native), said
 
 
-def _score_case(
+def score_case(
     experiment: Experiment,
     prepared: PreparedCase,
     prediction: CasePrediction,
-    source: Source | None,
+    source: str | None,
     metrics: Sequence[str],
 ) -> tuple[list[Score], list[Score]]:
-    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored."""
+    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored.
+
+    `source` is what stands in the rows as the source of their prompts.
+    """
     settings = experiment.recipe.evaluation
     found, reference = prediction.prepared, np.asarray(prepared.mask)
     spacing = prepared.spacing_mm
