@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textseg.build import Experiment, build
-from textseg.contracts import Atlas, Case, Source, Visibility
+from textseg.contracts import Source, Visibility
 from textseg.embeddings import write_prompt_table
+from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import RunError, suggestion
 from textseg.first_pass import told_slices, write_visible
-from textseg.metrics import RATIOS, score, worst_value
+from textseg.metrics import score
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture
 from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
-from textseg.recipe import Evaluation as Settings
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
+from textseg.scoring import label_maps, score_case
 from textseg.volumes import read_volume
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
@@ -60,20 +60,28 @@ def evaluate(
     scores: list[Score] = []
     group_scores: list[Score] = []
     results: list[CaseResult] = []
+    names: dict[str, Enumeration] = {}
     segmenter.eval()
     with progress_bar() as bar:
         for prepared in bar.track(cases, description="evaluating"):
             prediction, said = _predict(experiment, segmenter, prepared, source, device)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
             rows, merged = score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
+            names[prepared.case.id] = enumerate_structures(
+                *label_maps(experiment, prepared, prediction)[0], experiment.atlas
+            )
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
             results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said))
             scores += [row for row in rows if row.metric in settings.metrics]
             group_scores += [row for row in merged if row.metric in settings.metrics]
     write_scores(target.scores, scores)
     write_scores(target.group_scores, group_scores)
-    evaluation = {**settings.model_dump(mode="json"), "prompts": source or "none"}
-    facts = {**folder.read(), "evaluation": evaluation, "structures_in_training": experiment.structures_in_training}
+    facts = {
+        **folder.read(),
+        "evaluation": {**settings.model_dump(mode="json"), "prompts": source or "none"},
+        "structures_in_training": experiment.structures_in_training,
+        "enumeration": write_enumeration(target.enumeration, names),
+    }
     if source in ("interactive", "predicted"):
         of_volumes = [(result.prepared, result.said) for result in results if result.said is not None]
         facts["visible"] = write_visible(target.visible, experiment.atlas, of_volumes)
@@ -200,83 +208,6 @@ def _predict(
     slices, said = told_slices(experiment, segmenter, prepared, source, device)
     batch_size = experiment.recipe.training.batch_size
     return predict_case(segmenter, prepared, slices, device=device, batch_size=batch_size, native=native), said
-
-
-def score_case(
-    experiment: Experiment,
-    prepared: PreparedCase,
-    prediction: CasePrediction,
-    source: str | None,
-    metrics: Sequence[str],
-) -> tuple[list[Score], list[Score]]:
-    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored.
-
-    `source` is what stands in the rows as the source of their prompts.
-    """
-    settings = experiment.recipe.evaluation
-    found, reference = prediction.prepared, np.asarray(prepared.mask)
-    spacing = prepared.spacing_mm
-    if settings.space == "native":
-        assert prediction.native is not None
-        found, reference = prediction.native, prepared.native_mask(experiment.dataset.label_map(prepared.case))
-        spacing = prepared.native_spacing_mm
-    return score_maps(
-        settings, experiment.atlas, prepared.case, (found, reference), spacing, source=source or "none", metrics=metrics
-    )
-
-
-def score_maps(
-    settings: Settings,
-    atlas: Atlas,
-    case: Case,
-    maps: tuple[NDArray[Any], NDArray[Any]],
-    spacing_mm: tuple[float, float, float],
-    *,
-    source: str,
-    metrics: Sequence[str],
-) -> tuple[list[Score], list[Score]]:
-    """Rows of the structures of predicted and reference class indices [S, H, W], and of the groups, each merged."""
-    spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
-    groups, classes = atlas.collapsed()
-    merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
-    rows = list(_rows(settings, atlas, case, maps, spacing, source, metrics))
-    merged = (merge[maps[0]], merge[maps[1]])
-    return rows, list(_rows(settings, groups, case, merged, spacing, source, metrics)) if groups.structures else []
-
-
-def _rows(
-    settings: Settings,
-    atlas: Atlas,
-    case: Case,
-    maps: tuple[NDArray[Any], NDArray[Any]],
-    spacing: tuple[float, ...],
-    source: str,
-    metrics: Sequence[str],
-) -> Iterator[Score]:
-    pairs: list[tuple[int | None, NDArray[Any], NDArray[Any]]] = (
-        [(None, *maps)]
-        if settings.per == "volume"
-        else [(index, *planes) for index, planes in enumerate(zip(*maps, strict=True))]
-    )
-    for index, one, other in pairs:
-        distances = spacing[-one.ndim :]
-        labels = [structure.index for structure in atlas.structures]
-        result = score(one, other, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance)
-        for structure in atlas.structures:
-            for metric, value in result[structure.index].values.items():
-                yield Score(
-                    case=case.id,
-                    patient=case.patient,
-                    slice=index,
-                    structure=structure.name,
-                    metric=metric,
-                    unit="" if metric in RATIOS else settings.unit,
-                    space=settings.space,
-                    value=value,
-                    worst=worst_value(metric, one.shape, distances),
-                    status=result[structure.index].status,
-                    prompt_source=source,
-                )
 
 
 def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:

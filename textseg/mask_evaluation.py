@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from textseg.contracts import Case, Dataset
+from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import DataError
-from textseg.evaluation import score_maps
 from textseg.preparation import map_labels
 from textseg.recipe import Evaluation
 from textseg.run_folder import RunFolder
 from textseg.scores import Score, write_scores
+from textseg.scoring import score_maps
 from textseg.volumes import SUFFIXES, Volume, file_hash, read_labels
 
 LISTED = 5  # files that a message names
@@ -55,6 +56,7 @@ def evaluate_masks(
         )
     scores: list[Score] = []
     group_scores: list[Score] = []
+    names: dict[str, Enumeration] = {}
     contents = []
     for done, case in enumerate(cases, start=1):
         labels = read_labels(case.mask_path or "")
@@ -72,6 +74,7 @@ def evaluate_masks(
         )
         scores += rows
         group_scores += merged
+        names[case.id] = enumerate_structures(found, reference, dataset.atlas)
         contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
         progress(done, len(cases))
     write_scores(folder.scores, scores)
@@ -88,6 +91,7 @@ def evaluate_masks(
             "preparation": "none: masks of another tool",
         },
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
+        enumeration=write_enumeration(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
     )
     return scores, missing, sorted(extra)

@@ -14,7 +14,7 @@ from textseg.contracts import Source, TextEncoder
 from textseg.data import Slices
 from textseg.embeddings import build_text_table
 from textseg.errors import RunError
-from textseg.evaluation import check_data, load_segmenter, progress_bar, score_case
+from textseg.evaluation import check_data, load_segmenter, progress_bar
 from textseg.files import cache_folder, write_atomically
 from textseg.first_pass import told_slices
 from textseg.model import Segmenter
@@ -26,6 +26,7 @@ from textseg.recipe import load_recipe
 from textseg.reporting import markdown_table
 from textseg.run_folder import RunFolder
 from textseg.scores import Score, csv_text, write_scores
+from textseg.scoring import score_case
 from textseg.statistics import Interval, macro_mean_interval, small_sample_warning
 from textseg.text import SlicePrompt, SliceText
 
@@ -197,7 +198,8 @@ def _report(scores: Mapping[str, Sequence[Score]], drops: Sequence[Drop], struct
         rows.append([condition.name, dsc, change, str(missed), str(spurious), oracle, condition.meaning])
     header = ["text", "DSC", "against the template (95 %)", "missed", "spurious", "", "what it says"]
     patients = len({row.patient for row in scores[BASELINE]})
-    notes = [verdict(overall), small_sample_warning(patients)]
+    differences = "Differences are over the places where DSC is defined under both texts."
+    notes = [verdict(overall), differences, small_sample_warning(patients)]
     return "\n\n".join([markdown_table(header, rows), *(note for note in notes if note)])
 
 

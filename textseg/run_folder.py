@@ -41,6 +41,7 @@ class RunFolder:
         self.visible = path / "visible.csv"
         self.scores = path / "scores.csv"
         self.group_scores = path / "group_scores.csv"
+        self.enumeration = path / "enumeration.json"
         self.log = path / "log"
         self.report = path / "report.html"
 
