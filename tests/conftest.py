@@ -123,8 +123,36 @@ class Reader(Plain):
     uses_text = True
 
 
+class Staged(nn.Module):
+    """A volume at a time: first what looks across slices is trained, then what refines its maps slice by slice."""
+
+    uses_text = False
+    size_multiple = 1
+    batching = "volume"
+    stages = {"coarse": 1.0, "fine": 2.0}
+
+    def __init__(self, task: Task):
+        super().__init__()
+        layers = nn.Conv3d(1, task.class_count, 3, padding=1), nn.BatchNorm3d(task.class_count), nn.Dropout(0.2)
+        self.coarse = nn.Sequential(*layers)
+        self.fine = nn.Conv2d(1 + task.class_count, task.class_count, 3, padding=1)
+        self.stage = ""
+
+    def start_stage(self, name):
+        self.stage = name
+        self.coarse.requires_grad_(name == "coarse").train(name == "coarse")
+        self.fine.requires_grad_(name == "fine")
+
+    def forward(self, image, text):
+        coarse = self.coarse(image.transpose(0, 1)[None])[0].transpose(0, 1)
+        if self.training and self.stage == "coarse":
+            return SegmenterOutput(coarse)
+        return SegmenterOutput(self.fine(torch.cat([image, coarse], dim=1)))
+
+
 @hookimpl
 def textseg_register(register):
+    register.network("staged", Staged)
     register.text_encoder("hashed_words", HashedWords)
     register.network("plain", Plain)
     register.network("reader", Reader)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
 from textseg import augmentation as module
-from textseg.augmentation import Augmentation, slice_key, slice_keys
+from textseg.augmentation import Augmentation, case_key, slice_key, slice_keys
 from textseg.contracts import Batch
 from textseg.recipe import Augmentation as Settings
 
@@ -314,6 +315,20 @@ def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
         assert torch.equal(found.image[number], image)
         assert torch.equal(found.mask[number], mask)
     assert found.case == batch.case
+
+
+def test_slices_of_a_volume_stay_aligned() -> None:
+    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
+    plane, labels = torch.rand(1, HEIGHT, WIDTH), torch.randint(0, 20, (HEIGHT, WIDTH))
+    batch = replace(batch_of(plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1)), case=("one",) * 5)
+    found = Augmentation(settings, 11).of_volume(batch, epoch=2)
+    image, mask = Augmentation(settings, 11)(plane, labels, epoch=2, slice_id=case_key("one"))
+    torch.testing.assert_close(found.image, image.expand(5, 1, -1, -1))
+    assert torch.equal(found.mask, mask.expand(5, -1, -1))
+    assert not torch.equal(found.mask, batch.mask)
+    noisy = Augmentation(Settings(noise=0.5), 11).of_volume(batch, epoch=2).image - batch.image
+    assert not torch.equal(noisy[0], noisy[1])
+    torch.testing.assert_close(noisy.std(dim=(1, 2, 3)), noisy.std().expand(5), rtol=0.1, atol=0)
 
 
 @pytest.mark.cuda

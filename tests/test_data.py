@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from textseg.augmentation import Augmentation
 from textseg.contracts import Atlas, Batch, Source
-from textseg.data import ShuffledBatches, Slices, batches_in_order, training_loader
+from textseg.data import ShuffledBatches, Slices, Volumes, batches_in_order, training_loader
 from textseg.preparation import PreparedCase
 from textseg.recipe import Augmentation as AugmentationSettings
 from textseg.text import SliceText
@@ -192,3 +193,53 @@ def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
     expected = slices.text.features([3, 1, 11], [source for *_, source in items])  # type: ignore[union-attr,misc]
     assert torch.equal(batch.text.tokens, expected.tokens)
     assert torch.equal(batch.text.present, expected.present)
+
+
+def volumes_of(
+    cases: Sequence[PreparedCase], text: SliceText | None = None, augmentation: Augmentation | None = None
+) -> Volumes:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5} if text else {}
+    return Volumes(Slices(cases, text, chances, augmentation, 5))
+
+
+def test_a_volume_is_all_slices_of_a_case_in_order(cases: list[PreparedCase]) -> None:
+    volumes = volumes_of(cases)
+    assert len(volumes) == 3
+    for number, case in enumerate(cases):
+        batch = volumes[1, number]
+        require_equal([batch], list(batches_in_order(Slices([case], None, {}), 99)))
+    assert volumes[1, 1].slice_index.tolist() == [0, 1]
+
+
+def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
+    still = DISTORTED.model_copy(update={"noise": 0.0, "distortion": 1.0, "flip": "both"})
+    text = text_of(cases, small_atlas)
+    volumes = volumes_of(cases, text, Augmentation(still, 5))
+    sources = []
+    for epoch in range(12):
+        batch, plain = volumes[epoch, 2], volumes_of(cases)[epoch, 2]
+        again = volumes[epoch, 2]
+        require_equal([batch], [again])
+        assert not torch.equal(batch.mask, plain.mask)
+        key = zlib.crc32(b"ccc")
+        for index in range(6):  # each slice through the same grid as the volume
+            _, mask = Augmentation(still, 5)(plain.image[index], plain.mask[index], epoch=epoch, slice_id=key)
+            assert torch.equal(batch.mask[index], mask)
+        assert batch.text is not None
+        possible = [text.features(range(7, 13), [source] * 6) for source in ("template", "ground_truth")]
+        sources.append([torch.equal(batch.text.tokens, one.tokens) for one in possible])
+    assert {tuple(found) for found in sources} == {
+        (True, False),
+        (False, True),
+    }  # one for all slices, now this now that
+
+
+def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:
+    def loaded(start: int, workers: int) -> list[Batch]:
+        volumes = volumes_of(cases, None, Augmentation(DISTORTED, 5))
+        return list(training_loader(volumes, 1, seed=5, epoch=3, start=start, workers=workers, pin_memory=False))
+
+    whole = loaded(0, 0)
+    assert sorted(batch.case[0] for batch in whole) == ["a", "bb", "ccc"]
+    require_equal(whole, loaded(0, 2))
+    require_equal(whole[1:], loaded(1, 0))

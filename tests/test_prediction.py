@@ -239,3 +239,40 @@ def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(first: str, 
         predict_case(segmenter, case, Slices([case], None, {}), device=CPU, batch_size=2)
     segmenter(torch.zeros(1, 1, 8, 6)).logits.sum().backward()
     assert segmenter.network.layer.weight.grad is not None
+
+
+class Across(nn.Module):
+    """Marks what differs from the middle slice of the volume: any other batch than a whole case would show."""
+
+    uses_text = False
+    size_multiple = 1
+    batching = "volume"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(1, 3, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.shown: list[int] = []
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        self.shown.append(len(image))
+        volume: Tensor = self.layer(image.transpose(0, 1)[None])[0]
+        return SegmenterOutput(volume.transpose(0, 1))
+
+
+def test_a_network_that_reads_volumes_gets_them_whole(tmp_path: Path) -> None:
+    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
+    segmenter = Segmenter(Across()).eval()
+    found = predict_case(segmenter, prepared, Slices([prepared], None, {}), device=CPU, batch_size=2)
+    assert segmenter.network.shown == [5]
+    assert found.native is not None
+    assert (found.prepared.shape, found.native.shape) == ((5, 20, 15), (5, 40, 30))
+
+
+def test_a_slice_of_a_volume_costs_its_part() -> None:
+    segmenter = Segmenter(Across())
+    sizes = {"native_sizes": [(3, 9, 9), (6, 9, 9), (20, 9, 9)]}
+    cost = measure_cost(segmenter, task((8, 6), fingerprint=sizes), CPU, repeats=1)
+    assert set(segmenter.network.shown) == {6}
+    assert cost["multiply_accumulates"] == 3 * 3 * 48
+    measure_cost(segmenter, task((8, 6)), CPU, repeats=1)
+    assert segmenter.network.shown[-1] == 1

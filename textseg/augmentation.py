@@ -33,6 +33,11 @@ def slice_key(case_id: str, slice_index: int) -> int:
     return zlib.crc32(f"{case_id}/{slice_index}".encode())
 
 
+def case_key(case_id: str) -> int:
+    """The same for a case that is distorted as a whole."""
+    return zlib.crc32(case_id.encode())
+
+
 class Augmentation:
     """Distorts a slice as `augmentation` in the recipe says; every draw is a function of (seed, epoch, slice id).
 
@@ -46,16 +51,15 @@ class Augmentation:
         self.seed = seed
 
     def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
-        """Image [C, H, W], mask [H, W] -> the same, distorted."""
+        """Image [C, H, W], mask [H, W] or [any, H, W] -> the same, distorted, all planes alike."""
         generator = np.random.default_rng((self.seed, epoch, slice_id))
         settings = self.settings
         if settings.distortion and generator.random() < settings.distortion:
             grid = self.sampling_grid(generator, image.shape[-2], image.shape[-1]).to(image.device)
             floor = image.amin(dim=(-2, -1), keepdim=True)  # 0 would be a medium grey where intensities are z-scores
             image = F.grid_sample((image - floor)[None], grid, mode="bilinear", align_corners=False)[0] + floor
-            mask = F.grid_sample(mask[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0].to(
-                mask.dtype
-            )
+            planes = mask.reshape(1, -1, *mask.shape[-2:]).float()
+            mask = F.grid_sample(planes, grid, mode="nearest", align_corners=False).to(mask.dtype).reshape(mask.shape)
         for axis, flips in ((-1, ("horizontal", "both")), (-2, ("vertical", "both"))):
             if settings.flip in flips and generator.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
@@ -72,6 +76,15 @@ class Augmentation:
         pairs = [self(image, mask, epoch=epoch, slice_id=key) for image, mask, key in slices]
         images, masks = zip(*pairs, strict=True)
         return replace(batch, image=torch.stack(images), mask=torch.stack(masks))
+
+    def of_volume(self, batch: Batch, *, epoch: int) -> Batch:
+        """All slices of one case, distorted as one image whose channels they are: they stay aligned.
+
+        Only the noise differs from slice to slice.
+        """
+        planes = batch.image.flatten(0, 1)  # [S * C, H, W]
+        image, mask = self(planes, batch.mask, epoch=epoch, slice_id=case_key(batch.case[0]))
+        return replace(batch, image=image.reshape(batch.image.shape), mask=mask)
 
     def sampling_grid(self, generator: np.random.Generator, height: int, width: int) -> Tensor:
         """Where each pixel is taken from, [1, H, W, 2] in (column, row) from -1 to 1: affine and elastic in one.

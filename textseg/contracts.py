@@ -10,14 +10,14 @@ THE shape legend, used in every docstring:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from textseg.devices import Movable
 from textseg.errors import PromptError, suggestion
 
 if TYPE_CHECKING:  # listing components must not import torch
-    import torch
     from torch import Tensor
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
@@ -150,30 +150,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class _Moves:
-    """Dataclasses of tensors that move between devices together."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same on another device."""
-        moved = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if hasattr(value, "to"):
-                moved[item.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)
-
-    def pin_memory(self) -> Self:
-        """The same in page-locked memory, from which copies to a GPU need not wait."""
-        pinned = {
-            item.name: value.pin_memory()
-            for item in fields(self)
-            if hasattr(value := getattr(self, item.name), "pin_memory")
-        }
-        return replace(self, **pinned)
-
-
-@dataclass(frozen=True)
-class TextFeatures(_Moves):
+class TextFeatures(Movable):
     """Frozen features of the prompts of B slices."""
 
     tokens: Tensor  # [B, T, D] of the holistic prompt; padding is zero
@@ -204,7 +181,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Batch(_Moves):
+class Batch(Movable):
     """B prepared slices."""
 
     image: Tensor  # [B, C, H, W] float
@@ -312,7 +289,17 @@ class AuxiliaryLoss(Protocol):
 
 
 class Network(Protocol):
-    """`(task, *, ...)`: an `nn.Module` that does everything between image and logits by itself."""
+    """`(task, *, ...)`: an `nn.Module` that does everything between image and logits by itself.
+
+    Optional, for a fusion too:
+        losses(output, batch, segmentation_loss) -> dict of scalars: at every step of training, in place of the default.
+        start_epoch(epoch, epochs): before each epoch, counted from 0.
+        stages, a mapping of names to shares of the epochs, with start_stage(name): parts that one run trains in
+            sequence. It is called before each epoch of its stage, and so again where a run goes on: it says what has
+            gradients, and changes no weight. Validation begins with the last stage.
+        batching = "volume": B is all slices of one case, in order, in training and everywhere else.
+    State that must survive an interruption lives in buffers.
+    """
 
     uses_text: bool
     size_multiple: int

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from textseg.augmentation import Augmentation, slice_key
+from textseg.augmentation import Augmentation, case_key, slice_key
 from textseg.contracts import Batch
 from textseg.preparation import PreparedCase
 from textseg.text import SliceText
@@ -49,16 +50,24 @@ class Slices(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         epoch, number = draw
         prepared, index = self.places[number]
-        image = torch.from_numpy(prepared.image[index].copy()).float()[None]  # [1, H, W]
-        mask = torch.from_numpy(prepared.mask[index].copy())  # [H, W], a byte each until it is in a batch
+        image, mask = self.plain(number)
         slice_id = slice_key(prepared.case.id, index)
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=slice_id)
-        source: str | None = None
-        if self.text is not None:
-            chance = np.random.default_rng((self.seed, epoch, slice_id, 1))
-            source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
-        return image, mask, number, source
+        return image, mask, number, self.source(epoch, slice_id)
+
+    def plain(self, number: int) -> tuple[Tensor, Tensor]:
+        """Image [1, H, W] and mask [H, W] of a slice as they are; the mask has a byte each until it is in a batch."""
+        prepared, index = self.places[number]
+        image = torch.from_numpy(prepared.image[index].copy()).float()[None]
+        return image, torch.from_numpy(prepared.mask[index].copy())
+
+    def source(self, epoch: int, key: int) -> str | None:
+        """Who writes the prompts of the slice, or the case, of this key; None without text."""
+        if self.text is None:
+            return None
+        chance = np.random.default_rng((self.seed, epoch, key, 1))
+        return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
 
     def collate(self, items: Sequence[Item]) -> Batch:
         """Items to a batch; text features are gathered here, so that workers hand over one tensor.
@@ -76,6 +85,34 @@ class Slices(Dataset[Item]):
             slice_count=torch.tensor([prepared.slice_count for prepared, _ in places]),
             spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in places]),
         )
+
+
+class Volumes(Dataset[Batch]):
+    """The same slices by whole cases, asked for by (epoch, number of the case): all of one in order, drawn for as one.
+
+    A case is distorted as a whole, and the prompts of its slices have one source.
+    """
+
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
+        starts = [number for number, (_, index) in enumerate(slices.places) if index == 0]
+        self.numbers = [range(start, start + slices.places[start][0].slice_count) for start in starts]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        epoch, number = draw
+        slices, numbers = self.slices, self.numbers[number]
+        prepared, _ = slices.places[numbers[0]]
+        source = slices.source(epoch, case_key(prepared.case.id))
+        batch = slices.collate([(*slices.plain(one), one, source) for one in numbers])
+        return slices.augmentation.of_volume(batch, epoch=epoch) if slices.augmentation is not None else batch
+
+    def collate(self, items: Sequence[Batch]) -> Batch:
+        """A case is a batch already; there is one to a step."""
+        (batch,) = items
+        return batch
 
 
 class ShuffledBatches(Sampler[list[Draw]]):
@@ -109,9 +146,9 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
 
 def training_loader(
-    slices: Slices, batch_size: int, *, seed: int, epoch: int, start: int, workers: int, pin_memory: bool
-) -> DataLoader[Item]:
-    """The rest of an epoch, from batch `start` on."""
+    slices: Slices | Volumes, batch_size: int, *, seed: int, epoch: int, start: int, workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """The rest of an epoch, from batch `start` on; `batch_size` is that of slices, and 1 of volumes."""
     order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start)
     return DataLoader(
         slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate, pin_memory=pin_memory

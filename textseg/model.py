@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,13 +55,32 @@ class Segmenter(nn.Module):
         fusion = getattr(self.network, "fusion", None)
         return cast(Features, fusion.features) if fusion is not None else None
 
+    @property
+    def batching(self) -> Literal["slice", "volume"]:
+        """Whether a batch is any slices, or all of one case in order."""
+        offered = (getattr(part, "batching", None) for part in self._parts)
+        return cast(Literal["slice", "volume"], next(filter(None, offered), "slice"))
+
+    @property
+    def stages(self) -> Mapping[str, float]:
+        """Each part that is trained by itself, with its share of the epochs; empty where all is trained at once."""
+        for part in self._parts:
+            if callable(getattr(part, "start_stage", None)):  # else the name may stand for something of its own
+                return cast(Mapping[str, float], part.stages)
+        return {}
+
     def optional(self, name: str) -> Callable[..., Any] | None:
-        """`losses` or `start_epoch`, where the network, or else its fusion, defines it beyond its contract."""
-        for part in (self.network, getattr(self.network, "fusion", None)):
+        """`losses`, `start_epoch` or `start_stage`, where the model defines it beyond its contract."""
+        for part in self._parts:
             method = getattr(part, name, None)
             if callable(method):
                 return cast(Callable[..., Any], method)
         return None
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """What may go beyond its contract: the network, or else its fusion."""
+        return self.network, getattr(self.network, "fusion", None)
 
     def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
         """[B, C, H, W], text -> output with logits [B, K, H, W]."""

@@ -45,11 +45,13 @@ def predict_case(
         prepared: the case.
         slices: those of this case alone, with their prompts.
         device: where to compute.
-        batch_size: slices at a time.
+        batch_size: slices at a time; all of them at once for a model that reads whole volumes.
         native: also at the file's own size.
     """
     small: list[Tensor] = []
     large: list[Tensor] = []
+    if segmenter.batching == "volume":
+        batch_size = prepared.slice_count
     for batch in batches_in_order(slices, batch_size):
         moved = batch.to(device)
         logits = segmenter(moved.image, moved.text).logits.float()
@@ -64,10 +66,11 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     """Parameters, multiply-accumulates and milliseconds of one slice, at the size of the recipe.
 
     Multiply-accumulates are those of convolutions, matrix products and attention; milliseconds the median of
-    `repeats`.
+    `repeats`. For a model that reads whole volumes they are a slice's part in a volume of the usual slice count.
     """
-    image = torch.zeros(1, task.image_channels, *task.image_size, device=device)
-    text = empty_text(task, device) if segmenter.uses_text else None
+    slices = _usual_slice_count(task) if segmenter.batching == "volume" else 1
+    image = torch.zeros(slices, task.image_channels, *task.image_size, device=device)
+    text = empty_text(task, device, slices) if segmenter.uses_text else None
     training = segmenter.training
     segmenter.eval()
     with torch.no_grad():  # as in predict_case
@@ -83,21 +86,27 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     return {
         "parameters": sum(parameter.numel() for parameter in segmenter.parameters()),
         "trainable_parameters": sum(p.numel() for p in segmenter.parameters() if p.requires_grad),
-        "multiply_accumulates": multiply_accumulates,
-        "milliseconds_per_slice": round(1000 * float(np.median(seconds)), 3),
+        "multiply_accumulates": multiply_accumulates // slices,
+        "milliseconds_per_slice": round(1000 * float(np.median(seconds)) / slices, 3),
     }
 
 
-def empty_text(task: Task, device: torch.device) -> TextFeatures:
-    """Text features of the right shapes that say nothing, for B = 1."""
+def _usual_slice_count(task: Task) -> int:
+    """The median of the training cases; 1 where the task knows of none."""
+    counts = [size[0] for size in task.fingerprint.get("native_sizes", ())]
+    return int(np.median(counts)) if counts else 1
+
+
+def empty_text(task: Task, device: torch.device, batch: int = 1) -> TextFeatures:
+    """Text features of the right shapes that say nothing, for B = `batch`."""
     if task.text_length is None or task.text_size is None:
         raise ValueError("This task has no text.")
     structures = task.class_count - 1
     return TextFeatures(
-        tokens=torch.zeros(1, task.text_length, task.text_size, device=device),
-        mask=torch.ones(1, task.text_length, dtype=torch.bool, device=device),
-        classwise=torch.zeros(1, structures, task.text_size, device=device),
-        present=torch.ones(1, structures, dtype=torch.bool, device=device),
+        tokens=torch.zeros(batch, task.text_length, task.text_size, device=device),
+        mask=torch.ones(batch, task.text_length, dtype=torch.bool, device=device),
+        classwise=torch.zeros(batch, structures, task.text_size, device=device),
+        present=torch.ones(batch, structures, dtype=torch.bool, device=device),
     )
 
 

@@ -18,10 +18,12 @@ from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
 from textseg.evaluation import evaluate, headline, load_segmenter, progress_bar
 from textseg.files import write_atomically
+from textseg.model import Segmenter
 from textseg.prediction import measure_cost
 from textseg.recipe import dump, load_recipe
 from textseg.run_folder import RunFolder, environment
 from textseg.scores import Score, read_scores
+from textseg.stages import divide_epochs
 from textseg.training import Training
 
 
@@ -105,12 +107,23 @@ def plan(experiment: Experiment) -> str:
             f"{max(table.token_counts)} tokens; T = {experiment.task.text_length}, D = {experiment.task.text_size}; "
             f"evaluation with '{experiment.evaluation_source}'"
         )
-    count = sum(parameter.numel() for parameter in experiment.segmenter().parameters())
-    settings = experiment.recipe.training
-    slices = sum(case.slice_count for case in experiment.cases["train"])
-    steps = settings.epochs * ShuffledBatches.per_epoch(slices, settings.batch_size)
-    lines.append(f"model: {count / 1e6:.2f} M parameters; {settings.epochs} epochs, {steps} steps")
-    return "\n".join(lines)
+    return "\n".join([*lines, _plan_of_training(experiment, experiment.segmenter())])
+
+
+def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
+    count = sum(parameter.numel() for parameter in segmenter.parameters())
+    settings, cases = experiment.recipe.training, experiment.cases["train"]
+    stages = [f"{stage.end - stage.first} {stage.name}" for stage in divide_epochs(segmenter.stages, settings.epochs)]
+    sequence = f" ({', then '.join(stages)})" if segmenter.stages else ""
+    if segmenter.batching == "volume":
+        steps, content = len(cases), " of one case each"
+    else:
+        slices = sum(case.slice_count for case in cases)
+        steps, content = ShuffledBatches.per_epoch(slices, settings.batch_size), ""
+    return (
+        f"model: {count / 1e6:.2f} M parameters; {settings.epochs} epochs{sequence}, "
+        f"{settings.epochs * steps} steps{content}"
+    )
 
 
 def _wanted(experiment: Experiment) -> dict[str, Any]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -22,13 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 from textseg.augmentation import Augmentation, slice_keys
 from textseg.build import Experiment
 from textseg.contracts import Batch
-from textseg.data import ShuffledBatches, training_loader
+from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
 from textseg.evaluation import mean_dsc, progress_bar
 from textseg.model import Segmenter
 from textseg.optimization import learning_rate, make_optimizer, moving_average
 from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, first_line, load_checkpoint
+from textseg.stages import Stage, divide_epochs
+from textseg.termination import on_termination
 
 
 @dataclass
@@ -36,6 +34,7 @@ class Progression:
     """How far a run has come; plain Python, saved in every checkpoint."""
 
     step: int = 0
+    stage: int = 0  # of the network's stages, counted from 0
     best_dsc: float = -1.0
     best_epoch: int = 0  # counted from 1, as a person reads it in the log
     seconds: float = 0.0
@@ -46,10 +45,11 @@ class Progression:
 class Training:
     """A run in memory: weights, optimiser, and the loop over them.
 
-    Where the run stands follows from its step alone: the place in the epoch, the learning rate and every random
-    number. A run that goes on from a checkpoint is therefore equal to one that was never interrupted.
+    Where the run stands follows from its step alone: the place in the epoch, the stage of a network that is trained
+    part by part, the learning rate and every random number. A run that goes on from a checkpoint is therefore equal to
+    one that was never interrupted.
 
-    Raises RunError for weights in `initialize_from` that don't fit.
+    Raises RunError for weights in `initialize_from` that don't fit, RecipeError for fewer epochs than stages.
     """
 
     def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
@@ -73,8 +73,12 @@ class Training:
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
         )
         self.progression = Progression()
-        self.slices = experiment.training_slices()
-        self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.settings.batch_size)
+        self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
+        self.slices: Slices | Volumes = experiment.training_slices()
+        self.batch_size = self.settings.batch_size
+        if self.segmenter.batching == "volume":
+            self.slices, self.batch_size = Volumes(self.slices), 1
+        self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.stop_requested = False
 
@@ -87,6 +91,14 @@ class Training:
     def finished(self) -> bool:
         return len(self.progression.history) >= self.settings.epochs
 
+    def stage(self, epoch: int) -> Stage:
+        """The stage that an epoch, counted from 0, belongs to."""
+        return next(stage for stage in self.stages if epoch < stage.end)
+
+    def request_stop(self) -> None:
+        """End after the step at hand, saved."""
+        self.stop_requested = True
+
     def fit(self) -> None:
         """Train to the last epoch, from wherever the run stands; save on the way.
 
@@ -97,7 +109,7 @@ class Training:
             self.folder.path, name="log", version="", purge_step=progression.step, default_hp_metric=False
         )
         try:
-            with progress_bar() as bar, _stop_on_termination(self):
+            with progress_bar() as bar, on_termination(self.request_stop):
                 task = bar.add_task("training", total=self.total_steps, completed=progression.step)
                 for epoch in range(len(progression.history), self.settings.epochs):
                     started = time.monotonic()
@@ -115,7 +127,7 @@ class Training:
                     if not self.stop_requested:
                         row = self._finish_epoch(epoch)
                         logger.log_metrics({key: row[key] for key in row if key != "epoch"}, progression.step)
-                        bar.console.print(_describe(row), highlight=False)
+                        bar.console.print(_describe(row, self.stage(epoch)), highlight=False)
                     if self.stop_requested:  # also where the signal came during validation
                         self._save("last")
                         bar.console.print(
@@ -130,7 +142,8 @@ class Training:
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
         step = self.progression.step
-        rate = learning_rate(self.settings, step, self.total_steps)
+        stage = self.stage(step // self.steps_per_epoch)
+        rate = learning_rate(self.settings, *stage.place(step, self.steps_per_epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_key(self.experiment.recipe.seed, step))  # dropout and the like: a function of the step
@@ -153,7 +166,7 @@ class Training:
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
         loader = training_loader(
             self.slices,
-            self.settings.batch_size,
+            self.batch_size,
             seed=recipe.seed,
             epoch=epoch,
             start=self.progression.step - epoch * self.steps_per_epoch,
@@ -162,12 +175,19 @@ class Training:
         )
         for batch in cast(Iterator[Batch], loader):
             moved = batch.to(device, non_blocking=True)
-            if augmentation is not None:
+            if augmentation is not None and self.segmenter.batching == "volume":
+                moved = augmentation.of_volume(moved, epoch=epoch)
+            elif augmentation is not None:
                 moved = augmentation.of_batch(moved, slice_keys(batch), epoch=epoch)
             yield replace(moved, mask=moved.mask.long())
 
     def _start_epoch(self, epoch: int) -> None:
         self.model.train()
+        stage = self.stage(epoch)
+        self.progression.stage = self.stages.index(stage)
+        start_stage = self.segmenter.optional("start_stage")
+        if start_stage is not None and stage.name:
+            start_stage(stage.name)
         start_epoch = self.segmenter.optional("start_epoch")
         if start_epoch is not None:
             start_epoch(epoch, self.settings.epochs)
@@ -192,7 +212,10 @@ class Training:
         row: dict[str, float] = {"epoch": epoch + 1, "step": progression.step}
         row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        if last or (epoch + 1) % self.settings.validate_every == 0:
+        if len(self.stages) > 1:
+            row["stage"] = progression.stage + 1
+        whole = self.stage(epoch) == self.stages[-1]  # before, a part of the network has learned nothing yet
+        if last or (whole and (epoch + 1) % self.settings.validate_every == 0):
             self.evaluated.eval()
             row["validation_dsc"] = mean_dsc(self.experiment, self.evaluated, "validation", self.fabric.device)
         better = row.get("validation_dsc", -1.0) > progression.best_dsc
@@ -240,6 +263,13 @@ class Training:
                 f"'{self.folder.path}' has trained {trained} epochs, more than training.epochs "
                 f"({self.settings.epochs}). Raise it, or add --fresh to move the old run aside."
             )
+        now = self.stages[min(self.progression.stage, len(self.stages) - 1)]
+        if now.first > trained:
+            raise RunError(
+                f"'{self.folder.path}' is in stage '{now.name}' after {trained} epochs, which with training.epochs "
+                f"{self.settings.epochs} would begin after {now.first}. Let the run end before you raise it so far, or "
+                "add --fresh to move the old run aside."
+            )
 
 
 class _Losses(nn.Module):
@@ -280,24 +310,7 @@ def _key(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**63
 
 
-def _describe(row: Mapping[str, float]) -> str:
+def _describe(row: Mapping[str, float], stage: Stage) -> str:
+    name = f" ({stage.name})" if stage.name else ""
     dsc = f", validation DSC {row['validation_dsc']:.3f}" if "validation_dsc" in row else ""
-    return f"epoch {int(row['epoch'])}: loss {row.get('train_loss', math.nan):.3f}{dsc}"
-
-
-@contextmanager
-def _stop_on_termination(training: Training) -> Iterator[None]:
-    """A termination signal, or Ctrl-C, ends the run after the step at hand, saved."""
-
-    def request(signal_number: int, frame: FrameType | None) -> None:
-        training.stop_requested = True
-
-    if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread alone
-        yield
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return f"epoch {int(row['epoch'])}{name}: loss {row.get('train_loss', math.nan):.3f}{dsc}"

@@ -1,0 +1,33 @@
+"""Tensors that move together, from device to device and into page-locked memory."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:  # contracts.py stands on this file, and listing components must not import torch
+    import torch
+
+
+class Movable:
+    """What a dataclass of tensors inherits to move as one; fields that are no tensors stay as they are."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # the child has them
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same on another device."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if hasattr(value, "to"):
+                moved[item.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory, from which copies to a GPU need not wait."""
+        pinned = {
+            item.name: value.pin_memory()
+            for item in fields(self)
+            if hasattr(value := getattr(self, item.name), "pin_memory")
+        }
+        return replace(self, **pinned)
