@@ -211,6 +211,14 @@ def test_a_volume_is_all_slices_of_a_case_in_order(cases: list[PreparedCase]) ->
     assert volumes[1, 1].slice_index.tolist() == [0, 1]
 
 
+def test_volumes_in_order_are_the_cases(cases: list[PreparedCase]) -> None:
+    slices = Slices(cases, None, {})
+    found = list(batches_in_order(slices, 4, "volume"))
+    assert [batch.case for batch in found] == [("a",) * 5, ("bb",) * 2, ("ccc",) * 6]
+    volumes = Volumes(slices)
+    require_equal(found, [volumes[0, number] for number in range(3)])
+
+
 def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
     still = DISTORTED.model_copy(update={"noise": 0.0, "distortion": 1.0, "flip": "both"})
     text = text_of(cases, small_atlas)

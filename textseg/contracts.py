@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # listing components must not import torch
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
+Batching = Literal["slice", "volume"]  # whether B are any slices, or all of one case in order
 LabelMap = Mapping[int, int]
 
 

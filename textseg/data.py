@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.augmentation import Augmentation, case_key, slice_key
-from textseg.contracts import Batch
+from textseg.contracts import Batch, Batching
 from textseg.preparation import PreparedCase
 from textseg.text import SliceText
 
@@ -155,8 +155,9 @@ def training_loader(
     )
 
 
-def batches_in_order(slices: Slices, batch_size: int) -> Iterator[Batch]:
-    """Every slice once, in order, as validation and prediction need them."""
-    for start in range(0, len(slices), batch_size):
-        numbers = range(start, min(start + batch_size, len(slices)))
+def batches_in_order(slices: Slices, batch_size: int, batching: Batching = "slice") -> Iterator[Batch]:
+    """Every slice once, in order, as validation and prediction need them; with `volume`, a batch is a case."""
+    starts = range(0, len(slices), batch_size)
+    batches = [range(start, min(start + batch_size, len(slices))) for start in starts]
+    for numbers in Volumes(slices).numbers if batching == "volume" else batches:
         yield slices.collate([slices[0, number] for number in numbers])

@@ -63,11 +63,11 @@ def find_structures(
         slices: those of one case alone, with the prompts of the template.
         atlas: names the classes.
         device: where to compute.
-        batch_size: slices at a time.
+        batch_size: slices at a time; all of them at once for a model that reads whole volumes.
     """
     voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
     probability = torch.zeros(atlas.class_count, dtype=torch.float64)
-    for batch in batches_in_order(slices, batch_size):
+    for batch in batches_in_order(slices, batch_size, segmenter.batching):
         moved = batch.to(device)
         highest, found = segmenter(moved.image, moved.text).logits.float().softmax(1).max(1)
         found, highest = found.flatten().cpu(), highest.flatten().double().cpu()

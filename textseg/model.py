@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.contracts import Features, Fusion, Network, SegmenterOutput, Task, TextFeatures, VisionEncoder
+from textseg.contracts import Batching, Features, Fusion, Network, SegmenterOutput, Task, TextFeatures, VisionEncoder
 
 
 class TextGuidedNetwork(nn.Module):
@@ -56,10 +56,10 @@ class Segmenter(nn.Module):
         return cast(Features, fusion.features) if fusion is not None else None
 
     @property
-    def batching(self) -> Literal["slice", "volume"]:
+    def batching(self) -> Batching:
         """Whether a batch is any slices, or all of one case in order."""
         offered = (getattr(part, "batching", None) for part in self._parts)
-        return cast(Literal["slice", "volume"], next(filter(None, offered), "slice"))
+        return cast(Batching, next(filter(None, offered), "slice"))
 
     @property
     def stages(self) -> Mapping[str, float]:

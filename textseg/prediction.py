@@ -50,9 +50,7 @@ def predict_case(
     """
     small: list[Tensor] = []
     large: list[Tensor] = []
-    if segmenter.batching == "volume":
-        batch_size = prepared.slice_count
-    for batch in batches_in_order(slices, batch_size):
+    for batch in batches_in_order(slices, batch_size, segmenter.batching):
         moved = batch.to(device)
         logits = segmenter(moved.image, moved.text).logits.float()
         small.append(logits.argmax(1).to(torch.uint8).cpu())
