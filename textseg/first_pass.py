@@ -63,7 +63,7 @@ def find_structures(
         slices: those of one case alone, with the prompts of the template.
         atlas: names the classes.
         device: where to compute.
-        batch_size: slices at a time; all of them at once for a model that reads whole volumes.
+        batch_size: slices at a time; all at once for a model that reads whole volumes.
     """
     voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
     probability = torch.zeros(atlas.class_count, dtype=torch.float64)

@@ -45,7 +45,7 @@ def predict_case(
         prepared: the case.
         slices: those of this case alone, with their prompts.
         device: where to compute.
-        batch_size: slices at a time; all of them at once for a model that reads whole volumes.
+        batch_size: slices at a time; all at once for a model that reads whole volumes.
         native: also at the file's own size.
     """
     small: list[Tensor] = []
