@@ -22,7 +22,13 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {  # makes a component quic
     ("vision_encoder", "residual_convolutions"): {"channels": [4, 8, 12]},
     ("fusion", "hasf"): {"heads": 4, "text_tokens": 4},
     ("network", "spineparsenet"): {"coarse_size": (3, 32, 16), "coarse_width": 4, "hidden": 8, "widths": (4, 8, 12)},
+    ("network", "attention_unet"): {"channels": [4, 6, 8]},
+    ("network", "modified_bisenet"): {"channels": 4},
+    ("network", "nnunet_v2"): {"features": 4, "max_features": 16},
     ("network", "swin_unetr"): {"feature_size": 12},
+    ("network", "u_bisenet"): {"channels": 4},
+    ("network", "unet"): {"channels": [4, 6, 8]},
+    ("network", "unetr"): {"feature_size": 4, "hidden_size": 24, "feed_forward_size": 32, "heads": 3},
 }
 KINDS = ("vision_encoder", "fusion", "auxiliary_loss", "network")
 COMPONENTS = [component for kind in KINDS for component in installed_registry().components(kind)]

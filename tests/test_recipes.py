@@ -20,8 +20,19 @@ from textseg.training import Training
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
-# What a method without text prescribes otherwise than its partner; the rest is the same experiment.
+# In what a method may differ from ATM-Net in the same experiment.
 METHOD = {"name", "reference", "prompts", "model", "auxiliary_losses"}
+# What a method prescribes beyond that, each with a comment in its recipe; of `training` only how weights move.
+PRESCRIBED: dict[str, set[str]] = {"nnunet_v2": {"augmentation", "segmentation_loss", "training"}}
+HOW_WEIGHTS_MOVE = {
+    "optimizer",
+    "momentum",
+    "schedule",
+    "learning_rate",
+    "final_learning_rate",
+    "weight_decay",
+    "gradient_clip",
+}
 # The text encoder's weights are no part of textseg; the smallest size that Swin UNETR takes.
 REDUCED = (
     "split={fractions: [0.6, 0.2, 0.2]}",
@@ -39,12 +50,23 @@ def stem(path: Path) -> str:
     return path.stem
 
 
+def method_of(path: Path) -> str | None:
+    """The whole network of a recipe; None for a composition."""
+    network = load_recipe(path).model.network
+    return network.use if network else None
+
+
 def partner_of(path: Path) -> Path | None:
-    """The ATM-Net recipe that a Swin UNETR recipe is the baseline of."""
-    if "swin_unetr" not in path.stem:
+    """The ATM-Net recipe of the same experiment, for that of a whole network."""
+    method = method_of(path)
+    if method is None:
         return None
-    name = "quickstart" if path.stem == "quickstart_swin_unetr" else path.stem.replace("swin_unetr", "atmnet")
-    return path.with_stem(name)
+    return path.with_stem(
+        "quickstart" if path.stem.startswith("quickstart") else path.stem.replace(method, "atmnet", 1)
+    )
+
+
+BASELINES = [path for path in RECIPES if partner_of(path)]
 
 
 def test_names_are_unique() -> None:
@@ -61,17 +83,44 @@ def test_a_recipe_is_read(path: Path) -> None:
         assert installed_registry().component(kind, spec.use)
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if partner_of(path)], ids=stem)
+def test_every_network_has_its_recipes() -> None:
+    stems = {path.stem for path in RECIPES}
+    networks = [c for c in installed_registry().components("network") if c.distribution == "textseg"]
+    for name in (*(component.name for component in networks), "atmnet"):
+        assert {f"{name}_spider", f"{name}_mrspineseg", f"{name}_spider_small"} <= stems, name
+
+
+def written(path: Path) -> dict[str, Any]:
+    """A recipe as it stands in its file."""
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def compare(path: Path, partner: Path, may_differ: set[str]) -> None:
+    ours, theirs = written(path), written(partner)
+    assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} <= may_differ
+    assert ours.keys() - theirs.keys() == set()
+    resolved, expected = (load_recipe(file).model_dump(mode="json", exclude=may_differ) for file in (path, partner))
+    assert resolved == expected
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=stem)
 def test_a_baseline_differs_in_its_method_alone(path: Path) -> None:
     partner = partner_of(path)
     assert partner is not None
-    ours, theirs = (OmegaConf.to_container(OmegaConf.load(file), resolve=False) for file in (path, partner))
-    assert isinstance(ours, dict)
-    assert isinstance(theirs, dict)
-    assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} <= METHOD
-    assert ours.keys() - theirs.keys() == set()
-    written, expected = (load_recipe(file).model_dump(mode="json", exclude=METHOD) for file in (path, partner))
-    assert written == expected
+    prescribed = PRESCRIBED.get(method_of(path) or "", set())
+    compare(path, partner, METHOD | prescribed)
+    for key in prescribed:
+        (line,) = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{key}:")]
+        assert "#" in line, f"{key} needs a comment"
+    ours, theirs = (load_recipe(file).training.model_dump(exclude=HOW_WEIGHTS_MOVE) for file in (path, partner))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("_mrspineseg")], ids=stem)
+def test_the_experiment_is_the_same_on_both_data_sets(path: Path) -> None:
+    compare(path, path.with_stem(path.stem.replace("mrspineseg", "spider")), {"name", "dataset"})
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +145,9 @@ def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tm
         training.progression.step = stage.first * training.steps_per_epoch
         training._start_epoch(stage.first)
         terms |= training.training_step(next(training._batches(stage.first)))
-    assert {"loss", "dice", "focal", *(loss.use for loss in experiment.recipe.auxiliary_losses)} <= terms.keys()
+    weights = experiment.recipe.segmentation_loss.model_dump(exclude={"focal_gamma"})
+    weighed = {name for name, weight in weights.items() if weight}
+    assert {"loss", *weighed, *(loss.use for loss in experiment.recipe.auxiliary_losses)} <= terms.keys()
     assert all(math.isfinite(term) for term in terms.values())
     moved = [not torch.equal(a, b) for a, b in zip(training.parameters, before, strict=True)]
     assert sum(moved) > 0.9 * len(moved)

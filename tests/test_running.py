@@ -109,6 +109,23 @@ def test_the_record_says_what_ran(finished_run: Path) -> None:
     assert "SC" in record["structures_in_training"]
 
 
+def test_the_record_holds_the_plan_of_a_network_that_plans_itself(
+    tiny_recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    assert "plan" not in RunFolder(finished_run).read()
+    overrides = (
+        "prompts=null",
+        "auxiliary_losses=[]",
+        "model={network: {use: nnunet_v2, features: 4, max_features: 8}}",
+        "training.epochs=1",
+    )
+    plan = RunFolder(run(tiny_recipe, overrides=overrides, output=tmp_path)).read()["plan"]
+    assert plan["features"] == [4, 8, 8, 8]  # 48 x 40, 24 x 20, 12 x 10, 6 x 5
+    assert plan["strides"] == [[1, 1], [2, 2], [2, 2], [2, 2]]
+    assert (plan["patch"], plan["batch_size"]) == ([48, 40], 2)
+    assert plan["median_native_size"] == [96, 80]
+
+
 def test_running_again_changes_nothing(
     tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

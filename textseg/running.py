@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ def run(
                 bound=bound,
                 **environment(experiment.components),
                 **measure_cost(training.segmenter, experiment.task, fabric.device),
+                **_derived(training.segmenter),
             )
             print(plan(experiment), *([note] if note else []), sep="\n")
             if going_on:
@@ -175,6 +176,12 @@ def _write_inputs(experiment: Experiment, folder: RunFolder) -> None:
     )
     if experiment.text is not None:
         write_prompt_table(folder.prompts, experiment.text.rows)
+
+
+def _derived(segmenter: Segmenter) -> dict[str, Any]:
+    """What a network that plans itself made of the data."""
+    derived = getattr(segmenter.network, "plan", None)
+    return {"plan": asdict(derived)} if is_dataclass(derived) and not isinstance(derived, type) else {}
 
 
 def _bound(experiment: Experiment) -> dict[str, Any]:
