@@ -48,7 +48,8 @@ class AttentionRefinement(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """[B, C_l, H_l, W_l] -> the same shape."""
-        return feature * self.weigh(feature.mean((2, 3), keepdim=True)).sigmoid()
+        weights: Tensor = self.weigh(feature.mean((2, 3), keepdim=True)).sigmoid()
+        return feature * weights
 
 
 class FeatureFusion(nn.Module):
@@ -61,8 +62,9 @@ class FeatureFusion(nn.Module):
 
     def forward(self, spatial: Tensor, context: Tensor) -> Tensor:
         """Two maps of H_l x W_l with `channels_in` channels together -> [B, channels, H_l, W_l]."""
-        joined = self.join(torch.cat([spatial, context], 1))
-        return joined + joined * self.weigh(joined.mean((2, 3), keepdim=True)).sigmoid()
+        joined: Tensor = self.join(torch.cat([spatial, context], 1))
+        weights: Tensor = self.weigh(joined.mean((2, 3), keepdim=True)).sigmoid()
+        return joined + joined * weights
 
 
 class UpBlock(nn.Module):
@@ -75,4 +77,5 @@ class UpBlock(nn.Module):
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """[B, C_l+1, H_l / 2, W_l / 2], [B, C_l, H_l, W_l] -> [B, C_l, H_l, W_l]."""
         raised = F.interpolate(coarse, skip.shape[-2:], mode="bilinear", align_corners=False)
-        return self.join(torch.cat([raised, skip], 1))
+        joined: Tensor = self.join(torch.cat([raised, skip], 1))
+        return joined

@@ -85,8 +85,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """[B, C_l, H_l, W_l] -> the same shape."""
-        feature = feature + self.attention(feature)
-        return feature + self.feed_forward(feature)
+        attended: Tensor = feature + self.attention(feature)
+        result: Tensor = attended + self.feed_forward(attended)
+        return result
 
 
 class MultiScaleAttention(nn.Module):
@@ -110,4 +111,5 @@ class MultiScaleAttention(nn.Module):
         seen = near
         for strip in self.strips:
             seen = seen + strip(near)
-        return feature * self.mix(seen)
+        weights: Tensor = self.mix(seen)
+        return feature * weights

@@ -81,4 +81,5 @@ class StripPooling(nn.Module):
         """[B, C_l, H_l, W_l] -> the same shape."""
         feature = self.convolution(feature)
         rows, columns = self.rows(feature.mean(3, keepdim=True)), self.columns(feature.mean(2, keepdim=True))
-        return feature * self.mix(F.relu(rows + columns)).sigmoid()  # both spread over H_l x W_l
+        weights: Tensor = self.mix(F.relu(rows + columns)).sigmoid()  # both spread over H_l x W_l
+        return feature * weights
