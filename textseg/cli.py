@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textseg import __version__
-from textseg.data_commands import data, evaluate_predictions
+from textseg.data_commands import bytes_bar, data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
 from textseg.text_commands import probe, prompts
 
@@ -86,6 +86,28 @@ def run(
 
     for recipe, values, seed in repeats:
         run_recipe(recipe, overrides=values, seed=seed, output=output, fresh=fresh, dry_run=dry_run)
+
+
+@app.command()
+def fetch(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe; may be repeated."),
+    ] = None,
+) -> None:
+    """Download the pretrained weights that a recipe needs; nothing else does, and runs work offline.
+
+    Example: textseg fetch recipes/atmnet_spider.yaml
+    """
+    _warn_of_broken_plugins()
+    from textseg.recipe import load_recipe, required_components
+    from textseg.registry import installed_registry
+
+    needed = required_components(load_recipe(recipe, overrides or []))
+    with bytes_bar() as report:
+        said = [installed_registry().component(kind, spec.use).fetch(spec.settings, report) for kind, spec in needed]
+    print("\n".join(filter(None, said)) or f"'{recipe}' needs no weights from elsewhere.")
 
 
 @app.command()

@@ -10,10 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from textseg.errors import PluginError, suggestion
-from textseg.explanation import Mistake, explain
+from textseg.errors import PluginError, RecipeError, suggestion
+from textseg.explanation import Mistake, dotted, explain
+
+if TYPE_CHECKING:
+    from textseg.fetching import Progress
 
 KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -96,6 +99,22 @@ class Component:
     def description(self) -> str:
         """The first line of the builder's own docstring. Raises PluginError."""
         return (getattr(self.load(), "__doc__", None) or "").strip().partition("\n")[0].strip()
+
+    def fetch(self, settings: Mapping[str, Any], progress: Progress) -> str | None:
+        """Bring what these settings need from the network, and say what is there; None for a builder that can't.
+
+        Raises RecipeError for wrong settings, and what the builder's own `fetch` raises.
+        """
+        bring = getattr(self.load(), "fetch", None)
+        if bring is None or self.kind == "dataset":  # data sets, which know where their files go, are fetched apart
+            return None
+        values, mistakes = self.validated(settings)
+        if mistakes:
+            raise RecipeError(
+                "\n".join(f"{self.kind} '{self.name}': {dotted(path)}: {message}" for path, message in mistakes)
+            )
+        said: str = bring(progress=progress, **values)
+        return said
 
     def validated(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
         """The settings as the hints want them, and the mistakes in them. Raises PluginError for a broken component."""

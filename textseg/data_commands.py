@@ -36,7 +36,7 @@ def fetch(dataset: Name, folder: Folder = None, overrides: Overrides = None) -> 
     found = _dataset(dataset, folder, overrides)
     if not hasattr(found, "fetch"):
         raise DataError(f"The data set '{dataset}' can't be fetched: put its files in place yourself.")
-    with _bytes_bar() as report:
+    with bytes_bar() as report:
         said = found.fetch(progress=report)
     print(said)
 
@@ -238,7 +238,8 @@ def _cases_bar(what: str = "checking cases") -> Iterator[Callable[[int, int], No
 
 
 @contextmanager
-def _bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Shows how much of which file has arrived."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     tasks: dict[str, Any] = {}

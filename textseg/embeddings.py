@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from textseg.contracts import Source, TextEncoder
-from textseg.errors import PromptError
+from textseg.errors import PromptError, suggestion
 from textseg.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 64  # texts encoded between two writes: what an interrupted job loses at most
+POOLINGS = ("mean", "first", "max")
 LISTED = 20  # too long texts that a message shows
 
 
@@ -45,7 +46,7 @@ class TextTable:
     token_counts: tuple[int, ...]
     tokens: Tensor  # [N, T, D] float16; padding is zero
     mask: Tensor  # [N, T] bool, True where a token is
-    pooled: Tensor  # [N, D] float16, the mean over the tokens
+    pooled: Tensor  # [N, D] float16, over the tokens as the encoder asks: their mean by default
     fingerprint: str  # of the encoder, the texts whatever their order, and T
     encoded_count: int  # texts that were not in the cache
 
@@ -130,18 +131,31 @@ def build_text_table(
             )
         if count:
             table[row, :count] = features[text]
-    number = torch.tensor(counts, dtype=torch.long)[:, None]
-    # Summed in float32: a hundred tokens in float16 would lose the last digits.
-    pooled = (table.sum(dim=1, dtype=torch.float32) / number.clamp(min=1)).to(torch.float16)
+    mask = torch.arange(text_length)[None] < torch.tensor(counts, dtype=torch.long)[:, None]
     return TextTable(
         texts=distinct,
         token_counts=counts,
         tokens=table,
-        mask=torch.arange(text_length)[None] < number,
-        pooled=pooled,
+        mask=mask,
+        pooled=_pooled(table, mask, getattr(encoder, "pooling", "mean")),
         fingerprint=_digest(json.dumps([encoder.fingerprint, text_length, sorted(distinct)])),
         encoded_count=len(missing),
     )
+
+
+def _pooled(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector for each text, [N, D]; zero for a text without a token."""
+    import torch
+
+    if pooling not in POOLINGS:
+        raise PromptError(f"A text encoder asks for the pooling '{pooling}'.{suggestion(pooling, POOLINGS)}")
+    if pooling == "mean" or not tokens.shape[1]:
+        # Summed in float32: a hundred tokens in float16 would lose the last digits.
+        return (tokens.sum(dim=1, dtype=torch.float32) / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(tokens.dtype)
+    if pooling == "first":
+        return tokens[:, 0]
+    highest = tokens.masked_fill(~mask[..., None], torch.finfo(tokens.dtype).min).amax(dim=1)
+    return highest.masked_fill(~mask.any(dim=1, keepdim=True), 0)
 
 
 def write_prompt_table(path: Path, rows: Iterable[PromptRow]) -> None:

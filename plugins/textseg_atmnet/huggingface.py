@@ -1,23 +1,28 @@
 """Any text encoder of the Hugging Face hub, frozen."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from textseg.errors import PromptError
+from textseg.fetching import Progress
+from textseg_atmnet.hub import CODE, HubModel
 
 BATCH_SIZE = 32
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order of preference
 TEXT_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # configuration and tokenizer
 VOCABULARY = ("tokenizer.json", "vocab.*", "*.model")  # one of them at least
 # Their position embeddings begin after the padding index, so that many rows hold no token.
@@ -35,38 +40,88 @@ OFFSET_POSITIONS = {
     "xmod",
 }
 NO_LIMIT = 1_000_000  # tokenizers that know no length state a huge one
+AUTO = ("AutoConfig", "AutoTokenizer", "AutoModel")
+# Kinds whose own code only puts heads on a model that transformers knows: the features need none of that code.
+HEADS_ALONE = {"cxr-bert": ("BertConfig", "BertTokenizer", "BertModel")}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model that a recipe may call by a short name."""
+
+    model: str
+    revision: str
+    pickled_weights: bool  # no safetensors at that revision
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        # Alsentzer 2019, arXiv 1904.03323: BioBERT that went on to read the notes of MIMIC-III
+        "bio_clinicalbert": Preset(
+            "emilyalsentzer/Bio_ClinicalBERT", "d5892b39a4adaed74b92212a44081509db72f87b", pickled_weights=True
+        ),
+        # Gu 2020, arXiv 2007.15779: abstracts and full texts of PubMed, from scratch
+        "pubmedbert": Preset(
+            "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext",
+            "e1354b7a3a09615f6aba48dfad4b7a613eef7062",
+            pickled_weights=True,
+        ),
+        # Liu 2019, arXiv 1907.11692: general English
+        "roberta": Preset("FacebookAI/roberta-base", "e2da8e2f811d1448a5b465c236feacd80ffbac7b", pickled_weights=False),
+        # Boecking 2022, arXiv 2204.09817: reports of chest radiographs; the tag that its authors' own library asks for
+        "cxr_bert": Preset("microsoft/BiomedVLP-CXR-BERT-specialized", "v1.1", pickled_weights=True),
+    }
+)
 
 
 class HuggingFace:
     """A frozen text encoder from the Hugging Face hub or from a folder, such as Bio_ClinicalBERT in ATM-Net.
 
-    Configuration and tokenizer are read when first asked for, the weights at the first call. Code that a model brings
-    is never run. Results don't depend on the other texts of a call beyond the rounding of floating-point numbers.
-    Raises PromptError where the model is not to be had or is no text encoder, where a setting is beyond it, and for
+    Nothing is downloaded but by `textseg fetch`. Configuration and tokenizer are read when first asked for, the weights
+    at the first call. Results don't depend on the other texts of a call beyond the rounding of floating-point numbers.
+    Raises PromptError where the model has not been fetched or is no text encoder, where a setting is beyond it, and for
     texts longer than `max_tokens`.
 
     Args:
-        model: A name on the hub, "emilyalsentzer/Bio_ClinicalBERT", or a folder that holds a model.
+        model: A preset (bio_clinicalbert, pubmedbert, roberta, cxr_bert), a name on the hub, or a folder that holds a
+            model. A preset, also when called by its name on the hub, is pinned to a revision and may be pickled.
         revision: Branch, tag or commit on the hub.
         max_tokens: Longest text, special tokens included; by default what tokenizer and model allow.
         layer: The hidden layer that gives the features: 0 the embeddings, -1 the last.
+        pooling: What stands for a whole text: the mean of its tokens, the first one (BERT's [CLS]), or the maximum.
+        pickled_weights: Take weights in PyTorch's older format where there are no safetensors.
+        remote_code: Run the code that the model brings; on the hub `revision` must then be a commit.
     """
 
     def __init__(
-        self, *, model: str, revision: str | None = None, max_tokens: int | None = None, layer: int = -1
+        self,
+        *,
+        model: str,
+        revision: str | None = None,
+        max_tokens: int | None = None,
+        layer: int = -1,
+        pooling: Literal["mean", "first", "max"] = "mean",
+        pickled_weights: bool = False,
+        remote_code: bool = False,
     ) -> None:
-        self.model = model
-        self.revision = revision
+        preset = PRESETS.get(model) or next((known for known in PRESETS.values() if known.model == model), None)
+        self.model = preset.model if preset else model
         self.layer = layer
+        self.pooling = pooling
         self._asked_tokens = max_tokens
-        folder = Path(model).expanduser()
-        # A name on the hub has at most one slash and starts with neither a dot nor a slash.
-        self._local = folder.is_dir() or folder.is_absolute() or model.startswith(".") or model.count("/") > 1
-        if self._local and not (folder / "config.json").is_file():
-            raise PromptError(
-                f"'{model}' is no folder that holds a model (config.json, tokenizer and weights). Give the folder of "
-                f"one, or its name on the hub.{self._remedy}"
-            )
+        self._source = HubModel(
+            self.model,
+            revision or (preset.revision if preset else None),
+            pickled_weights=pickled_weights or (preset is not None and preset.pickled_weights),
+            remote_code=remote_code,
+            what="Text encoder",
+            error=PromptError,
+        )
+
+    @classmethod
+    def fetch(cls, *, progress: Progress, **settings: Any) -> str:
+        """Bring configuration, tokenizer and weights, and say what is there. Raises PromptError."""
+        return cls(**settings)._source.fetch(TEXT_FILES, weights=True, progress=progress)
 
     @cached_property
     def feature_size(self) -> int:
@@ -99,13 +154,15 @@ class HuggingFace:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of weights (on the hub: name and commit), configuration, tokenizer and layer."""
-        digest = hashlib.sha256(json.dumps(["layer", self.layer]).encode())
-        files = {path for pattern in TEXT_FILES for path in self._folder.glob(pattern)}
-        if self._local:
-            files |= set(self._weights(self._folder))
+        """Hash of weights (on the hub: name and commit), configuration, tokenizer, layer and pooling."""
+        source = self._source
+        digest = hashlib.sha256(json.dumps([self.layer, self.pooling]).encode())
+        patterns = (*TEXT_FILES, *([CODE] if source.remote_code else []))
+        files = {path for pattern in patterns for path in source.folder.glob(pattern)}
+        if source.local:
+            files |= set(source.weights())
         else:
-            digest.update(json.dumps([self.model, self._folder.name]).encode())
+            digest.update(json.dumps([self.model, source.commit]).encode())
         for path in sorted(files):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -153,57 +210,64 @@ class HuggingFace:
         return ids
 
     @cached_property
-    def _folder(self) -> Path:
-        return Path(self.model).expanduser() if self._local else self._fetched(self.revision, *TEXT_FILES)
+    def _classes(self) -> tuple[Any, Any, Any]:
+        """The classes that read configuration, tokenizer and weights."""
+        transformers: Any = importlib.import_module("transformers")
+        try:
+            stated = json.loads((self._source.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._unreadable("configuration", error) from error
+        names = AUTO if self._source.remote_code else HEADS_ALONE.get(stated.get("model_type"), AUTO)
+        config, tokenizer, model = (getattr(transformers, name) for name in names)
+        return config, tokenizer, model
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        automatic = self._classes[0].__name__ in AUTO
+        return {"local_files_only": True} | ({"trust_remote_code": self._source.remote_code} if automatic else {})
 
     @cached_property
     def _config(self) -> Any:
-        from transformers import AutoConfig
-
+        read, _, _ = self._classes
         try:
-            return AutoConfig.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
+            with _silence():
+                return read.from_pretrained(self._source.folder, **self._options)
         except (OSError, ValueError) as error:
             raise self._unreadable("configuration", error) from error
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        config = self._config
-        if not any(path for pattern in VOCABULARY for path in self._folder.glob(pattern)):
+        _, read, _ = self._classes
+        config, folder = self._config, self._source.folder
+        if not any(path for pattern in VOCABULARY for path in folder.glob(pattern)):
             # transformers makes a tokenizer without words then, to which all texts are alike.
-            raise self._unreadable("tokenizer", OSError(f"there is no {', '.join(VOCABULARY)} in '{self._folder}'"))
+            raise self._unreadable("tokenizer", OSError(f"there is no {', '.join(VOCABULARY)} in '{folder}'"))
         try:
-            return AutoTokenizer.from_pretrained(
-                self._folder, config=config, local_files_only=True, trust_remote_code=False
-            )
+            with _silence():
+                return read.from_pretrained(folder, config=config, **self._options)
         except Exception as error:
             # Tokenizers fail in many ways on a folder without their files, and each means the same to a person.
             raise self._unreadable("tokenizer", error) from error
 
     @cached_property
     def _network(self) -> Any:
-        transformers: Any = importlib.import_module("transformers")
+        _, _, read = self._classes
         layers = getattr(self._config, "num_hidden_layers", None)
         if layers is not None and not -(layers + 1) <= self.layer <= layers:
             raise PromptError(f"layer {self.layer}: '{self.model}' has the layers 0 (embeddings) to {layers}, or -1.")
-        folder = self._folder
-        if not self._local:
-            # By the commit of the tokenizer, which is part of the fingerprint: a branch may have moved since.
-            folder = self._fetched(self._folder.name, *TEXT_FILES, WEIGHTS[0])
-            if not any(folder.glob(WEIGHTS[0])):
-                folder = self._fetched(self._folder.name, *TEXT_FILES, WEIGHTS[1])
-        safe = self._weights(folder)[0].suffix == ".safetensors"
+        safe = self._source.weights()[0].suffix == ".safetensors"
         try:
-            with _silence(transformers.logging):
-                network, report = transformers.AutoModel.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    trust_remote_code=False,
+            with _silence():
+                network, report = read.from_pretrained(
+                    self._source.folder,
+                    config=self._config,
                     use_safetensors=safe,
                     dtype=torch.float32,
                     output_loading_info=True,
+                    **self._options,
                 )
+        except UnpicklingError as error:
+            raise self._unreadable("weights", ValueError("they hold more than tensors, or are damaged")) from error
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise self._unreadable("weights", error) from error
         absent = sorted(key for key in report["missing_keys"] if "pooler" not in key)
@@ -216,50 +280,18 @@ class HuggingFace:
             network = network.get_encoder()
         return network.eval().requires_grad_(False)
 
-    def _weights(self, folder: Path) -> list[Path]:
-        for pattern in WEIGHTS:
-            if files := sorted(folder.glob(pattern)):
-                return files
-        raise PromptError(f"'{self.model}' holds no weights ({' or '.join(WEIGHTS)}) in '{folder}'.{self._remedy}")
-
-    def _fetched(self, revision: str | None, *patterns: str) -> Path:
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(self.model, revision=revision, allow_patterns=list(patterns)))
-        except Exception as error:
-            # The hub's client lets through its own errors, those of the network and those of its HTTP library.
-            raise self._unreachable(f"{type(error).__name__}") from error
-        if not (folder / "config.json").is_file():
-            raise self._unreachable("it has no config.json")
-        return folder
-
-    def _unreachable(self, cause: str) -> PromptError:
-        revision = f" at revision '{self.revision}'" if self.revision else ""
-        return PromptError(
-            f"Text encoder '{self.model}'{revision} is neither a folder, nor on this machine, nor to be had from the "
-            f"Hugging Face hub ({cause}). Check the name.{self._remedy}"
-        )
-
     def _unreadable(self, part: str, error: Exception) -> PromptError:
         cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         return PromptError(
             f"The {part} of text encoder '{self.model}' can't be read: {cause}. It may be incomplete, or of a kind "
-            f"that transformers doesn't know.{self._remedy}"
-        )
-
-    @property
-    def _remedy(self) -> str:
-        name = "NAME" if self._local else self.model
-        return (
-            f" Without a network here: on a machine with one, run `hf download {name} --local-dir FOLDER`, copy the "
-            "folder, and write `model: /path/to/folder`."
+            f"that transformers doesn't know. {self._source.remedy}"
         )
 
 
 @contextmanager
-def _silence(messages: Any) -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """No progress bar for a second's work, and no warning about heads that an encoder doesn't need."""
+    messages: Any = importlib.import_module("transformers").logging
     verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity(logging.ERROR)
     messages.disable_progress_bar()

@@ -8,6 +8,7 @@ from textseg.registry import Register
 def textseg_register(register: Register) -> None:
     register.prompt_generator("atpg_lumbar", "textseg_atmnet.atpg_lumbar:ATPGLumbar")
     register.text_encoder("huggingface", "textseg_atmnet.huggingface:HuggingFace")
+    register.text_encoder("hashed", "textseg_atmnet.hashed:Hashed")
     register.text_encoder("minilm", "textseg_atmnet.minilm:MiniLM")
     register.vision_encoder("swin_unetr", "textseg_atmnet.swin_unetr:SwinUNETREncoder")
     register.vision_encoder("residual_convolutions", "textseg_atmnet.residual_convolutions:ResidualConvolutions")

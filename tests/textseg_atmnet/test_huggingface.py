@@ -13,7 +13,7 @@ import torch
 
 from textseg.embeddings import build_text_table
 from textseg.errors import PromptError
-from textseg_atmnet.huggingface import HuggingFace
+from textseg_atmnet.huggingface import PRESETS, HuggingFace
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "contains", "l", "##1", "##2", "spine", "the", "."]
 TEXTS = ["It contains the spine.", "L1", "the spine contains L1 L2 the spine contains L1 L2.", "It"]
@@ -129,14 +129,17 @@ def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b" ")
 
 
-def test_fingerprint_is_of_weights_tokenizer_configuration_and_layer(bert: Path, copied: Path) -> None:
+def test_fingerprint_is_of_weights_tokenizer_configuration_layer_and_pooling(bert: Path, copied: Path) -> None:
     first = HuggingFace(model=str(bert)).fingerprint
     assert HuggingFace(model=str(copied)).fingerprint == first  # wherever the folder stands
-    found = {first, HuggingFace(model=str(bert), layer=1).fingerprint}
+    found = {
+        first,
+        *(HuggingFace(model=str(bert), **other).fingerprint for other in ({"layer": 1}, {"pooling": "max"})),
+    }
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         append(copied / name)
         found.add(HuggingFace(model=str(copied)).fingerprint)
-    assert len(found) == 5
+    assert len(found) == 6
     (copied / "README.md").write_text("about")
     assert HuggingFace(model=str(copied)).fingerprint in found
 
@@ -184,9 +187,31 @@ def test_weights_in_the_older_format(bert: Path, copied: Path) -> None:
 
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    encoder = HuggingFace(model=str(copied))
+    with pytest.raises(
+        PromptError, match=r"no safetensors, .* a pickle \(pytorch_model.bin\).*`pickled_weights: true`"
+    ):
+        HuggingFace(model=str(copied))(TEXTS)
+    encoder = HuggingFace(model=str(copied), pickled_weights=True)
     assert torch.equal(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0])
     assert encoder.fingerprint != HuggingFace(model=str(bert)).fingerprint
+
+
+def test_safetensors_are_preferred(bert: Path, copied: Path) -> None:
+    (copied / "pytorch_model.bin").write_bytes(b"never read")
+    encoder = HuggingFace(model=str(copied), pickled_weights=True)
+    assert torch.equal(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0])
+
+
+def test_a_pickle_runs_no_code(copied: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "attacked",))
+
+    torch.save({"embeddings": Attack()}, copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(PromptError, match="The weights of text encoder .* can't be read"):
+        HuggingFace(model=str(copied), pickled_weights=True)(TEXTS)
+    assert not (tmp_path / "attacked").exists()
 
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "data/models/bert"])
@@ -195,47 +220,145 @@ def test_a_wrong_folder_is_said_at_once(model: str) -> None:
         HuggingFace(model=model)
 
 
-def test_an_unreachable_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the hub's client keeps what was fetched."""
     import huggingface_hub
 
-    def offline(*args: Any, **kwargs: Any) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+
+def put_into(cache: Path, name: str, commit: str, model: Path, branch: str = "main") -> None:
+    """As if a model had been fetched."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(model, folder / "snapshots" / commit)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / branch).write_text(commit)
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_model_that_was_not_fetched_says_how_to_get_it() -> None:
     encoder = HuggingFace(model="somebody/ClinicalBERT", revision="v2")
     with pytest.raises(PromptError) as error:
         _ = encoder.feature_size
-    assert "'somebody/ClinicalBERT' at revision 'v2' is neither a folder" in str(error.value)
-    assert "hf download somebody/ClinicalBERT --local-dir FOLDER" in str(error.value)
+    assert "'somebody/ClinicalBERT' at revision 'v2' is neither a folder nor on this machine" in str(error.value)
+    assert "`textseg fetch RECIPE`" in str(error.value)
+    assert "hf download somebody/ClinicalBERT --revision v2 --local-dir FOLDER" in str(error.value)
     assert "model: /path/to/folder" in str(error.value)
 
 
-def test_a_model_from_the_hub(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+def test_a_model_that_was_fetched_is_used_without_a_network(bert: Path, hub_cache: Path) -> None:
+    put_into(hub_cache, "somebody/ClinicalBERT", "a" * 40, bert)
+    encoder = HuggingFace(model="somebody/ClinicalBERT")
+    assert encoder.count_tokens(["It"]) == [3]
+    assert torch.equal(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0])
+    fingerprint = encoder.fingerprint
+    assert HuggingFace(model="somebody/ClinicalBERT", revision="a" * 40).fingerprint == fingerprint
+    put_into(hub_cache, "somebody/Other", "a" * 40, bert)
+    assert HuggingFace(model="somebody/Other").fingerprint != fingerprint
+    put_into(hub_cache, "somebody/ClinicalBERT", "b" * 40, bert)
+    assert HuggingFace(model="somebody/ClinicalBERT").fingerprint != fingerprint
+    assert HuggingFace(model="somebody/ClinicalBERT", revision="a" * 40).fingerprint == fingerprint
 
-    commit = tmp_path / "0123abc"
-    asked: list[tuple[str | None, tuple[str, ...]]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((revision, tuple(allow_patterns)))
-        commit.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
-            for path in bert.glob(pattern):
-                shutil.copy(path, commit)
-        return str(commit)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+def test_a_model_of_which_only_the_tokenizer_was_fetched(bert: Path, hub_cache: Path) -> None:
+    put_into(hub_cache, "somebody/ClinicalBERT", "a" * 40, bert)
+    next(hub_cache.rglob("model.safetensors")).unlink()
     encoder = HuggingFace(model="somebody/ClinicalBERT")
     assert encoder.feature_size == 16
-    assert encoder.count_tokens(["It"]) == [3]
-    fingerprint = encoder.fingerprint
-    assert not (commit / "model.safetensors").exists()
+    with pytest.raises(PromptError, match="holds no weights .*`textseg fetch RECIPE`"):
+        encoder(["It"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_pinned_models(name: str, bert: Path, hub_cache: Path) -> None:
+    from safetensors.torch import load_file
+
+    preset = PRESETS[name]
+    put_into(hub_cache, preset.model, "c" * 40, bert, branch=preset.revision)
+    if len(preset.revision) == 40:  # a commit is the name of its folder, a tag is not
+        folder = next(hub_cache.glob("models--*/snapshots"))
+        (folder / ("c" * 40)).rename(folder / preset.revision)
+    if preset.pickled_weights:
+        weights = next(hub_cache.rglob("model.safetensors"))
+        torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+        weights.unlink()
+    encoder = HuggingFace(model=name)
     assert torch.equal(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0])
-    assert [revision for revision, _ in asked] == [None, "0123abc"]
-    assert HuggingFace(model="somebody/ClinicalBERT").fingerprint == fingerprint
-    assert HuggingFace(model="somebody/Other").fingerprint != fingerprint
-    commit = tmp_path / "4567def"
-    assert HuggingFace(model="somebody/ClinicalBERT").fingerprint != fingerprint
+    assert HuggingFace(model=preset.model).fingerprint == encoder.fingerprint
+    with pytest.raises(PromptError, match=f"'{preset.model}' at revision 'other' is neither"):
+        _ = HuggingFace(model=name, revision="other").feature_size
+
+
+def test_a_model_whose_own_code_adds_heads_alone_needs_none_of_it(tmp_path: Path) -> None:
+    """CXR-BERT: a BERT with a head for contrastive learning, its configuration and tokenizer BERT's by another name."""
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForMaskedLM(BertConfig(vocab_size=len(WORDS), **sizes)).eval()
+    torch.save(model.state_dict() | {"cls_projection_head.weight": torch.ones(4)}, tmp_path / "pytorch_model.bin")
+    code = {"auto_map": {"AutoConfig": "attack.Config", "AutoModel": "attack.Model"}}
+    stated = model.config.to_dict() | code | {"model_type": "cxr-bert", "architectures": ["CXRBertModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    code = {"tokenizer_class": "CXRBertTokenizer", "auto_map": {"AutoTokenizer": ["attack.Tokenizer", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64} | code))
+    (tmp_path / "attack.py").write_text("raise SystemExit('code of the model was run')")
+
+    encoder = HuggingFace(model=str(tmp_path), pickled_weights=True)
+    assert encoder.max_tokens == 64
+    tokens, mask = encoder(["The spine contains L1."])
+    ids = BertTokenizer(vocab=str(tmp_path / "vocab.txt"))("The spine contains L1.", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.bert(**ids).last_hidden_state
+    assert mask.all()
+    assert ids["input_ids"].tolist()[0][1] == WORDS.index("the")
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+CODE = """
+from transformers import BertConfig, BertModel
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+class OwnModel(BertModel):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state * 2
+        return output
+"""
+
+
+def test_code_of_a_model_is_run_where_the_recipe_says_so(
+    bert: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import transformers
+
+    for module in (transformers.dynamic_module_utils, transformers.utils.hub):
+        monkeypatch.setattr(module, "HF_MODULES_CACHE", str(tmp_path / "modules"), raising=False)
+    (copied / "own.py").write_text(CODE)
+    config = json.loads((copied / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PromptError, match="The configuration of text encoder .* can't be read"):
+        _ = HuggingFace(model=str(copied)).feature_size
+    encoder = HuggingFace(model=str(copied), remote_code=True)
+    torch.testing.assert_close(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0] * 2)
+    fingerprint = encoder.fingerprint
+    append(copied / "own.py")
+    assert HuggingFace(model=str(copied), remote_code=True).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123abc"])
+def test_code_of_the_hub_is_run_of_a_commit_alone(revision: str | None) -> None:
+    with pytest.raises(PromptError, match="remote_code runs what 'somebody/Own' brings.*40 digits"):
+        HuggingFace(model="somebody/Own", revision=revision, remote_code=True)
+    HuggingFace(model="somebody/Own", revision="a" * 40, remote_code=True)
 
 
 def test_loading_says_nothing(bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +371,17 @@ def test_a_table_of_it(bert: Path, tmp_path: Path) -> None:
     tokens, mask = HuggingFace(model=str(bert))(TEXTS)
     assert torch.equal(table.mask[:, : mask.shape[1]], mask)
     torch.testing.assert_close(table.tokens[:, : mask.shape[1]].float(), tokens, rtol=1e-2, atol=1e-2)
+
+
+def test_what_stands_for_a_text(bert: Path, tmp_path: Path) -> None:
+    tokens, mask = HuggingFace(model=str(bert))(TEXTS)
+    lowest = tokens.masked_fill(~mask[..., None], -torch.inf)
+    expected = {"mean": tokens.sum(1) / mask.sum(1, keepdim=True), "first": tokens[:, 0], "max": lowest.amax(1)}
+    for pooling, vectors in expected.items():
+        encoder = HuggingFace(model=str(bert), pooling=pooling)  # type: ignore[arg-type]
+        table = build_text_table(encoder, [*TEXTS, ""], text_length=40, cache=tmp_path)
+        torch.testing.assert_close(table.pooled[:4].float(), vectors, rtol=1e-2, atol=1e-2)
+        assert not table.pooled[4].any()
 
 
 def test_importing_it_does_not_import_transformers() -> None:
