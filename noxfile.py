@@ -23,6 +23,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def timm(session: nox.Session) -> None:
+    """Test the vision encoder that stands on timm, which the other tests leave out."""
+    install(session, "test,timm")
+    session.run("pytest", "-k", "timm", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, types and the direction of imports."""
     install(session, "lint")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -61,6 +64,23 @@ def small_atlas() -> Atlas:
         groups={"vertebrae": ("L1", "L2"), "discs": ("L1/L2",), "canal": ("SC",)},
         adjacent=(("L1", "L1/L2"), ("L1/L2", "L2")),
     )
+
+
+@pytest.fixture(scope="session")
+def timm() -> Iterator[None]:
+    """timm can be imported, also where torchvision was compiled for another torch: timm calls none of its operators."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: `nox -s timm` tests with it")
+    import torch
+
+    sound = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False)
+    library = None
+    if sound.returncode:
+        library = torch.library.Library("torchvision", "DEF")  # defined as long as it is referred to
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library
 
 
 THIRD_PARTY = '''

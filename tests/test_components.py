@@ -20,6 +20,12 @@ from textseg.registry import Component, installed_registry
 SMALL: Mapping[tuple[str, str], Mapping[str, Any]] = {  # makes a component quick; others keep their defaults
     ("vision_encoder", "swin_unetr"): {"feature_size": 12},
     ("vision_encoder", "residual_convolutions"): {"channels": [4, 8, 12]},
+    ("vision_encoder", "monai_unet"): {"channels": [4, 4, 8, 8, 12]},
+    ("vision_encoder", "huggingface_vision"): {
+        "model": "convnext",
+        "configuration": {"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 1, 1]},
+    },
+    ("vision_encoder", "timm"): {"model": "resnet10t"},
     ("fusion", "hasf"): {"heads": 4, "text_tokens": 4},
     ("network", "spineparsenet"): {"coarse_size": (3, 32, 16), "coarse_width": 4, "hidden": 8, "widths": (4, 8, 12)},
     ("network", "attention_unet"): {"channels": [4, 6, 8]},
@@ -37,6 +43,13 @@ TASK = Task(1, (64, 96), ATLAS.class_count, ATLAS, text_size=7, text_length=5)
 PYRAMID = Features((8, 16, 24), (1, 2, 4))  # what fusions and auxiliary losses get
 
 each = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: f"{component.kind}-{component.name}")
+
+
+@pytest.fixture(autouse=True)
+def _what_it_stands_on(request: pytest.FixtureRequest) -> None:
+    component = request.node.callspec.params.get("component") if hasattr(request.node, "callspec") else None
+    if component is not None and component.name == "timm":
+        request.getfixturevalue("timm")
 
 
 def built(component: Component) -> nn.Module:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +29,7 @@ class HubModel:
         revision: branch, tag or commit on the hub; the main branch where it is None.
         pickled_weights: whether weights in PyTorch's older format will do where there are no safetensors.
         remote_code: whether the model's own code is wanted, too.
+        by_folder: whether a recipe may name a folder instead.
         what: how messages call it: "Text encoder".
         error: the error that a person sees.
 
@@ -39,12 +43,13 @@ class HubModel:
         *,
         pickled_weights: bool = False,
         remote_code: bool = False,
+        by_folder: bool = True,
         what: str,
         error: type[TextsegError],
     ) -> None:
         self.name, self.revision = name, revision
         self.pickled_weights, self.remote_code = pickled_weights, remote_code
-        self.what, self.error = what, error
+        self.by_folder, self.what, self.error = by_folder, what, error
         path = Path(name).expanduser()
         # A name on the hub has at most one slash and starts with neither a dot nor a slash.
         self.local = path.is_dir() or path.is_absolute() or name.startswith(".") or name.count("/") > 1
@@ -168,12 +173,29 @@ class HubModel:
 
     @property
     def _elsewhere(self) -> str:
+        if not self.by_folder:
+            return "Without a network here: run that on a machine with one, and copy the hub's cache (HF_HOME)."
         name = "NAME" if self.local else self.name
         pinned = f" --revision {self.revision}" if self.revision else ""
         return (
             f"Without a network here: on a machine with one, run `hf download {name}{pinned} --local-dir FOLDER`, copy "
             "the folder, and write `model: /path/to/folder`."
         )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar for a second's work, and no warning about what a model holds beyond its features."""
+    messages: Any = importlib.import_module("transformers").logging
+    verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity(logging.ERROR)
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(verbosity)
+        if bar:
+            messages.enable_progress_bar()
 
 
 def _reporting(name: str, progress: Progress) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pickle import UnpicklingError
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from textseg.errors import PromptError
 from textseg.fetching import Progress
-from textseg_atmnet.hub import CODE, HubModel
+from textseg_atmnet.hub import CODE, HubModel, quiet_transformers
 
 BATCH_SIZE = 32
 TEXT_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # configuration and tokenizer
@@ -230,7 +228,7 @@ class HuggingFace:
     def _config(self) -> Any:
         read, _, _ = self._classes
         try:
-            with _silence():
+            with quiet_transformers():
                 return read.from_pretrained(self._source.folder, **self._options)
         except (OSError, ValueError) as error:
             raise self._unreadable("configuration", error) from error
@@ -243,7 +241,7 @@ class HuggingFace:
             # transformers makes a tokenizer without words then, to which all texts are alike.
             raise self._unreadable("tokenizer", OSError(f"there is no {', '.join(VOCABULARY)} in '{folder}'"))
         try:
-            with _silence():
+            with quiet_transformers():
                 return read.from_pretrained(folder, config=config, **self._options)
         except Exception as error:
             # Tokenizers fail in many ways on a folder without their files, and each means the same to a person.
@@ -257,7 +255,7 @@ class HuggingFace:
             raise PromptError(f"layer {self.layer}: '{self.model}' has the layers 0 (embeddings) to {layers}, or -1.")
         safe = self._source.weights()[0].suffix == ".safetensors"
         try:
-            with _silence():
+            with quiet_transformers():
                 network, report = read.from_pretrained(
                     self._source.folder,
                     config=self._config,
@@ -286,18 +284,3 @@ class HuggingFace:
             f"The {part} of text encoder '{self.model}' can't be read: {cause}. It may be incomplete, or of a kind "
             f"that transformers doesn't know. {self._source.remedy}"
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """No progress bar for a second's work, and no warning about heads that an encoder doesn't need."""
-    messages: Any = importlib.import_module("transformers").logging
-    verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity(logging.ERROR)
-    messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        messages.set_verbosity(verbosity)
-        if bar:
-            messages.enable_progress_bar()

@@ -1,0 +1,206 @@
+"""Any vision backbone of the transformers library: Swin, ConvNeXt, DINOv2, ResNet, PVT and the like."""
+
+from __future__ import annotations
+
+import importlib
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from textseg.contracts import Task
+from textseg.errors import RecipeError, TextsegError, suggestion
+from textseg.fetching import Progress
+from textseg_atmnet.backbones import freeze, full_size_level, look_at
+from textseg_atmnet.hub import HubModel, quiet_transformers
+
+BACKBONES = "transformers.models.auto.modeling_auto"  # the module that lists them
+HOOKED = "_output_capturing_hooks_installed"
+DERIVED = ("out_features", "out_indices", "stage_names")  # from the depth, which `configuration` may change
+
+
+class HuggingFaceVision(nn.Module):
+    """A backbone by its kind, by its name on the Hugging Face hub, or from a folder; each stride gives a level.
+
+    Images of one channel go to a backbone of three, as pretrained ones are, three times. Nothing is downloaded but by
+    `textseg fetch`. Raises RecipeError where a model has not been fetched, is no backbone, or does not take images of
+    every multiple of its strides.
+
+    Args:
+        task: gives C.
+        model: a kind that transformers knows, such as swin, convnext or dinov2, with random weights; a name on the
+            hub; or a folder.
+        pretrained: begin with the weights of the hub or the folder; without it only the configuration counts.
+        revision: branch, tag or commit on the hub.
+        configuration: values of the model's configuration, such as {embed_dim: 48, depths: [2, 2, 2, 2]}.
+        stages: which stages give a level, 0 the stem; without it the last of each stride. A plain vision transformer
+            has one stride, so that naming several gives as many levels of one size.
+        full_size_channels: of a further level at full size, two convolutions of the image; 0 leaves it out.
+        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        model: str,
+        pretrained: bool = False,
+        revision: str | None = None,
+        configuration: dict[str, Any] | None = None,
+        stages: tuple[int, ...] | None = None,
+        full_size_channels: int = 32,
+        pickled_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        transformers: Any = importlib.import_module("transformers")
+        source = _source(model, revision, pickled_weights=pickled_weights)
+        name = f"huggingface_vision: '{model}'"
+        if source is None and pretrained:
+            raise RecipeError(
+                f"{name} is a kind of model, and no weights belong to it. Write `pretrained: false`, or name a model "
+                "of the hub, such as microsoft/swin-tiny-patch4-window7-224."
+            )
+        config = _configured(transformers, model, source, configuration or {})
+        own_channels = getattr(config, "num_channels", 3)
+        if not pretrained and hasattr(config, "num_channels"):
+            own_channels = config.num_channels = task.image_channels
+        if own_channels != task.image_channels and task.image_channels != 1:
+            raise RecipeError(
+                f"{name} takes images of {own_channels} channels, and these have {task.image_channels}. Write "
+                "`pretrained: false`, or use another encoder."
+            )
+        self.repeats = own_channels // task.image_channels
+        try:
+            config.out_indices = list(range(len(config.stage_names)) if stages is None else stages)
+        except ValueError as error:
+            raise RecipeError(f"{name} has the stages 0 to {len(config.stage_names) - 1}, not {stages}.") from error
+
+        with torch.device("meta"):
+            probe = _random(transformers, config, name)
+        pyramid = look_at(probe, self._maps, task.image_channels, every_map=stages is not None, name=name)
+        config.out_indices = [config.out_indices[place] for place in pyramid.maps]
+        self.backbone = _pretrained(config, source) if pretrained and source else _random(transformers, config, name)
+        freeze(self.backbone, pyramid.unused)
+        self.size_multiple = pyramid.size_multiple
+        self.full_size, self.features = full_size_level(task.image_channels, full_size_channels, pyramid.features)
+
+    @classmethod
+    def fetch(
+        cls,
+        *,
+        progress: Progress,
+        model: str,
+        pretrained: bool = False,
+        revision: str | None = None,
+        pickled_weights: bool = False,
+        **_: Any,
+    ) -> str:
+        """Bring configuration and, for `pretrained`, weights, and say what is there. Raises RecipeError."""
+        source = _source(model, revision, pickled_weights=pickled_weights)
+        if source is None:
+            return f"Vision encoder '{model}' is a kind of model with random weights: nothing to fetch"
+        return source.fetch((), weights=pretrained, progress=progress)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """[B, C, H, W] -> L maps, finest first."""
+        maps = self._maps(self.backbone, image)
+        return maps if self.full_size is None else (self.full_size(image), *maps)
+
+    def __getstate__(self) -> object:
+        """What is copied and pickled: without the local functions that transformers hangs on modules at the first call.
+
+        It hangs them there again at the next one.
+        """
+        for module in self.backbone.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
+                    del module._forward_hooks[key]
+            if hasattr(module, HOOKED):
+                setattr(module, HOOKED, False)
+        return dict(self.__dict__)
+
+    def _maps(self, backbone: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(backbone(image.repeat_interleave(self.repeats, dim=1)).feature_maps)
+
+
+def _source(model: str, revision: str | None, *, pickled_weights: bool) -> HubModel | None:
+    """Where the model comes from; None for a kind of model, which has no slash."""
+    if "/" not in model and not model.startswith((".", "~")):
+        return None
+    return HubModel(model, revision, pickled_weights=pickled_weights, what="Vision encoder", error=RecipeError)
+
+
+def _configured(transformers: Any, model: str, source: HubModel | None, changes: dict[str, Any]) -> Any:
+    """The model's configuration with what the recipe says otherwise."""
+    table: Any = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING_NAMES
+    known = [kind for kind in table if kind != "timm_backbone"]
+    if source is None and model not in known:
+        raise RecipeError(
+            f"huggingface_vision: '{model}' is no kind of backbone.{suggestion(model, known)} Or name a model of the "
+            "hub, owner/name, or a folder."
+        )
+    read = transformers.AutoConfig
+    try:
+        with quiet_transformers():
+            plain = (
+                read.for_model(model)
+                if source is None
+                else read.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            )
+            if unknown := [key for key in changes if not hasattr(plain, key)]:
+                possible = suggestion(unknown[0], plain.to_dict())
+                raise RecipeError(f"huggingface_vision: '{model}' has no configuration '{unknown[0]}'.{possible}")
+            stated = {key: value for key, value in plain.to_dict().items() if key not in DERIVED}
+            config = type(plain).from_dict(stated | changes)
+    except TextsegError:
+        raise
+    except Exception as error:
+        # Configurations check themselves in several ways, and each means the same to a person.
+        cause = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(f"huggingface_vision: the configuration of '{model}' can't be used: {cause}.") from error
+    if config.model_type not in known:
+        raise RecipeError(
+            f"huggingface_vision: '{model}' is of the kind '{config.model_type}', which is no backbone."
+            f"{suggestion(config.model_type, known)}"
+        )
+    return config
+
+
+def _random(transformers: Any, config: Any, name: str) -> nn.Module:
+    try:
+        built: nn.Module = transformers.AutoBackbone.from_config(config, dtype=torch.float32)
+    except Exception as error:
+        # Whatever a configuration makes impossible shows here, as any kind of error.
+        raise RecipeError(f"{name} can't be built with this configuration: {' '.join(str(error).split())}.") from error
+    return built
+
+
+def _pretrained(config: Any, source: HubModel) -> nn.Module:
+    """The backbone with its weights, looked for on this machine alone."""
+    # Not through AutoBackbone, which asks the hub first.
+    backbone = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    safe = source.weights()[0].suffix == ".safetensors"
+    try:
+        with quiet_transformers():
+            built, report = backbone.from_pretrained(
+                source.folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=safe,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise RecipeError(f"The weights of vision encoder '{source.name}' can't be read: {cause}.") from error
+    # The norms of its maps are the backbone's own: weights for classification don't have them.
+    absent = sorted(key for key in report["missing_keys"] if "norms." not in key)
+    if absent:
+        raise RecipeError(
+            f"The weights of vision encoder '{source.name}' lack {len(absent)} tensors, {', '.join(absent[:3])} among "
+            "them; they would be random. Use weights that match the configuration, or write `pretrained: false`."
+        )
+    module: nn.Module = built
+    return module
