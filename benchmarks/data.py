@@ -60,7 +60,7 @@ def stored(folder: Path, side: int, name: str = "a") -> PreparedCase:
     placement = Placement(0, 0, side, side, (side, side))
     shown = ((1,),) * SLICES
     return PreparedCase(
-        Case(name, name, folder), folder / name, name, placement, (4.0, 0.5, 0.5), (4.0, 0.5, 0.5), (0, 1), shown
+        Case(name, name, folder), folder / name, name, placement, (4.0, 0.5, 0.5), (4.0, 0.5, 0.5), (0, 1), shown, ""
     )
 
 

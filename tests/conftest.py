@@ -283,6 +283,7 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
         native_spacing_mm=(4.0, 1.0, 1.5),
         intensities=(0.0, 1.0),
         present=tuple(map(tuple, slices)),
+        image_hash="",
     )
 
 

@@ -107,6 +107,7 @@ def prepared_case(folder: Path, labels: NDArray[np.uint8], placement: Placement,
         native_spacing_mm=(4.0, 1.0, 1.0),
         intensities=(0.0, 1.0),
         present=tuple(tuple(np.unique(plane[plane > 0]).tolist()) for plane in mask),
+        image_hash="",
     )
 
 

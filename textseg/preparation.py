@@ -67,6 +67,16 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class PreparedVolume:
+    """The slices of one volume at the size of the recipe, with what leads back to the file."""
+
+    image: Tensor  # [S, H, W] float32
+    placement: Placement
+    spacing_mm: tuple[float, float, float]  # slice, row, column distance of the prepared slices
+    intensities: tuple[float, ...]  # percentiles of the file
+
+
+@dataclass(frozen=True)
 class PreparedCase:
     """A case in the slice store. Of the arrays used last a few stay mapped: a process may hold few files open."""
 
@@ -78,6 +88,7 @@ class PreparedCase:
     native_spacing_mm: tuple[float, float, float]
     intensities: tuple[float, ...]  # percentiles of the file
     present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
+    image_hash: str  # of the file with the image
 
     @property
     def slice_count(self) -> int:
@@ -134,6 +145,21 @@ def prepare(
             prepared.append(case)
             progress(len(prepared), len(cases))
     return prepared
+
+
+def prepare_volume(volume: Volume, settings: Settings) -> PreparedVolume:
+    """The slices of a volume as a model reads them, in training and in prediction alike."""
+    placement = place(volume, settings)
+    normalised, intensities = normalise(volume.array, settings)
+    floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
+    image = placement.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    slice_mm, row_mm, column_mm = volume.spacing_mm
+    spacing_mm = (
+        slice_mm,
+        row_mm * placement.height / settings.size[0],
+        column_mm * placement.width / settings.size[1],
+    )
+    return PreparedVolume(image, placement, spacing_mm, intensities)
 
 
 def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
@@ -213,10 +239,10 @@ def _vote(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path) -> PreparedCase:
-    mask_path = _mask_path(case)
+    mask_path, image_hash = _mask_path(case), file_hash(case.image_path)
     content = {
         "version": VERSION,
-        "image": file_hash(case.image_path),
+        "image": image_hash,
         "mask": file_hash(mask_path),
         "labels": sorted(label_map.items()),
         "settings": settings.model_dump(mode="json"),
@@ -238,6 +264,7 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
         native_spacing_mm=tuple(facts["native_spacing_mm"]),
         intensities=tuple(facts["intensities"]),
         present=tuple(tuple(indices) for indices in facts["present"]),
+        image_hash=image_hash,
     )
 
 
@@ -257,29 +284,21 @@ def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Sett
             f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "
             f"{'; '.join(differences)}. Resample the mask to the image, or leave out the case."
         )
-    placement = place(volume, settings)
-    normalised, intensities = normalise(volume.array, settings)
-    floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
-    image = placement.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    prepared = prepare_volume(volume, settings)
     classes = torch.from_numpy(map_labels(labels, label_map, case))
-    mask = placement.prepare(classes, settings.size, labels=True)
-    slice_mm, row_mm, column_mm = volume.spacing_mm
+    mask = prepared.placement.prepare(classes, settings.size, labels=True)
     facts: dict[str, Any] = {
-        "placement": asdict(placement),
-        "spacing_mm": [
-            slice_mm,
-            row_mm * placement.height / settings.size[0],
-            column_mm * placement.width / settings.size[1],
-        ],
+        "placement": asdict(prepared.placement),
+        "spacing_mm": prepared.spacing_mm,
         "native_spacing_mm": volume.spacing_mm,
-        "intensities": intensities,
+        "intensities": prepared.intensities,
         "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
     }
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         with replacing(temporary / "image.npy") as path:
-            np.save(path, image.numpy().astype(np.float16))
+            np.save(path, prepared.image.numpy().astype(np.float16))
         with replacing(temporary / "mask.npy") as path:
             np.save(path, mask.numpy())
         write_atomically(temporary / "case.json", json.dumps(facts))
