@@ -20,7 +20,8 @@ import torch
 from textseg.augmentation import Augmentation
 from textseg.contracts import Case
 from textseg.data import Slices, training_loader
-from textseg.preparation import Placement, PreparedCase
+from textseg.placement import Placement
+from textseg.preparation import PreparedCase
 from textseg.recipe import Augmentation as Settings
 
 SECONDS = 4.0  # for each row

@@ -263,7 +263,8 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
     """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
     import numpy as np
 
-    from textseg.preparation import Placement, PreparedCase
+    from textseg.placement import Placement
+    from textseg.preparation import PreparedCase
 
     folder = folder / name
     folder.mkdir(parents=True)

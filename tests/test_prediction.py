@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, Task, TextFeatures
 from textseg.data import Slices
 from textseg.model import Segmenter
+from textseg.placement import Placement
 from textseg.prediction import empty_text, measure_cost, predict_case
-from textseg.preparation import Placement, PreparedCase
+from textseg.preparation import PreparedCase
 
 CPU = torch.device("cpu")
 ATLAS = Atlas("two", (Structure("dark", "part", 1), Structure("bright", "part", 2)))

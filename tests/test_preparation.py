@@ -24,7 +24,8 @@ from scipy.ndimage import center_of_mass
 from textseg import preparation
 from textseg.contracts import Case
 from textseg.errors import DataError
-from textseg.preparation import Placement, PreparedCase, find_body, normalise, place, prepare
+from textseg.placement import Placement, find_body, normalise, place
+from textseg.preparation import PreparedCase, prepare
 from textseg.recipe import Preparation as Settings
 from textseg.volumes import Geometry, Volume, read_volume, restore, write_labels
 

@@ -1,0 +1,136 @@
+"""The slices of a volume as a model reads them, and the way back to the pixels of the file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textseg.volumes import Volume
+
+if TYPE_CHECKING:
+    from textseg.recipe import Preparation as Settings
+
+PERCENTILES = (0.5, 99.5)
+BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
+BODY_PIXELS = 0.02  # share of a row or column that must be body
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The box of a native slice that a prepared slice shows, in native pixels; it may reach beyond the slice."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    native_size: tuple[int, int]  # H, W of the file's slices
+
+    def prepare(self, image: Tensor, size: tuple[int, int], *, labels: bool) -> Tensor:
+        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, labels are voted on."""
+        bottom = self.top + self.height - self.native_size[0]
+        right = self.left + self.width - self.native_size[1]
+        box = F.pad(image, (-self.left, right, -self.top, bottom))
+        return _vote(box, size) if labels else _smooth(box, size)
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """[B, K, H, W] -> [B, K, H_native, W_native]; beyond the box the background's logit is the highest."""
+        box = F.interpolate(logits, (self.height, self.width), mode="bilinear", align_corners=False)
+        height, width = self.native_size
+        bottom, right = height - self.top - self.height, width - self.left - self.width
+        restored = F.pad(box, (self.left, right, self.top, bottom))
+        outside = F.pad(torch.zeros_like(box[:, 0]), (self.left, right, self.top, bottom), value=1.0)
+        restored[:, 0] += outside
+        return restored
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """The slices of one volume at the size of the recipe, with what leads back to the file."""
+
+    image: Tensor  # [S, H, W] float32
+    placement: Placement
+    spacing_mm: tuple[float, float, float]  # slice, row, column distance of the prepared slices
+    intensities: tuple[float, ...]  # percentiles of the file
+
+
+def prepare_volume(volume: Volume, settings: Settings) -> PreparedVolume:
+    """The slices of a volume as a model reads them, in training and in prediction alike."""
+    placement = place(volume, settings)
+    normalised, intensities = normalise(volume.array, settings)
+    floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
+    image = placement.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    slice_mm, row_mm, column_mm = volume.spacing_mm
+    spacing_mm = (
+        slice_mm,
+        row_mm * placement.height / settings.size[0],
+        column_mm * placement.width / settings.size[1],
+    )
+    return PreparedVolume(image, placement, spacing_mm, intensities)
+
+
+def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of what is not air in a volume [S, H, W]; everything where nothing stands out."""
+    body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[1]) - array.min())
+    bounds = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(body.mean(axis=axis) > BODY_PIXELS)
+        bounds.append((int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, body.shape[1 - axis]))
+    (top, bottom), (left, right) = bounds
+    return top, left, bottom, right
+
+
+def place(volume: Volume, settings: Settings) -> Placement:
+    """The smallest box around the body that has the shape of a prepared slice, in millimetres."""
+    native_height, native_width = volume.array.shape[1:]
+    box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
+    top, left, bottom, right = box
+    row_mm, column_mm = volume.spacing_mm[1:]
+    height, width = settings.size
+    pixel_mm = max((bottom - top) * row_mm / height, (right - left) * column_mm / width)
+    # Rounded first: 448.00000000000006 pixels are 448.
+    box_height = math.ceil(round(height * pixel_mm / row_mm, 6))
+    box_width = math.ceil(round(width * pixel_mm / column_mm, 6))
+    return Placement(
+        top=(top + bottom - box_height) // 2,
+        left=(left + right - box_width) // 2,
+        height=box_height,
+        width=box_width,
+        native_size=(native_height, native_width),
+    )
+
+
+def normalise(array: NDArray[np.float32], settings: Settings) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`)."""
+    low, high = (float(value) for value in np.percentile(array, PERCENTILES))
+    clipped = np.clip(array, low, high)
+    if settings.intensity == "zscore":
+        return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), (low, high)
+    return (clipped - low) / max(high - low, 1e-6), (low, high)
+
+
+def _smooth(image: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(image[:, None], size, mode="bilinear", antialias=True)[:, 0]
+
+
+def _vote(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label that weighs most in each pixel, as the image is weighed; the background yields where weights are equal.
+
+    A label picked at the pixel's centre would lie half a native pixel off the image wherever the ratio is even.
+    """
+    values = torch.unique(labels).tolist()
+    values.sort(key=lambda value: value == 0)
+    heaviest = torch.full((len(labels), *size), -1.0)
+    result = torch.zeros_like(heaviest, dtype=labels.dtype)
+    for value in values:
+        weight = _smooth((labels == value).float(), size)
+        wins = weight > heaviest + 1e-4  # equal but for rounding is equal
+        result[wins] = value
+        heaviest = torch.where(wins, weight, heaviest)
+    return result
