@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.augmentation import Augmentation, case_key, slice_key
-from textseg.contracts import Batch, Batching
-from textseg.preparation import PreparedCase
+from textseg.contracts import Batch, Batching, Case
 from textseg.text import SliceText
 
 Draw = tuple[int, int]  # epoch, number of the slice
 Item = tuple[Tensor, Tensor, int, str | None]
+
+
+class SliceStack(Protocol):
+    """What slices are taken from: a case in the store, or a volume that was just read."""
+
+    @property
+    def case(self) -> Case: ...
+    @property
+    def slice_count(self) -> int: ...
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]: ...
+    @property
+    def image(self) -> NDArray[Any]:
+        """[S, H, W]."""
+        ...
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """[S, H, W]."""
+        ...
 
 
 class Slices(Dataset[Item]):
@@ -32,7 +52,7 @@ class Slices(Dataset[Item]):
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[SliceStack],
         text: SliceText | None,
         sources: Mapping[str, float],
         augmentation: Augmentation | None = None,

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from textseg.build import Experiment
 from textseg.contracts import Atlas, Source, Visibility
-from textseg.data import Slices, batches_in_order
+from textseg.data import Slices
 from textseg.files import write_atomically
 from textseg.model import Segmenter
+from textseg.prediction import slice_logits
 from textseg.preparation import PreparedCase
 from textseg.prompts import ground_truth_visibility, predicted_visibilities, spoken
 from textseg.scores import csv_text
@@ -49,7 +51,6 @@ def told_slices(
     return experiment.slices_saying(prepared, visibility), visibility
 
 
-@torch.no_grad()
 def find_structures(
     segmenter: Segmenter, slices: Slices, atlas: Atlas, *, device: torch.device, batch_size: int
 ) -> dict[str, float]:
@@ -65,20 +66,35 @@ def find_structures(
         device: where to compute.
         batch_size: slices at a time; all at once for a model that reads whole volumes.
     """
-    voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
-    probability = torch.zeros(atlas.class_count, dtype=torch.float64)
-    for batch in batches_in_order(slices, batch_size, segmenter.batching):
-        moved = batch.to(device)
-        highest, found = segmenter(moved.image, moved.text).logits.float().softmax(1).max(1)
+    finder = StructureFinder(atlas)
+    for logits in slice_logits(segmenter, slices, device=device, batch_size=batch_size):
+        finder.add(logits)
+    return finder.confidence()
+
+
+class StructureFinder:
+    """Collects how sure a model is of each structure, from one batch of slices after the other."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
+        self.voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
+        self.probability = torch.zeros(atlas.class_count, dtype=torch.float64)
+
+    def add(self, logits: Tensor) -> None:
+        """[B, K, H, W]."""
+        highest, found = logits.softmax(1).max(1)
         found, highest = found.flatten().cpu(), highest.flatten().double().cpu()
-        voxels += torch.bincount(found, minlength=atlas.class_count)
-        probability += torch.bincount(found, highest, minlength=atlas.class_count)
-    sizes = {structure.name: float(voxels[structure.index]) for structure in atlas.structures}
-    sure = {
-        structure.name: float(probability[structure.index] / voxels[structure.index].clamp(min=1))
-        for structure in atlas.structures
-    }
-    return {name: sure[name] * min(1.0, sizes[name] / (SMALL * _usual_size(name, sizes, atlas))) for name in sizes}
+        self.voxels += torch.bincount(found, minlength=self.atlas.class_count)
+        self.probability += torch.bincount(found, highest, minlength=self.atlas.class_count)
+
+    def confidence(self) -> dict[str, float]:
+        """From 0 to 1, by structure: see `find_structures`."""
+        mean = self.probability / self.voxels.clamp(min=1)
+        sizes = {structure.name: float(self.voxels[structure.index]) for structure in self.atlas.structures}
+        sure = {structure.name: float(mean[structure.index]) for structure in self.atlas.structures}
+        return {
+            name: sure[name] * min(1.0, sizes[name] / (SMALL * _usual_size(name, sizes, self.atlas))) for name in sizes
+        }
 
 
 def _usual_size(name: str, sizes: Mapping[str, float], atlas: Atlas) -> float:

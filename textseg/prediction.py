@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from textseg.contracts import Task, TextFeatures
 from textseg.data import Slices, batches_in_order
 from textseg.model import Segmenter
+from textseg.placement import Placement
 from textseg.preparation import PreparedCase
 
 
@@ -26,7 +27,6 @@ class CasePrediction:
     native: NDArray[np.uint8] | None  # [S, H_native, W_native], where it was asked for
 
 
-@torch.no_grad()  # inference mode would spoil what a network keeps of a forward pass for the next training step
 def predict_case(
     segmenter: Segmenter,
     prepared: PreparedCase,
@@ -38,8 +38,6 @@ def predict_case(
 ) -> CasePrediction:
     """Segment every slice of one case.
 
-    Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
-
     Args:
         segmenter: in evaluation mode, on `device`.
         prepared: the case.
@@ -48,15 +46,31 @@ def predict_case(
         batch_size: slices at a time; all at once for a model that reads whole volumes.
         native: also at the file's own size.
     """
-    small: list[Tensor] = []
-    large: list[Tensor] = []
+    logits = slice_logits(segmenter, slices, device=device, batch_size=batch_size)
+    return take_classes(logits, prepared.placement, native=native)
+
+
+def slice_logits(segmenter: Segmenter, slices: Slices, *, device: torch.device, batch_size: int) -> Iterator[Tensor]:
+    """The logits [B, K, H, W] of one batch of slices after the other, in order, on `device`."""
     for batch in batches_in_order(slices, batch_size, segmenter.batching):
         moved = batch.to(device)
-        logits = segmenter(moved.image, moved.text).logits.float()
-        small.append(logits.argmax(1).to(torch.uint8).cpu())
+        with torch.no_grad():  # inference mode would spoil what a network keeps of it for the next training step
+            logits = segmenter(moved.image, moved.text).logits.float()
+        yield logits
+
+
+def take_classes(logits: Iterable[Tensor], placement: Placement, *, native: bool = True) -> CasePrediction:
+    """The class of the highest logit, at the prepared and, with `native`, at the file's own size.
+
+    Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
+    """
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for batch in logits:
+        small.append(batch.argmax(1).to(torch.uint8).cpu())
         if native:  # one slice at a time: K float maps of a whole batch at the native size can fill a GPU
-            for one in logits.split(1):
-                large.append(prepared.placement.restore(one).argmax(1).to(torch.uint8).cpu())
+            for one in batch:
+                large.append(placement.restore(one[None]).argmax(1).to(torch.uint8).cpu())
     return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
 
 

@@ -115,7 +115,7 @@ def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
     changed = shown ^ ({case.chance.choice(choice)} if choice else set())
     visible = tuple(name for name in atlas.names if name in changed)
     visibility = Visibility(visible, source="ground_truth", scope="volume", facts=case.prepared.case.facts)
-    return prompts_saying(case.prepared, visibility, text.generator, atlas)
+    return prompts_saying(visibility, case.prepared.slice_count, text.generator, atlas)
 
 
 CONDITIONS = (

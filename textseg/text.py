@@ -68,21 +68,29 @@ def slice_prompts(
         facts = prepared.case.facts
         said = [ground_truth_visibility(atlas, shown, facts) for shown in prepared.present]
     else:
+        placed = source != "template" or knowledge.template_position
         visibility = _of_volume(prepared, source, atlas, knowledge)
-        if source == "template" and not knowledge.template_position:
-            return [_prompt(generator, atlas, visibility)] * prepared.slice_count
-        said = [visibility] * prepared.slice_count
+        return prompts_saying(visibility, prepared.slice_count, generator, atlas, position=placed)
     return [
         _prompt(generator, atlas, visibility.at(index, prepared.slice_count)) for index, visibility in enumerate(said)
     ]
 
 
 def prompts_saying(
-    prepared: PreparedCase, visibility: Visibility, generator: PromptGenerator, atlas: Atlas
+    visibility: Visibility,
+    slice_count: int,
+    generator: PromptGenerator,
+    atlas: Atlas,
+    *,
+    position: bool = True,
 ) -> list[SlicePrompt]:
-    """The prompts of every slice of a case of which `visibility` is said, whoever says it."""
-    count = prepared.slice_count
-    return [_prompt(generator, atlas, visibility.at(index, count)) for index in range(count)]
+    """The prompts of every slice of a volume of which `visibility` is said, whoever says it.
+
+    Without `position` they don't say where in the stack a slice lies.
+    """
+    if not position:
+        return [_prompt(generator, atlas, visibility)] * slice_count
+    return [_prompt(generator, atlas, visibility.at(index, slice_count)) for index in range(slice_count)]
 
 
 def _prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> SlicePrompt:
@@ -157,7 +165,7 @@ class Text:
 
         Raises PromptError for a text that is not in the table.
         """
-        prompts = prompts_saying(prepared, visibility, self.generator, self.atlas)
+        prompts = prompts_saying(visibility, prepared.slice_count, self.generator, self.atlas)
         return SliceText(self.table, self.atlas, {visibility.source: prompts})
 
 
@@ -211,7 +219,7 @@ def _findable(
     """What a first pass over these cases may lead to; cases of equal facts and slice counts are told alike."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
-        ("predicted", prompts_saying(case, visibility, generator, atlas))
+        ("predicted", prompts_saying(visibility, case.slice_count, generator, atlas))
         for case in alike.values()
         for visibility in predicted_visibilities(atlas, case.case.facts)
     ]
