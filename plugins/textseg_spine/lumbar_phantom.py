@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import math
-import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from textseg.anatomy import T1, T2, T2_SPACE, Anatomy, Contrast, Level, Part
-from textseg.contracts import Case, LabelMap
-from textseg.errors import DataError, RecipeError
-from textseg.phantom import render
+from textseg.anatomy import Anatomy, Level, Part
+from textseg.phantom_files import Patient, Series, SpinePhantom
 from textseg_spine.atlas import lumbar_spider
 from textseg_spine.spider import PARTIAL_OFFSET, Spider
 
-DRAWING = 1  # raise it whenever the same settings give other pictures
-SLAB_MM = 52.0  # from the first slice to the last
-THICKEST_SLICE_MM = 6.0
 SUFFIXES = {"T1": "t1", "T2": "t2", "T2 SPACE": "t2_SPACE"}
 
 
@@ -99,18 +84,7 @@ LUMBAR = Anatomy(
 )
 
 
-@dataclass(frozen=True)
-class _Patient:
-    number: int
-    sex: str
-    subset: str
-    contrasts: tuple[Contrast, ...]
-    stored_lps: bool
-    oblique_degrees: float
-    partial_values: bool  # whether the picture's edge turns a vertebra's value into that of a partial one
-
-
-class LumbarPhantom:
+class LumbarPhantom(SpinePhantom):
     """Synthetic sagittal T1, T2 and T2 SPACE series of lumbar spines, as files in SPIDER's layout.
 
     The files are written once, into a folder of `folder` that is named after a hash of the settings, when the first
@@ -118,6 +92,10 @@ class LumbarPhantom:
     is H, W in pixels of `spacing_mm`. Raises RecipeError for impossible settings and DataError for a folder that
     can't be written.
     """
+
+    anatomy = LUMBAR
+    slab_mm = 52.0
+    drawing = 1
 
     def __init__(
         self,
@@ -129,110 +107,36 @@ class LumbarPhantom:
         spacing_mm: float = 1.9,
         seed: int = 0,
     ) -> None:
-        for name, value in {"cases": cases, "slices": slices, "size": min(size), "spacing_mm": spacing_mm}.items():
-            if not value > 0:
-                raise RecipeError(f"lumbar_phantom: {name} is {value}, but must be above 0.")
-        if seed < 0:
-            raise RecipeError(f"lumbar_phantom: seed is {seed}, but must not be below 0.")
-        self.atlas = lumbar_spider()
-        self._count, self._slices, self._spacing_mm, self._seed = cases, slices, float(spacing_mm), seed
-        self._size = (int(size[0]), int(size[1]))
-        settings = [DRAWING, cases, slices, self._size, self._spacing_mm, seed, asdict(LUMBAR)]
-        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-        self.folder = Path(folder) / digest
-
-    def cases(self) -> Sequence[Case]:
-        """Every series, as `Spider.cases`."""
-        return self._spider.cases()
-
-    def label_map(self, case: Case) -> LabelMap:
-        """Class index of each value, as `Spider.label_map`."""
-        return self._spider.label_map(case)
-
-    def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """Every fourth patient is for testing."""
-        return self._spider.official_split()
-
-    @cached_property
-    def _spider(self) -> Spider:
-        if not self.folder.is_dir():
-            self._generate()
-        return Spider(folder=str(self.folder))
-
-    def _generate(self) -> None:
-        """Write everything into a folder beside the final one, then rename: readers see all of it or nothing."""
-        unfinished = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
-        try:
-            for name in ("images", "masks"):
-                (unfinished / name).mkdir(parents=True)
-            with (unfinished / "overview.csv").open("w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file)  # CRLF, as SPIDER's
-                table.writerow(("new_file_name", "num_vertebrae", "num_discs", "sex", "birth_date", "subset"))
-                for patient in self._patients():
-                    table.writerows(self._write(unfinished, patient))
-            unfinished.rename(self.folder)
-        except OSError as error:
-            if not self.folder.is_dir():  # otherwise another process was faster, with the same files
-                raise DataError(
-                    f"The phantom can't be written to {self.folder}: {error}. "
-                    "Set `dataset.folder` to a folder that can be written to."
-                ) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def _patients(self) -> Iterator[_Patient]:
-        remaining, number = self._count, 0
-        while remaining:
-            number += 1
-            contrasts = {2: (T1, T2), 4: (T2_SPACE,), 5: (T1,)}.get(number % 6, (T2,))[:remaining]
-            remaining -= len(contrasts)
-            random = np.random.default_rng((self._seed, number, 0))
-            yield _Patient(
-                number=number,
-                sex="FM"[number % 2],
-                subset="validation" if number % 4 == 3 else "training",
-                contrasts=contrasts,
-                stored_lps=number % 3 == 0,
-                oblique_degrees=float(random.uniform(-4, 4)) if number % 3 else 0.0,
-                partial_values=number % 2 == 0,
-            )
-
-    def _write(self, folder: Path, patient: _Patient) -> Iterator[tuple[str | int, ...]]:
-        """Write a patient's series; yields their rows of overview.csv."""
-        random = np.random.default_rng((self._seed, patient.number, 1))
-        distance = min(SLAB_MM / max(self._slices - 1, 1), THICKEST_SLICE_MM)
-        phantom = render(
-            self.atlas,
-            LUMBAR,
-            patient.contrasts,
-            slices=self._slices,
-            size=self._size,
-            spacing_mm=self._spacing_mm,
-            slice_distance_mm=distance,
-            seed=(self._seed, patient.number, 2),
-            scale=1.02 if patient.sex == "F" else 1.09,
+        super().__init__(
+            lumbar_spider(), folder=folder, cases=cases, slices=slices, size=size, spacing_mm=spacing_mm, seed=seed
         )
-        values = spider_values(phantom.mask, partial=patient.partial_values)
+
+    def read(self, folder: Path) -> Spider:
+        """As SPIDER is read."""
+        return Spider(folder=str(folder))
+
+    def write(self, folder: Path) -> None:
+        """images/, masks/ and overview.csv."""
+        for name in ("images", "masks"):
+            (folder / name).mkdir()
+        with (folder / "overview.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)  # CRLF, as SPIDER's
+            table.writerow(("new_file_name", "num_vertebrae", "num_discs", "sex", "birth_date", "subset"))
+            for patient in self.patients():
+                for series in self.series(patient):
+                    table.writerow(self._write_series(folder, patient, series))
+
+    def _write_series(self, folder: Path, patient: Patient, series: Series) -> tuple[str | int, ...]:
+        """Write one series; returns its row of overview.csv."""
+        # In some patients the picture's edge turns a vertebra's value into that of a partial one
+        values = spider_values(series.mask, partial=patient.number % 2 == 0)
+        stem = f"{patient.number}_{SUFFIXES[series.contrast.sequence]}"
+        self.store(series.image, folder / "images" / f"{stem}.mha", patient)
+        self.store(values, folder / "masks" / f"{stem}.mha", patient)
         numbers = set(np.unique(values).tolist())
         vertebrae = len({value % 100 for value in numbers if value < 200} - {0})
         discs = sum(value > 200 for value in numbers)
-        for contrast, image in zip(patient.contrasts, phantom.images, strict=True):
-            stem = f"{patient.number}_{SUFFIXES[contrast.sequence]}"
-            gain = random.uniform(250, 1200)
-            self._store(image * gain, np.int16, folder / "images" / f"{stem}.mha", patient, distance)
-            self._store(values, np.uint8, folder / "masks" / f"{stem}.mha", patient, distance)
-            yield stem, vertebrae, discs, f"{patient.sex} ", int(random.integers(25, 80)), patient.subset
-
-    def _store(self, volume: NDArray[np.generic], kind: type, path: Path, patient: _Patient, distance: float) -> None:
-        image = sitk.GetImageFromArray(volume.astype(kind))
-        image.SetSpacing((self._spacing_mm, self._spacing_mm, distance))  # type: ignore[no-untyped-call]
-        sine, cosine = math.sin(math.radians(patient.oblique_degrees)), math.cos(math.radians(patient.oblique_degrees))
-        turned_pir = (0, 0, -1, cosine, sine, 0, sine, -cosine, 0)  # about the left-right axis
-        image.SetDirection(turned_pir)  # type: ignore[no-untyped-call]
-        image.SetOrigin((SLAB_MM / 2, -110.0, 150.0))  # type: ignore[no-untyped-call]
-        if patient.stored_lps:
-            image = sitk.DICOMOrient(image, "LPS")  # type: ignore[no-untyped-call]
-        sitk.WriteImage(image, os.fspath(path), useCompression=True)
+        return stem, vertebrae, discs, f"{patient.sex} ", series.age, "validation" if patient.testing else "training"
 
 
 def spider_values(mask: NDArray[np.uint8], *, partial: bool = False) -> NDArray[np.uint8]:
