@@ -18,7 +18,7 @@ from torch import Tensor
 
 from textseg.errors import PromptError
 from textseg.fetching import Progress
-from textseg_atmnet.hub import CODE, HubModel, quiet_transformers
+from textseg.hub import CODE, HubModel, quiet_transformers
 
 BATCH_SIZE = 32
 TEXT_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # configuration and tokenizer

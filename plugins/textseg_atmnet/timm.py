@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from textseg.contracts import Task
 from textseg.errors import RecipeError
 from textseg.fetching import Progress
+from textseg.hub import HubModel
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
-from textseg_atmnet.hub import HubModel
 
 
 class TimmEncoder(nn.Module):
