@@ -1,10 +1,15 @@
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Features, SegmenterOutput, Task, TextFeatures
+from textseg.errors import PluginError, RunError
 from textseg.model import Segmenter, TextGuidedNetwork
+from textseg.run_folder import RunFolder
 
 SIZES = [(16, 24), (13, 21), (8, 30), (1, 9), (17, 8)]
 
@@ -149,3 +154,76 @@ def test_a_fusion_may_define_what_a_network_may() -> None:
     assert fusion.epochs == [(1, 5)]
     assert segmenter.optional("losses") is None
     assert Segmenter(Whole()).optional("start_epoch") is None  # type: ignore[arg-type]
+
+
+class Adapted(nn.Module):
+    """A large layer that is read from elsewhere and stays as it is, and a small one that is trained."""
+
+    uses_text, size_multiple, reads_frozen = False, 1, True
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.large = nn.Conv2d(1, 500, 1).requires_grad_(False)
+        nn.init.constant_(self.large.weight, value)
+        self.small = nn.Conv2d(500, 3, 1)
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        return SegmenterOutput(self.small(self.large(image)))
+
+
+def trained(value: float = 1.0) -> Segmenter:
+    torch.manual_seed(3)
+    segmenter = Segmenter(Adapted(value))
+    segmenter.network.large.bias.data.fill_(2.0)
+    return Segmenter(segmenter.network)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_leaves_out_what_is_read_elsewhere_and_is_completed_from_there(wrapped: bool, tmp_path: Path) -> None:
+    """Also below another module, and of a copy, as an average of weights is one."""
+    segmenter = trained()
+    module = nn.ModuleDict({"segmenter": copy.deepcopy(segmenter)}) if wrapped else segmenter
+    place = "segmenter.network." if wrapped else "network."
+    state = module.state_dict()
+    assert {key for key in state if key.startswith(place)} == {f"{place}small.weight", f"{place}small.bias"}
+    assert set(segmenter.network.state_dict()) == {"large.weight", "large.bias", "small.weight", "small.bias"}
+    RunFolder(tmp_path).save_checkpoint("best", {"model": state})
+    state = RunFolder(tmp_path).load_checkpoint("best")["model"]
+    other = trained()
+    nn.init.zeros_(other.network.small.weight)
+    (nn.ModuleDict({"segmenter": other}) if wrapped else other).load_state_dict(state)
+    image = torch.randn(1, 1, 4, 4)
+    assert torch.equal(other(image).logits, segmenter(image).logits)
+    assert state.keys() == module.state_dict().keys()  # loading took nothing out of it
+
+
+def test_weights_do_not_go_onto_another_frozen_part() -> None:
+    state = trained().state_dict()
+    with pytest.raises(RunError, match="the recipe reads it from has changed"):
+        trained(value=1.5).load_state_dict(state)
+    everything = {f"network.{key}": value for key, value in trained().network.state_dict().items()}
+    with pytest.raises(RunError, match="fingerprint None"):
+        trained().load_state_dict(everything)
+
+
+def test_what_is_read_elsewhere_must_stay_frozen() -> None:
+    segmenter = trained()
+    segmenter.network.requires_grad_(True)
+    with pytest.raises(PluginError, match=r"'network\.large\.weight'.*trains it"):
+        segmenter.state_dict()
+
+
+def test_all_of_another_network_is_in_its_state() -> None:
+    network = Convolutions()
+    network.layer.weight.requires_grad_(False)
+    assert set(Segmenter(network).state_dict()) == {"network.layer.weight", "network.layer.bias"}
+
+
+def test_a_vision_encoder_may_be_read_elsewhere(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
+    encoder = Encoder()
+    encoder.reads_frozen = True
+    encoder.levels[0].requires_grad_(False)
+    state = Segmenter(TextGuidedNetwork(task, encoder, Addition())).state_dict()
+    assert "network.vision_encoder.levels.0.weight" not in state
+    assert {"network.vision_encoder.levels.1.weight", "network.head.weight", "frozen"} <= state.keys()

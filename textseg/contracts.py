@@ -299,6 +299,8 @@ class Network(Protocol):
             sequence. It is called before each epoch of its stage, and so again where a run goes on: it says what has
             gradients, and changes no weight. Validation begins with the last stage.
         batching = "volume": B is all slices of one case, in order, in training and everywhere else.
+        reads_frozen = True, for a vision encoder too: its parameters that have no gradient when it is built are read
+            from elsewhere each time, and stay as they are. Checkpoints hold their fingerprint in place of them.
     State that must survive an interruption lives in buffers.
     """
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import Batching, Features, Fusion, Network, SegmenterOutput, Task, TextFeatures, VisionEncoder
+from textseg.errors import PluginError, RunError
+
+FROZEN = "frozen"  # the key under which a state holds the fingerprint of what it leaves out
 
 
 class TextGuidedNetwork(nn.Module):
@@ -39,11 +44,19 @@ class Segmenter(nn.Module):
     """Any network, at any image size: pads below and to the right to its `size_multiple`, brings logits to H x W.
 
     Deep logits and feature maps of the output keep the padded size. A network without text never sees text.
+
+    Its state is what a checkpoint holds: without the parameters that a part reads from elsewhere and never moves
+    (`reads_frozen`), with their fingerprint. The state of `network` holds all. Loading raises RunError where the
+    frozen parameters of a state were other ones than those at hand.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.read_elsewhere = self._read_elsewhere()
+        self.frozen_fingerprint = _fingerprint([self.get_parameter(name) for name in self.read_elsewhere])
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_put_back)  # type: ignore[no-untyped-call]
 
     @property
     def uses_text(self) -> bool:
@@ -82,6 +95,20 @@ class Segmenter(nn.Module):
         """What may go beyond its contract: the network, or else its fusion."""
         return self.network, getattr(self.network, "fusion", None)
 
+    def _read_elsewhere(self) -> tuple[str, ...]:
+        """The names of the parameters that are read from elsewhere at each build."""
+        parts = {"network": self.network} | {
+            f"network.{name}": getattr(self.network, name, None) for name in ("vision_encoder", "fusion")
+        }
+        names = (
+            f"{place}.{name}"
+            for place, part in parts.items()
+            if isinstance(part, nn.Module) and getattr(part, "reads_frozen", False) is True
+            for name, parameter in part.named_parameters()
+            if not parameter.requires_grad
+        )
+        return tuple(dict.fromkeys(names))
+
     def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
         """[B, C, H, W], text -> output with logits [B, K, H, W]."""
         height, width = image.shape[-2:]
@@ -92,3 +119,42 @@ class Segmenter(nn.Module):
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
         return replace(output, logits=logits[..., :height, :width])
+
+
+def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Of a state that is about to be saved."""
+    for name in segmenter.read_elsewhere:
+        if segmenter.get_parameter(name).requires_grad:
+            raise PluginError(
+                f"The model reads '{name}' from elsewhere (reads_frozen) and trains it, so no checkpoint would hold "
+                "what it learned. It must stay frozen, or be trained from the beginning."
+            )
+        del state[prefix + name]
+    if segmenter.read_elsewhere:
+        state[prefix + FROZEN] = segmenter.frozen_fingerprint
+
+
+def _put_back(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Into a state that is about to be loaded."""
+    if not segmenter.read_elsewhere:
+        return
+    found = state.pop(prefix + FROZEN, None)
+    if found != segmenter.frozen_fingerprint:
+        raise RunError(
+            f"These weights belong to a model whose frozen part has the fingerprint {found}, and that of the one at "
+            f"hand is {segmenter.frozen_fingerprint}: what the recipe reads it from has changed. Bring back the "
+            "weights that were there, or train again with --fresh."
+        )
+    for name in segmenter.read_elsewhere:
+        state[prefix + name] = segmenter.get_parameter(name).detach()
+
+
+def _fingerprint(parameters: list[nn.Parameter]) -> str | None:
+    """Of their values and shapes; None for none, and on a device that holds no values."""
+    if not parameters or any(parameter.is_meta for parameter in parameters):
+        return None
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(repr(tuple(parameter.shape)).encode())
+        digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
