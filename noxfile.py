@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
+
+# Those that are distributions of their own
+PLUGINS = sorted(path.parent.name for path in Path("plugins").glob("*/pyproject.toml"))
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
@@ -27,6 +32,17 @@ def timm(session: nox.Session) -> None:
     """Test the vision encoder that stands on timm, which the other tests leave out."""
     install(session, "test,timm")
     session.run("pytest", "-k", "timm", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("plugin", PLUGINS, ids=PLUGINS)
+def plugins(session: nox.Session, plugin: str) -> None:
+    """Test a plug-in that is a distribution of its own, installed from its folder beside textseg."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-c", "constraints.txt", ".[minilm]", f"./plugins/{plugin}[test]")
+    session.chdir(f"plugins/{plugin}")
+    session.run("textseg", "plugins", "list")
+    session.run("pytest", *session.posargs)
 
 
 @nox.session

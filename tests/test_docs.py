@@ -14,7 +14,12 @@ from textseg import errors, registry, scores
 from textseg.contracts import Atlas, Visibility
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if "_build" not in path.parts)
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "plugins/*/README.md")
+    for path in ROOT.glob(pattern)
+    if "_build" not in path.parts
+)
 RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.yaml") if "splits" not in path.parts)
 OTHER_PROGRAMS = {"--local-dir", "--no-venv"}  # options of hf and nox that the pages use
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -184,7 +189,7 @@ def test_every_recipe_is_listed(recipe: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_recipe_that_does_not_exist(page: Path) -> None:
-    named = set(re.findall(r"recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")))
+    named = set(re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")))
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 

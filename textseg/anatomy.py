@@ -77,6 +77,7 @@ class Anatomy:
     canal_gap_mm: float = 2.0  # behind the bodies
     canal_size_mm: tuple[float, float] = (15.0, 22.0)  # depth, width
     canal_end: str = ""  # vertebra at whose upper end the canal begins to taper; empty: never
+    cord: str = ""  # its name in the atlas
     cord_size_mm: tuple[float, float] = (8.5, 10.5)  # depth, width
     cord_end: str = ""  # vertebra at whose centre the cord ends; empty: never
     back_mm: tuple[float, float] = (66.0, 92.0)  # from the axis to the skin of the back

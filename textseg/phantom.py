@@ -134,7 +134,7 @@ def _draw_posterior(canvas: _Canvas, spine: Spine, level: Level, above: Level | 
     """Pedicles, laminae and processes; those of the level above stay in front where both meet."""
     centre = spine.centre[level.name]
     wall = level.depth_mm / 2
-    window = canvas.space.window((centre - 45, centre + 75), (0, wall + 75))
+    window = canvas.space.window((centre - 45, centre + 75), (-wall, wall + 75))
     if window is None or not level.parts:
         return
     along, behind, beside = canvas.space.at(window)
@@ -231,6 +231,7 @@ def _draw_canal(canvas: _Canvas, spine: Spine, random: np.random.Generator) -> N
     roots = np.clip(0.45 + 0.25 * strands, 0, 0.9) * (behind > front + 0.9 * depth) * (along > end - 20)
     canvas.paint(np.where(roots > 0, sac + 1, 99.0), cord=roots, fluid=1 - roots)
     canvas.label(anatomy.canal, (sac < 0) & (taper > 0.05) & (depth > 1.2))
+    canvas.label(anatomy.cord, (cord < 0) & (sac < 0) & (along < end))
 
 
 def _acquire(signal: Array, space: Space, random: np.random.Generator) -> NDArray[np.float32]:
