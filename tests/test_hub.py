@@ -174,3 +174,21 @@ def test_a_folder_has_nothing_to_fetch(tmp_path: Path) -> None:
     assert source.commit is None
     with pytest.raises(RecipeError, match="holds no weights"):
         source.weights()
+
+
+def test_weights_become_a_model(model: dict[str, bytes], tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    for name, content in model.items():
+        (tmp_path / name).write_bytes(content)
+    source = HubModel(str(tmp_path), what="Text encoder", error=RecipeError)
+    config = BertConfig.from_pretrained(tmp_path)
+    expected = BertModel.from_pretrained(tmp_path).state_dict()
+    found = source.load(BertModel, config).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    source.load(BertForMaskedLM, config, own="cls.")
+    with pytest.raises(RecipeError, match="weights of text encoder .* lack .* tensors, cls.* would be random"):
+        source.load(BertForMaskedLM, config)
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(RecipeError, match="weights of text encoder .* can't be read"):
+        source.load(BertModel, config)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from textseg.errors import TextsegError
@@ -100,6 +101,40 @@ class HubModel:
         raise self.error(
             f"{self.what} '{self.name}' holds no weights ({' or '.join(WEIGHTS)}) in '{self.folder}'. {self.remedy}"
         )
+
+    def load(self, kind: Any, config: Any, *, own: str | None = None) -> Any:
+        """A model of transformers with these weights, in float32, from this machine alone.
+
+        Args:
+            kind: the class of the model.
+            config: its configuration.
+            own: part of the names of tensors that only this class has, so that the weights may lack them.
+
+        Raises `error` for weights that can't be read, or lack other tensors.
+        """
+        import torch
+        from safetensors import SafetensorError
+
+        weights, what = self.weights(), f"{self.what[0].lower()}{self.what[1:]}"
+        try:
+            with quiet_transformers():
+                model, report = kind.from_pretrained(
+                    self.folder,
+                    config=config,
+                    local_files_only=True,
+                    use_safetensors=weights[0].suffix == ".safetensors",
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+            cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            raise self.error(f"The weights of {what} '{self.name}' can't be read: {cause}. {self.remedy}") from error
+        if absent := sorted(key for key in report["missing_keys"] if own is None or own not in key):
+            raise self.error(
+                f"The weights of {what} '{self.name}' lack {len(absent)} tensors, {', '.join(absent[:3])} among them; "
+                "they would be random. Use weights that match the configuration, or none."
+            )
+        return model
 
     def fetch(self, patterns: Sequence[str], *, weights: bool, progress: Progress) -> str:
         """Bring the files that match, with weights where wanted; what is here already is not downloaded again.

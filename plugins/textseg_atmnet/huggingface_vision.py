@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from textseg.contracts import Task
@@ -181,26 +179,6 @@ def _pretrained(config: Any, source: HubModel) -> nn.Module:
     """The backbone with its weights, looked for on this machine alone."""
     # Not through AutoBackbone, which asks the hub first.
     backbone = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    safe = source.weights()[0].suffix == ".safetensors"
-    try:
-        with quiet_transformers():
-            built, report = backbone.from_pretrained(
-                source.folder,
-                config=config,
-                local_files_only=True,
-                use_safetensors=safe,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        cause = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise RecipeError(f"The weights of vision encoder '{source.name}' can't be read: {cause}.") from error
     # The norms of its maps are the backbone's own: weights for classification don't have them.
-    absent = sorted(key for key in report["missing_keys"] if "norms." not in key)
-    if absent:
-        raise RecipeError(
-            f"The weights of vision encoder '{source.name}' lack {len(absent)} tensors, {', '.join(absent[:3])} among "
-            "them; they would be random. Use weights that match the configuration, or write `pretrained: false`."
-        )
-    module: nn.Module = built
-    return module
+    built: nn.Module = source.load(backbone, config, own="norms.")
+    return built

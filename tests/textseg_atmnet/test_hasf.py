@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textseg.attention import plane_sinusoids, sinusoids
 from textseg.contracts import Atlas, Features, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg_atmnet.hasf import HASF, Attention, FusionBlock, plane_sinusoids, sinusoids
+from textseg_atmnet.hasf import HASF, FusionBlock
 
 FEATURES = Features((8, 16, 24), (2, 4, 8))
 T, D = 6, 10
@@ -40,26 +41,6 @@ def built(task: Task, features: Features = FEATURES, **settings: int) -> HASF:
     return HASF(task, features, **{"heads": 4, "text_tokens": 5, **settings})
 
 
-def naive_attention(layer: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax of the whole matrix, head by head."""
-    size = query.shape[-1] // layer.heads
-    q, k, v = layer.query(query), layer.key(key), layer.value(value)
-    heads = []
-    for head in range(layer.heads):
-        of = slice(head * size, (head + 1) * size)
-        weights = torch.softmax(torch.einsum("bnc,bmc->bnm", q[..., of], k[..., of]) / math.sqrt(size), dim=-1)
-        heads.append(torch.einsum("bnm,bmc->bnc", weights, v[..., of]))
-    projected: Tensor = layer.output(torch.cat(heads, dim=-1))
-    return projected
-
-
-def test_attention_equals_a_naive_softmax() -> None:
-    torch.manual_seed(0)
-    layer = Attention(12, 3)
-    query, key, value = torch.randn(2, 7, 12), torch.randn(2, 4, 12), torch.randn(2, 4, 12)
-    torch.testing.assert_close(layer(query, key, value), naive_attention(layer, query, key, value))
-
-
 def test_a_block_is_the_restored_formula() -> None:
     torch.manual_seed(0)
     block = FusionBlock(8, heads=2, feed_forward=0)
@@ -68,9 +49,9 @@ def test_a_block_is_the_restored_formula() -> None:
     v = visual.flatten(2).mT
     pe = plane_sinusoids(3, 5, 8, CPU).flatten(1).mT
     q = block.self_norm(v) + pe
-    v = v + block.self_output_norm(naive_attention(block.self_attention, q, q, block.self_norm(v)))
+    v = v + block.self_output_norm(block.self_attention(q, q, block.self_norm(v)))
     q, k = block.cross_norm(v) + pe, text + sinusoids(4, 8, CPU)
-    v = v + 0.7 * block.cross_output_norm(naive_attention(block.cross_attention, q, k, text))
+    v = v + 0.7 * block.cross_output_norm(block.cross_attention(q, k, text))
     torch.testing.assert_close(block(visual, text, (3, 5)), v.mT.unflatten(2, (3, 5)))
 
 
@@ -83,26 +64,9 @@ def test_pooled_keys_are_the_means_of_their_cells() -> None:
     normed = block.self_norm(v)
     cells = F.avg_pool2d(normed.mT.unflatten(2, (4, 6)), 2).flatten(2).mT
     places = F.avg_pool2d(pe, 2).flatten(1).mT
-    attended = naive_attention(block.self_attention, normed + pe.flatten(1).mT, cells + places, cells)
+    attended = block.self_attention(normed + pe.flatten(1).mT, cells + places, cells)
     expected = (v + block.self_output_norm(attended)).mT.unflatten(2, (4, 6))
     torch.testing.assert_close(block(visual, torch.randn(1, 3, 8), (2, 3)), expected)
-
-
-def test_positions_equal_the_published_formula() -> None:
-    encoding = sinusoids(5, 7, CPU)
-    for place in range(5):
-        for channel in range(7):
-            angle = place / 10_000 ** ((channel - channel % 2) / 7)
-            expected = math.cos(angle) if channel % 2 else math.sin(angle)
-            assert encoding[place, channel].item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_every_place_of_the_plane_has_its_own_position() -> None:
-    plane = plane_sinusoids(6, 9, 7, CPU)
-    assert plane.shape == (7, 6, 9)
-    assert torch.equal(plane[:4, 2, 3], plane[:4, 2, 8])  # the row
-    assert torch.equal(plane[4:, 2, 3], plane[4:, 5, 3])  # the column
-    assert len(torch.unique(plane.flatten(1).T, dim=0)) == 54
 
 
 def test_finer_levels_have_fewer_keys_and_as_many_queries(task: Task) -> None:
