@@ -28,7 +28,9 @@ from textseg.evaluation import (
     load_segmenter,
     mean_dsc,
 )
+from textseg.kept_predictions import read_kept
 from textseg.model import Segmenter
+from textseg.prediction import predict_case
 from textseg.prompts import generate
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
@@ -135,6 +137,20 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
             elif theirs.any():
                 assert (row.status, row.value) == ("missed", 0.0)
     assert checked >= 2
+
+
+def test_predictions_are_kept_in_the_geometry_of_the_scan(without_text: Experiment, tmp_path: Path) -> None:
+    scored(without_text, tmp_path)
+    kept = read_kept(RunFolder(tmp_path))
+    assert list(kept.cases) == [prepared.case.id for prepared in without_text.cases["test"]]
+    for prepared in without_text.cases["test"]:
+        found, geometry = kept.cases[prepared.case.id].read_prediction()
+        label_map = without_text.dataset.label_map(prepared.case)
+        segmenter = Segmenter(Guess()).eval()
+        expected = predict_case(segmenter, prepared, without_text.slices(prepared, None), device=CPU, batch_size=4)
+        np.testing.assert_array_equal(found, expected.native)
+        np.testing.assert_array_equal(kept.cases[prepared.case.id].read_reference(), prepared.native_mask(label_map))
+        assert kept.cases[prepared.case.id].read_image(geometry).shape == found.shape
 
 
 def test_per_slice_at_the_prepared_size_in_pixels(without_text: Experiment, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from textseg.embeddings import write_prompt_table
 from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import RunError, suggestion
 from textseg.first_pass import told_slices, write_visible
+from textseg.kept_predictions import Keep, keeping
 from textseg.metrics import score
 from textseg.model import Segmenter
-from textseg.pictures import OverlayPicture
+from textseg.pictures import OverlayPicture, fullest_slice
 from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
 from textseg.recipe import load_recipe
@@ -27,7 +28,7 @@ from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
 from textseg.scoring import label_maps, score_case
-from textseg.volumes import read_volume
+from textseg.volumes import read_labels, read_volume
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
 
@@ -62,9 +63,10 @@ def evaluate(
     results: list[CaseResult] = []
     names: dict[str, Enumeration] = {}
     segmenter.eval()
-    with progress_bar() as bar:
+    with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
         for prepared in bar.track(cases, description="evaluating"):
             prediction, said = _predict(experiment, segmenter, prepared, source, device)
+            _keep(keep, experiment, prepared, prediction)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
             rows, merged = score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
             names[prepared.case.id] = enumerate_structures(
@@ -210,6 +212,13 @@ def _predict(
     return predict_case(segmenter, prepared, slices, device=device, batch_size=batch_size, native=native), said
 
 
+def _keep(keep: Keep, experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction) -> None:
+    case = prepared.case
+    assert case.mask_path is not None
+    assert prediction.native is not None
+    keep(case, prediction.native, read_labels(case.mask_path).geometry, experiment.dataset.label_map(case))
+
+
 def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
     """Fewer than three where there are fewer cases; the best and the worst come first into the choice."""
     ranked = sorted(results, key=lambda result: -result.dsc)
@@ -224,8 +233,7 @@ def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPi
     prepared = result.prepared
     assert result.prediction.native is not None
     reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
-    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in reference]
-    index = shown.index(max(shown))
+    index = fullest_slice(reference)
     spacing = prepared.native_spacing_mm
     return OverlayPicture(
         title=f"{rank}: case {prepared.case.id}, slice {index + 1} of {len(reference)}, mean DSC {result.dsc:.3f}",

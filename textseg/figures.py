@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from textseg.contracts import Atlas, Case
 from textseg.errors import DataError
-from textseg.pictures import draw_structures, structure_colour
+from textseg.pictures import draw_structures, figure_png, fullest_slice, structure_colour
 from textseg.preparation import map_labels
 from textseg.volumes import read_labels, read_volume
 
@@ -37,8 +34,7 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
     if classes.shape != volume.array.shape:
         raise DataError(f"Case '{case.id}': image {volume.array.shape} and mask {classes.shape} differ in size.")
     if slices is None:
-        shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in classes]
-        middle, step = shown.index(max(shown)), max(1, count // 8)
+        middle, step = fullest_slice(classes), max(1, count // 8)
         slices = sorted({index for index in (middle - step, middle, middle + step) if 0 <= index < count})
     if beyond := [index for index in slices if not 0 <= index < count]:
         raise DataError(f"Case '{case.id}' has slices 1 to {count}, and no {beyond[0] + 1}.")
@@ -57,7 +53,7 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
         axes = figure.add_axes(area)
         axes.set_title(f"slice {index + 1} of {count}", color="white", size=10, pad=4)
         draw_structures(axes, volume.array[index], classes[index], names, pixel_aspect=row_mm / column_mm)
-    return _png(figure, INK)
+    return figure_png(figure)
 
 
 def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) -> bytes:
@@ -80,7 +76,7 @@ def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) 
         axes.set_title(f"{what} that show it", size=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _png(figure, "white")
+    return figure_png(figure)
 
 
 def _figure(inches: tuple[float, float], background: str) -> Figure:
@@ -90,9 +86,3 @@ def _figure(inches: tuple[float, float], background: str) -> Figure:
     figure = Figure(figsize=inches, dpi=max(60, min(110, math.floor(3000 / inches[0]))), facecolor=background)
     FigureCanvasAgg(figure)
     return figure
-
-
-def _png(figure: Any, background: str) -> bytes:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor=background)
-    return png.getvalue()

@@ -13,6 +13,7 @@ import numpy as np
 from textseg.contracts import Case, Dataset
 from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import DataError
+from textseg.kept_predictions import keeping
 from textseg.preparation import map_labels
 from textseg.recipe import Evaluation
 from textseg.run_folder import RunFolder
@@ -58,25 +59,27 @@ def evaluate_masks(
     group_scores: list[Score] = []
     names: dict[str, Enumeration] = {}
     contents = []
-    for done, case in enumerate(cases, start=1):
-        labels = read_labels(case.mask_path or "")
-        reference = map_labels(labels, dataset.label_map(case), case)
-        path = files.get(case.id.lower())
-        found = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
-        rows, merged = score_maps(
-            settings,
-            dataset.atlas,
-            case,
-            (found, reference),
-            labels.spacing_mm,
-            source="none",
-            metrics=settings.metrics,
-        )
-        scores += rows
-        group_scores += merged
-        names[case.id] = enumerate_structures(found, reference, dataset.atlas)
-        contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
-        progress(done, len(cases))
+    with keeping(folder, dataset.atlas) as keep:
+        for done, case in enumerate(cases, start=1):
+            labels = read_labels(case.mask_path or "")
+            reference = map_labels(labels, dataset.label_map(case), case)
+            path = files.get(case.id.lower())
+            found = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
+            keep(case, found, labels.geometry, dataset.label_map(case))
+            rows, merged = score_maps(
+                settings,
+                dataset.atlas,
+                case,
+                (found, reference),
+                labels.spacing_mm,
+                source="none",
+                metrics=settings.metrics,
+            )
+            scores += rows
+            group_scores += merged
+            names[case.id] = enumerate_structures(found, reference, dataset.atlas)
+            contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
+            progress(done, len(cases))
     write_scores(folder.scores, scores)
     write_scores(folder.group_scores, group_scores)
     shown = {row.structure for row in scores if row.status in ("ok", "missed")}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from textseg.statistics import Interval
 
@@ -32,6 +33,17 @@ class OverlayPicture:
     image: NDArray[np.floating[Any]]  # [H, W]
     reference: NDArray[np.integer[Any]]  # [H, W], 0 is background
     prediction: NDArray[np.integer[Any]]  # [H, W], 0 is background
+    names: Mapping[int, str]  # of the structures, by class index
+    pixel_aspect: float = 1.0  # row distance / column distance
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A slice with several label maps to draw over it, by heading; None for the image alone."""
+
+    title: str
+    image: NDArray[np.floating[Any]]  # [H, W]
+    masks: Mapping[str, NDArray[np.integer[Any]] | None]  # each [H, W]
     names: Mapping[int, str]  # of the structures, by class index
     pixel_aspect: float = 1.0  # row distance / column distance
 
@@ -59,48 +71,83 @@ def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
     return int(row), int(column)
 
 
+def fullest_slice(mask: NDArray[np.integer[Any]]) -> int:
+    """Which slice of [S, H, W] shows most structures, and of several the most of them."""
+    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in mask]
+    return shown.index(max(shown))
+
+
 def overlay_png(picture: OverlayPicture) -> bytes:
     """A PNG of image, reference and prediction side by side, each structure coloured and named, with a legend."""
+    masks = {"image": None, "reference": picture.reference, "prediction": picture.prediction}
+    return panels_png([Panels(picture.title, picture.image, masks, picture.names, picture.pixel_aspect)])
+
+
+def panels_png(
+    pictures: Sequence[Panels], *, columns: int = 3, panel_inches: float = _PANEL_INCHES, paper: str = _PAPER
+) -> bytes:
+    """A PNG of slices one below the other, each with its panels in lines of `columns`, and one legend for all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    height, width = picture.image.shape
-    panel = min(max(_PANEL_INCHES * height * picture.pixel_aspect / width, 1.5), 2.5 * _PANEL_INCHES)
-    present = sorted({int(i) for mask in (picture.reference, picture.prediction) for i in np.unique(mask)} - {0})
-    columns = 10
-    legend_inches = 0.32 * math.ceil(len(present) / columns) + 0.1
-    total = panel + 0.75 + legend_inches
-    figure = Figure(figsize=(3 * _PANEL_INCHES + 0.2, total), dpi=110, facecolor=_PAPER)
+    ink = _INK if paper == _PAPER else _PAPER
+    names = {index: name for picture in pictures for index, name in picture.names.items()}
+    masks = [mask for picture in pictures for mask in picture.masks.values() if mask is not None]
+    present = sorted({int(index) for mask in masks for index in np.unique(mask)} - {0})
+    columns = min(columns, max(len(picture.masks) for picture in pictures))
+    width = columns * panel_inches + 0.2
+    per_line = max(1, min(int((width - 0.2) / 1.26), 20))
+    legend_inches = 0.32 * math.ceil(len(present) / per_line) + 0.1
+    heights = [
+        min(max(panel_inches * p.image.shape[0] * p.pixel_aspect / p.image.shape[1], 1.5), 2.5 * panel_inches)
+        for p in pictures
+    ]
+    lines = [math.ceil(len(picture.masks) / columns) for picture in pictures]
+    title_inches, heading_inches = 0.45, 0.3
+    total = legend_inches + sum(title_inches + n * (h + heading_inches) for n, h in zip(lines, heights, strict=True))
+    dots = max(60, min(110, math.floor(12000 / max(width, total))))
+    figure = Figure(figsize=(width, total), dpi=dots, facecolor=paper)
     FigureCanvasAgg(figure)
-    # To the left, so that it is seen first where a phone shows only the first panel.
-    figure.text(0.01, 1 - 0.12 / total, picture.title, color=_INK, size=13, weight="bold", va="top", parse_math=False)
-    contents: tuple[tuple[str, NDArray[np.integer[Any]] | None], ...]
-    contents = (("image", None), ("reference", picture.reference), ("prediction", picture.prediction))
-    for column, (heading, mask) in enumerate(contents):
-        left, step = 0.1 / 12.8, (1 - 0.2 / 12.8) / 3
-        axes = figure.add_axes((left + column * step + 0.003, legend_inches / total, step - 0.006, panel / total))
-        axes.set_title(heading, color=_INK, size=11, pad=4)
-        draw_structures(axes, picture.image, mask, picture.names, pixel_aspect=picture.pixel_aspect)
+    top = total
+    for picture, height, count in zip(pictures, heights, lines, strict=True):
+        # To the left, so that it is seen first where a phone shows only the first panel.
+        place = (0.1 / width, (top - 0.12) / total)
+        figure.text(*place, picture.title, color=ink, size=13, weight="bold", va="top", parse_math=False)
+        top -= title_inches
+        for number, (heading, mask) in enumerate(picture.masks.items()):
+            line, column = divmod(number, columns)
+            bottom = top - (line + 1) * (height + heading_inches)
+            left = 0.1 + column * panel_inches + 0.04
+            axes = figure.add_axes((left / width, bottom / total, (panel_inches - 0.08) / width, height / total))
+            size = 11 if len(heading) <= 12 * panel_inches else max(6.0, 11 * 12 * panel_inches / len(heading))
+            axes.set_title(heading, color=ink, size=size, pad=4, parse_math=False)
+            draw_structures(axes, picture.image, mask, picture.names, pixel_aspect=picture.pixel_aspect)
+        top -= count * (height + heading_inches)
     if present:
         patches = [Patch(color=structure_colour(index)) for index in present]
         legend = figure.legend(
             patches,
             ["name"] * len(present),
             loc="lower left",
-            ncol=min(columns, len(present)),
+            ncol=min(per_line, len(present)),
             frameon=False,
             fontsize=9,
-            labelcolor=_INK,
+            labelcolor=ink,
             columnspacing=1.2,
             handlelength=1.1,
             borderaxespad=0.1,
         )
         for text, index in zip(legend.get_texts(), present, strict=True):
             text.set_parse_math(False)
-            text.set_text(picture.names.get(index, str(index)))
+            text.set_text(names.get(index, str(index)))
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as PNG, on its own background."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor=_PAPER)
+    figure.savefig(png, format="png", facecolor=figure.get_facecolor())
     return png.getvalue()
 
 
@@ -134,9 +181,7 @@ def drop_png(drops: Sequence[tuple[str, str | None, Interval]]) -> bytes:
     right.set_title("by structure (red: lower than with the template)", size=10)
     figure.colorbar(image, ax=right, pad=0.02)
     figure.tight_layout()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", facecolor="white")
-    return png.getvalue()
+    return figure_png(figure)
 
 
 def draw_structures(

@@ -42,6 +42,8 @@ class RunFolder:
         self.scores = path / "scores.csv"
         self.group_scores = path / "group_scores.csv"
         self.enumeration = path / "enumeration.json"
+        self.predictions = path / "predictions"
+        self.predictions_index = self.predictions / "cases.json"
         self.log = path / "log"
         self.report = path / "report.html"
 
