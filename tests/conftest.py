@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,6 +223,29 @@ def installed(folder: Path) -> Iterator[None]:
         installed_registry.cache_clear()
         yield
     installed_registry.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def installed_from() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context in which what lies in a folder is installed, also for subprocesses."""
+    return installed
+
+
+def _install_into(folder: Path, plugin: str, package: str, modules: Mapping[str, str]) -> None:
+    (folder / package).mkdir()
+    for name, source in {"__init__": "", **modules}.items():
+        (folder / package / f"{name}.py").write_text(textwrap.dedent(source))
+    distribution = package.replace("_", "-")
+    information = folder / f"{package}-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[textseg]\n{plugin} = {package}.plugin\n")
+
+
+@pytest.fixture(scope="session")
+def install_into() -> Callable[[Path, str, str, Mapping[str, str]], None]:
+    """Put a package into a folder as pip does: folder, names of plug-in and package, modules, one of them `plugin`."""
+    return _install_into
 
 
 @pytest.fixture(scope="module")

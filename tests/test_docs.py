@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from textseg import errors, registry, scores
+from textseg import errors, hookspecs, registry, scores
 from textseg.contracts import Atlas, Visibility
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,14 @@ def test_every_component_is_described_with_its_settings(kind: str) -> None:
 def test_every_error_is_described() -> None:
     children = {name for name, item in vars(errors).items() if inspect.isclass(item) and issubclass(item, Exception)}
     assert set(rows(read("docs/reference/errors.md"))) == children
+
+
+def test_every_hook_is_described_with_its_arguments_and_tested() -> None:
+    hooks = {name: inspect.signature(item) for name, item in vars(hookspecs).items() if name.startswith("textseg_")}
+    described = re.findall(r"^## (textseg_.*)$", read("docs/reference/hooks.md"), re.MULTILINE)
+    assert described == [f"{name}({', '.join(signature.parameters)})" for name, signature in hooks.items()]
+    tests = re.findall(r"^def test_hook_(\w+)\(", read("tests/test_hookspecs.py"), re.MULTILINE)
+    assert sorted(tests) == sorted(hooks)
 
 
 def test_every_column_of_the_scores_is_described() -> None:

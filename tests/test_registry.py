@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +15,8 @@ import pytest
 
 from textseg.contracts import Features, Task
 from textseg.errors import DataError, PluginError, RecipeError
-from textseg.registry import KINDS, Component, Plugin, Register, Registry, installed_registry
+from textseg.hookspecs import ReportSection, Run
+from textseg.registry import KINDS, Component, Plugin, Register, Registry, discover, installed_registry
 
 GOOD = """
 from textseg import hookimpl
@@ -99,10 +102,10 @@ def test_first_party_plugins_are_found_without_a_list_in_the_core() -> None:
     [
         ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("def textseg_register(register): ...", "has no function 'textseg_register' marked with @hookimpl"),
+        ("def textseg_register(register): ...", "no function marked with @hookimpl, such as 'textseg_register'"),
         (
             GOOD.format(name="half", module="m").replace("textseg_register", "textseg_registr"),
-            "has no function 'textseg_register' marked with @hookimpl",
+            "marks 'textseg_registr' with @hookimpl. Did you mean 'textseg_register'?",
         ),
         (GOOD.format(name="ha.lf", module="m"), "a name is made of letters"),
         (GOOD.format(name="half", module="m") + "    register.fusio('x', 'a:b')", "no attribute 'fusio'"),
@@ -131,25 +134,99 @@ def test_a_broken_plugin_is_an_error_where_that_is_wanted(
 ) -> None:
     install("breaking", "breaking", "fake_breaking", "1 / 0")
     monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")
-    with pytest.raises(PluginError, match=r"'breaking' \(breaking 1.2\) is broken: ZeroDivisionError"):
+    with pytest.raises(PluginError, match=r"'breaking' \(breaking 1.2\) is broken and left out: ZeroDivisionError"):
         installed_registry()
 
 
-def test_two_plugins_of_one_name_are_both_named(install: Callable[..., None]) -> None:
+def test_two_plugins_of_one_name_are_left_out_and_both_named(install: Callable[..., None]) -> None:
     install("first-dist", "twin", "fake_first", GOOD.format(name="a", module="fake_first"))
     install("second-dist", "twin", "fake_second", GOOD.format(name="b", module="fake_second"))
-    with pytest.raises(PluginError, match="twin") as caught:
-        installed_registry()
-    assert "first-dist 1.2" in str(caught.value)
-    assert "second-dist 1.2" in str(caught.value)
+    registry = installed_registry()
+    one, other = registry.faults
+    assert one.startswith("plug-in 'twin' (first-dist 1.2) is broken and left out: another one has the same name")
+    assert "plug-in 'twin' (second-dist 1.2)" in one
+    assert "plug-in 'twin' (first-dist 1.2); uninstall one of them." in other
+    assert {"fake_first", "fake_second"} & set(sys.modules) == set()
+    with pytest.raises(PluginError, match=r"no fusion 'a'.*\(first-dist 1.2\).*\(second-dist 1.2\)"):
+        registry.component("fusion", "a")
 
 
-def test_two_components_of_one_kind_and_name_are_both_named(install: Callable[..., None]) -> None:
+def test_two_components_of_one_kind_and_name_are_an_error_where_they_are_asked_for(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("thief", "thief", "fake_thief", GOOD.format(name="hasf", module="fake_thief"))
-    with pytest.raises(PluginError, match="fusion 'hasf'") as caught:
+    registry = installed_registry()
+    (fault,) = registry.faults
+    assert fault.startswith("Two plug-ins bring the fusion 'hasf': plug-in 'atmnet' (textseg ")
+    assert "'thief' (thief 1.2)" in fault
+    with pytest.raises(PluginError) as caught:
+        registry.component("fusion", "hasf")
+    assert str(caught.value) == fault
+    assert "hasf" not in [component.name for component in registry.components("fusion")]
+    assert registry.component("atlas", "hasf").plugin == "thief"
+    assert registry.component("auxiliary_loss", "ccae").plugin == "atmnet"
+    installed_registry.cache_clear()
+    monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")
+    with pytest.raises(PluginError, match=r"fusion 'hasf'.*\n.* unset TEXTSEG_STRICT_PLUGINS"):
         installed_registry()
-    assert "'thief' (thief 1.2)" in str(caught.value)
-    assert "'atmnet' (textseg " in str(caught.value)
+
+
+HOOKS = """
+from textseg import ReportSection, hookimpl
+
+@hookimpl
+def textseg_run_started(run):
+    {started}
+
+@hookimpl
+def textseg_report_sections():
+    return {sections}
+"""
+RUN = Run(Path("runs/x/seed1"), {"name": "x"}, {"seed": 1})
+
+
+def registry_with(*names: str) -> Registry:
+    return discover([point for point in importlib.metadata.entry_points(group="textseg") if point.name in names])
+
+
+def test_hooks_are_called_in_every_plugin(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    started = "print('started', run.folder, run.recipe['name'], run.record['seed'])"
+    install("one", "one", "fake_one", HOOKS.format(started=started, sections="[ReportSection('One', '<p>1</p>')]"))
+    install("two", "two", "fake_two", HOOKS.format(started=started, sections="()"))
+    registry = registry_with("one", "two")
+    assert registry.faults == []
+    assert registry.components() == []
+    registry.tell("textseg_run_started", RUN)
+    registry.tell("textseg_run_finished", RUN)
+    assert registry.report_sections(RUN) == [ReportSection("One", "<p>1</p>")]
+    assert capsys.readouterr() == ("started runs/x/seed1 x 1\n" * 2, "")
+    with pytest.raises(FrozenInstanceError):
+        RUN.folder = Path()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("started", "cause"), [("1 / 0", "ZeroDivisionError: division by zero"), ("raise SystemExit(4)", "SystemExit: 4")]
+)
+def test_a_hook_that_raises_is_a_line_and_the_others_go_on(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str], started: str, cause: str
+) -> None:
+    install("ill", "ill", "fake_ill", HOOKS.format(started=started, sections="['no section']"))
+    install("well", "well", "fake_well", HOOKS.format(started="print('well')", sections="[ReportSection('W', '')]"))
+    registry = registry_with("ill", "well")
+    registry.tell("textseg_run_started", RUN)
+    assert capsys.readouterr() == (
+        "well\n",
+        f"Warning: textseg_run_started of plug-in 'ill' failed, and is left out: {cause}.\n",
+    )
+    assert registry.report_sections(RUN) == [ReportSection("W", "")]
+    assert "'ill' failed, and is left out: TypeError: it gives 'no section'" in capsys.readouterr().err
+
+
+def test_a_broken_plugin_is_told_nothing(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    source = HOOKS.format(started="print('called')", sections="()") + GOOD.format(name="ha.lf", module="m")
+    install("half", "half", "fake_half", source)
+    registry_with("half").tell("textseg_run_started", RUN)
+    assert capsys.readouterr() == ("", "")
 
 
 def mixer(

@@ -16,6 +16,7 @@ from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task,
 from textseg.data import Slices
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.files import cache_folder
+from textseg.hookspecs import Run
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter, TextGuidedNetwork
 from textseg.preparation import LISTED, PreparedCase, prepare
@@ -27,6 +28,7 @@ from textseg.text import Knowledge, Text, build_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Progress = Callable[[int, int], None]
 
@@ -61,6 +63,10 @@ class Experiment:
     @property
     def components(self) -> list[Component]:
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
+
+    def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
+        """The run of this experiment in a folder, as hooks see it."""
+        return Run(folder, self.recipe.model_dump(mode="json"), record)
 
     def training_slices(self) -> Slices:
         """With the sources that training mixes, distorted unless that is done on the device."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 from textseg import __version__
 from textseg.data_commands import bytes_bar, data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
+from textseg.plugin_commands import components, plugins, warn_of_faults
 from textseg.text_commands import probe, prompts
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 app.add_typer(plugins, name="plugins")
 app.add_typer(data, name="data")
 
@@ -73,7 +72,7 @@ def run(
     Example: textseg run recipes/quickstart.yaml --set training.epochs=2 --seeds 1,2
     """
     chosen = _seeds(seeds)
-    _warn_of_broken_plugins()
+    warn_of_faults()
     from textseg.recipe import load_recipe
 
     repeats = [  # all of them before the first one trains for hours
@@ -100,7 +99,7 @@ def fetch(
 
     Example: textseg fetch recipes/atmnet_spider.yaml
     """
-    _warn_of_broken_plugins()
+    warn_of_faults()
     from textseg.recipe import load_recipe, required_components
     from textseg.registry import installed_registry
 
@@ -190,39 +189,7 @@ def compare(
 
 app.command()(prompts)
 app.command()(probe)
-
-
-@app.command()
-def components(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
-) -> None:
-    """List the components that recipes can use.
-
-    Example: textseg components vision_encoder
-    """
-    _warn_of_broken_plugins()
-    from textseg.registry import installed_registry
-
-    rows = [
-        (component.kind, component.name, component.plugin, f"{component.distribution} {component.version}")
-        for component in installed_registry().components(kind)
-    ]
-    _print_table(("kind", "name", "plug-in", "distribution"), rows)
-
-
-@plugins.command("list")
-def list_plugins() -> None:
-    """List the plug-ins that are installed, and why one is broken.
-
-    Example: textseg plugins list
-    """
-    from textseg.registry import installed_registry
-
-    rows = [
-        (plugin.name, f"{plugin.distribution} {plugin.version}", f"broken: {plugin.error}" if plugin.error else "ok")
-        for plugin in installed_registry().plugins
-    ]
-    _print_table(("plug-in", "distribution", "state"), rows)
+app.command()(components)
 
 
 def _seeds(text: str | None) -> list[int | None]:
@@ -251,17 +218,3 @@ def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
             "with commas between them, or write all."
         )
     return [[f"split.fold={fold}"] for fold in wanted]
-
-
-def _warn_of_broken_plugins() -> None:
-    from textseg.registry import installed_registry
-
-    for plugin in installed_registry().plugins:
-        if plugin.error:
-            print(f"Warning: {plugin.origin} is broken and left out: {plugin.error}.", file=sys.stderr)
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, tuple("-" * width for width in widths), *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -98,6 +98,7 @@ def evaluate(
         overlays=[_overlay(experiment, *picked) for picked in _best_median_worst(results)],
         prompts=_prompt_examples(experiment, source),
         history=folder.read_history(),
+        further=experiment.registry.report_sections(experiment.run(target.path, record)),
     )
     return scores
 

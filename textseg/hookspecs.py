@@ -1,8 +1,11 @@
-"""Every hook of textseg, on one page."""
+"""Every hook of textseg, on one page; docs/reference/hooks.md shows each in use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -13,9 +16,45 @@ hookspec = pluggy.HookspecMarker("textseg")
 hookimpl = pluggy.HookimplMarker("textseg")
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run as hooks see it: its `folder` (docs/reference/run_folder.md), and what stands in two files there.
+
+    Where a run is scored with prompts of another source, `folder` is the one for it below `evaluations`.
+    """
+
+    folder: Path
+    recipe: Mapping[str, Any]  # recipe.yaml: every key, every default
+    record: Mapping[str, Any]  # run.json, as far as it is written
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """A part of report.html. `html` stands below the heading as it is; scripts and links to elsewhere do not load."""
+
+    heading: str
+    html: str
+
+
 @hookspec
 def textseg_register(register: Register) -> None:
     """Tell textseg which components this plug-in brings: `register.<kind>(name, builder)`.
 
     A builder is an object or a string "module:name"; the string keeps the module unimported until a recipe needs it.
     """
+
+
+@hookspec
+def textseg_run_started(run: Run) -> None:
+    """A run is about to train, for the first time or from where it was interrupted."""
+
+
+@hookspec
+def textseg_run_finished(run: Run) -> None:
+    """A run has been trained, scored and reported; not called where it was interrupted or failed."""
+
+
+@hookspec
+def textseg_report_sections(run: Run) -> Sequence[ReportSection]:
+    """Sections for the report that is being written; scores.csv and enumeration.json are in the folder already."""
+    return ()

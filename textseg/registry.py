@@ -6,8 +6,11 @@ import functools
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -15,8 +18,25 @@ from textseg import hookspecs
 from textseg.component import KINDS, Component, Plugin, cause
 from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
 from textseg.explanation import dotted
+from textseg.hookspecs import ReportSection, Run
 
-__all__ = ["KINDS", "Component", "Plugin", "Register", "Registry", "cause", "discover", "installed_registry"]
+__all__ = [
+    "KINDS",
+    "Component",
+    "Plugin",
+    "Register",
+    "Registry",
+    "cause",
+    "collision",
+    "discover",
+    "hook_caller",
+    "installed_registry",
+    "plugin_of",
+    "register",
+]
+
+
+T = TypeVar("T")
 
 
 class Register:
@@ -65,18 +85,49 @@ class Register:
 
 
 class Registry:
-    """The plug-ins and components at hand. Raises PluginError where two share a name."""
+    """The plug-ins and components at hand.
 
-    def __init__(self, plugins: Iterable[Plugin] = (), components: Iterable[Component] = ()) -> None:
+    What two plug-ins bring under one kind and name is left out: it is an error to ask for it, not to have it. `hooks`
+    holds the modules of the plug-ins.
+    """
+
+    def __init__(
+        self,
+        plugins: Iterable[Plugin] = (),
+        components: Iterable[Component] = (),
+        hooks: pluggy.PluginManager | None = None,
+    ) -> None:
         self.plugins: list[Plugin] = sorted(plugins, key=lambda plugin: plugin.name)
-        self._components: dict[tuple[str, str], Component] = {}
+        self._hooks = hooks
+        found: dict[tuple[str, str], list[Component]] = {}
         for component in components:
-            first = self._components.setdefault((component.kind, component.name), component)
-            if first is not component:
-                raise PluginError(
-                    f"Two plug-ins bring the {component.kind} '{component.name}': {first.origin} and "
-                    f"{component.origin}. Uninstall one of them."
-                )
+            found.setdefault((component.kind, component.name), []).append(component)
+        self._components = {key: some[0] for key, some in found.items() if len(some) == 1}
+        self._collisions = {key: collision(some) for key, some in found.items() if len(some) > 1}
+
+    @property
+    def faults(self) -> list[str]:
+        """A sentence for each plug-in or name that is left out."""
+        broken = [f"{plugin.origin} is broken and left out: {plugin.error}." for plugin in self.plugins if plugin.error]
+        return broken + list(self._collisions.values())
+
+    def tell(self, hook: str, run: Run) -> None:
+        """Call a hook about a run in every plug-in; one that raises becomes a line on stderr."""
+        self._answers(hook, run, lambda _: [])
+
+    def report_sections(self, run: Run) -> list[ReportSection]:
+        """What the plug-ins have to say in the report of a run; one that can't becomes a line on stderr."""
+        return self._answers("textseg_report_sections", run, _checked_sections)
+
+    def _answers(self, hook: str, run: Run, read: Callable[[Any], list[T]]) -> list[T]:
+        answers: list[T] = []
+        for implementation in getattr(self._hooks.hook, hook).get_hookimpls() if self._hooks else ():
+            try:
+                answers += read(implementation.function(**dict.fromkeys(implementation.argnames, run)))
+            except (Exception, SystemExit) as error:
+                name = implementation.plugin_name
+                print(f"Warning: {hook} of plug-in '{name}' failed, and is left out: {cause(error)}.", file=sys.stderr)
+        return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
         """The components of one kind, or all of them, sorted by kind and name. Raises PluginError."""
@@ -91,6 +142,8 @@ class Registry:
         names = [component.name for component in self.components(kind)]
         if name in names:
             return self._components[kind, name]
+        if (kind, name) in self._collisions:
+            raise PluginError(self._collisions[kind, name])
         broken = "; ".join(f"{plugin.origin}: {plugin.error}" for plugin in self.plugins if plugin.error)
         note = f" It may belong to what is broken: {broken}." if broken else ""
         raise PluginError(f"There is no {kind} '{name}'.{suggestion(name, names)}{note}")
@@ -117,51 +170,87 @@ class Registry:
             ) from error
 
 
-def discover(entry_points: Sequence[importlib.metadata.EntryPoint]) -> Registry:
-    """The registry of these plug-ins; a broken one is noted and the others go on. Raises PluginError."""
-    manager = pluggy.PluginManager("textseg")
-    manager.add_hookspecs(hookspecs)
-    plugins: dict[str, Plugin] = {}
+def _checked_sections(answer: Any) -> list[ReportSection]:
+    sections = list(answer)
+    if wrong := [section for section in sections if not isinstance(section, ReportSection)]:
+        raise TypeError(f"it gives {wrong[0]!r}, which is no ReportSection")
+    return sections
+
+
+def collision(components: Sequence[Component]) -> str:
+    """What to say of components that share a kind and a name."""
+    one, *_ = components
+    return (
+        f"Two plug-ins bring the {one.kind} '{one.name}': {' and '.join(c.origin for c in components)}. It is left out "
+        "until one of them is uninstalled."
+    )
+
+
+def discover(entry_points: Sequence[EntryPoint]) -> Registry:
+    """The registry of these plug-ins; a broken one is noted and the others go on."""
+    hooks = hook_caller()
+    plugins: list[Plugin] = []
     components: list[Component] = []
     for entry_point in sorted(entry_points, key=lambda entry_point: entry_point.name):
-        distribution = entry_point.dist
-        plugin = Plugin(
-            entry_point.name,
-            distribution.name if distribution else "unknown distribution",
-            distribution.version if distribution else "unknown version",
-        )
-        if plugin.name in plugins:
-            raise PluginError(
-                f"Two plug-ins are called '{plugin.name}': {plugins[plugin.name].origin} and {plugin.origin}. "
-                "Uninstall one of them."
-            )
+        plugin = plugin_of(entry_point)
+        twins = [other for other in entry_points if other.name == entry_point.name and other is not entry_point]
         try:
-            register = _registered(manager, entry_point, plugin)
-        except (Exception, SystemExit) as error:
-            plugin = Plugin(plugin.name, plugin.distribution, plugin.version, cause(error))
-            if os.environ.get("TEXTSEG_STRICT_PLUGINS") == "1":
+            if twins:
                 raise PluginError(
-                    f"{plugin.origin} is broken: {plugin.error}. Mend or uninstall it, or unset TEXTSEG_STRICT_PLUGINS."
-                ) from error
-        else:
-            components += register.components
-        plugins[plugin.name] = plugin
-    return Registry(plugins.values(), components)
+                    f"another one has the same name, {' and '.join(plugin_of(twin).origin for twin in twins)}; "
+                    "uninstall one of them"
+                )
+            components += register(hooks, entry_point, plugin)
+        except (Exception, SystemExit) as error:
+            plugin = replace(plugin, error=str(error) if isinstance(error, PluginError) else cause(error))
+        plugins.append(plugin)
+    return Registry(plugins, components, hooks)
 
 
-def _registered(manager: pluggy.PluginManager, entry_point: importlib.metadata.EntryPoint, plugin: Plugin) -> Register:
+def plugin_of(entry_point: EntryPoint) -> Plugin:
+    """Which plug-in an entry point is, of which distribution."""
+    distribution = entry_point.dist
+    return Plugin(
+        entry_point.name,
+        distribution.name if distribution else "unknown distribution",
+        distribution.version if distribution else "unknown version",
+    )
+
+
+def hook_caller() -> pluggy.PluginManager:
+    """What knows the hooks of textseg, and no plug-in yet."""
+    manager = pluggy.PluginManager("textseg")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugin) -> list[Component]:
+    """Import a plug-in, give its hooks to `hooks`, and return its components. Raises whatever is wrong with it."""
     module = entry_point.load()
-    others = manager.get_plugins()
-    manager.register(module, plugin.name)
-    # pluggy takes a function of any name that is marked, and calls none that it doesn't know
-    if "textseg_register" not in [hook.name for hook in manager.get_hookcallers(module) or ()]:
-        raise TypeError(f"{entry_point.value} has no function 'textseg_register' marked with @hookimpl")
-    register = Register(plugin)
-    manager.subset_hook_caller("textseg_register", others)(register=register)
-    return register
+    others = hooks.get_plugins()
+    hooks.register(module, plugin.name)
+    try:
+        marked = hooks.get_hookcallers(module) or []
+        # pluggy takes a function of any name that is marked, and calls none that it doesn't know
+        known = [name for name in vars(hookspecs) if name.startswith("textseg_")]
+        if unknown := [hook.name for hook in marked if hook.name not in known]:
+            raise TypeError(f"{entry_point.value} marks '{unknown[0]}' with @hookimpl.{suggestion(unknown[0], known)}")
+        if not marked:
+            raise TypeError(f"{entry_point.value} has no function marked with @hookimpl, such as 'textseg_register'")
+        collected = Register(plugin)
+        hooks.subset_hook_caller("textseg_register", others)(register=collected)
+    except BaseException:
+        hooks.unregister(module)
+        raise
+    return collected.components
 
 
 @functools.cache
 def installed_registry() -> Registry:
-    """The registry of every plug-in that is installed in this environment. Raises PluginError."""
-    return discover(list(importlib.metadata.entry_points(group="textseg")))
+    """The registry of every plug-in that is installed here; raises PluginError for faults where they are errors."""
+    registry = discover(list(importlib.metadata.entry_points(group="textseg")))
+    if registry.faults and os.environ.get("TEXTSEG_STRICT_PLUGINS") == "1":
+        raise PluginError(
+            "\n".join(registry.faults) + "\nMend or uninstall what is broken, or unset TEXTSEG_STRICT_PLUGINS."
+        )
+    return registry

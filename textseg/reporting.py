@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from textseg.files import write_atomically
+from textseg.hookspecs import ReportSection
 from textseg.metrics import POLICY
 from textseg.pictures import OverlayPicture, line_chart, overlay_png
 from textseg.run_folder import RunFolder
@@ -80,6 +81,7 @@ def write_report(
     overlays: Sequence[OverlayPicture],
     prompts: Sequence[Mapping[str, Any]],
     history: Sequence[Mapping[str, Any]],
+    further: Sequence[ReportSection] = (),
 ) -> None:
     """Write report.html: one file that needs no network, made of run.json, the scores, prompts.jsonl and the log.
 
@@ -108,6 +110,7 @@ def write_report(
         sections.append(_section("Groups", explanation + table))
     if overlays:
         sections.append(_section("Test cases", "".join(map(_overlay, overlays))))
+    sections += [_section(part.heading, part.html) for part in further]
     sections += [_section("What the model was told", _prompts(prompts)), _section("Provenance", _provenance(run))]
     page = _page(f"{run.get('name', run_folder.name)} · textseg", "\n".join(sections))
     write_atomically(RunFolder(run_folder).report, page)

@@ -84,6 +84,7 @@ def run(
             if going_on:
                 print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
         before = folder.read()
+        experiment.registry.tell("textseg_run_started", experiment.run(folder.path, before))
         try:
             if not training.finished:
                 training.fit()
@@ -91,6 +92,7 @@ def run(
             _evaluate(training)
         finally:
             _record_cost(training, before, started)
+        experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
     return folder.path
 
 

@@ -1,7 +1,8 @@
 """Table of contents."""
 
-from textseg import hookimpl
+from textseg import ReportSection, Run, hookimpl
 from textseg.registry import Register
+from textseg_spine.order_of_levels import order_of_levels
 
 
 @hookimpl
@@ -11,3 +12,8 @@ def textseg_register(register: Register) -> None:
     register.dataset("spider", "textseg_spine.spider:Spider")
     register.dataset("mrspineseg", "textseg_spine.mrspineseg:MRSpineSeg")
     register.dataset("lumbar_phantom", "textseg_spine.lumbar_phantom:LumbarPhantom")
+
+
+@hookimpl
+def textseg_report_sections(run: Run) -> list[ReportSection]:
+    return order_of_levels(run)

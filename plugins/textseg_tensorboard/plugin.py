@@ -1,0 +1,17 @@
+"""Table of contents."""
+
+from textseg import Run, hookimpl
+
+
+@hookimpl
+def textseg_run_started(run: Run) -> None:
+    from textseg_tensorboard.summaries import write_recipe
+
+    write_recipe(run)
+
+
+@hookimpl
+def textseg_run_finished(run: Run) -> None:
+    from textseg_tensorboard.summaries import write_results
+
+    write_results(run)

@@ -1,0 +1,81 @@
+"""The commands about plug-ins and their components; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+plugins = typer.Typer(help="What is installed, what is wrong with it, and a plug-in of your own.", no_args_is_help=True)
+
+
+def components(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
+) -> None:
+    """List the components that recipes can use.
+
+    Example: textseg components vision_encoder
+    """
+    warn_of_faults()
+    from textseg.registry import installed_registry
+
+    rows = [
+        (component.kind, component.name, component.plugin, f"{component.distribution} {component.version}")
+        for component in installed_registry().components(kind)
+    ]
+    _print_table(("kind", "name", "plug-in", "distribution"), rows)
+
+
+@plugins.command("list")
+def list_plugins() -> None:
+    """List the plug-ins that are installed, and why one is broken.
+
+    Example: textseg plugins list
+    """
+    from textseg.registry import installed_registry
+
+    rows = [
+        (plugin.name, f"{plugin.distribution} {plugin.version}", f"broken: {plugin.error}" if plugin.error else "ok")
+        for plugin in installed_registry().plugins
+    ]
+    _print_table(("plug-in", "distribution", "state"), rows)
+
+
+@plugins.command()
+def doctor(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="These plug-ins only.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="With the traceback of what is broken.")] = False,
+) -> None:
+    """Look for what is wrong with each plug-in and its components; exit code 1 when something is broken.
+
+    Example: textseg plugins doctor --verbose
+    """
+    from importlib.metadata import entry_points
+
+    from textseg.diagnosis import describe, diagnose
+    from textseg.errors import PluginError, suggestion
+
+    installed = list(entry_points(group="textseg"))
+    known = {entry_point.name for entry_point in installed}
+    if unknown := [name for name in names or () if name not in known]:
+        raise PluginError(f"There is no plug-in '{unknown[0]}'.{suggestion(unknown[0], known)}")
+    found = diagnose(installed, only=names or ())
+    print(describe(found, verbose=verbose))
+    if any(diagnosis.broken for diagnosis in found):
+        raise typer.Exit(1)
+
+
+def warn_of_faults() -> None:
+    """A line on stderr for each plug-in or component that is left out."""
+    from textseg.registry import installed_registry
+
+    for fault in installed_registry().faults:
+        print(f"Warning: {fault}", file=sys.stderr)
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, tuple("-" * width for width in widths), *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
