@@ -20,8 +20,6 @@ from textseg.comparison import compare
 from textseg.contracts import TextFeatures, Visibility
 from textseg.errors import RunError
 from textseg.evaluation import (
-    CaseResult,
-    _best_median_worst,
     evaluate,
     evaluate_run,
     headline,
@@ -196,21 +194,6 @@ def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(
     assert [title.partition(":")[0] for title in titles] == ["best", "median", "worst"]
     assert shown["run"]["structures_in_training"] == without_text.structures_in_training
     assert shown["prompts"] == []
-
-
-@pytest.mark.parametrize(
-    ("dsc", "expected"),
-    [
-        ([0.5], ["best 0.5"]),
-        ([0.2, 0.5], ["best 0.5", "worst 0.2"]),
-        ([0.2, 0.5, 0.4], ["best 0.5", "median 0.4", "worst 0.2"]),
-        ([0.1, 0.9, 0.3, 0.7, 0.5], ["best 0.9", "median 0.5", "worst 0.1"]),
-    ],
-)
-def test_best_median_and_worst(without_text: Experiment, dsc: list[float], expected: list[str]) -> None:
-    prepared = without_text.cases["test"][0]
-    results = [CaseResult(prepared, None, value) for value in dsc]  # type: ignore[arg-type]
-    assert [f"{name} {result.dsc}" for name, result in _best_median_worst(results)] == expected
 
 
 def test_mean_dsc_is_the_mean_over_structures_of_the_mean_over_cases(without_text: Experiment) -> None:

@@ -11,6 +11,7 @@ import typer
 from textseg import __version__
 from textseg.data_commands import bytes_bar, data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
+from textseg.figure_commands import figure
 from textseg.plugin_commands import components, plugins, warn_of_faults
 from textseg.text_commands import probe, prompts
 
@@ -187,6 +188,7 @@ def compare(
         print("\n".join(reports))
 
 
+app.command()(figure)
 app.command()(prompts)
 app.command()(probe)
 app.command()(components)

@@ -28,6 +28,7 @@ from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
 from textseg.scoring import label_maps, score_case
+from textseg.side_by_side import best_median_worst
 from textseg.volumes import read_labels, read_volume
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
@@ -60,7 +61,7 @@ def evaluate(
     cases = experiment.cases["test"]
     scores: list[Score] = []
     group_scores: list[Score] = []
-    results: list[CaseResult] = []
+    results: dict[str, CaseResult] = {}
     names: dict[str, Enumeration] = {}
     segmenter.eval()
     with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
@@ -73,7 +74,7 @@ def evaluate(
                 *label_maps(experiment, prepared, prediction)[0], experiment.atlas
             )
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
-            results.append(CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said))
+            results[prepared.case.id] = CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said)
             scores += [row for row in rows if row.metric in settings.metrics]
             group_scores += [row for row in merged if row.metric in settings.metrics]
     write_scores(target.scores, scores)
@@ -85,17 +86,18 @@ def evaluate(
         "enumeration": write_enumeration(target.enumeration, names),
     }
     if source in ("interactive", "predicted"):
-        of_volumes = [(result.prepared, result.said) for result in results if result.said is not None]
+        of_volumes = [(result.prepared, result.said) for result in results.values() if result.said is not None]
         facts["visible"] = write_visible(target.visible, experiment.atlas, of_volumes)
     record = target.update(**facts)
     if target.path != folder.path and experiment.text is not None:
         write_prompt_table(target.prompts, [row for row in experiment.text.rows if row.source == source])
+    typical = best_median_worst({case: result.dsc for case, result in results.items()})
     write_report(
         target.path,
         run=record,
         scores=scores,
         group_scores=group_scores,
-        overlays=[_overlay(experiment, *picked) for picked in _best_median_worst(results)],
+        overlays=[_overlay(experiment, name, results[case]) for case, name in typical.items()],
         prompts=_prompt_examples(experiment, source),
         history=folder.read_history(),
         further=experiment.registry.report_sections(experiment.run(target.path, record)),
@@ -218,15 +220,6 @@ def _keep(keep: Keep, experiment: Experiment, prepared: PreparedCase, prediction
     assert case.mask_path is not None
     assert prediction.native is not None
     keep(case, prediction.native, read_labels(case.mask_path).geometry, experiment.dataset.label_map(case))
-
-
-def _best_median_worst(results: Sequence[CaseResult]) -> list[tuple[str, CaseResult]]:
-    """Fewer than three where there are fewer cases; the best and the worst come first into the choice."""
-    ranked = sorted(results, key=lambda result: -result.dsc)
-    names = {0: "best"}
-    for place, name in ((len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
-        names.setdefault(place, name)
-    return [(names[place], ranked[place]) for place in sorted(names)]
 
 
 def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPicture:

@@ -104,7 +104,7 @@ def panels_png(
         for p in pictures
     ]
     lines = [math.ceil(len(picture.masks) / columns) for picture in pictures]
-    title_inches, heading_inches = 0.45, 0.3
+    title_inches, heading_inches = 0.36, 0.3
     total = legend_inches + sum(title_inches + n * (h + heading_inches) for n, h in zip(lines, heights, strict=True))
     dots = max(60, min(110, math.floor(12000 / max(width, total))))
     figure = Figure(figsize=(width, total), dpi=dots, facecolor=paper)
@@ -122,7 +122,14 @@ def panels_png(
             axes = figure.add_axes((left / width, bottom / total, (panel_inches - 0.08) / width, height / total))
             size = 11 if len(heading) <= 12 * panel_inches else max(6.0, 11 * 12 * panel_inches / len(heading))
             axes.set_title(heading, color=ink, size=size, pad=4, parse_math=False)
-            draw_structures(axes, picture.image, mask, picture.names, pixel_aspect=picture.pixel_aspect)
+            draw_structures(
+                axes,
+                picture.image,
+                mask,
+                picture.names,
+                pixel_aspect=picture.pixel_aspect,
+                name_size=min(8.0, max(5.0, 2.2 * panel_inches)),
+            )
         top -= count * (height + heading_inches)
     if present:
         patches = [Patch(color=structure_colour(index)) for index in present]
@@ -191,17 +198,18 @@ def draw_structures(
     names: Mapping[int, str],
     *,
     pixel_aspect: float,
+    name_size: float = 8.0,
 ) -> None:
     """Draw an image [H, W] and, over it, the structures of a mask [H, W], each coloured and named at its place."""
     axes.set_axis_off()
-    axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
+    axes.imshow(grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
     if mask is not None:
         axes.imshow(_painted(mask), interpolation="nearest", aspect=pixel_aspect)
-        _write_names(axes, mask, names)
+        _write_names(axes, mask, names, name_size)
 
 
-def _grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """[H, W] -> the same, between its outer percentiles, in 0..1."""
+def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """An image [H, W] between its outer percentiles, in 0..1."""
     shown = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = np.percentile(shown, (0.5, 99.5))
     scaled: NDArray[np.float64] = np.clip((shown - low) / max(high - low, 1e-12), 0, 1)
@@ -220,7 +228,7 @@ def _painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     return painted
 
 
-def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int, str]) -> None:
+def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int, str], size: float) -> None:
     from matplotlib.patheffects import withStroke
 
     for index in np.unique(mask[mask > 0]):
@@ -230,12 +238,12 @@ def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int,
             row,
             names.get(int(index), str(index)),
             color="white",
-            size=8,
+            size=size,
             weight="bold",
             ha="center",
             va="center",
             parse_math=False,
-            path_effects=[withStroke(linewidth=2.2, foreground="black")],
+            path_effects=[withStroke(linewidth=0.275 * size, foreground="black")],
             clip_on=True,
         )
 
