@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from textseg.preparation import PreparedCase
     from textseg.text import SliceText
 
+pytest_plugins = ["textseg.testing.pytest"]
+
 # These are read when torch, transformers and matplotlib are imported, which no test has done yet.
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; a single process may have them all
     _share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -82,6 +84,24 @@ def timm() -> Iterator[None]:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield
     del library
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "contains", "l", "##1", "##2", "spine", "the", "."]
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random BERT, as a person would fetch it from the hub."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=40).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    return folder
 
 
 THIRD_PARTY = '''

@@ -215,7 +215,7 @@ class Dataset(Protocol):
     atlas: Atlas
 
     def cases(self) -> Sequence[Case]:
-        """Every case, sorted by id."""
+        """Every case, sorted by id; numbers in it may count as such."""
         ...
 
     def label_map(self, case: Case) -> LabelMap:

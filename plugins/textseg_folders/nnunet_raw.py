@@ -32,8 +32,8 @@ class NnunetRaw:
         self._names = labels or {}
 
     def cases(self) -> Sequence[Case]:
-        """Training cases, then test cases, each sorted by name; `mask_path` is None where there is no mask."""
-        return (*self._part("Tr"), *self._part("Ts"))
+        """Training and test cases, sorted by name; `mask_path` is None where there is no mask."""
+        return sorted((*self._part("Tr"), *self._part("Ts")), key=lambda case: case.id)
 
     def label_map(self, case: Case) -> LabelMap:
         """The same for each case, as dataset.json names its values."""

@@ -20,20 +20,6 @@ TEXTS = ["It contains the spine.", "L1", "the spine contains L1 L2 the spine con
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small random BERT, as a person would fetch it from the hub."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizer(vocab=str(folder / "vocab.txt"), model_max_length=40).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def roberta(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with RoBERTa's positions, which begin after the padding index, and a tokenizer that knows no limit."""
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel

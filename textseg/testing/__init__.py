@@ -1,0 +1,107 @@
+"""The conformance kit: whether a component keeps what its contract promises, for any test runner.
+
+Each `check_<kind>` takes the name of an installed component, or a builder. It raises ConformanceError with one line for
+each promise that is broken: what was expected, what came, and the page that explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from textseg.contracts import Atlas, Features
+from textseg.testing.conformance import (
+    IMAGE_SIZE,
+    PYRAMID,
+    Check,
+    ConformanceError,
+    Subject,
+    checks,
+    examine,
+    subjects_of,
+)
+
+__all__ = [
+    "Check",
+    "ConformanceError",
+    "Subject",
+    "check_atlas",
+    "check_auxiliary_loss",
+    "check_dataset",
+    "check_fusion",
+    "check_network",
+    "check_plugin",
+    "check_prompt_generator",
+    "check_text_encoder",
+    "check_vision_encoder",
+    "checks",
+    "subjects_of",
+]
+
+Settings = Mapping[str, Any]
+
+
+def check_vision_encoder(
+    component: object, *, settings: Settings | None = None, image_size: tuple[int, int] = IMAGE_SIZE
+) -> None:
+    """Check a vision encoder, built with `settings`, on images of about `image_size`. Raises ConformanceError."""
+    examine(Subject.of("vision_encoder", component, settings, image_size=image_size))
+
+
+def check_fusion(component: object, *, settings: Settings | None = None, features: Features = PYRAMID) -> None:
+    """Check a fusion on a pyramid of these `features`. Raises ConformanceError."""
+    examine(Subject.of("fusion", component, settings, features=features))
+
+
+def check_auxiliary_loss(component: object, *, settings: Settings | None = None, features: Features = PYRAMID) -> None:
+    """Check an auxiliary loss on a fused pyramid of these `features`. Raises ConformanceError."""
+    examine(Subject.of("auxiliary_loss", component, settings, features=features))
+
+
+def check_network(
+    component: object,
+    *,
+    settings: Settings | None = None,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    atlas: Atlas | str | None = None,
+) -> None:
+    """Check a network on images of about `image_size`, of the structures of `atlas`. Raises ConformanceError."""
+    examine(Subject.of("network", component, settings, image_size=image_size, atlas=atlas))
+
+
+def check_prompt_generator(
+    component: object, *, settings: Settings | None = None, atlas: Atlas | str | None = None
+) -> None:
+    """Check a prompt generator on every visibility of an atlas: one given, or one of its plug-in, or an example.
+
+    Raises ConformanceError.
+    """
+    examine(Subject.of("prompt_generator", component, settings, atlas=atlas))
+
+
+def check_text_encoder(component: object, *, settings: Settings | None = None) -> None:
+    """Check a text encoder. Raises ConformanceError."""
+    examine(Subject.of("text_encoder", component, settings))
+
+
+def check_dataset(component: object, *, settings: Settings | None = None) -> None:
+    """Check a reader on the data that its settings name; one case is read. Raises ConformanceError."""
+    examine(Subject.of("dataset", component, settings))
+
+
+def check_atlas(component: object, *, settings: Settings | None = None) -> None:
+    """Check that an atlas is consistent. Raises ConformanceError."""
+    examine(Subject.of("atlas", component, settings))
+
+
+def check_plugin(name: str, *, settings: Mapping[tuple[str, str], Settings | None] | None = None) -> None:
+    """Check every component of an installed plug-in, by its entry point ("cervical") or package ("textseg_cervical").
+
+    Args:
+        name: of the plug-in.
+        settings: by kind and name of a component: `{("dataset", "cervical"): {"folder": "data"}}`. None in place of
+            settings leaves a component out; without an entry it is built with its defaults.
+
+    Raises ConformanceError, and PluginError where no such plug-in is installed.
+    """
+    examine(*subjects_of([name], settings or {}))

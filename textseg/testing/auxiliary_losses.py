@@ -1,0 +1,55 @@
+"""Checks of auxiliary losses, beyond those of every module."""
+
+from __future__ import annotations
+
+import torch
+
+from textseg.testing import modules
+from textseg.testing.calls import built, example_for, few, results
+from textseg.testing.conformance import Subject, check, promise
+
+
+@check("absent", "auxiliary_loss")
+def _absent(subject: Subject) -> None:
+    """Where structures are absent the loss is finite, and zero with gradients where it has nothing to say."""
+    module = built(subject)
+    example = example_for(subject, module)
+    empty, one = torch.zeros_like(example.mask), torch.zeros_like(example.mask)
+    one[:, :4, :4] = 1
+    one_row = one.clone()
+    one_row[0] = 0
+    for name, mask in (("no structure", empty), ("one structure", one), ("one structure in one slice", one_row)):
+        shown = example.showing(mask)
+        module.zero_grad()
+        (value,) = results(subject, module, shown)
+        promise(bool(value.isfinite()), f"a finite loss for {name}", value.item())
+        promise(value.requires_grad, f"a loss with gradients for {name}, be they zero", "one without")
+        value.backward()  # type: ignore[no-untyped-call]
+        wrong = [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        promise(not wrong, f"finite gradients for {name}", few("NaN or infinity in", wrong))
+        into = [tensor.grad for tensor in (example.logits, *example.pyramid) if tensor.grad is not None]
+        promise(all(g.isfinite().all() for g in into), f"finite gradients to the model for {name}", "NaN or infinity")
+
+
+@check("falls", "auxiliary_loss")
+def _falls(subject: Subject) -> None:
+    """It falls where the model follows its gradient."""
+    module = built(subject)
+    example = example_for(subject, module)
+    followed = [*(p for p in module.parameters() if p.requires_grad), example.logits, *example.pyramid]
+    optimizer = torch.optim.Adam(followed, lr=0.02)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        (value,) = results(subject, module, example)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        values.append(value.item())
+    promise(
+        values[-1] < values[0],
+        "a loss that falls as the model follows its gradient",
+        f"{values[0]:.4g} at first and {values[-1]:.4g} after {len(values)} steps",
+    )
+
+
+CHECKS = (*modules.CHECKS, _absent, _falls)

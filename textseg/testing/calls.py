@@ -1,0 +1,68 @@
+"""Modules of every kind are built, given an example and called alike."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from textseg.contracts import Atlas, Task
+from textseg.model import Segmenter
+from textseg.testing.conformance import Subject, promise
+from textseg.testing.examples import REGION, Example, task
+
+
+def task_of(subject: Subject, atlas: Atlas | None = None, image_size: tuple[int, int] | None = None) -> Task:
+    return task(image_size or subject.image_size, atlas or subject.atlas or REGION)
+
+
+def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Module:
+    """The module with the weights of a seed, in training."""
+    where = where or task_of(subject)
+    torch.manual_seed(seed)
+    wired = (where, subject.features) if subject.component.kind in ("fusion", "auxiliary_loss") else (where,)
+    module = subject.build(*wired)
+    promise(isinstance(module, nn.Module), "an nn.Module", type(module).__name__)
+    return cast(nn.Module, module)
+
+
+def example_for(subject: Subject, module: nn.Module, where: Task | None = None, batch: int = 2, **more: Any) -> Example:
+    """Slices of the size that the core would give this module."""
+    where = where or task_of(subject)
+    multiple = cast(int, getattr(module, "size_multiple", subject.features.strides[-1]))
+    return Example.of(where, batch, features=subject.features, size_multiple=multiple, **more)
+
+
+def results(subject: Subject, module: nn.Module, example: Example, seed: int = 2) -> list[Tensor]:
+    """Every tensor that the module gives for an example; dropout and the like draw from `seed`."""
+    torch.manual_seed(seed)
+    kind = subject.component.kind
+    if kind == "vision_encoder":
+        return _levels(module(example.image))
+    if kind == "fusion":
+        return _levels(module(example.pyramid, example.text))
+    if kind == "auxiliary_loss":
+        return [module(example.output, example.batch)]
+    segmenter = Segmenter(cast(Any, module))
+    output = segmenter(example.image, example.text if segmenter.uses_text else None)
+    return [output.logits, *output.deep_logits]
+
+
+def _levels(maps: object) -> list[Tensor]:
+    promise(
+        isinstance(maps, tuple) and all(isinstance(level, Tensor) for level in maps),
+        "a tuple of tensors, finest level first",
+        type(maps).__name__,
+    )
+    return list(cast(tuple[Tensor, ...], maps))
+
+
+def sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """A loss in which every number counts."""
+    return torch.stack([(tensor.float() ** 2).mean() for tensor in tensors]).sum()
+
+
+def few(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what} {', '.join(names[:5])}{more}"

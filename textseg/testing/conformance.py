@@ -1,0 +1,220 @@
+"""What a check is, what it is made on, and what it says when a promise is broken."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from textseg.component import KINDS, Component, cause
+from textseg.contracts import Atlas, Features
+from textseg.errors import PluginError, TextsegError, suggestion
+from textseg.registry import Registry, installed_registry
+
+PAGE = "docs/reference/conformance.md"
+IMAGE_SIZE = (64, 96)
+PYRAMID = Features((8, 16, 24), (1, 2, 4))
+
+_CHECKS = {  # where the checks of a kind are defined; they need torch, which pytest runs of others must not import
+    "atlas": "textseg.testing.atlases",
+    "dataset": "textseg.testing.datasets",
+    "prompt_generator": "textseg.testing.prompt_generators",
+    "text_encoder": "textseg.testing.text_encoders",
+    "vision_encoder": "textseg.testing.modules",
+    "fusion": "textseg.testing.modules",
+    "auxiliary_loss": "textseg.testing.auxiliary_losses",
+    "network": "textseg.testing.modules",
+}
+
+
+class ConformanceError(AssertionError):
+    """A component breaks a promise of its kind: what was expected, what came, which page explains it."""
+
+
+class BrokenPromiseError(Exception):
+    """What a check found; the runner adds whose it is."""
+
+    def __init__(self, expected: str, came: str) -> None:
+        super().__init__(expected, came)
+        self.expected, self.came = expected, came
+
+
+def promise(kept: object, expected: str, came: object) -> None:
+    """Raise where a promise is not kept."""
+    if not kept:
+        raise BrokenPromiseError(expected, str(came))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A component that is checked, with the settings and the surroundings that it is built in."""
+
+    component: Component
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] = IMAGE_SIZE
+    features: Features = PYRAMID
+    atlas: Atlas | None = None
+    shared: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # costly, and the same for checks
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        component: object,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        image_size: tuple[int, int] = IMAGE_SIZE,
+        features: Features = PYRAMID,
+        atlas: Atlas | str | None = None,
+    ) -> Subject:
+        """From the name of an installed component, or from a builder. Raises PluginError for an unknown name."""
+        if isinstance(component, str):
+            component = installed_registry().component(kind, component)
+        elif not isinstance(component, Component):
+            name = str(getattr(component, "__name__", type(component).__name__))
+            component = Component(kind, name, component, "none", str(getattr(component, "__module__", "")), "installed")
+        found = installed_registry().build("atlas", atlas, settings={}) if isinstance(atlas, str) else atlas
+        return cls(component, settings or {}, image_size, features, found)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Subject:
+        """The same, built with others."""
+        return replace(self, settings=settings)
+
+    def build(self, *wired: Any) -> Any:
+        """The object. Raises RecipeError for wrong settings, PluginError for a builder that fails."""
+        kind, name = self.component.kind, self.component.name
+        return Registry((), [self.component]).build(kind, name, *wired, settings=self.settings)
+
+    def __str__(self) -> str:
+        return f"{self.component.kind} '{self.component.name}'"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of some kinds of component: `run(subject)` raises where it is broken. `name` is its heading."""
+
+    name: str
+    run: Callable[[Subject], None]
+    kinds: tuple[str, ...]
+    fundamental: bool = False  # where it is broken, the others would only say the same
+
+    def __call__(self, subject: Subject) -> None:
+        """Raises ConformanceError."""
+        __tracebackhide__ = True
+        from textseg.testing.surroundings import own_chance
+
+        try:
+            with own_chance():
+                self.run(subject)
+        except BrokenPromiseError as broken:
+            raise self._error(subject, broken.expected, broken.came) from broken.__cause__
+        except Exception as error:
+            came = str(error).rstrip(".") if isinstance(error, TextsegError) else cause(error)
+            raise self._error(subject, "no error", came) from error
+
+    def _error(self, subject: Subject, expected: str, came: str) -> ConformanceError:
+        return ConformanceError(
+            f"{subject} breaks '{self.name}': expected {expected}, came {came}. See {PAGE}#{self.name}."
+        )
+
+
+def check(name: str, *kinds: str, fundamental: bool = False) -> Callable[[Callable[[Subject], None]], Check]:
+    """Make a function a check of these kinds."""
+    return lambda run: Check(name, run, kinds, fundamental)
+
+
+def checks(kind: str) -> list[Check]:
+    """The checks of a kind of component, in order. Raises PluginError for an unknown kind."""
+    if kind not in KINDS:
+        raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
+    module = importlib.import_module(_CHECKS[kind])
+    own: Iterable[Check] = module.CHECKS
+    return [SIGNATURE, *(one for one in own if kind in one.kinds)]
+
+
+def examine(*subjects: Subject) -> None:
+    """Make every check of some subjects. Raises ConformanceError with a line for each broken promise."""
+    __tracebackhide__ = True
+    errors: list[ConformanceError] = []
+    for subject in subjects:
+        for one in checks(subject.component.kind):
+            try:
+                one(subject)
+            except ConformanceError as error:
+                errors.append(error)
+                if one.fundamental:
+                    break
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ConformanceError("\n".join(map(str, errors))) from errors[0].__cause__
+
+
+def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> list[Subject]:
+    """Every component of some plug-ins, each named by entry point, distribution or package.
+
+    Raises PluginError for a plug-in that is missing or broken, and for settings of a component that none of them has.
+    """
+    registry = installed_registry()
+    found: list[Component] = []
+    for name in names:
+        same = [p for p in registry.plugins if name == p.name or _package(name) == _package(p.distribution)]
+        if not same:
+            known = {p.name for p in registry.plugins} | {p.distribution for p in registry.plugins}
+            raise PluginError(f"There is no plug-in '{name}'.{suggestion(name, known)}")
+        for plugin in same:
+            if plugin.error:
+                raise PluginError(f"{plugin.origin} is broken: {plugin.error}.")
+            found += [component for component in registry.components() if component.plugin == plugin.name]
+    here = {(component.kind, component.name): component for component in found}
+    if unknown := [key for key in settings if key not in here]:
+        raise PluginError(
+            f"Settings are given of {unknown[0][0]} '{unknown[0][1]}', which {', '.join(names)} does not bring."
+        )
+    atlases = [key[1] for key in here if key[0] == "atlas"]
+    return [
+        Subject.of(
+            key[0],
+            component,
+            settings.get(key),
+            atlas=atlases[0] if atlases and key[0] == "prompt_generator" else None,
+        )
+        for key, component in here.items()
+        if settings.get(key, {}) is not None
+    ]
+
+
+def _package(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "_")
+
+
+def _check_signature(subject: Subject) -> None:
+    component = subject.component
+    parameters = component.settings()
+    promise(component.description, "a docstring, whose first line lists it", "none")
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    for name, parameter in parameters.items():
+        promise(
+            parameter.annotation is not parameter.empty,
+            f"a type hint for the setting '{name}', by which recipes are checked",
+            "none",
+        )
+    needed = {name: value for name, value in subject.settings.items() if name not in defaults}
+    for name, value in defaults.items():
+        _, mistakes = component.validated({**needed, name: value})
+        wrong = [message for path, message in mistakes if path[0] == name]
+        promise(not wrong, f"a default of '{name}' that its type hint allows", f"{value!r}: {'; '.join(wrong)}")
+    missing = [name for name in parameters if name not in defaults and name not in subject.settings]
+    promise(
+        not missing,
+        f"settings to check it with ({', '.join(missing)} has no default)",
+        "none: give them as `settings`, or leave the component out",
+    )
+    if (attribute := getattr(component.load(), "fetch", None)) and component.kind != "dataset":
+        keyword = inspect.signature(attribute).parameters
+        promise("progress" in keyword, "fetch(*, progress, ...)", f"fetch({', '.join(keyword)})")
+
+
+SIGNATURE = Check("signature", _check_signature, tuple(KINDS), fundamental=True)

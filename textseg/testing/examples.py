@@ -1,0 +1,136 @@
+"""What components are checked on: a small region, random slices of it, their text, and a pyramid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, Batch, Features, SegmenterOutput, Structure, Task, TextFeatures
+
+TEXT_SIZE = 7  # D
+TEXT_LENGTH = 5  # T
+
+REGION = Atlas(
+    name="example",
+    structures=(
+        Structure("L2", "lumbar vertebra", 1),
+        Structure("L1", "lumbar vertebra", 2),
+        Structure("L1/L2", "intervertebral disc", 3),
+        Structure("SC", "spinal canal", 4),
+    ),
+    sequence=("L1", "L1/L2", "L2"),
+    groups={"vertebrae": ("L1", "L2"), "discs": ("L1/L2",), "canal": ("SC",)},
+    adjacent=(("L1", "L1/L2"), ("L1/L2", "L2")),
+)
+ONE_STRUCTURE = Atlas("one", (Structure("SC", "spinal canal", 1),), groups={"canal": ("SC",)})
+
+
+def task(image_size: tuple[int, int], atlas: Atlas = REGION) -> Task:
+    """As a recipe with text would give it, for three volumes of nine slices."""
+    fingerprint = {
+        "native_sizes": [(9, *image_size)] * 3,
+        "native_spacings_mm": [(4.0, 1.0, 1.0)] * 3,
+        "spacings_mm": [(4.0, 1.0, 1.0)] * 3,
+        "intensities": [(0.0, 10.0, 100.0, 200.0, 255.0)] * 3,
+    }
+    return Task(1, image_size, atlas.class_count, atlas, TEXT_SIZE, TEXT_LENGTH, fingerprint)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Random slices, annotated and described; the same for the same seed.
+
+    Image and pyramid are padded to the multiple of the model, the mask is not, as in training.
+    """
+
+    image: Tensor  # [B, C, H, W]
+    mask: Tensor  # [B, H, W] of the prepared slice
+    text: TextFeatures
+    logits: Tensor  # [B, K, H, W]
+    pyramid: tuple[Tensor, ...]  # [B, C_l, H_l, W_l]
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        batch: int = 2,
+        *,
+        features: Features | None = None,
+        size_multiple: int = 1,
+        counts: tuple[int, ...] = (),
+        seed: int = 0,
+    ) -> Example:
+        """Slices of a task; `counts` are the tokens of each text, else T - 1 of the first, T - 2 of the second ..."""
+        random = torch.Generator().manual_seed(seed)
+        structures = task.class_count - 1
+        size, length = task.text_size or TEXT_SIZE, task.text_length or TEXT_LENGTH
+        counts = counts or tuple(max(1, length - 1 - row) for row in range(batch))
+        shown = torch.arange(length)[None] < torch.tensor(counts)[:, None]
+        text = TextFeatures(
+            torch.randn(batch, length, size, generator=random) * shown[..., None],
+            shown,
+            torch.randn(batch, structures, size, generator=random),
+            torch.ones(batch, structures, dtype=torch.bool),
+        )
+        sides = padded(task.image_size, size_multiple)
+        image = torch.randn(batch, task.image_channels, *sides, generator=random)
+        mask = torch.randint(0, task.class_count, (batch, *task.image_size), generator=random)
+        logits = torch.randn(batch, task.class_count, *task.image_size, generator=random).requires_grad_()
+        pyramid = (
+            tuple(
+                torch.randn(batch, channels, sides[0] // stride, sides[1] // stride, generator=random).requires_grad_()
+                for channels, stride in zip(features.channels, features.strides, strict=True)
+            )
+            if features
+            else ()
+        )
+        return cls(image, mask, text, logits, pyramid)
+
+    def first(self) -> Example:
+        """The first slice alone."""
+        text = self.text
+        return Example(
+            self.image[:1],
+            self.mask[:1],
+            TextFeatures(
+                text.tokens[:1],
+                text.mask[:1],
+                None if text.classwise is None else text.classwise[:1],
+                text.present[:1],
+            ),
+            self.logits[:1],
+            tuple(feature[:1] for feature in self.pyramid),
+        )
+
+    def saying(self, text: TextFeatures) -> Example:
+        return replace(self, text=text)
+
+    def showing(self, mask: Tensor) -> Example:
+        return replace(self, mask=mask)
+
+    @property
+    def batch(self) -> Batch:
+        count = len(self.image)
+        place = torch.arange(count)
+        return Batch(
+            self.image,
+            self.mask,
+            self.text,
+            ("case",) * count,
+            place,
+            torch.full_like(place, count),
+            torch.tensor([[4.0, 1.0, 1.0]]).repeat(count, 1),
+        )
+
+    @property
+    def output(self) -> SegmenterOutput:
+        """What a text-guided network might say of it."""
+        return SegmenterOutput(self.logits, (), self.pyramid, self.pyramid, self.text)
+
+
+def padded(image_size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """H and W as the core pads them."""
+    height, width = (-(-side // multiple) * multiple for side in image_size)
+    return height, width

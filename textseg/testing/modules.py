@@ -1,0 +1,288 @@
+"""Checks of what is made of weights: vision encoders, fusions, auxiliary losses, networks."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from textseg.contracts import Features, Task
+from textseg.losses import SegmentationLoss
+from textseg.model import Segmenter
+from textseg.testing.calls import built, example_for, few, results, sum_of_squares, task_of
+from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.examples import ONE_STRUCTURE, TEXT_LENGTH, Example
+from textseg.testing.surroundings import undisturbed
+
+KINDS = ("vision_encoder", "fusion", "auxiliary_loss", "network")
+GUIDED = ("fusion", "network")  # what text goes into
+
+
+def _stages(module: nn.Module) -> Iterator[str]:
+    """Puts the module into each of its stages; one without a name where it has none."""
+    start = getattr(module, "start_stage", None)
+    for name in cast(Mapping[str, float], module.stages) if callable(start) else [""]:
+        module.train()
+        if name and start is not None:
+            start(name)
+        yield name
+
+
+@check("construction", *KINDS, fundamental=True)
+def _construction(subject: Subject) -> None:
+    """It can be built, and declares what the core asks it for."""
+    module = built(subject)
+    kind = subject.component.kind
+    if kind in ("vision_encoder", "fusion"):
+        features = getattr(module, "features", None)
+        promise(isinstance(features, Features), "an attribute `features`, a textseg.contracts.Features", features)
+        channels, strides = cast(Features, features).channels, cast(Features, features).strides
+        whole = all(isinstance(number, int) and number > 0 for number in (*channels, *strides))
+        promise(
+            channels and len(channels) == len(strides) and whole, "a channel count and a stride per level", features
+        )
+        promise(list(strides) == sorted(strides), "strides from the finest level to the coarsest", strides)
+    if kind in ("vision_encoder", "network"):
+        multiple = getattr(module, "size_multiple", None)
+        promise(isinstance(multiple, int) and multiple > 0, "an attribute `size_multiple`, a whole number", multiple)
+    if kind == "vision_encoder":
+        coarsest = cast(Features, module.features).strides[-1]
+        promise(
+            cast(int, module.size_multiple) % coarsest == 0,
+            f"a size_multiple that the coarsest stride ({coarsest}) divides",
+            module.size_multiple,
+        )
+    if kind == "network":
+        uses_text = getattr(module, "uses_text", None)
+        promise(isinstance(uses_text, bool), "an attribute `uses_text`, true or false", uses_text)
+    batching = getattr(module, "batching", "slice")
+    promise(batching in ("slice", "volume"), 'batching = "slice" or "volume"', repr(batching))
+
+
+@check("surroundings", *KINDS)
+def _surroundings(subject: Subject) -> None:
+    """Construction and call touch no file and no network, and leave alone what all share."""
+    values = list(subject.settings.values())
+    after = []
+    for seed in (1, 2):  # what is imported on the way may do as it likes, the first time
+        with undisturbed("construction", allowed=values):
+            module = built(subject, seed=seed)
+        example = example_for(subject, module, batch=1)
+        with undisturbed("a call", allowed=values):
+            results(subject, module, example, seed=seed)
+        after.append(torch.get_rng_state())
+    promise(
+        not torch.equal(*after),
+        "random numbers drawn from where the core has set the seed",
+        "a seed of its own: after two seeds torch's random state is the same. Take a torch.Generator",
+    )
+
+
+@check("shapes", *KINDS)
+def _shapes(subject: Subject) -> None:
+    """What it gives has the size it declares: any multiple, not square, batch of 1, one structure, one token."""
+    size = subject.image_size
+    odd = (size[0] - 1, size[1] + size[1] // 2 + 1)  # no multiple, and another one than all else is checked at
+    for where, batch, counts, about in (
+        (task_of(subject), 2, (TEXT_LENGTH, 1), "two slices, the text of the second one token"),
+        (task_of(subject, ONE_STRUCTURE, odd), 1, (TEXT_LENGTH - 1,), "one slice and one structure"),
+    ):
+        module = built(subject, where)
+        example = example_for(subject, module, where, batch, counts=counts)
+        about = f"for {example.image.shape[-2]} x {example.image.shape[-1]} pixels, {about}"
+        _check_shapes(subject, module, example, results(subject, module, example), where, about)
+
+
+def _check_shapes(
+    subject: Subject, module: nn.Module, example: Example, given: list[Tensor], where: Task, about: str
+) -> None:
+    kind, (batch, _, height, width) = subject.component.kind, example.image.shape
+    shapes = [tuple(tensor.shape) for tensor in given]
+    if kind in ("vision_encoder", "fusion"):
+        features = cast(Features, module.features)
+        expected = [
+            (batch, channels, height // stride, width // stride)
+            for channels, stride in zip(features.channels, features.strides, strict=True)
+        ]
+        promise(shapes == expected, f"maps {expected} {about}", shapes)
+    elif kind == "auxiliary_loss":
+        promise(
+            shapes == [()] and given[0].dtype == torch.float32,
+            f"a scalar in float32 {about}",
+            f"{given[0].dtype} {shapes[0]}",
+        )
+    else:
+        sizes = [(batch, where.class_count, height, width)]
+        promise(shapes[:1] == sizes, f"logits {sizes[0]} {about}", shapes[0])
+        wrong = [shape for shape in shapes if shape[:2] != (batch, where.class_count) or len(shape) != 4]
+        promise(not wrong, f"deep logits [{batch}, {where.class_count}, H_l, W_l] {about}", wrong)
+    promise(all(bool(tensor.isfinite().all()) for tensor in given), f"finite numbers {about}", "NaN or infinity")
+
+
+@check("gradients", *KINDS)
+def _gradients(subject: Subject) -> None:
+    """Every trainable parameter gets a finite gradient, in each stage."""
+    module = built(subject)
+    example = example_for(subject, module)
+    for stage in _stages(module):
+        module.zero_grad()
+        _loss(subject, module, example).backward()  # type: ignore[no-untyped-call]
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        without = [name for name, parameter in named if parameter.grad is None]
+        about = f" in stage '{stage}'" if stage else ""
+        promise(not without, f"a gradient for every trainable parameter{about}", few("none for", without))
+        wrong = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+        promise(not wrong, f"finite gradients{about}", few("NaN or infinity in", wrong))
+    into = [tensor.grad for tensor in (example.logits, *example.pyramid) if tensor.grad is not None]
+    if subject.component.kind in ("fusion", "auxiliary_loss"):
+        promise(into, "gradients back to the model", "none: its input is detached")
+        promise(all(g.isfinite().all() for g in into), "finite gradients back to the model", "NaN or infinity")
+
+
+def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
+    if subject.component.kind == "network" and callable(getattr(module, "losses", None)):
+        segmenter = Segmenter(cast(Any, module))
+        output = segmenter(example.image, example.text if segmenter.uses_text else None)
+        terms = cast(Any, module).losses(output, example.batch, SegmentationLoss())
+        promise(
+            isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values()),
+            "losses() that gives a scalar by name",
+            terms,
+        )
+        return torch.stack([term.float() for term in terms.values()]).sum()
+    return sum_of_squares(results(subject, module, example))
+
+
+@check("precision", *KINDS)
+def _precision(subject: Subject) -> None:
+    """Under autocast to bfloat16 it gives finite numbers and gradients; a loss stays in float32."""
+    module = built(subject)
+    example = example_for(subject, module, batch=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = results(subject, module, example)
+    if subject.component.kind == "auxiliary_loss":
+        promise(given[0].dtype == torch.float32, "a loss in float32 under autocast", given[0].dtype)
+    promise(all(bool(tensor.isfinite().all()) for tensor in given), "finite numbers under autocast", "NaN or infinity")
+    sum_of_squares(given).backward()  # type: ignore[no-untyped-call]
+    wrong = [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    promise(not wrong, "finite gradients under autocast", few("NaN or infinity in", wrong))
+
+
+@check("determinism", *KINDS)
+def _determinism(subject: Subject) -> None:
+    """The same seed gives the same weights and the same results; in evaluation there is no chance at all."""
+    first, second = built(subject), built(subject)
+    other = second.state_dict()
+    unlike = [name for name, value in first.state_dict().items() if not _same(value, other[name])]
+    promise(not unlike, "the same weights from the same seed", few("others in", unlike))
+    example = example_for(subject, first, batch=1)
+    same = _equal(results(subject, first, example), results(subject, second, example))
+    promise(same, "the same results in training from the same seed", "others")
+    first.eval()
+    same = _equal(results(subject, first, example, seed=3), results(subject, first, example, seed=4))
+    promise(same, "the same results in evaluation, whatever the seed", "others")
+
+
+def _same(one: object, other: object) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+
+
+def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@check("state", *KINDS)
+def _state(subject: Subject) -> None:
+    """A checkpoint brings everything back, and copies for other processes do the same."""
+    module = built(subject)
+    example = example_for(subject, module, batch=1)
+    results(subject, module, example)  # moves statistics that live in buffers
+    module.eval()
+    with torch.no_grad():
+        expected = results(subject, module, example)
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        twin = built(subject, seed=5)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        twin.load_state_dict(torch.load(file, weights_only=True))
+        promise(
+            _equal(results(subject, twin.eval(), example), expected),
+            "the same results after state_dict and load_state_dict",
+            "others: what it knows beyond its settings must live in parameters and buffers",
+        )
+        for name, make in (("copy.deepcopy", copy.deepcopy), ("pickle", _pickled)):
+            same = _equal(results(subject, make(module), example), expected)
+            promise(same, f"the same results from what {name} makes of it", "others")
+
+
+def _pickled(module: nn.Module) -> nn.Module:
+    return cast(nn.Module, pickle.loads(pickle.dumps(module)))
+
+
+@check("batch", "vision_encoder", "fusion", "network")
+def _batch(subject: Subject) -> None:
+    """In evaluation, slices of a batch do not see each other."""
+    module = built(subject).eval()
+    if getattr(module, "batching", "slice") == "volume":
+        return  # its slices are to see each other
+    example = example_for(subject, module)
+    with torch.no_grad():
+        both = results(subject, module, example)
+        alone = results(subject, module, example.first())
+    for one, other in zip(both, alone, strict=True):
+        difference = (one[:1] - other).abs().max().item()
+        promise(
+            difference <= 1e-4 * (1 + other.abs().max().item()),
+            "in evaluation the same for a slice alone and in a batch",
+            f"a difference of {difference:.1e}",
+        )
+
+
+@check("text", *GUIDED)
+def _text(subject: Subject) -> None:
+    """What is masked changes nothing; what is said does."""
+    module = built(subject).eval()
+    if subject.component.kind == "network" and not cast(bool, module.uses_text):
+        return
+    example = example_for(subject, module)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for parameter in module.parameters():  # a gate that starts closed is opened
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = results(subject, module, example)
+        text, other = example.text, example_for(subject, module, seed=7).text
+        noise = torch.randn_like(text.tokens).masked_fill(text.mask[..., None], 0)
+        padded = results(subject, module, example.saying(replace(text, tokens=text.tokens + noise)))
+        change = max((a - b).abs().max().item() for a, b in zip(padded, expected, strict=True))
+        promise(
+            change <= 1e-5 * (1 + max(tensor.abs().max().item() for tensor in expected)),
+            "the same result whatever stands where the text is masked",
+            f"a change of {change:.1e}: use text.mask",
+        )
+        told = replace(text, tokens=other.tokens, classwise=other.classwise)
+        promise(
+            not _equal(results(subject, module, example.saying(told)), expected),
+            "another result for another text",
+            "the same: the text is not read",
+        )
+
+
+CHECKS = (
+    _construction,
+    _surroundings,
+    _shapes,
+    _gradients,
+    _precision,
+    _determinism,
+    _state,
+    _batch,
+    _text,
+)

@@ -1,0 +1,112 @@
+"""Checks of prompt generators: pure functions from what is visible to text."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import get_args
+
+import torch
+
+from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Visibility
+from textseg.prompts import generate, template_visibility
+from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.examples import REGION
+from textseg.testing.surroundings import undisturbed
+
+KIND = "prompt_generator"
+
+
+def atlas_of(subject: Subject) -> Atlas:
+    return subject.atlas or REGION
+
+
+def visibilities(atlas: Atlas) -> Iterator[Visibility]:
+    """What a run may ask about: every source and place, with facts and without, and slices that show nothing."""
+    for visibility in atlas.visibilities():
+        yield visibility
+        yield visibility.at(0, 1)
+    for name in atlas.names:
+        yield Visibility((name,), source="ground_truth", scope="slice", slice_index=4, slice_count=9)
+    facts = {"sequence": "T2", "sex": "female", "view": "sagittal"}
+    for source in get_args(Source):
+        yield Visibility((), source=source, scope="slice", slice_index=8, slice_count=9)
+        yield Visibility(atlas.names[:2], source=source, scope="slice", slice_index=0, slice_count=9, facts=facts)
+
+
+@check("construction", KIND, fundamental=True)
+def _construction(subject: Subject) -> None:
+    """It is built for an atlas, and is a function of a visibility."""
+    atlas = atlas_of(subject)
+    generator = subject.build(atlas)
+    promise(callable(generator), "an object that can be called with a Visibility", type(generator).__name__)
+    given = generator(template_visibility(atlas))
+    promise(isinstance(given, Prompts), "textseg.contracts.Prompts", type(given).__name__)
+
+
+@check("surroundings", KIND)
+def _surroundings(subject: Subject) -> None:
+    """Construction and call touch no file, no network and no random numbers."""
+    atlas = atlas_of(subject)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        with undisturbed("construction", allowed=list(subject.settings.values())):
+            generator = subject.build(atlas)
+        with undisturbed("a call"):
+            generator(template_visibility(atlas))
+    promise(torch.equal(before, torch.get_rng_state()), "no random numbers", "a change of torch's random state")
+
+
+@check("prompts", KIND)
+def _prompts(subject: Subject) -> None:
+    """A text for the slice, and one for each structure in class order, whatever is visible."""
+    atlas = atlas_of(subject)
+    generator = subject.build(atlas)
+    for visibility in visibilities(atlas):
+        given = generate(generator, atlas, visibility)
+        texts = (given.holistic, *given.classwise)
+        promise(isinstance(given.classwise, tuple), "class-wise prompts in a tuple", type(given.classwise).__name__)
+        promise(all(isinstance(text, str) for text in texts), f"texts for {visibility}", given)
+
+
+@check("pure", KIND)
+def _pure(subject: Subject) -> None:
+    """The same visibility gives the same text, whatever was asked before, by whichever copy."""
+    atlas = atlas_of(subject)
+    generator = subject.build(atlas)
+    asked = list(visibilities(atlas))
+    first = [generator(visibility) for visibility in asked]
+    again = [generator(visibility) for visibility in reversed(asked)][::-1]
+    for name, texts in (
+        ("again, in another order", again),
+        ("by another one of the same settings", _said(subject.build(atlas), asked)),
+        ("by a pickled copy", _said(pickle.loads(pickle.dumps(generator)), asked)),
+    ):
+        for visibility, one, other in zip(asked, first, texts, strict=True):
+            promise(one == other, f"the same text {name} for {visibility}", f"{one} and {other}")
+
+
+def _said(generator: PromptGenerator, asked: list[Visibility]) -> list[Prompts]:
+    return [generator(visibility) for visibility in asked]
+
+
+@check("names", KIND)
+def _names(subject: Subject) -> None:
+    """Each visible structure has a text of its own, and leaving it out changes what is said."""
+    atlas = atlas_of(subject)
+    generator = subject.build(atlas)
+    everything = template_visibility(atlas)
+    said = generator(everything)
+    for name, text in zip(atlas.names, said.classwise, strict=True):
+        promise(text.strip(), f"a text for '{name}' where it is visible", "an empty one")
+    first: dict[str, str] = {}
+    for name, text in zip(atlas.names, said.classwise, strict=True):
+        other = first.setdefault(text, name)
+        promise(other == name, "a text of its own for each visible structure", f"'{text}' for '{other}' and '{name}'")
+    for name in atlas.names:
+        without = generator(replace(everything, visible=tuple(n for n in atlas.names if n != name)))
+        promise(without != said, f"another text where '{name}' is not visible", f"the same: '{said.holistic}'")
+
+
+CHECKS = (_construction, _surroundings, _prompts, _pure, _names)

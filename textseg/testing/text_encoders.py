@@ -1,0 +1,134 @@
+"""Checks of text encoders: frozen, countable, and the same for a text whatever stands beside it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from textseg.contracts import TextEncoder
+from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.surroundings import undisturbed
+
+KIND = "text_encoder"
+TEXTS = (
+    "The sagittal MRI of the lumbar spine demonstrates the anatomy, which encompasses the L1 lumbar vertebra.",
+    "It contains the L1 lumbar vertebra.",
+    "spine",
+    "It does not contain the spinal canal.",
+)
+
+
+def encoder_of(subject: Subject) -> TextEncoder:
+    return cast(TextEncoder, subject.build())
+
+
+def warm_encoder_of(subject: Subject) -> TextEncoder:
+    """One for all checks that only read: its weights are read once."""
+    if "encoder" not in subject.shared:
+        subject.shared["encoder"] = encoder_of(subject)
+    return cast(TextEncoder, subject.shared["encoder"])
+
+
+@check("construction", KIND, fundamental=True)
+def _construction(subject: Subject) -> None:
+    """It is built and says how long its vectors are, how much it reads, and what it is."""
+    encoder = encoder_of(subject)
+    for name in ("feature_size", "max_tokens"):
+        value = getattr(encoder, name, None)
+        promise(isinstance(value, int) and value > 0, f"an attribute `{name}`, a whole number", value)
+    fingerprint = getattr(encoder, "fingerprint", None)
+    promise(isinstance(fingerprint, str) and fingerprint, "an attribute `fingerprint`, a text", fingerprint)
+    promise(callable(encoder), "an object that can be called with a list of texts", type(encoder).__name__)
+    promise(callable(getattr(encoder, "count_tokens", None)), "a method `count_tokens(texts)`", "none")
+
+
+@check("surroundings", KIND)
+def _surroundings(subject: Subject) -> None:
+    """Construction touches nothing, a call no network and no random numbers."""
+    before = torch.get_rng_state()
+    with undisturbed("construction", allowed=list(subject.settings.values())):
+        encoder = encoder_of(subject)
+    for _ in range(2):  # the first one reads the weights, and imports what it needs
+        with undisturbed("a call", files=True):
+            encoder(TEXTS[:1])
+    promise(torch.equal(before, torch.get_rng_state()), "no random numbers", "a change of torch's random state")
+
+
+@check("tokens", KIND)
+def _tokens(subject: Subject) -> None:
+    """Tokens [N, T, D] with padding of zero, mask [N, T], as many as counted."""
+    encoder = warm_encoder_of(subject)
+    counts = encoder.count_tokens(TEXTS)
+    promise(
+        isinstance(counts, list) and len(counts) == len(TEXTS) and all(type(count) is int for count in counts),
+        f"from count_tokens a list of {len(TEXTS)} whole numbers for as many texts",
+        counts,
+    )
+    given = encoder(TEXTS)
+    promise(isinstance(given, tuple) and len(given) == 2, "tokens and mask", type(given).__name__)
+    tokens, mask = given
+    shape = (len(TEXTS), max(counts), encoder.feature_size)
+    promise(tuple(tokens.shape) == shape, f"tokens {shape}, T the longest text as counted", tuple(tokens.shape))
+    promise(tuple(mask.shape) == shape[:2], f"a mask {shape[:2]}", tuple(mask.shape))
+    promise(mask.dtype == torch.bool, "a mask of torch.bool", mask.dtype)
+    promise(tokens.is_floating_point(), "tokens of floating point", tokens.dtype)
+    marked = mask.sum(1).tolist()
+    promise(marked == counts, f"as many tokens in the mask as count_tokens says, {counts}", marked)
+    left = torch.arange(shape[1])[None] < torch.tensor(counts)[:, None]
+    promise(torch.equal(mask.cpu(), left), "tokens first, padding after them", "another order in the mask")
+    promise(not tokens[~mask].any(), "zero where the mask is False", "other numbers")
+    promise(bool(tokens.isfinite().all()), "finite numbers", "NaN or infinity")
+    promise(not tokens.requires_grad, "frozen features", "features with gradients: encode without them")
+
+
+@check("limit", KIND)
+def _limit(subject: Subject) -> None:
+    """Tokens are counted before anything is cut, so that a text which is too long can be refused."""
+    encoder = warm_encoder_of(subject)
+    (count,) = encoder.count_tokens(["spine " * (encoder.max_tokens + 1)])
+    promise(count > encoder.max_tokens, f"more than max_tokens ({encoder.max_tokens}) for a text of more words", count)
+
+
+@check("independence", KIND)
+def _independence(subject: Subject) -> None:
+    """A text has the same features alone and among others, today and tomorrow; other texts have others."""
+    encoder = warm_encoder_of(subject)
+    tokens, mask = encoder(TEXTS)
+    again, _ = encoder(TEXTS)
+    promise(torch.equal(tokens, again), "the same features at a second call", "others: encode in evaluation")
+    for row, text in list(enumerate(TEXTS))[:3]:
+        alone, _ = encoder([text])
+        count = int(mask[row].sum())
+        difference = _difference(alone[0, :count], tokens[row, :count])
+        promise(
+            difference <= 1e-3 * (1 + alone.abs().max().item()),
+            "the same features for a text alone and among others",
+            f"a difference of {difference:.1e} for '{text}'",
+        )
+    one, other = (_mean(tokens[row], mask[row]) for row in (0, 2))
+    promise(not torch.equal(one, other), "other features for another text", "the same")
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    return tokens[mask].mean(0)
+
+
+@check("fingerprint", KIND)
+def _fingerprint(subject: Subject) -> None:
+    """The same settings have the same fingerprint, before and after weights are read, and give the same features."""
+    first, second = warm_encoder_of(subject), encoder_of(subject)
+    before = second.fingerprint
+    tokens, _ = first(TEXTS)
+    same, _ = second(TEXTS)
+    promise(second.fingerprint == before, "the same fingerprint after a call", f"{before} and {second.fingerprint}")
+    promise(first.fingerprint == before, "the same fingerprint of equal settings", f"{first.fingerprint} and {before}")
+    promise(torch.equal(tokens, same), "the same features where the fingerprint is the same", "others")
+
+
+CHECKS = (_construction, _surroundings, _tokens, _limit, _independence, _fingerprint)
