@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,12 +45,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("TEXTSEG_STRICT_PLUGINS", raising=False)
 
-    def put(distribution: str, entry_point: str, module: str, source: str, parts: str = PARTS) -> None:
+    def put(
+        distribution: str, entry_point: str, module: str, source: str, parts: str = PARTS, requires: str = "textseg"
+    ) -> None:
         (tmp_path / f"{module}.py").write_text(source)
         (tmp_path / f"{module}_parts.py").write_text(parts)
         info = tmp_path / f"{distribution}-1.2.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\nRequires-Dist: {requires}\n"
+        (info / "METADATA").write_text(metadata + "\nRequires-Dist: textseg[api-77] is what its README says.\n")
         (info / "entry_points.txt").write_text(f"[textseg]\n{entry_point} = {module}\n")
         importlib.invalidate_caches()
         for name in (module, f"{module}_parts"):
@@ -348,3 +352,88 @@ def test_a_failing_builder_becomes_a_plugin_error_but_a_users_mistake_stays() ->
 def test_a_builder_may_be_nested_in_a_class() -> None:
     component = Component("atlas", "x", "json:JSONDecoder.decode", "p", "d", "1")
     assert component.load() is json.JSONDecoder.decode
+
+
+RENAMING = """
+from textseg import hookimpl
+
+@hookimpl
+def textseg_register(register):
+    register.fusion("mixer", "fake_renaming_parts:Mixer")
+    register.renamed("fusion", "blender", "mixer", until="{until}")
+"""
+
+
+def test_a_renamed_component_answers_to_its_old_name_with_one_warning(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("renaming", "renaming", "fake_renaming", RENAMING.format(until="1.10"))
+    registry = installed_registry()
+    assert registry.build("fusion", "blender", None, None, settings={"heads": 2}).heads == 2
+    assert registry.component("fusion", "blender") is registry.component("fusion", "mixer")
+    assert capsys.readouterr().err == (
+        "Warning: fusion 'blender' is now called 'mixer'. Write that: the old name goes with version 1.10 of "
+        "renaming.\n"
+    )
+    assert "blender" not in [component.name for component in registry.components()]
+    (old,) = registry.old_names("fusion")
+    assert (old.name, old.now, old.until) == ("blender", "mixer", "1.10")
+    assert registry.old_names("network") == []
+
+
+@pytest.mark.parametrize("until", ["1.2", "1.2.0", "1.1.9", "1"])
+def test_an_old_name_that_is_dropped_names_the_new_one(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str], until: str
+) -> None:
+    install("renaming", "renaming", "fake_renaming", RENAMING.format(until=until))
+    with pytest.raises(
+        PluginError, match=f"no fusion 'blender': since version {until} of renaming it is called 'mixer'"
+    ):
+        installed_registry().component("fusion", "blender")
+    assert installed_registry().old_names() == []
+    assert installed_registry().component("fusion", "mixer").name == "mixer"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ('register.renamed("fusion", "blender", "mixr", until="2")', "is renamed to 'mixr', which is not registered"),
+        (
+            'register.renamed("network", "blender", "mixer", until="2")',
+            "is renamed to 'mixer', which is not registered",
+        ),
+        ('register.renamed("fusion", "blender", "mixer", until="soon")', "must be a version such as 1.2"),
+        ('register.renamed("fusion", "mixer", "mixer", until="2")', "is registered twice"),
+    ],
+)
+def test_a_renaming_that_leads_nowhere_breaks_its_plugin(install: Callable[..., None], line: str, cause: str) -> None:
+    source = GOOD.format(name="mixer", module="fake_renaming") + f"    {line}\n"
+    install("renaming", "renaming", "fake_renaming", source)
+    assert cause in str(plugin(installed_registry(), "renaming").error)
+
+
+def test_a_recipe_under_an_old_name_is_the_recipe_under_the_new_one(
+    install: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from textseg.recipe import load_recipe
+
+    install("renaming", "renaming", "fake_renaming", RENAMING.format(until="2"))
+    text = Path("recipes/quickstart.yaml").read_text(encoding="utf-8")
+    assert "use: hasf" in text
+    loaded = []
+    for name in ("mixer", "blender"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "quickstart.yaml"
+        path.write_text(re.sub(r"fusion: .*", f"fusion: {{use: {name}, heads: 2}}", text), encoding="utf-8")
+        loaded.append(load_recipe(path))
+    assert loaded[0] == loaded[1]
+    assert capsys.readouterr().err.count("is now called 'mixer'") == 1
+
+
+def test_textseg_components_shows_old_names(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    from textseg.plugin_commands import components
+
+    install("renaming", "renaming", "fake_renaming", RENAMING.format(until="2"))
+    components("fusion")
+    assert "fusion  blender (now mixer, until 2)  renaming  renaming 1.2" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import inspect
 import json
 import operator
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -35,12 +36,16 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point of the group "textseg"; `error` says why it is broken, or is None."""
+    """One entry point of the group "textseg"; `error` says why it is broken, or is None.
+
+    `api` is the version of the programming interface that its distribution asks for, None where it does not say.
+    """
 
     name: str
     distribution: str
     version: str
     error: str | None = None
+    api: int | None = None
 
     @property
     def origin(self) -> str:
@@ -50,7 +55,10 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Component:
-    """A builder under a kind and a name; `target` is the builder or says "module:name" where it lies."""
+    """A builder under a kind and a name; `target` is the builder or says "module:name" where it lies.
+
+    An old name of a component has its new one in `now`, and in `until` the version of the distribution that drops it.
+    """
 
     kind: str
     name: str
@@ -58,11 +66,18 @@ class Component:
     plugin: str
     distribution: str
     version: str
+    now: str | None = None
+    until: str | None = None
 
     @property
     def origin(self) -> str:
         """Plug-in, distribution and version, as messages name them."""
         return Plugin(self.plugin, self.distribution, self.version).origin
+
+    @property
+    def dropped(self) -> bool:
+        """Whether this old name answers no more."""
+        return self.until is not None and _numbers(self.version) >= _numbers(self.until)
 
     def load(self) -> Any:
         """The builder, imported now if `target` is a string. Raises PluginError."""
@@ -157,6 +172,14 @@ class Component:
 
     def _broken(self, what: str) -> PluginError:
         return PluginError(f"{self.kind} '{self.name}' of {self.origin} is broken: {what}.")
+
+
+def _numbers(version: str) -> list[int]:
+    """Of the release: "1.10.0rc1" -> 1, 10; what is left out counts as 0."""
+    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
 
 
 def _positional(parameter: inspect.Parameter) -> bool:

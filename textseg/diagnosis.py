@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
+from textseg.compatibility import API_VERSION
 from textseg.component import Component, Plugin, cause
 from textseg.errors import PluginError
 from textseg.registry import collision, hook_caller, plugin_of, register
@@ -162,7 +163,8 @@ def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
 def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
     plugin, seconds = diagnosis.plugin, diagnosis.import_seconds
     imported = "not imported" if seconds is None else f"imported in {1000 * seconds:.0f} ms"
-    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}, {imported}"]
+    asked = "" if plugin.api is None else f", API {plugin.api} of {API_VERSION}"
+    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}{asked}, {imported}"]
     by_kind: dict[str, list[str]] = {}
     for kind, name in diagnosis.components:
         by_kind.setdefault(kind, []).append(name)

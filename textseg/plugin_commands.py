@@ -21,9 +21,15 @@ def components(
     warn_of_faults()
     from textseg.registry import installed_registry
 
+    registry = installed_registry()
     rows = [
-        (component.kind, component.name, component.plugin, f"{component.distribution} {component.version}")
-        for component in installed_registry().components(kind)
+        (
+            c.kind,
+            f"{c.name} (now {c.now}, until {c.until})" if c.now else c.name,
+            c.plugin,
+            f"{c.distribution} {c.version}",
+        )
+        for c in [*registry.components(kind), *registry.old_names(kind)]
     ]
     _print_table(("kind", "name", "plug-in", "distribution"), rows)
 

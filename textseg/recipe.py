@@ -61,6 +61,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     The file must be named like the recipe, or be the copy in a run folder, which is always called recipe.yaml.
     Raises RecipeError with one line for each mistake, which names the line of the file, or the `--set` value.
     """
+    registry = installed_registry() if registry is None else registry
     data, places = read(path)
     unusable: list[str] = []
     for override in overrides:
@@ -70,6 +71,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
             unusable.append(f"--set {override}: {error}")
     mistakes = resolve(data)
     unresolved = {at for at, _ in mistakes}
+    for at, kind in _components(data):  # so that a run started under an old name can go on
+        spec = at_path(data, at)
+        spec["use"] = registry.current_name(kind, spec["use"])
 
     mistakes += [mistake for mistake in _cross_mistakes(data, path.stem) if mistake[0] not in unresolved]
     recipe: Recipe | None = None
@@ -79,7 +83,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
     for at, kind in _components(data):
-        found = _component_mistakes(at_path(data, at), kind, installed_registry() if registry is None else registry)
+        found = _component_mistakes(at_path(data, at), kind, registry)
         mistakes += [((*at, *inner), message) for inner, message in found if (*at, *inner) not in unresolved]
     if mistakes or unusable or recipe is None:
         raise RecipeError("\n".join([*places.report(mistakes), *unusable]))

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import pluggy
 
-from textseg import hookspecs
+from textseg import __version__, hookspecs
+from textseg.compatibility import asked_api, misfit
 from textseg.component import KINDS, Component, Plugin, cause
 from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
 from textseg.explanation import dotted
@@ -70,6 +71,19 @@ class Register:
     def network(self, name: str, builder: object) -> None:
         self._add("network", name, builder)
 
+    def renamed(self, kind: str, old: str, new: str, *, until: str) -> None:
+        """Let a component that is registered as `new` answer to its `old` name, too, with a line of warning.
+
+        From the version `until` of the distribution on, the old name is an error that names the new one.
+        """
+        found = [component for component in self.components if (component.kind, component.name) == (kind, new)]
+        if not found:
+            raise ValueError(f"{kind} '{old}' is renamed to '{new}', which is not registered")
+        if not re.match(r"\d+(\.\d+)*$", until):
+            raise ValueError(f"{kind} '{old}': until is '{until}', but must be a version such as 1.2")
+        self._add(kind, old, found[0].target)
+        self.components[-1] = replace(self.components[-1], now=new, until=until)
+
     def _add(self, kind: str, name: str, builder: object) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # it becomes the name of a module and a column, too
             raise ValueError(f"{kind} '{name}': a name is made of letters without accents, digits, '_' and '-'")
@@ -103,6 +117,7 @@ class Registry:
         for component in components:
             found.setdefault((component.kind, component.name), []).append(component)
         self._components = {key: some[0] for key, some in found.items() if len(some) == 1}
+        self._told: set[tuple[str, str]] = set()
         self._collisions = {key: collision(some) for key, some in found.items() if len(some) > 1}
 
     @property
@@ -134,14 +149,39 @@ class Registry:
         if kind is not None and kind not in KINDS:
             raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
         order = list(KINDS)
-        found = [component for component in self._components.values() if kind in (None, component.kind)]
+        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now is None]
         return sorted(found, key=lambda component: (order.index(component.kind), component.name))
 
+    def old_names(self, kind: str | None = None) -> list[Component]:
+        """The old names that components of one kind, or of all, still answer to."""
+        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped]
+        return sorted(found, key=lambda component: (list(KINDS).index(component.kind), component.name))
+
+    def current_name(self, kind: str, name: str) -> str:
+        """The name that a component bears now; the first time that it is another one, a line on stderr says so."""
+        found = self._components.get((kind, name))
+        if found is None or found.now is None or found.dropped:
+            return name
+        if (kind, name) not in self._told:
+            self._told.add((kind, name))
+            print(
+                f"Warning: {kind} '{name}' is now called '{found.now}'. Write that: the old name goes with version "
+                f"{found.until} of {found.distribution}.",
+                file=sys.stderr,
+            )
+        return found.now
+
     def component(self, kind: str, name: str) -> Component:
-        """The component of this kind and name. Raises PluginError."""
+        """The component of this kind and name, or old name. Raises PluginError."""
         names = [component.name for component in self.components(kind)]
+        name = self.current_name(kind, name)
         if name in names:
             return self._components[kind, name]
+        if old := self._components.get((kind, name)):
+            raise PluginError(
+                f"There is no {kind} '{name}': since version {old.until} of {old.distribution} it is called "
+                f"'{old.now}'. Write that."
+            )
         if (kind, name) in self._collisions:
             raise PluginError(self._collisions[kind, name])
         broken = "; ".join(f"{plugin.origin}: {plugin.error}" for plugin in self.plugins if plugin.error)
@@ -214,6 +254,7 @@ def plugin_of(entry_point: EntryPoint) -> Plugin:
         entry_point.name,
         distribution.name if distribution else "unknown distribution",
         distribution.version if distribution else "unknown version",
+        api=asked_api(distribution),
     )
 
 
@@ -226,6 +267,8 @@ def hook_caller() -> pluggy.PluginManager:
 
 def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugin) -> list[Component]:
     """Import a plug-in, give its hooks to `hooks`, and return its components. Raises whatever is wrong with it."""
+    if why := misfit(plugin, __version__):
+        raise PluginError(why)
     module = entry_point.load()
     others = hooks.get_plugins()
     hooks.register(module, plugin.name)
