@@ -24,6 +24,7 @@ from textseg.prompts import read_named
 from textseg.recipe import Recipe, required_components
 from textseg.registry import Component, Registry, installed_registry
 from textseg.splits import PARTS, Split, make_split
+from textseg.task_record import TaskRecord
 from textseg.text import Knowledge, Text, build_text
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Experiment:
         return [structure.name for structure in self.atlas.structures if structure.index in shown]
 
     @property
+    def record(self) -> TaskRecord:
+        """What of the experiment a trained model needs where the data are not."""
+        parts = {"validation": "validation", "train": "training"}
+        seen = {case.image_hash: f"{parts[part]} case {case.case.id}" for part in parts for case in self.cases[part]}
+        return TaskRecord(self.task, seen)
+
+    @property
     def components(self) -> list[Component]:
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
 
@@ -93,16 +101,7 @@ class Experiment:
 
     def segmenter(self) -> Segmenter:
         """The model, with fresh weights."""
-        model, build = self.recipe.model, self.registry.build
-        if model.network is not None:
-            network = build("network", model.network.use, self.task, settings=model.network.settings)
-            _check_text(self.recipe, uses_text=network.uses_text)
-            return Segmenter(network)
-        assert model.vision_encoder is not None
-        assert model.fusion is not None  # the schema asks for both or neither
-        encoder = build("vision_encoder", model.vision_encoder.use, self.task, settings=model.vision_encoder.settings)
-        fusion = build("fusion", model.fusion.use, self.task, encoder.features, settings=model.fusion.settings)
-        return Segmenter(TextGuidedNetwork(self.task, encoder, fusion))
+        return build_segmenter(self.recipe, self.registry, self.task)
 
     def segmentation_loss(self) -> SegmentationLoss:
         return SegmentationLoss(**self.recipe.segmentation_loss.model_dump())
@@ -128,6 +127,20 @@ class Experiment:
             "preparation": _hash(self.recipe.preparation.model_dump(mode="json")),
             "prompts": self.text.table.fingerprint if self.text else None,
         }
+
+
+def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
+    """The model of a recipe, with fresh weights, for a task whose data need not be at hand."""
+    model, build = recipe.model, registry.build
+    if model.network is not None:
+        network = build("network", model.network.use, task, settings=model.network.settings)
+        _check_text(recipe, uses_text=network.uses_text)
+        return Segmenter(network)
+    assert model.vision_encoder is not None
+    assert model.fusion is not None  # the schema asks for both or neither
+    encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
+    fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
+    return Segmenter(TextGuidedNetwork(task, encoder, fusion))
 
 
 def build(

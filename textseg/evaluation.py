@@ -9,7 +9,6 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from textseg.build import Experiment, build
 from textseg.contracts import Source, Visibility
@@ -23,12 +22,14 @@ from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture, fullest_slice
 from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
+from textseg.progress import progress_bar
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
 from textseg.scores import Score, summarise, write_scores
 from textseg.scoring import label_maps, score_case
 from textseg.side_by_side import best_median_worst
+from textseg.task_record import write_task
 from textseg.volumes import read_labels, read_volume
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
@@ -130,6 +131,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     check_data(experiment, folder)
+    write_task(folder.task, experiment.record)  # of a run that stems from a version without it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(experiment, folder).to(device)
     target = folder if source == experiment.evaluation_source else folder.evaluation(source)
@@ -149,11 +151,6 @@ def check_data(experiment: Experiment, folder: RunFolder) -> None:
             f"of the training may be among the test. Restore the data of '{experiment.recipe.dataset.use}', or train "
             "again: textseg run RECIPE --fresh"
         )
-
-
-def progress_bar() -> Progress:
-    """How far a long job is, with the time that is left."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best") -> Segmenter:

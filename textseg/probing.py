@@ -14,7 +14,7 @@ from textseg.contracts import Source, TextEncoder
 from textseg.data import Slices
 from textseg.embeddings import build_text_table
 from textseg.errors import RunError
-from textseg.evaluation import check_data, load_segmenter, progress_bar
+from textseg.evaluation import check_data, load_segmenter
 from textseg.files import cache_folder, write_atomically
 from textseg.first_pass import told_slices
 from textseg.model import Segmenter
@@ -22,6 +22,7 @@ from textseg.pictures import drop_png
 from textseg.prediction import predict_case
 from textseg.preparation import PreparedCase
 from textseg.probe_conditions import BASELINE, CONDITIONS, Condition, Subject, probe_subject
+from textseg.progress import progress_bar
 from textseg.recipe import load_recipe
 from textseg.reporting import markdown_table
 from textseg.run_folder import RunFolder

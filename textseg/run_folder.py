@@ -37,6 +37,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.record = path / "run.json"
         self.split = path / "split.json"
+        self.task = path / "task.json"
         self.prompts = path / "prompts.jsonl"
         self.visible = path / "visible.csv"
         self.scores = path / "scores.csv"

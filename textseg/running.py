@@ -16,14 +16,16 @@ from lightning.fabric import Fabric
 from textseg.build import Experiment, build
 from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
-from textseg.evaluation import evaluate, headline, load_segmenter, progress_bar
+from textseg.evaluation import evaluate, headline, load_segmenter
 from textseg.files import write_atomically
 from textseg.model import Segmenter
 from textseg.prediction import measure_cost
+from textseg.progress import progress_bar
 from textseg.recipe import dump, load_recipe
 from textseg.run_folder import RunFolder, environment
 from textseg.scores import Score, read_scores
 from textseg.stages import divide_epochs
+from textseg.task_record import write_task
 from textseg.training import Training
 
 
@@ -176,6 +178,7 @@ def _write_inputs(experiment: Experiment, folder: RunFolder) -> None:
     write_atomically(
         folder.split, json.dumps({**asdict(experiment.split), "hash": experiment.split.hash}, indent=1) + "\n"
     )
+    write_task(folder.task, experiment.record)
     if experiment.text is not None:
         write_prompt_table(folder.prompts, experiment.text.rows)
 

@@ -20,9 +20,10 @@ from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
-from textseg.evaluation import mean_dsc, progress_bar
+from textseg.evaluation import mean_dsc
 from textseg.model import Segmenter
 from textseg.optimization import learning_rate, make_optimizer, moving_average
+from textseg.progress import progress_bar
 from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, first_line, load_checkpoint
 from textseg.stages import Stage, divide_epochs

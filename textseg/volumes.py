@@ -10,7 +10,6 @@ Read and written: MHA, NRRD, NIfTI, each one file with header and voxels togethe
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib
 import math
@@ -31,6 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from textseg.errors import DataError
+from textseg.volume_integrity import (
+    UnreadableError,
+    numbers,
+    require_scalar_volume,
+    require_whole_mha,
+    require_whole_nifti,
+)
 
 sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
 
@@ -64,12 +70,12 @@ class Geometry:
         if self.flat != other.flat:
             found.append(f"{2 if self.flat else 3} dimensions against {2 if other.flat else 3}")
         if self.size != other.size:
-            found.append(f"size {_numbers(self.size)} against {_numbers(other.size)}")
+            found.append(f"size {numbers(self.size)} against {numbers(other.size)}")
         for name in ("spacing", "origin", "direction"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if not np.allclose(mine, theirs, rtol=0.0, atol=tolerance):
                 unit = "" if name == "direction" else " mm"
-                found.append(f"{name} {_numbers(mine)}{unit} against {_numbers(theirs)}{unit}")
+                found.append(f"{name} {numbers(mine)}{unit} against {numbers(theirs)}{unit}")
         return found
 
     @property
@@ -184,7 +190,7 @@ def write_labels(array: Array, geometry: Geometry, path: Path | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _itk(lambda: sitk.WriteImage(image, str(temporary), useCompression=True))
         temporary.replace(path)
-    except (OSError, _ItkError) as error:
+    except (OSError, UnreadableError) as error:
         raise DataError(f"{path} can't be written: {error}. Check the folder, its rights and free space.") from error
     finally:
         with suppress(OSError):
@@ -200,10 +206,6 @@ def file_hash(path: Path | str) -> str:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
 
 
-class _ItkError(Exception):
-    """ITK's failure in one line."""
-
-
 def _read(path: Path) -> tuple[Array, Geometry]:
     """The canonical array in the file's own type, and its geometry."""
     _require_suffix(path)
@@ -213,13 +215,13 @@ def _read(path: Path) -> tuple[Array, Geometry]:
     reader.SetFileName(str(path))
     try:
         _itk(reader.ReadImageInformation)
-        _require_scalar_volume(path, reader)
+        require_scalar_volume(path, reader)
         if path.name.lower().endswith(".mha"):
-            _require_whole_mha(path)
+            require_whole_mha(path, reader)
         elif path.name.lower().endswith((".nii", ".nii.gz")):
-            _require_whole_nifti(path, reader)
+            require_whole_nifti(path, reader)
         image = _itk(reader.Execute)
-    except (_ItkError, OSError, EOFError, zlib.error) as error:
+    except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} can't be read as a volume: {error}. It is truncated, damaged or of another format; copy it again."
         ) from error
@@ -228,57 +230,15 @@ def _read(path: Path) -> tuple[Array, Geometry]:
     if flat:
         image = sitk.JoinSeries([image])
     geometry = Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), flat)
-    numbers = (*geometry.spacing, *geometry.origin, *geometry.direction)
-    if not all(map(math.isfinite, numbers)) or min(geometry.spacing) <= 0:
-        raise DataError(f"{path}: spacing {_numbers(geometry.spacing)} mm or its origin or direction makes no sense.")
+    placement = (*geometry.spacing, *geometry.origin, *geometry.direction)
+    if not all(map(math.isfinite, placement)) or min(geometry.spacing) <= 0:
+        raise DataError(f"{path}: spacing {numbers(geometry.spacing)} mm or its origin or direction makes no sense.")
     return canonical(sitk.GetArrayViewFromImage(image), geometry), geometry
 
 
 def _require_suffix(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: volumes are one of {', '.join(SUFFIXES)}; convert it to one of these.")
-
-
-def _require_scalar_volume(path: Path, reader: Any) -> None:
-    if reader.GetDimension() not in (2, 3):
-        size = _numbers(reader.GetSize())
-        raise DataError(f"{path} has {reader.GetDimension()} dimensions ({size}), not 2 or 3; take it apart.")
-    if reader.GetNumberOfComponents() != 1:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
-        raise DataError(f"{path} has {kind} voxels (colour or complex); textseg needs one real number per voxel.")
-
-
-def _require_whole_mha(path: Path) -> None:
-    """ITK goes on with what it could decompress of a damaged file; zlib's own check sum tells."""
-    header = {}
-    with path.open("rb") as file:
-        for line in file:
-            key, _, value = line.partition(b"=")
-            header[key.strip()] = value.strip().upper()
-            if key.strip() == b"ElementDataFile":
-                break
-        if header.get(b"CompressedData") == b"TRUE" and header.get(b"ElementDataFile") == b"LOCAL":
-            stream = zlib.decompressobj(wbits=47)  # zlib or gzip, as ITK accepts
-            while block := file.read(1 << 16):
-                stream.decompress(block)
-            if not stream.eof:
-                raise _ItkError("its compressed voxels end too early")
-
-
-def _require_whole_nifti(path: Path, reader: Any) -> None:
-    """Against two silences of ITK: zeros for what a truncated file lacks, and the voxels of x.nii for x.nii.gz."""
-    header = {key: float(reader.GetMetaData(key)) for key in ("vox_offset", "bitpix")}
-    expected = int(header["vox_offset"]) + math.prod(reader.GetSize()) * int(header["bitpix"]) // 8
-    if path.name.lower().endswith(".gz"):
-        twin = path.with_suffix("")
-        if twin.exists():
-            raise DataError(f"{path}: {twin.name} lies beside it, and ITK would mix the two; move one of them away.")
-        with gzip.open(path) as file:
-            actual = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
-    else:
-        actual = path.stat().st_size
-    if actual < expected:
-        raise _ItkError(f"it has {actual} of {expected} bytes")
 
 
 def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
@@ -288,10 +248,6 @@ def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
 
 def _flips(geometry: Geometry) -> tuple[slice, ...]:
     return tuple(slice(None, None, -1 if flipped else 1) for _, flipped in geometry.axes)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:.6g}" for value in values)
 
 
 def _itk(call: Callable[[], Any]) -> Any:
@@ -309,7 +265,7 @@ def _itk(call: Callable[[], Any]) -> Any:
             reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
             if reason.startswith("Reason:"):  # the system's last error, which is about something else
                 reason = "its header or its voxels are incomplete"
-            raise _ItkError(reason) from error
+            raise UnreadableError(reason) from error
         finally:
             os.dup2(kept, 2)
             os.close(kept)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from textseg.build import build
+from textseg.cli import app
+from textseg.errors import DataError, RunError
+from textseg.recipe import load_recipe
+from textseg.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def scan(finished_run: Path, stranger: None) -> Path:
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+
+
+def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(
+    finished_run: Path, scan: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mha").write_text("no volume")
+    arguments = ["predict", str(finished_run), str(scan), str(tmp_path / "bad.mha"), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert f"1 masks written to {tmp_path / 'out'}" in result.stdout
+    assert "1 of 2 volumes failed:\n  " in result.stderr
+    assert "bad.mha" in result.stderr
+    again = CliRunner().invoke(app, [*arguments[:3], *arguments[4:]])
+    assert again.exit_code == 0
+    assert "0 masks written" in again.stdout
+    assert "1 were there already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--prompts", "ground_truth"], RunError, "a new scan has none. Name what you see with --visible"),
+        (["--prompts", "temlate"], RunError, "no source 'temlate'. Did you mean 'template'"),
+        (["--prompts", "template", "--visible", "T10:L5"], RunError, "exclude each other"),
+        (["--labels", "spidr"], DataError, "Did you mean 'spider'"),
+        (["--format", "png"], DataError, "can't be written as 'png'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_read(
+    finished_run: Path, scan: Path, tmp_path: Path, options: list[str], error: type[Exception], message: str
+) -> None:
+    arguments = ["predict", str(finished_run), str(scan), "--output", str(tmp_path / "out"), *options]
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,77 @@
+"""The commands that take a trained model to new scans; what a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Volumes: files, folders, or patterns.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that the masks go to.")],
+    visible: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="What a person sees in the volumes, or a CSV file."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Without --visible: template or predicted; else the recipe's."),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="SCHEME", help="Values in the masks: atlas, or a label scheme such as spider.")
+    ] = "atlas",
+    suffix: Annotated[
+        str | None, typer.Option("--format", metavar="SUFFIX", help="Such as .nii.gz; else that of each input.")
+    ] = None,
+) -> None:
+    """Segment volumes: a mask in each one's own geometry, with a sidecar that names its values.
+
+    Example: textseg predict runs/quickstart scans/*.nii.gz --output masks
+    """
+    from textseg.errors import DataError, RunError, suggestion
+    from textseg.file_prediction import check_names, find_inputs, plan_jobs, predict_files
+    from textseg.trained import Prompting, load
+
+    if prompts == "ground_truth":
+        raise RunError(
+            "--prompts: 'ground_truth' reads the annotation, and a new scan has none. Name what you see with --visible."
+        )
+    if prompts is not None and prompts not in get_args(Prompting):
+        raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Prompting))}")
+    if prompts is not None and visible is not None:
+        raise RunError("--prompts and --visible exclude each other: a person has said what the prompts say.")
+    source = cast("Prompting | None", prompts)
+    jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=visible)
+    trained = load(model)
+    if prompts is not None and trained.recipe.prompts is None:
+        raise RunError(f"--prompts: '{model}' reads no text.")
+    trained.check_labels(labels)
+    check_names(trained, jobs)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--output: '{output}' can't be made: {error.strerror}.") from error
+
+    from textseg.progress import progress_bar
+
+    failed, written, there = [], 0, 0
+    with progress_bar() as bar:
+        for outcome in bar.track(
+            predict_files(trained, jobs, prompts=source, labels=labels), total=len(jobs), description="predicting"
+        ):
+            written += outcome.state == "written"
+            there += outcome.state == "there"
+            if outcome.state == "failed":
+                failed.append(outcome)
+            for remark in outcome.remarks:
+                bar.console.print(f"{outcome.job.input}: {remark}", highlight=False, soft_wrap=True)
+    print(f"{written} masks written to {output}" + (f", {there} were there already" if there else ""))
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} volumes failed:", file=sys.stderr)
+        for outcome in failed:
+            print(f"  {outcome.message}", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,259 @@
+"""A trained model in use: a volume in, a mask of named structures out, in the geometry of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textseg.build import build_segmenter
+from textseg.contracts import Atlas, Case, PromptGenerator, Task, Visibility
+from textseg.data import Slices
+from textseg.embeddings import TextTable, build_text_table
+from textseg.errors import PromptError, RunError
+from textseg.files import cache_folder
+from textseg.first_pass import StructureFinder, find_structures, predicted_visibility
+from textseg.mask import Mask, label_values
+from textseg.model import Segmenter
+from textseg.placement import Placement, PreparedVolume, prepare_volume
+from textseg.prediction import slice_logits, take_classes
+from textseg.prompts import interactive_visibility, template_visibility
+from textseg.recipe import Recipe, load_recipe
+from textseg.registry import Registry, installed_registry
+from textseg.run_folder import RunFolder, first_line
+from textseg.task_record import TaskRecord, read_task
+from textseg.text import SliceText, prompts_saying
+from textseg.volumes import Geometry, Volume, file_hash, read_volume
+
+_READS_NO_TEXT = "'{}' reads no text, so there is nobody to tell what is visible. Leave out --visible and --prompts."
+UNLIKE = 1.5  # times beyond what the training cases span, from which a volume is called unlike them
+
+Prompting = Literal["template", "predicted"]
+Named = str | tuple[str, str] | list[str]
+Texts = Callable[[Sequence[str]], TextTable]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A volume as a stack of slices without annotation."""
+
+    case: Case
+    image: NDArray[np.float32]
+    placement: Placement
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def slice_count(self) -> int:
+        return len(self.image)
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        return np.zeros(self.image.shape, np.uint8)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with its weights and all that it needs to segment a volume; made by `load`.
+
+    Calling it segments one volume. It never sees an annotation: what its prompts know is the template, what a person
+    names, or what its own first pass finds.
+    """
+
+    name: str
+    origin: str  # where it was loaded from
+    fingerprint: str  # of its weights
+    recipe: Recipe
+    record: TaskRecord
+    segmenter: Segmenter
+    generator: PromptGenerator | None
+    texts: Texts | None  # gives a table that holds these texts
+    device: torch.device
+
+    @property
+    def task(self) -> Task:
+        """What it was built for."""
+        return self.record.task
+
+    @property
+    def atlas(self) -> Atlas:
+        """The structures that it knows."""
+        return self.record.task.atlas
+
+    @property
+    def default_prompts(self) -> Prompting:
+        """What its prompts know where nobody says: as its recipe evaluates it."""
+        return cast(Prompting, self.recipe.prompts.evaluation) if self.recipe.prompts else "template"
+
+    def __call__(
+        self, volume: Path | str | Volume, *, visible: Named | None = None, prompts: Prompting | None = None
+    ) -> Mask:
+        """Segment a volume: a file, or one that `textseg.volumes.read_volume` gave.
+
+        Args:
+            volume: MHA, NRRD or NIfTI, in any orientation.
+            visible: what a person sees in it: "T10:L5" or ("T10", "L5") for all from one to the other in an ordered
+                atlas, "L4, L5" or a list for these.
+            prompts: without `visible`, what the prompts go by: "template" or "predicted"; else as the recipe evaluates.
+
+        Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
+        `visible` to a model that reads no text.
+        """
+        read = volume if isinstance(volume, Volume) else read_volume(volume)
+        content = None if isinstance(volume, Volume) else file_hash(volume)
+        prepared = self.prepare(read)
+        said = self.visibility(prepared, visible, prompts)
+        return self.segment(prepared, read.geometry, said, self.remarks_on(read, content))
+
+    def prepare(self, volume: Volume) -> PreparedVolume:
+        """The slices of a volume as the model reads them."""
+        return prepare_volume(volume, self.recipe.preparation)
+
+    def visibility(
+        self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None
+    ) -> Visibility | None:
+        """What the prompts will say of a volume; None for a model that reads no text. Raises PromptError."""
+        if self.recipe.prompts is None:
+            if visible is not None or prompts is not None:
+                raise PromptError(_READS_NO_TEXT.format(self.name))
+            return None
+        if visible is not None:
+            return self.visibility_of(visible)
+        template = template_visibility(self.atlas)
+        if (prompts or self.default_prompts) == "template":
+            return template
+        slices = self._slices(prepared, template)
+        confidence = find_structures(self.segmenter, slices, self.atlas, device=self.device, batch_size=1)
+        return predicted_visibility(confidence, self.atlas, self.recipe.prompts.predicted_threshold)
+
+    def visibility_of(self, visible: Named) -> Visibility:
+        """What a person means by `visible`; raises PromptError for names that the atlas does not have."""
+        if self.recipe.prompts is None:
+            raise PromptError(_READS_NO_TEXT.format(self.name))
+        return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
+
+    def remarks_on(self, volume: Volume, content: str | None) -> tuple[str, ...]:
+        """What makes a mask of this volume doubtful; `content` is the hash of its file."""
+        seen = self.record.seen.get(content or "")
+        known = [f"it is the {seen} of this model, so its mask says nothing about new scans"] if seen else []
+        return (*known, *unlike(self.task, volume))
+
+    def check_labels(self, labels: str) -> None:
+        """Raises DataError for a label scheme that the atlas does not have, or not for every structure."""
+        label_values(self.atlas, labels)
+
+    def segment(
+        self, prepared: PreparedVolume, geometry: Geometry, said: Visibility | None, remarks: tuple[str, ...] = ()
+    ) -> Mask:
+        """The mask of prepared slices, told what `said` says."""
+        finder = StructureFinder(self.atlas)
+        prediction = take_classes(_passed(self.logits(prepared, said), finder), prepared.placement)
+        assert prediction.native is not None
+        return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks)
+
+    def logits(self, prepared: PreparedVolume, said: Visibility | None) -> Iterator[Tensor]:
+        """Logits [B, K, H, W] of the prepared slices, one batch after the other."""
+        return slice_logits(self.segmenter, self._slices(prepared, said), device=self.device, batch_size=1)
+
+    def _slices(self, prepared: PreparedVolume, said: Visibility | None) -> Slices:
+        # Through 16 bits, as the store of a run keeps them: the same volume gives the same mask.
+        image = prepared.image.half().float().numpy()
+        scan = _Scan(Case("volume", "volume", Path()), image, prepared.placement, prepared.spacing_mm)
+        if said is None:
+            return Slices([scan], None, {})
+        assert self.generator is not None
+        assert self.texts is not None
+        assert self.recipe.prompts is not None
+        position = said.source != "template" or self.recipe.prompts.template_position
+        told = prompts_saying(said, scan.slice_count, self.generator, self.atlas, position=position)
+        table = self.texts(list(dict.fromkeys(text for one in told for text in (one.holistic, *one.classwise))))
+        return Slices([scan], SliceText(table, self.atlas, {said.source: told}), {said.source: 1.0})
+
+
+def load(path: Path | str, *, device: str | torch.device | None = None) -> TrainedModel:
+    """The trained model of a run folder, with its best checkpoint, or of a bundle.
+
+    `device` is the GPU where there is one. Raises RunError for a path that is neither, or whose weights don't fit, and
+    PluginError where a plug-in is missing.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    folder, registry = RunFolder.existing(Path(path)), installed_registry()
+    recipe, record = load_recipe(folder.recipe), read_task(folder.task)
+    segmenter = build_segmenter(recipe, registry, record.task)
+    checkpoint = folder.checkpoint("best")
+    try:
+        segmenter.load_state_dict(folder.load_checkpoint("best")["model"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"'{checkpoint}' does not fit the model of '{folder.recipe}': {first_line(error)}") from error
+    return TrainedModel(
+        name=recipe.name,
+        origin=str(folder.path),
+        fingerprint=file_hash(checkpoint),
+        recipe=recipe,
+        record=record,
+        segmenter=segmenter.eval().to(place),
+        generator=prompt_generator(recipe, registry, record.task.atlas),
+        texts=EncodedTexts(recipe, registry, record.task) if recipe.prompts else None,
+        device=place,
+    )
+
+
+def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:
+    """Who writes the prompts of a model; None for one that reads no text."""
+    if recipe.prompts is None:
+        return None
+    spec = recipe.prompts.generator
+    return cast(PromptGenerator, registry.build("prompt_generator", spec.use, atlas, settings=spec.settings))
+
+
+class EncodedTexts:
+    """Texts through the text encoder of a recipe, or out of the cache where they have been encoded before."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, task: Task) -> None:
+        self.recipe, self.registry, self.task = recipe, registry, task
+
+    @cached_property
+    def _encoder(self) -> Any:
+        assert self.recipe.prompts is not None
+        spec = self.recipe.prompts.text_encoder
+        return self.registry.build("text_encoder", spec.use, settings=spec.settings)
+
+    def __call__(self, texts: Sequence[str]) -> TextTable:
+        """A table that holds `texts`."""
+        assert self.task.text_length is not None
+        return build_text_table(self._encoder, texts, text_length=self.task.text_length, cache=cache_folder() / "text")
+
+
+def _passed(logits: Iterable[Tensor], finder: StructureFinder) -> Iterator[Tensor]:
+    for batch in logits:
+        finder.add(batch)
+        yield batch
+
+
+def unlike(task: Task, volume: Volume) -> list[str]:
+    """In words, where a volume lies far outside of what the training cases span: spacing, field of view."""
+    fingerprint = task.fingerprint
+    spacings = np.array(fingerprint.get("native_spacings_mm", ()), dtype=float)
+    sizes = np.array(fingerprint.get("native_sizes", ()), dtype=float)
+    if not len(spacings):
+        return []
+    found = []
+    views = sizes * spacings
+    mine = np.array(volume.spacing_mm)
+    for what, known, value in (
+        ("distance of its slices", spacings[:, 0], mine[0]),
+        ("size of its pixels", spacings[:, 1:].max(axis=1), mine[1:].max()),
+        ("height of its field of view", views[:, 1], volume.array.shape[1] * mine[1]),
+        ("width of its field of view", views[:, 2], volume.array.shape[2] * mine[2]),
+    ):
+        low, high = float(known.min()), float(known.max())
+        if not low / UNLIKE <= value <= high * UNLIKE:
+            span = f"{low:.4g}" if np.isclose(low, high) else f"{low:.4g} to {high:.4g}"
+            found.append(f"the {what} is {value:.4g} mm, and the training cases have {span} mm")
+    return found
