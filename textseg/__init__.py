@@ -19,9 +19,9 @@ __all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "lo
 def load(path: Path | str, *, device: str | None = None) -> TrainedModel:
     """The trained model of a run folder or a bundle.
 
-    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.trained.load`. It is imported when it is called:
+    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.loading.load`. It is imported when it is called:
     `import textseg` must not import torch.
     """
-    from textseg.trained import load as load_trained
+    from textseg.loading import load as load_trained
 
     return load_trained(path, device=device)

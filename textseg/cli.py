@@ -13,7 +13,7 @@ from textseg.data_commands import bytes_bar, data, evaluate_predictions
 from textseg.errors import RecipeError, TextsegError
 from textseg.figure_commands import figure
 from textseg.plugin_commands import components, plugins, warn_of_faults
-from textseg.prediction_commands import predict
+from textseg.prediction_commands import export, predict
 from textseg.text_commands import probe, prompts
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ def compare(
 
 app.command()(figure)
 app.command()(predict)
+app.command()(export)
 app.command()(prompts)
 app.command()(probe)
 app.command()(components)

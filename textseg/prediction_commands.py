@@ -34,7 +34,8 @@ def predict(
     """
     from textseg.errors import DataError, RunError, suggestion
     from textseg.file_prediction import check_names, find_inputs, plan_jobs, predict_files
-    from textseg.trained import Prompting, load
+    from textseg.loading import load
+    from textseg.trained import Prompting
 
     if prompts == "ground_truth":
         raise RunError(
@@ -75,3 +76,24 @@ def predict(
         for outcome in failed:
             print(f"  {outcome.message}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help="What to make of it: bundle.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder.")],
+) -> None:
+    """Make of a run what predicts elsewhere, offline and without its data.
+
+    Example: textseg export runs/quickstart --to bundle --output quickstart_bundle
+    """
+    from textseg.errors import RunError, suggestion
+
+    if to != "bundle":
+        raise RunError(f"--to: there is no form '{to}'.{suggestion(to, ['bundle'])}")
+    from textseg.exporting import export_bundle
+    from textseg.loading import load
+    from textseg.run_folder import RunFolder
+
+    folder = RunFolder.existing(run)
+    print(export_bundle(folder, load(folder.path, device="cpu"), output))

@@ -123,6 +123,14 @@ class RunFolder:
             ) from error
         return record
 
+    def read_split(self) -> dict[str, Any]:
+        """split.json, or nothing where there is none."""
+        try:
+            split: dict[str, Any] = json.loads(self.split.read_text())
+        except (OSError, ValueError):
+            return {}
+        return split
+
     def update(self, **facts: Any) -> dict[str, Any]:
         """Write facts into run.json beside those that stand there."""
         record = {**self.read(), **facts}

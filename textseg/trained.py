@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.build import build_segmenter
 from textseg.contracts import Atlas, Case, PromptGenerator, Task, Visibility
 from textseg.data import Slices
 from textseg.embeddings import TextTable, build_text_table
-from textseg.errors import PromptError, RunError
+from textseg.errors import PromptError
 from textseg.files import cache_folder
 from textseg.first_pass import StructureFinder, find_structures, predicted_visibility
 from textseg.mask import Mask, label_values
@@ -25,10 +24,9 @@ from textseg.model import Segmenter
 from textseg.placement import Placement, PreparedVolume, prepare_volume
 from textseg.prediction import slice_logits, take_classes
 from textseg.prompts import interactive_visibility, template_visibility
-from textseg.recipe import Recipe, load_recipe
-from textseg.registry import Registry, installed_registry
-from textseg.run_folder import RunFolder, first_line
-from textseg.task_record import TaskRecord, read_task
+from textseg.recipe import Recipe
+from textseg.registry import Registry
+from textseg.task_record import TaskRecord
 from textseg.text import SliceText, prompts_saying
 from textseg.volumes import Geometry, Volume, file_hash, read_volume
 
@@ -174,34 +172,6 @@ class TrainedModel:
         told = prompts_saying(said, scan.slice_count, self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for one in told for text in (one.holistic, *one.classwise))))
         return Slices([scan], SliceText(table, self.atlas, {said.source: told}), {said.source: 1.0})
-
-
-def load(path: Path | str, *, device: str | torch.device | None = None) -> TrainedModel:
-    """The trained model of a run folder, with its best checkpoint, or of a bundle.
-
-    `device` is the GPU where there is one. Raises RunError for a path that is neither, or whose weights don't fit, and
-    PluginError where a plug-in is missing.
-    """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder, registry = RunFolder.existing(Path(path)), installed_registry()
-    recipe, record = load_recipe(folder.recipe), read_task(folder.task)
-    segmenter = build_segmenter(recipe, registry, record.task)
-    checkpoint = folder.checkpoint("best")
-    try:
-        segmenter.load_state_dict(folder.load_checkpoint("best")["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(f"'{checkpoint}' does not fit the model of '{folder.recipe}': {first_line(error)}") from error
-    return TrainedModel(
-        name=recipe.name,
-        origin=str(folder.path),
-        fingerprint=file_hash(checkpoint),
-        recipe=recipe,
-        record=record,
-        segmenter=segmenter.eval().to(place),
-        generator=prompt_generator(recipe, registry, record.task.atlas),
-        texts=EncodedTexts(recipe, registry, record.task) if recipe.prompts else None,
-        device=place,
-    )
 
 
 def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:

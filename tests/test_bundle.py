@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import textseg
+from textseg.build import build
+from textseg.errors import PluginError, PromptError, RunError
+from textseg.exporting import export_bundle
+from textseg.recipe import load_recipe
+from textseg.registry import installed_registry
+from textseg.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def scan(finished_run: Path, stranger: None) -> Path:
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run: Path, stranger: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export_bundle(RunFolder(finished_run), textseg.load(finished_run), folder)
+
+
+@pytest.mark.parametrize("visible", [None, "T12:L3", "T9:L5/S"])
+def test_a_bundle_predicts_what_its_run_predicts(
+    bundle: Path, finished_run: Path, scan: Path, visible: str | None
+) -> None:
+    ours, theirs = (textseg.load(path)(scan, visible=visible) for path in (bundle, finished_run))
+    assert ours.array.any()
+    assert np.array_equal(ours.array, theirs.array)
+    assert ours.said == theirs.said
+    assert ours.confidence == theirs.confidence
+
+
+def test_it_needs_no_text_encoder_no_network_and_no_cache(bundle: Path, scan: Path, tmp_path: Path) -> None:
+    code = (
+        "import socket, sys, torch\n"
+        "for name in ('transformers', 'lightning'):\n"
+        "    sys.modules[name] = None\n"  # importing it is an error from now on
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "torch.load = refuse\n"
+        "import textseg\n"
+        f"mask = textseg.load({str(bundle)!r})({str(scan)!r}, prompts='predicted')\n"
+        f"mask.save({str(tmp_path / 'mask.nii.gz')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=_environment(tmp_path / "cache"))
+    assert (tmp_path / "mask.nii.gz").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def _environment(cache: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "TEXTSEG_CACHE": str(cache)}
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "task.json", "weights.safetensors", "text.safetensors", "README.md"])
+def test_a_changed_byte_and_a_missing_file_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    content = bytearray((tmp_path / "b" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "b" / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"{name}' is not the file that was exported"):
+        textseg.load(tmp_path / "b")
+    (tmp_path / "b" / name).unlink()
+    with pytest.raises(RunError, match=f"lacks '{name}'"):
+        textseg.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", 9, "is a bundle of format 9"),
+        ("api", 99, "API 99, and textseg"),
+        ("files", None, "is damaged"),
+    ],
+)
+def test_a_bundle_of_another_time_is_refused(
+    bundle: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    (tmp_path / "b" / "bundle.json").write_text(json.dumps({**manifest, key: value}))
+    with pytest.raises(RunError, match=message):
+        textseg.load(tmp_path / "b")
+
+
+def test_a_plugin_that_is_missing_is_named_with_what_brings_it(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    manifest["plugins"]["thoracic"] = {"distribution": "textseg-thoracic", "version": "2.1"}
+    (tmp_path / "b" / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(PluginError, match="needs the plug-in 'thoracic'.*pip install textseg-thoracic==2.1"):
+        textseg.load(tmp_path / "b")
+
+
+def test_a_text_that_was_not_frozen_says_what_was(bundle: Path, scan: Path) -> None:
+    with pytest.raises(PromptError, match="holds no features for .* Name a stretch"):
+        textseg.load(bundle)(scan, visible=["L1", "L5"])
+
+
+def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -> None:
+    texts = json.loads((bundle / "texts.json").read_text())
+    assert len(texts) == len(set(texts))
+    stretches = 18 * 19 // 2  # of 18 levels in a row; the template is one of them
+    structures = 2 * 19 - 1  # there, and not; the canal stands in no row and is always there
+    assert len(texts) == 4 * stretches + structures  # without a place, left, middle, right
+    card = (bundle / "README.md").read_text()
+    scores = (finished_run / "scores.csv").read_text()
+    assert "DSC" in card
+    assert "template" in card
+    assert scores.count("\n") > 1
+    assert "Not a medical device" in card
+    assert installed_registry().component("network", "plain")  # the stranger stands beside it
+
+
+def test_what_is_there_is_not_overwritten(finished_run: Path, bundle: Path) -> None:
+    with pytest.raises(RunError, match="exists. Name another folder"):
+        export_bundle(RunFolder(finished_run), textseg.load(finished_run), bundle)

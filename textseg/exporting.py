@@ -1,0 +1,120 @@
+"""From a run to a bundle: weights, recipe, frozen text, and a card that says what the model is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from textseg import API_VERSION, __version__
+from textseg.bundle import FORMAT, MANIFEST
+from textseg.contracts import PromptGenerator, Visibility
+from textseg.errors import PromptError, RunError
+from textseg.files import write_atomically
+from textseg.model_card import model_card
+from textseg.prompts import generate, template_visibility
+from textseg.recipe import dump, required_components
+from textseg.registry import installed_registry
+from textseg.run_folder import RunFolder
+from textseg.task_record import write_task
+from textseg.trained import TrainedModel
+from textseg.volumes import file_hash
+
+STACK = 48  # slices up to which every position in a stack is asked for
+POSITIONS = 16  # different texts for the positions in a stack, up to which all are frozen
+
+
+def export_bundle(folder: RunFolder, model: TrainedModel, output: Path) -> Path:
+    """Write the model of a run as a bundle into the new folder `output`, whole or not at all.
+
+    Raises RunError where `output` exists, or can't be written.
+    """
+    if output.exists():
+        raise RunError(f"'{output}' exists. Name another folder for the bundle.")
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        write_atomically(temporary / "recipe.yaml", dump(model.recipe))
+        write_task(temporary / "task.json", model.record)
+        state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
+        _write_tensors(temporary / "weights.safetensors", state)
+        if model.generator is not None:
+            _write_text(temporary, model)
+        write_atomically(temporary / "README.md", model_card(folder, model))
+        files = {path.name: file_hash(path) for path in sorted(temporary.iterdir())}
+        used = [installed_registry().component(kind, spec.use) for kind, spec in required_components(model.recipe)]
+        manifest = {
+            "format": FORMAT,
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "textseg": __version__,
+            "api": API_VERSION,
+            "plugins": {part.plugin: {"distribution": part.distribution, "version": part.version} for part in used},
+            "files": files,
+        }
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        temporary.rename(output)
+    except OSError as error:
+        raise RunError(f"The bundle '{output}' can't be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _possible(model: TrainedModel) -> Iterator[str]:
+    """Every text that the model can be told without an annotation."""
+    assert model.generator is not None
+    generator, atlas = model.generator, model.atlas
+    positions = list(_positions(generator, template_visibility(atlas), model))
+    for visibility in atlas.visibilities():
+        for placed in (visibility, *(visibility.at(*position) for position in positions)):
+            prompts = generate(generator, atlas, placed)
+            yield prompts.holistic
+            yield from prompts.classwise
+
+
+def _positions(generator: PromptGenerator, template: Visibility, model: TrainedModel) -> Iterator[tuple[int, int]]:
+    """Places in a stack, one for each text that the generator has for them."""
+    seen = set()
+    for count in range(1, STACK + 1):
+        for index in range(count):
+            text = generate(generator, model.atlas, template.at(index, count)).holistic
+            if text not in seen:
+                seen.add(text)
+                yield index, count
+            if len(seen) > POSITIONS:
+                raise PromptError(
+                    f"The prompt generator of '{model.name}' writes another text for each place in a stack, too many "
+                    "to freeze in a bundle. Use a granularity without the place."
+                )
+
+
+def _write_text(folder: Path, model: TrainedModel) -> None:
+    assert model.texts is not None
+    texts = list(dict.fromkeys(_possible(model)))
+    table = model.texts(texts)
+    rows = [table.index(text) for text in texts]
+    counts = [table.token_counts[row] for row in rows]
+    tokens = torch.cat([table.tokens[row, :count] for row, count in zip(rows, counts, strict=True)])
+    write_atomically(folder / "texts.json", json.dumps(texts, ensure_ascii=False))
+    _write_tensors(
+        folder / "text.safetensors", {"tokens": tokens, "counts": torch.tensor(counts), "pooled": table.pooled[rows]}
+    )
+
+
+def _network(model: TrainedModel) -> torch.nn.Module:
+    """Its state holds all weights; that of the segmenter leaves out what is read from elsewhere."""
+    network: Any = model.segmenter.network
+    assert isinstance(network, torch.nn.Module)
+    return network
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save
+
+    write_atomically(path, save({name: value.clone().contiguous() for name, value in tensors.items()}))
