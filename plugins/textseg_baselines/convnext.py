@@ -1,0 +1,92 @@
+"""ConvNeXt (Liu 2022, arXiv 2201.03545) from transformers: the image encoder of the networks with guide decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from transformers import ConvNextConfig, ConvNextModel
+
+from textseg.errors import RecipeError
+from textseg.fetching import Progress
+from textseg.hub import HubModel
+
+STEM_STRIDE = 4
+
+
+class ConvNeXt(nn.Module):
+    """A pyramid that begins at stride 4 and doubles it from level to level; what belongs to classification is left out.
+
+    Images of one channel go to weights for colour images three times.
+
+    Args:
+        image_channels: C.
+        widths: C_l, finest first; the tiny one has 96, 192, 384 and 768.
+        depths: blocks in each level; the tiny one has 3, 3, 9 and 3.
+        weights: where they come from; random without.
+
+    Raises RecipeError for weights that are not there, or are of another model.
+    """
+
+    def __init__(self, image_channels: int, widths: Sequence[int], depths: Sequence[int], weights: HubModel | None):
+        super().__init__()
+        sizes = {"widths": list(widths), "depths": list(depths)}
+        if weights is None:
+            config = ConvNextConfig(
+                num_channels=image_channels, hidden_sizes=list(widths), depths=list(depths), num_stages=len(widths)
+            )
+            model = ConvNextModel(config)
+        else:
+            config = _configuration(weights)
+            stated = {"widths": list(config.hidden_sizes or ()), "depths": list(config.depths or ())}
+            if stated != sizes:
+                lines = ", ".join(f"{name}: {value}" for name, value in stated.items())
+                raise RecipeError(f"weights: '{weights.name}' is another ConvNeXt than this network's. Write {lines}.")
+            if config.num_channels != image_channels != 1:
+                raise RecipeError(
+                    f"weights: '{weights.name}' takes images of {config.num_channels} channels, and these have "
+                    f"{image_channels}. Leave `weights` out, or use others."
+                )
+            model = weights.load(ConvNextModel, config)
+        self.repeats = config.num_channels // image_channels
+        self.stem, self.stages = model.embeddings, model.encoder.stages
+        self.size_multiple = STEM_STRIDE * 2 ** (len(widths) - 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """[B, C, H, W] -> L maps [B, C_l, H_l, W_l], finest first."""
+        feature = self.stem(image.repeat_interleave(self.repeats, dim=1))
+        maps = []
+        for stage in self.stages:
+            feature = stage(feature)
+            maps.append(feature)
+        return maps
+
+
+def find_weights(name: str | None, revision: str | None, *, pickled: bool) -> HubModel | None:
+    """Where the weights of a recipe lie; None where it names none."""
+    if name is None:
+        return None
+    return HubModel(name, revision, pickled_weights=pickled, what="Image encoder", error=RecipeError)
+
+
+def fetch_weights(name: str | None, revision: str | None, *, pickled: bool, progress: Progress) -> str:
+    """Bring them, and say what is there. Raises RecipeError."""
+    source = find_weights(name, revision, pickled=pickled)
+    return (
+        "ConvNeXt with random weights: nothing to fetch"
+        if source is None
+        else source.fetch((), weights=True, progress=progress)
+    )
+
+
+def _configuration(weights: HubModel) -> ConvNextConfig:
+    try:
+        stated, _ = ConvNextConfig.get_config_dict(weights.folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"weights: the configuration of '{weights.name}' can't be read. {weights.remedy}") from error
+    if stated.get("model_type") != "convnext":
+        raise RecipeError(
+            f"weights: '{weights.name}' is of the kind '{stated.get('model_type')}', and this network needs a "
+            "ConvNeXt, such as facebook/convnext-tiny-224."
+        )
+    return ConvNextConfig.from_dict(stated)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, ConvNextConfig, ConvNextForImageClassification, ConvNextModel
+
+from textseg.errors import RecipeError
+from textseg_baselines.convnext import ConvNeXt, fetch_weights, find_weights
+
+WIDTHS, DEPTHS = (4, 8, 12), (1, 2, 1)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder with a ConvNeXt for classification of colour images, as people publish them."""
+    torch.manual_seed(3)
+    sizes = {"hidden_sizes": list(WIDTHS), "depths": list(DEPTHS), "num_stages": 3}
+    model = ConvNextForImageClassification(ConvNextConfig(num_channels=3, layer_scale_init_value=0.5, **sizes))
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def encoder_of(folder: Path, channels: int = 1, widths: tuple[int, ...] = WIDTHS) -> ConvNeXt:
+    return ConvNeXt(channels, widths, DEPTHS, find_weights(str(folder), None, pickled=False))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_levels_begin_at_stride_four(channels: int) -> None:
+    encoder = ConvNeXt(channels, WIDTHS, DEPTHS, None)
+    assert encoder.size_multiple == 16
+    shapes = [feature.shape for feature in encoder(torch.randn(2, channels, 32, 48))]
+    assert shapes == [(2, 4, 8, 12), (2, 8, 4, 6), (2, 12, 2, 3)]
+
+
+def test_a_grey_image_is_read_thrice_and_its_maps_are_those_of_transformers(published: Path) -> None:
+    theirs = ConvNextModel.from_pretrained(published).eval()
+    image = torch.randn(2, 1, 32, 48)
+    with torch.no_grad():
+        found = encoder_of(published).eval()(image)
+        expected = theirs(image.expand(-1, 3, -1, -1), output_hidden_states=True).hidden_states[1:]
+        colour = encoder_of(published, channels=3).eval()(image.expand(-1, 3, -1, -1))
+    for ours, same, rgb in zip(found, expected, colour, strict=True):
+        assert torch.equal(ours, same)
+        assert torch.equal(rgb, same)
+
+
+def test_nothing_is_built_that_never_learns() -> None:
+    encoder = ConvNeXt(1, WIDTHS, DEPTHS, None)
+    torch.stack([(feature**2).mean() for feature in encoder(torch.randn(1, 1, 32, 32))]).sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+def test_weights_that_do_not_fit_are_refused(published: Path) -> None:
+    with pytest.raises(RecipeError, match=r"Write widths: \[4, 8, 12\], depths: \[1, 2, 1\]"):
+        encoder_of(published, widths=(4, 8, 16))
+    with pytest.raises(RecipeError, match="takes images of 3 channels, and these have 2"):
+        encoder_of(published, channels=2)
+    (published / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(RecipeError, match="The weights of image encoder .* can't be read"):
+        encoder_of(published)
+    (published / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="holds no weights"):
+        encoder_of(published)
+    BertConfig().save_pretrained(published)
+    with pytest.raises(RecipeError, match="is of the kind 'bert', and this network needs a ConvNeXt"):
+        encoder_of(published)
+
+
+def test_a_name_is_looked_for_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RecipeError, match="'somebody/convnext' is neither a folder nor on this machine. Run `textseg"):
+        ConvNeXt(1, WIDTHS, DEPTHS, find_weights("somebody/convnext", None, pickled=False))
+
+
+def test_what_there_is_to_fetch(published: Path) -> None:
+    def fetched(name: str | None) -> str:
+        return fetch_weights(name, None, pickled=False, progress=lambda name, done, total: None)
+
+    assert fetched(None) == "ConvNeXt with random weights: nothing to fetch"
+    assert fetched(str(published)).endswith("is a folder: nothing to fetch")
