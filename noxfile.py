@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
 
 # Those that are distributions of their own
 PLUGINS = sorted(path.parent.name for path in Path("plugins").glob("*/pyproject.toml"))
+
+# Of component; `textseg plugins new` refuses any other
+KINDS = ["atlas", "dataset", "prompt_generator", "text_encoder"]
+KINDS += ["vision_encoder", "fusion", "auxiliary_loss", "network"]
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
@@ -28,6 +33,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take a minute each, which the other sessions leave out."""
+    install(session, "minilm,test")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
 def timm(session: nox.Session) -> None:
     """Test the vision encoder that stands on timm, which the other tests leave out."""
     install(session, "test,timm")
@@ -42,6 +54,28 @@ def plugins(session: nox.Session, plugin: str) -> None:
         session.install("-c", "constraints.txt", ".[minilm]", f"./plugins/{plugin}[test]")
     session.chdir(f"plugins/{plugin}")
     session.run("textseg", "plugins", "list")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("kind", KINDS, ids=KINDS)
+def new_plugins(session: nox.Session, kind: str) -> None:
+    """Write a plug-in of a kind, install it, run its recipe for two epochs, check its style and types, test it."""
+    if session.virtualenv.is_sandboxed:
+        session.install("-c", "constraints.txt", ".", "mypy", "ruff")
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder / f"textseg-my-{kind.replace('_', '-')}", ignore_errors=True)
+    session.chdir(folder)
+    session.run("textseg", "plugins", "new", f"my_{kind}", "--kind", kind)
+    (plugin,) = Path().glob("textseg-*")
+    session.install(f"./{plugin}[test]")
+    session.run("textseg", "plugins", "doctor", "--check", f"my_{kind}")
+    (recipe,) = plugin.glob("recipes/*.yaml")
+    session.run("textseg", "run", str(recipe))
+    session.chdir(plugin)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy", "--strict", f"textseg_my_{kind}")
     session.run("pytest", *session.posargs)
 
 

@@ -95,7 +95,8 @@ def test_every_command_line_is_one_that_exists(page: Path) -> None:
     for line in re.findall(r"(?:^|&& |bin/)(textseg .*)$", "\n".join(blocks), re.MULTILINE):
         assert any(line.startswith(name) for name in names), line
         for recipe in re.findall(r"\S+\.yaml", line):
-            assert (ROOT / recipe).is_file(), line
+            written_by_the_page = recipe.startswith("textseg-")  # tests/test_tutorials.py follows it
+            assert written_by_the_page or (ROOT / recipe).is_file(), line
 
 
 def written(default: object) -> str:
@@ -198,7 +199,7 @@ def test_every_recipe_is_listed(recipe: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_recipe_that_does_not_exist(page: Path) -> None:
     named = set(re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")))
-    assert {name for name in named if not (ROOT / name).is_file()} == set()
+    assert {name for name in named if not (ROOT / name).is_file() and not name.startswith("textseg-")} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -47,12 +47,17 @@ HOSTILE: Mapping[str, Mapping[str, str]] = {
             import time
 
             from textseg import hookimpl
+            from textseg.contracts import Atlas, Structure
 
             time.sleep(0.6)
 
             @hookimpl
             def textseg_register(register):
-                register.atlas("sluggish", lambda: None)
+                register.atlas("sluggish", atlas)
+
+            def atlas():
+                "One structure, long awaited."
+                return Atlas("sluggish", (Structure("SC", "spinal canal", 1),))
         """,
     },
     "liar": {
@@ -115,7 +120,7 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")  # the doctor looks all the same
-    assert call(monkeypatch, "plugins", "doctor", "--verbose", *HOSTILE) == 1
+    assert call(monkeypatch, "plugins", "doctor", "--check", "--verbose", *HOSTILE) == 1
     printed = capsys.readouterr().out
     said = {part.partition(":")[0]: part for part in printed.split("\n\n")}
     assert "absent: hostile-absent 1.0, not imported\n" in printed
@@ -127,7 +132,8 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
     assert "BROKEN: Two plug-ins bring the vision_encoder 'monai_unet': plug-in 'atmnet' (textseg " in said["thief"]
     assert "plug-in 'thief' (hostile-thief 1.0). It is left out until one of them is uninstalled." in said["thief"]
     assert "note: importing it takes 0." in said["sluggish"]
-    assert printed.endswith("5 plug-ins, 4 components; broken: absent, miswired, thief.\n")
+    assert "BROKEN: vision_encoder 'liar' breaks 'shapes': expected maps [(2, 8, " in said["liar"]
+    assert printed.endswith("5 plug-ins, 4 components; broken: absent, liar, miswired, thief.\n")
 
 
 @pytest.mark.usefixtures("hostile")

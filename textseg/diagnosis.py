@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from textseg.compatibility import API_VERSION
 from textseg.component import Component, Plugin, cause
-from textseg.errors import PluginError
+from textseg.errors import PluginError, TextsegError
 from textseg.registry import collision, hook_caller, plugin_of, register
 
 HEAVY = frozenset(
@@ -56,14 +56,18 @@ class Diagnosis:
         return any(finding.broken for finding in self.findings)
 
 
-Depth = Literal["register", "import"]
+Depth = Literal["register", "import", "check"]
 
 
-def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = ()) -> list[Diagnosis]:
-    """Look at each plug-in, or at those named in `only`, and at what they take from all others; by name."""
+def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = (), check: bool = False) -> list[Diagnosis]:
+    """Look at each plug-in, or at those named in `only`, and at what they take from all others; by name.
+
+    With `check`, every component that can be built without settings is held against its contract (`textseg.testing`).
+    """
     ordered = sorted(entry_points, key=lambda entry_point: entry_point.name)
     wanted = {entry_point.name for entry_point in ordered if not only or entry_point.name in only}
-    found = [_examined(one, "import" if one.name in wanted else "register") for one in ordered]
+    deep: Depth = "check" if check else "import"
+    found = [_examined(one, deep if one.name in wanted else "register") for one in ordered]
     return [_with_collisions(diagnosis, found) for diagnosis in found if diagnosis.plugin.name in wanted]
 
 
@@ -123,7 +127,7 @@ def _facts(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> dict[str, A
     if seconds is not None and seconds > SLOW_SECONDS:
         findings.append(Finding(_SLOW.format(seconds), broken=False))
     if depth != "register":
-        findings += _component_findings(components)
+        findings += _component_findings(components, check=depth == "check")
     return {
         "import_seconds": seconds,
         "components": [(component.kind, component.name) for component in components],
@@ -135,7 +139,7 @@ _LOADS = 'registering loads {}, and every command waits for it: give the builder
 _SLOW = "importing it takes {:.1f} s, and every command waits for it"
 
 
-def _component_findings(components: Sequence[Component]) -> Iterator[Finding]:
+def _component_findings(components: Sequence[Component], *, check: bool) -> Iterator[Finding]:
     unchecked = []
     for component in components:
         name = f"{component.kind} '{component.name}'"
@@ -147,8 +151,24 @@ def _component_findings(components: Sequence[Component]) -> Iterator[Finding]:
         required = [key for key, parameter in settings.items() if parameter.default is parameter.empty]
         if required:
             unchecked.append(f"{name} ({', '.join(required)} has no default)")
+        elif check:
+            yield from _broken_promises(component)
     if unchecked:
         yield Finding(f"only tests of the plug-in's own can check {', '.join(unchecked)}", broken=False)
+
+
+def _broken_promises(component: Component) -> Iterator[Finding]:
+    from textseg.testing import ConformanceError, Subject, checks
+
+    subject = Subject.of(component.kind, component)
+    for one in checks(component.kind):
+        try:
+            one(subject)
+        except ConformanceError as error:
+            needs = isinstance(error.__cause__, TextsegError) and not isinstance(error.__cause__, PluginError)
+            yield replace(_finding(error, str(error).rstrip(".")), broken=not needs)  # weights that nobody fetched
+            if one.fundamental:
+                break
 
 
 def _finding(error: BaseException, what: str) -> Finding:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,6 +54,7 @@ def list_plugins() -> None:
 @plugins.command()
 def doctor(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="These plug-ins only.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hold each component against its contract, too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="With the traceback of what is broken.")] = False,
 ) -> None:
     """Look for what is wrong with each plug-in and its components; exit code 1 when something is broken.
@@ -67,10 +70,36 @@ def doctor(
     known = {entry_point.name for entry_point in installed}
     if unknown := [name for name in names or () if name not in known]:
         raise PluginError(f"There is no plug-in '{unknown[0]}'.{suggestion(unknown[0], known)}")
-    found = diagnose(installed, only=names or ())
+    found = diagnose(installed, only=names or (), check=check)
     print(describe(found, verbose=verbose))
     if any(diagnosis.broken for diagnosis in found):
         raise typer.Exit(1)
+
+
+@plugins.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the plug-in and its component, such as my_prompts.")],
+    kind: Annotated[str, typer.Option(help="Of component: prompt_generator, fusion, network, ...")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder textseg-NAME goes.")] = Path(),
+) -> None:
+    """Write a plug-in to start from: it installs, passes its own tests and runs in a recipe of its own.
+
+    Example: textseg plugins new my_prompts --kind prompt_generator
+    """
+    from textseg.new_plugin import write_plugin
+
+    folder, *files = write_plugin(name, kind, output)
+    recipe = next(path for path in files if path.suffix == ".yaml")
+    print(*files, sep="\n")
+    print(
+        f"\nInstall it, test it, run it:\n\n  pip install -e {shlex.quote(f'{_local(folder)}[test]')}\n"
+        f"  pytest {shlex.quote(str(folder))}\n  textseg run {shlex.quote(str(recipe))}"
+    )
+
+
+def _local(folder: Path) -> str:
+    """As pip takes it: without a '/', a name would be looked for in the index."""
+    return str(folder) if folder.is_absolute() or str(folder).startswith(".") else f"./{folder}"
 
 
 def warn_of_faults() -> None:
