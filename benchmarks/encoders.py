@@ -20,8 +20,8 @@ import torch
 
 from textseg.build import Experiment
 from textseg.contracts import Task
+from textseg.cost import empty_text, measure_cost
 from textseg.errors import RecipeError
-from textseg.prediction import empty_text, measure_cost
 from textseg.recipe import load_recipe
 from textseg.registry import installed_registry
 from textseg_spine.atlas import lumbar_spider

@@ -25,7 +25,7 @@ def measure(path: Path) -> dict[str, object]:
 
     from textseg.build import Experiment
     from textseg.contracts import Batch, Task, TextFeatures
-    from textseg.prediction import measure_cost
+    from textseg.cost import measure_cost
     from textseg.recipe import load_recipe
     from textseg.registry import installed_registry
     from textseg_spine.atlas import lumbar_spider

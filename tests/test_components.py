@@ -25,6 +25,12 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any] | None] = {  # makes a compone
     ("network", "spineparsenet"): {"coarse_size": (3, 32, 16), "coarse_width": 4, "hidden": 8, "widths": (4, 8, 12)},
     ("network", "ariadnes_thread"): {"widths": (4, 8, 12), "depths": (1, 1, 1), "text_tokens": (3, 2)},
     ("network", "attention_unet"): {"channels": [4, 6, 8]},
+    ("network", "h_sam"): {
+        "model": None,
+        "frozen": False,
+        "image_size": 96,
+        "configuration": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "output_channels": 128},
+    },
     ("network", "modified_bisenet"): {"channels": 4},
     ("network", "nnunet_v2"): {"features": 4, "max_features": 16},
     ("network", "swin_unetr"): {"feature_size": 12},

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, Task, TextFeatures
+from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, TextFeatures
 from textseg.data import Slices
 from textseg.model import Segmenter
 from textseg.placement import Placement
-from textseg.prediction import empty_text, measure_cost, predict_case
+from textseg.prediction import predict_case
 from textseg.preparation import PreparedCase
 
 CPU = torch.device("cpu")
@@ -36,51 +35,6 @@ class Threshold(nn.Module):
         self.shown.append(len(image))
         distances = [-(image[:, 0] - value).abs() for value in (0.5, 1.5, 2.5)]
         return SegmenterOutput(10 * torch.stack(distances, dim=1))
-
-
-class Layers(nn.Module):
-    """A network of layers whose cost is known."""
-
-    uses_text = False
-    size_multiple = 1
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        for layer in self.layers:
-            image = layer(image)
-        return SegmenterOutput(image)
-
-
-class SelfAttention(nn.Module):
-    def __init__(self, width: int, module: nn.Module | None) -> None:
-        super().__init__()
-        self.width, self.module = width, module
-
-    def forward(self, image: Tensor) -> Tensor:
-        tokens = image.flatten(2).transpose(1, 2)  # [B, N, C]
-        if self.module is None:
-            heads = tokens.unflatten(-1, (2, -1)).transpose(1, 2)
-            tokens = nn.functional.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
-        elif isinstance(self.module, nn.MultiheadAttention):
-            tokens = self.module(tokens, tokens, tokens, need_weights=False)[0]
-        else:
-            tokens = self.module(tokens)
-        return tokens.transpose(1, 2).unflatten(2, (-1, self.width))
-
-
-class Listener(nn.Module):
-    uses_text = True
-    size_multiple = 1
-
-    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        assert text is not None
-        assert text.classwise is not None
-        assert (text.tokens.shape, text.mask.shape) == ((1, 7, 5), (1, 7))
-        assert (text.classwise.shape, text.present.shape) == ((1, 2, 5), (1, 2))
-        return SegmenterOutput(image.repeat(1, 3, 1, 1))
 
 
 def blobs(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -110,10 +64,6 @@ def prepared_case(folder: Path, labels: NDArray[np.uint8], placement: Placement,
         present=tuple(tuple(np.unique(plane[plane > 0]).tolist()) for plane in mask),
         image_hash="",
     )
-
-
-def task(size: tuple[int, int] = (8, 6), **text: Any) -> Task:
-    return Task(image_channels=1, image_size=size, class_count=3, atlas=ATLAS, **text)
 
 
 @pytest.mark.parametrize(
@@ -169,51 +119,6 @@ def test_the_native_size_is_computed_only_where_it_is_asked_for(tmp_path: Path) 
     assert np.array_equal(found.prepared, prepared.mask)
 
 
-def test_the_cost_of_convolutions_and_matrix_products() -> None:
-    frozen = nn.Conv2d(4, 3, 1, bias=False).requires_grad_(False)
-    network = Layers(nn.Conv2d(1, 4, 3, padding=1), frozen, nn.Linear(6, 6))
-    cost = measure_cost(Segmenter(network), task((8, 6)), CPU, repeats=2)
-    assert cost["parameters"] == (9 * 4 + 4) + 12 + (36 + 6)
-    assert cost["trainable_parameters"] == cost["parameters"] - 12
-    assert cost["multiply_accumulates"] == 48 * (9 * 4) + 48 * 12 + 3 * 8 * 36
-    assert cost["milliseconds_per_slice"] > 0
-
-
-def test_attention_is_counted_whichever_way_it_is_written() -> None:
-    pixels, channels = 8 * 6, 4
-    products = 2 * pixels * pixels * channels  # QK and its product with V, over all heads
-    projections = 4 * pixels * channels * channels
-    spread = nn.Conv2d(1, channels, 1)
-
-    def count(module: nn.Module | None) -> int:
-        network = Layers(spread, SelfAttention(6, module))
-        return int(measure_cost(Segmenter(network), task((8, 6)), CPU, repeats=1)["multiply_accumulates"])
-
-    first = pixels * channels
-    assert count(None) == first + products
-    assert count(nn.MultiheadAttention(channels, 2, batch_first=True)) == first + products + projections
-    layer = nn.TransformerEncoderLayer(channels, 2, 16, batch_first=True)
-    assert count(layer) == first + products + projections + 2 * pixels * channels * 16
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_the_segmenter_as_it_was(training: bool) -> None:
-    network = Layers(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
-    segmenter = Segmenter(network).train(training)
-    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    measure_cost(segmenter, task(), CPU, repeats=1)
-    assert segmenter.training == network.layers[1].training == training
-    assert all(torch.equal(value, before[name]) for name, value in segmenter.state_dict().items())
-
-
-def test_a_network_that_reads_text_is_measured_with_text_that_says_nothing() -> None:
-    cost = measure_cost(Segmenter(Listener()), task(text_size=5, text_length=7), CPU, repeats=1)
-    assert cost["multiply_accumulates"] == 0
-    with pytest.raises(ValueError, match="no text"):
-        empty_text(task(), CPU)
-
-
 class Keeper(nn.Module):
     """Keeps what it computes once: a grid of ones."""
 
@@ -231,14 +136,10 @@ class Keeper(nn.Module):
         return SegmenterOutput(self.layer(image) * self.kept)
 
 
-@pytest.mark.parametrize("first", ["measured", "predicted"])
-def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(first: str, tmp_path: Path) -> None:
+def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Path) -> None:
     segmenter = Segmenter(Keeper())
-    if first == "measured":
-        measure_cost(segmenter, task(), CPU, repeats=1)
-    else:
-        case = prepared_case(tmp_path, blobs((2, 8, 6)), Placement(0, 0, 8, 6, (8, 6)), (8, 6))
-        predict_case(segmenter, case, Slices([case], None, {}), device=CPU, batch_size=2)
+    case = prepared_case(tmp_path, blobs((2, 8, 6)), Placement(0, 0, 8, 6, (8, 6)), (8, 6))
+    predict_case(segmenter, case, Slices([case], None, {}), device=CPU, batch_size=2)
     segmenter(torch.zeros(1, 1, 8, 6)).logits.sum().backward()
     assert segmenter.network.layer.weight.grad is not None
 
@@ -268,13 +169,3 @@ def test_a_network_that_reads_volumes_gets_them_whole(tmp_path: Path) -> None:
     assert segmenter.network.shown == [5]
     assert found.native is not None
     assert (found.prepared.shape, found.native.shape) == ((5, 20, 15), (5, 40, 30))
-
-
-def test_a_slice_of_a_volume_costs_its_part() -> None:
-    segmenter = Segmenter(Across())
-    sizes = {"native_sizes": [(3, 9, 9), (6, 9, 9), (20, 9, 9)]}
-    cost = measure_cost(segmenter, task((8, 6), fingerprint=sizes), CPU, repeats=1)
-    assert set(segmenter.network.shown) == {6}
-    assert cost["multiply_accumulates"] == 3 * 3 * 48
-    measure_cost(segmenter, task((8, 6)), CPU, repeats=1)
-    assert segmenter.network.shown[-1] == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 
 from textseg.build import Experiment, build
+from textseg.component import Component
+from textseg.cost import empty_text
+from textseg.data import batches_in_order
 from textseg.evaluation import mean_dsc
-from textseg.prediction import empty_text, predict_case
+from textseg.prediction import predict_case
 from textseg.recipe import load_recipe, required_components
 from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder
@@ -42,6 +46,11 @@ REDUCED = (
     "training.workers=0",
     "training.precision=32-true",
 )
+# Networks that are nothing without pretrained weights, with a small one of random weights in place of each.
+STAND_INS = {
+    "h_sam": "model.network={use: h_sam, model: null, frozen: false, image_size: 64, configuration: {hidden_size: 24, "
+    "num_hidden_layers: 2, num_attention_heads: 3, output_channels: 32, global_attn_indexes: [1], window_size: 3}}"
+}
 
 pytestmark = pytest.mark.usefixtures("stranger")
 
@@ -137,7 +146,8 @@ def without_weights(path: Path) -> list[str]:
 
 def reduced(path: Path, phantom: str) -> Experiment:
     text = ["prompts.text_encoder={use: hashed_words}"] if load_recipe(path).prompts else []
-    return build(load_recipe(path, [phantom, *REDUCED, *text, *without_weights(path)]))
+    weights = [STAND_INS[method]] if (method := method_of(path)) in STAND_INS else without_weights(path)
+    return build(load_recipe(path, [phantom, *REDUCED, *text, *weights]))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=stem)
@@ -174,8 +184,30 @@ def test_a_model_builds_at_its_own_size(path: Path, phantom: str) -> None:
     text: dict[str, Any] = {"text_size": 384, "text_length": 120} if recipe.prompts else {}
     task = replace(experiment.task, image_size=recipe.preparation.size, **text)
     here = experiment.recipe.model_copy(update={"model": recipe.model})
-    segmenter = replace(experiment, recipe=here, task=task).segmenter().to("meta")
+    with torch.device("meta") if method_of(path) in STAND_INS else nullcontext():
+        segmenter = replace(experiment, recipe=here, task=task).segmenter().to("meta")
     with torch.device("meta"):
         image = torch.zeros(1, 1, *task.image_size)
         output = segmenter(image, empty_text(task, torch.device("meta")) if recipe.prompts else None)
     assert output.logits.shape == (1, 20, *recipe.preparation.size)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in BASELINES if p.stem.endswith("_spider") and load_recipe(p).prompts is None], ids=stem
+)
+def test_a_network_without_text_loads_no_text_encoder(
+    path: Path, phantom: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Component.load
+    loaded: list[str] = []
+
+    def noted(component: Component) -> Any:
+        loaded.append(component.kind)
+        return load(component)
+
+    monkeypatch.setattr(Component, "load", noted)
+    experiment = reduced(path, phantom)
+    assert not experiment.segmenter().uses_text
+    assert next(iter(batches_in_order(experiment.training_slices(), 2, "slice"))).text is None
+    assert "network" in loaded
+    assert set(loaded) & {"text_encoder", "prompt_generator"} == set()

@@ -15,15 +15,28 @@ plugins = typer.Typer(help="What is installed, what is wrong with it, and a plug
 
 def components(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="With network: what each one costs.")] = False,
+    recipes: Annotated[
+        list[Path] | None, typer.Option("--recipe", metavar="RECIPE", help="With --cost: its model, too.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="H,W", help="With --cost: pixels of a slice.")] = None,
 ) -> None:
     """List the components that recipes can use.
 
-    Example: textseg components vision_encoder
+    Example: textseg components network --cost
     """
+    if (cost and kind != "network") or ((recipes or size) and not cost):
+        raise typer.BadParameter("--cost goes with network; --recipe and --size go with --cost.")
     warn_of_faults()
     from textseg.registry import installed_registry
 
     registry = installed_registry()
+    if cost:
+        from textseg.cost_table import HEADER, cost_note, cost_rows
+
+        _print_table(HEADER, list(cost_rows(registry, recipes or [], size)))
+        print(cost_note(size))
+        return
     rows = [
         (
             c.kind,

@@ -14,12 +14,12 @@ import torch
 from lightning.fabric import Fabric
 
 from textseg.build import Experiment, build
+from textseg.cost import measure_cost
 from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
 from textseg.evaluation import evaluate, headline, load_segmenter
 from textseg.files import write_atomically
 from textseg.model import Segmenter
-from textseg.prediction import measure_cost
 from textseg.progress import progress_bar
 from textseg.recipe import dump, load_recipe
 from textseg.run_folder import RunFolder, environment
