@@ -50,6 +50,36 @@ def test_components_are_listed_with_their_origin(
     assert rows[0].index("hasf") == header.index("name")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--cost"], ["fusion", "--cost"], ["network", "--size", "8,8"], ["network", "--recipe", "x.yaml"]]
+)
+def test_costs_are_those_of_networks(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "components", *arguments) == 2
+    assert "--cost goes with network" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_costs_are_a_table_with_what_they_are_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from textseg import cost_table
+
+    asked = []
+
+    def rows(registry: Registry, recipes: Sequence[Path], size: str | None) -> Iterator[tuple[str, ...]]:
+        asked.append((list(recipes), size))
+        yield "unet", "1.492 M", "1.492 M", "1.492 M", "1.66 G"
+
+    monkeypatch.setattr(cost_table, "cost_rows", rows)
+    arguments = ("components", "network", "--cost", "--recipe", "a.yaml", "--size", "64,96")
+    assert call(monkeypatch, *arguments) == 0
+    header, _, row, note = capsys.readouterr().out.splitlines()
+    assert header.index("trainable") == row.index("1.492 M", 10)
+    assert "1 x 64 x 96" in note
+    assert asked == [([Path("a.yaml")], "64,96")]
+
+
 def test_an_unknown_kind_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "components", "fusoin") == 2
     printed = capsys.readouterr()

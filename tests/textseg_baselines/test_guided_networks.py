@@ -14,10 +14,10 @@ from torch import Tensor
 
 import textseg
 from textseg.contracts import Atlas, Batch, Structure, Task, TextFeatures
+from textseg.cost import empty_text
 from textseg.errors import RecipeError
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter
-from textseg.prediction import empty_text
 from textseg.registry import installed_registry
 from textseg_baselines.ariadnes_thread import AriadnesThread
 from textseg_baselines.tevia import TeViA
