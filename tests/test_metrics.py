@@ -1,4 +1,6 @@
+import importlib.util
 import math
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 from medpy.metric import binary
 
+from textseg import metrics
 from textseg.errors import DataError, RecipeError
-from textseg.metrics import POLICY, StructureScore, score, worst_value
+from textseg.metrics import POLICY, Kernel, StructureScore, fastest_kernel, score, worst_value
 
 ALL = ("dsc", "jaccard", "hd95", "asd", "assd")  # without those that need a tolerance or another definition
+KERNELS: tuple[Kernel, ...] = ("numpy", "numba")
 distances_of = getattr(binary, "__surface_distances")
 
 
@@ -40,10 +44,15 @@ def assert_equals_medpy(prediction: np.ndarray, reference: np.ndarray, spacing: 
     """Compares every structure, and says how many both sides contain."""
     binary = pytest.importorskip("medpy.metric.binary", reason="medpy is the independent implementation")
     structures = range(1, 22)
-    scores = score(prediction, reference, spacing=spacing, structures=structures, metrics=ALL)
+    scores, others = (
+        score(prediction, reference, spacing=spacing, structures=structures, metrics=ALL, kernel=kernel)
+        for kernel in KERNELS
+    )
     compared = 0
     for label in structures:
         found, values = scores[label].status, scores[label].values
+        assert others[label].status == found
+        assert others[label].values == pytest.approx(values, rel=0, abs=1e-9, nan_ok=True)
         assert tuple(values) == ALL
         a, b = prediction == label, reference == label
         if a.any() and b.any():
@@ -213,20 +222,20 @@ def test_the_worst_is_nothing_in_common_or_the_diagonal() -> None:
     assert found["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))
 
 
-def cases(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...], int]]:
+def cases(seeds: range) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...], int]]:
     """Random and adversarial pairs of label maps: missing, one voxel, far islands, at the border, anisotropic."""
-    for seed in range(count):
+    for seed in seeds:
         generator = np.random.default_rng(seed)
         dimensions = 2 + seed % 2
         shape = tuple(generator.integers(5, 28 if dimensions == 2 else 13, dimensions).tolist())
         structures = int(generator.integers(1, 41))
         spacing = tuple(generator.uniform(0.2, 5.0, dimensions).round(3).tolist())
-        pair = np.zeros((2, *shape), np.uint8)
+        pair, grid = np.zeros((2, *shape), np.uint8), np.indices(shape)
         for label in range(1, structures + 1):
             centre, radius = generator.uniform(0, shape), generator.uniform(0.6, max(shape) / 3, dimensions)
             for side in range(2):
                 away = centre + generator.normal(0, 1.5, dimensions) * side
-                distance = sum(((g - c) / r) ** 2 for g, c, r in zip(np.indices(shape), away, radius, strict=True))
+                distance = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, away, radius, strict=True))
                 kind = generator.random()
                 if kind < 0.1:
                     continue  # missing
@@ -244,18 +253,25 @@ def test_two_thousand_pairs_equal_medpy_and_follow_the_policy(part: int) -> None
     names = ["dsc", "jaccard", "hd95", "asd", "asd_reverse", "assd", "hd95_directed_max", "nsd"]
     seen = {"ok": 0, "missed": 0, "spurious": 0, "absent": 0}
     pairs = 0
-    for number, (prediction, reference, spacing, structures) in enumerate(cases(2000)):
-        if number % 4 != part:
-            continue
+    seeds = range(part, 2000, 4)
+    for number, (prediction, reference, spacing, structures) in zip(seeds, cases(seeds), strict=True):
         pairs += 1
         wanted = range(1, structures + 1)
-        found = score(prediction, reference, spacing=spacing, structures=wanted, metrics=names, tolerance=1.0)
+        found, other_kernel = (
+            score(
+                prediction, reference, spacing=spacing, structures=wanted, metrics=names, tolerance=1.0, kernel=kernel
+            )
+            for kernel in KERNELS
+        )
         # medpy takes far longer: every structure is checked for its status, a few for their values
+        both = []
         checked = np.random.default_rng(number).permutation(list(wanted))[:3]
         for label in wanted:
             one, other = prediction == label, reference == label
             status, values = found[label].status, found[label].values
             seen[status] += 1
+            assert other_kernel[label].status == status
+            both.append((list(values.values()), list(other_kernel[label].values.values())))
             assert (
                 status == {(1, 1): "ok", (0, 1): "missed", (1, 0): "spurious", (0, 0): "absent"}[one.any(), other.any()]
             )
@@ -280,6 +296,8 @@ def test_two_thousand_pairs_equal_medpy_and_follow_the_policy(part: int) -> None
                 }
                 for name, value in expected.items():
                     assert values[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (number, label, name)
+        ours, theirs = zip(*both, strict=True)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
     assert pairs == 500
     assert min(seen.values()) > 100
 
@@ -294,3 +312,34 @@ def test_nsd_by_hand_and_its_tolerance() -> None:
     assert score_of(tolerance=4.0)[1].values["nsd"] == 1
     with pytest.raises(ValueError, match="needs a tolerance"):
         score_of()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 19, 20, 21, 40, 1001])
+def test_the_percentile_is_numpys(length: int) -> None:
+    distances = np.random.default_rng(length).exponential(size=length)
+    assert metrics._percentile_95(distances) == pytest.approx(np.percentile(distances, 95), rel=1e-12)
+
+
+@pytest.fixture
+def _undecided() -> Iterator[None]:
+    fastest_kernel.cache_clear()
+    yield
+    fastest_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("_undecided")
+def test_the_compiled_kernel_is_used_where_numba_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastest_kernel() == "numba"
+    fastest_kernel.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert fastest_kernel() == "numpy"
+
+
+@pytest.mark.usefixtures("_undecided")
+def test_a_numba_that_does_not_work_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "textseg.compiled_borders", None)
+    monkeypatch.delattr("textseg.compiled_borders", raising=False)
+    with pytest.warns(UserWarning, match=r"numba can't be used \(.*\); metrics are computed without it"):
+        assert fastest_kernel() == "numpy"
+    image = np.ones((2, 2), np.uint8)
+    assert score(image, image, spacing=(1, 1), structures=[1], metrics=["hd95"])[1].values == {"hd95": 0.0}

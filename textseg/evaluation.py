@@ -17,7 +17,7 @@ from textseg.enumeration import Enumeration, enumerate_structures, write_enumera
 from textseg.errors import RunError, suggestion
 from textseg.first_pass import told_slices, write_visible
 from textseg.kept_predictions import Keep, keeping
-from textseg.metrics import score
+from textseg.metrics import fastest_kernel, score
 from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture, fullest_slice
 from textseg.prediction import CasePrediction, predict_case
@@ -83,6 +83,7 @@ def evaluate(
     facts = {
         **folder.read(),
         "evaluation": {**settings.model_dump(mode="json"), "prompts": source or "none"},
+        "metrics_kernel": fastest_kernel(),
         "structures_in_training": experiment.structures_in_training,
         "enumeration": write_enumeration(target.enumeration, names),
     }

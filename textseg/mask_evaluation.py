@@ -14,6 +14,7 @@ from textseg.contracts import Case, Dataset
 from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import DataError
 from textseg.kept_predictions import keeping
+from textseg.metrics import fastest_kernel
 from textseg.preparation import map_labels
 from textseg.recipe import Evaluation
 from textseg.run_folder import RunFolder
@@ -94,6 +95,7 @@ def evaluate_masks(
             "preparation": "none: masks of another tool",
         },
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
+        metrics_kernel=fastest_kernel(),
         enumeration=write_enumeration(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
     )
