@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from textseg import __version__, cli, recipe, registry
+from textseg import __version__, cli, many_runs, registry
 from textseg.errors import RunError
+from textseg.many_runs import PlannedRun
 from textseg.registry import Plugin, Registry, installed_registry
 
 HEAVY = ("torch", "monai", "lightning", "transformers", "omegaconf", "matplotlib", "numpy", "SimpleITK")
@@ -128,57 +129,110 @@ class Recorder:
         return "what it says"
 
 
+def read_recipe(path: Path, overrides: Sequence[str]) -> SimpleNamespace:
+    """Stands in for a recipe: its name and what the overrides give it."""
+    given = dict(value.split("=", 1) for value in overrides)
+    fold = given.get("split.fold")
+    return SimpleNamespace(
+        name=path.stem,
+        seed=int(given.get("seed", 2025)),
+        split=SimpleNamespace(folds=3 if "folded" in path.stem else None, fold=None if fold is None else int(fold)),
+    )
+
+
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    def check(path: Path, overrides: Sequence[str]) -> None: ...
-
-    monkeypatch.setattr(recipe, "load_recipe", check)
+    monkeypatch.setattr(many_runs, "load_recipe", read_recipe)
     return Recorder(monkeypatch, "running", "run")
 
 
-def test_run_goes_through_recipes_and_seeds(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--set", "a.b=1", "--set", "c=[1,2]", "--seeds", "1,2", "--output", "o", "--fresh", "--dry-run"]
-    assert call(monkeypatch, "run", "x.yaml", "y.yaml", *options) == 0
-    named: dict[str, Any] = {"overrides": ["a.b=1", "c=[1,2]"], "output": Path("o"), "fresh": True, "dry_run": True}
-    assert running.calls == [((Path(p),), {**named, "seed": s}) for p in ("x.yaml", "y.yaml") for s in (1, 2)]
+@pytest.fixture
+def running_all(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[PlannedRun], dict[str, Any]]]:
+    calls: list[tuple[list[PlannedRun], dict[str, Any]]] = []
+
+    def run_all(runs: list[PlannedRun], **named: Any) -> int:
+        calls.append((runs, named))
+        return 2
+
+    monkeypatch.setattr(many_runs, "load_recipe", read_recipe)
+    monkeypatch.setattr(many_runs, "run_all", run_all)
+    return calls
+
+
+def test_one_run_is_done_in_this_process(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--set", "a.b=1", "--set", "c=[1,2]", "--seeds", "7", "--output", "o", "--fresh", "--dry-run"]
+    assert call(monkeypatch, "run", "x.yaml", *options) == 0
+    named: dict[str, Any] = {"overrides": ("a.b=1", "c=[1,2]"), "output": Path("o"), "fresh": True, "dry_run": True}
+    assert running.calls == [((Path("x.yaml"),), {**named, "seed": 7})]
 
 
 def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "run", "x.yaml") == 0
-    named: dict[str, Any] = {"overrides": [], "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
+    named: dict[str, Any] = {"overrides": (), "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
     assert running.calls == [((Path("x.yaml"),), named)]
+
+
+def test_several_runs_are_planned_and_their_exit_code_is_that_of_all(
+    running: Recorder,
+    running_all: list[tuple[list[PlannedRun], dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--set", "a=1", "--seeds", "1,2", "--output", "o", "--jobs", "3", "--fresh"]
+    assert call(monkeypatch, "run", "x.yaml", "y.yaml", *options) == 2
+    ((runs, named),) = running_all
+    assert [(run.recipe.name, run.overrides, run.seed, str(run.folder)) for run in runs] == [
+        (f"{name}.yaml", ("a=1",), seed, f"o/{name}/seed{seed}") for name in ("x", "y") for seed in (1, 2)
+    ]
+    assert named == {"jobs": 3, "fresh": True, "dry_run": False}
+    assert not running.calls
 
 
 @pytest.mark.parametrize(("folds", "expected"), [("all", [0, 1, 2]), ("2,0,2", [2, 0])])
 def test_run_goes_through_folds(
-    folds: str, expected: list[int], running: Recorder, monkeypatch: pytest.MonkeyPatch
+    folds: str,
+    expected: list[int],
+    running_all: list[tuple[list[PlannedRun], dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("textseg.recipe.load_recipe", lambda path, overrides: folded(3))
-    assert call(monkeypatch, "run", "x.yaml", "--set", "a=1", "--folds", folds, "--seeds", "1,2") == 0
-    found = [(named["overrides"], named["seed"]) for _, named in running.calls]
-    assert found == [(["a=1", f"split.fold={fold}"], seed) for fold in expected for seed in (1, 2)]
+    assert call(monkeypatch, "run", "folded.yaml", "--set", "a=1", "--folds", folds, "--seeds", "1,2") == 2
+    ((runs, _),) = running_all
+    found = [(run.overrides, run.seed) for run in runs]
+    assert found == [(("a=1", f"split.fold={fold}"), seed) for fold in expected for seed in (1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("count", "folds", "message"),
-    [(3, "0,3", "has folds 0, 1, 2, and 3 is none of them"), (None, "all", "'x.yaml' has no folds to choose from")],
+    ("recipe", "folds", "message"),
+    [
+        ("folded.yaml", "0,3", "has folds 0, 1, 2, and 3 is none of them"),
+        ("x.yaml", "all", "'x.yaml' has no folds to choose from"),
+    ],
 )
 def test_folds_that_there_are_not_are_a_mistake(
-    count: int | None,
+    recipe: str,
     folds: str,
     message: str,
     running: Recorder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("textseg.recipe.load_recipe", lambda path, overrides: folded(count))
-    assert call(monkeypatch, "run", "x.yaml", "--folds", folds) == 2
+    assert call(monkeypatch, "run", recipe, "--folds", folds) == 2
     assert not running.calls
     assert message in capsys.readouterr().err
 
 
-def folded(count: int | None) -> SimpleNamespace:
-    return SimpleNamespace(split=SimpleNamespace(folds=count))
+def test_two_runs_in_one_folder_are_a_mistake(
+    running: Recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "run", "a/x.yaml", "a/x.yaml") == 0  # named twice by two patterns
+    assert len(running.calls) == 1
+    assert call(monkeypatch, "run", "a/x.yaml", "b/x.yaml") == 2
+    assert "'a/x.yaml' and 'b/x.yaml' would both run in 'runs/x/seed2025'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_jobs_are_a_number_above_0(jobs: str, running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "run", "x.yaml", "--jobs", jobs) == 2
+    assert not running.calls
 
 
 @pytest.mark.usefixtures("broken")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from textseg.comparison import compare
+from textseg.comparison import comparable, compare
 from textseg.errors import RunError
 from textseg.metrics import POLICY
 from textseg.scores import Score, write_scores
@@ -205,6 +205,26 @@ def test_runs_that_differ_in_what_counts_are_refused(tmp_path, change, line):
     runs = [make(tmp_path / "a", CAREFUL), make(tmp_path / "b", CAREFUL, **change)]
     with pytest.raises(RunError, match=line):
         compare(runs)
+
+
+def test_runs_fall_into_groups_that_may_be_compared(tmp_path):
+    runs = [
+        make(tmp_path / name, CAREFUL, **facts)
+        for name, facts in (
+            ("a", {}),
+            ("b", {"hashes": {"data": "d2"}}),
+            ("c", {"seed": 7}),
+            ("d", {"hashes": {"data": "d2"}}),
+            ("e", {"evaluation": {"per": "slice"}}),
+        )
+    ]
+    a, b, c, d, e = runs
+    assert comparable(runs) == [[a, c], [b, d], [e]]
+    assert comparable([]) == []
+    for group in comparable(runs):
+        compare(group)
+    with pytest.raises(RunError):
+        compare([a, b])
 
 
 def test_what_no_run_says_is_not_taken_for_equal(tmp_path):

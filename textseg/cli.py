@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from textseg import __version__
 from textseg.data_commands import bytes_bar, data, evaluate_predictions
-from textseg.errors import RecipeError, TextsegError
+from textseg.errors import TextsegError
 from textseg.figure_commands import figure
 from textseg.plugin_commands import components, plugins, warn_of_faults
 from textseg.prediction_commands import export, predict
 from textseg.text_commands import probe, prompts
-
-if TYPE_CHECKING:
-    from textseg.recipe import Recipe
 
 app = typer.Typer(
     help="Text-guided medical image segmentation, assembled from plug-ins.",
@@ -68,25 +65,25 @@ def run(
     output: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many runs at once, each with its share of the cores.")
+    ] = 1,
 ) -> None:
-    """Prepare, train, evaluate and report; an interrupted run resumes.
+    """Prepare, train, evaluate and report; an interrupted run resumes. Several end with a leaderboard.
 
     Example: textseg run recipes/quickstart.yaml --set training.epochs=2 --seeds 1,2
     """
     chosen = _seeds(seeds)
     warn_of_faults()
-    from textseg.recipe import load_recipe
+    from textseg.many_runs import plan_runs, run_all
 
-    repeats = [  # all of them before the first one trains for hours
-        (recipe, [*(overrides or []), *fold], seed)
-        for recipe in recipes
-        for fold in _folds(folds, recipe, load_recipe(recipe, overrides or []))
-        for seed in chosen
-    ]
+    planned = plan_runs(recipes, overrides or [], chosen, folds, output)
+    if len(planned) > 1:
+        raise typer.Exit(run_all(planned, jobs=jobs, fresh=fresh, dry_run=dry_run))
     from textseg.running import run as run_recipe
 
-    for recipe, values, seed in repeats:
-        run_recipe(recipe, overrides=values, seed=seed, output=output, fresh=fresh, dry_run=dry_run)
+    (only,) = planned
+    run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, fresh=fresh, dry_run=dry_run)
 
 
 @app.command()
@@ -204,22 +201,3 @@ def _seeds(text: str | None) -> list[int | None]:
         return list(dict.fromkeys(int(seed) for seed in text.split(",")))
     except ValueError as error:
         raise typer.BadParameter(f"'{text}' must be numbers with commas between them, such as 1,2,3.") from error
-
-
-def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
-    """The value of the recipe that each fold to run needs; one empty list for the recipe as it is."""
-    if text is None:
-        return [[]]
-    if recipe.split.folds is None:
-        raise RecipeError(
-            f"--folds: '{path}' has no folds to choose from. Write `split: {{folds: 5, fold: 0}}` in it, or add "
-            "--set 'split={folds: 5, fold: 0}'."
-        )
-    known = [str(fold) for fold in range(recipe.split.folds)]
-    wanted = known if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
-    if unknown := [fold for fold in wanted if fold not in known]:
-        raise RecipeError(
-            f"--folds: '{path}' has folds {', '.join(known)}, and {', '.join(unknown)} is none of them. Name some, "
-            "with commas between them, or write all."
-        )
-    return [[f"split.fold={fold}"] for fold in wanted]

@@ -47,6 +47,18 @@ def compare(runs: Sequence[Path], *, output: Path | None = None) -> str:
     return "\n".join(as_text(table, structures) for table in tables)
 
 
+def comparable(runs: Sequence[Path]) -> list[list[Path]]:
+    """Run folders in groups that may be compared, each in the order given; raises RunError as `compare` does."""
+    groups: list[list[Run]] = []
+    for run in map(_read, runs):
+        group = next((group for group in groups if not _differences(group[0], run)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [[run.folder for run in group] for group in groups]
+
+
 def _folders(runs: Sequence[Path]) -> list[Path]:
     folders: dict[Path, Path] = {}
     for run in runs:
@@ -92,20 +104,7 @@ def _read(folder: Path) -> Run:
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
-    first = runs[0]
-    cases = {row.case for row in first.scores}
-    lines = []
-    for run in runs[1:]:
-        for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
-            ours, theirs = first.value(*keys), run.value(*keys)
-            if ours != theirs or ours is None:  # what both leave unsaid is not known to be equal
-                lines.append(f"{'.'.join(keys)}: {first.folder} has {_said(ours)}, {run.folder} has {_said(theirs)}")
-        other = {row.case for row in run.scores}
-        if other != cases:
-            lines.append(
-                f"cases in scores.csv: {first.folder} has {len(cases)}, {run.folder} has {len(other)}; "
-                f"only in one of them: {_said(sorted(cases ^ other)[:5])}"
-            )
+    lines = [line for run in runs[1:] for line in _differences(runs[0], run)]
     if lines:
         raise RunError(
             "These runs can't be compared, because their scores do not mean the same:\n  "
@@ -113,6 +112,22 @@ def _check_comparable(runs: Sequence[Run]) -> None:
             + "\nCompare runs of the same data, split and preparation; where `evaluation` differs, evaluate again with "
             "equal settings (`textseg evaluate RUN`)."
         )
+
+
+def _differences(first: Run, run: Run) -> list[str]:
+    """Why the scores of two runs do not mean the same, key by key."""
+    lines = []
+    for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
+        ours, theirs = first.value(*keys), run.value(*keys)
+        if ours != theirs or ours is None:  # what both leave unsaid is not known to be equal
+            lines.append(f"{'.'.join(keys)}: {first.folder} has {_said(ours)}, {run.folder} has {_said(theirs)}")
+    cases, other = ({row.case for row in one.scores} for one in (first, run))
+    if other != cases:
+        lines.append(
+            f"cases in scores.csv: {first.folder} has {len(cases)}, {run.folder} has {len(other)}; "
+            f"only in one of them: {_said(sorted(cases ^ other)[:5])}"
+        )
+    return lines
 
 
 def _said(value: Any) -> str:
