@@ -1,10 +1,14 @@
-"""Wall time of `textseg --help` beside a typer program that does nothing but print its help, in turn.
+"""Time of `textseg --help` beside a typer program that does nothing but print its help, in turn, and of listing
+components with 200 more plug-ins installed, beside an interpreter that does nothing.
 
 Run: `python benchmarks/start_up.py`
+
+Wall time, and processor time (of the program and what it starts), which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -22,25 +26,60 @@ if __name__ == "__main__":
 """
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of one run."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+PLUGIN = """from textseg import hookimpl
+
+@hookimpl
+def textseg_register(register):
+    register.network("network_{index}", "crowd_{index}.network:Network")
+"""
+CROWD = 200
+
+
+def seconds(command: list[str], path: str = "") -> tuple[float, float]:
+    """Wall and processor time of one run, with one more folder to import from."""
+    start, before = time.perf_counter(), os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    after = os.times()
+    used = after.children_user - before.children_user + after.children_system - before.children_system
+    return time.perf_counter() - start, used
+
+
+def install(folder: Path) -> None:
+    """Two hundred plug-ins of one component each, as pip leaves them."""
+    for index in range(CROWD):
+        (folder / f"crowd_{index}").mkdir()
+        (folder / f"crowd_{index}" / "__init__.py").write_text(PLUGIN.format(index=index))
+        information = folder / f"crowd_{index}-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: crowd-{index}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[textseg]\ncrowd_{index} = crowd_{index}\n")
 
 
 def main(runs: int = 15) -> None:
-    """Print both medians and the median of the pairwise ratios."""
+    """Print a Markdown table of medians."""
     with tempfile.TemporaryDirectory() as folder:
-        peer = Path(folder) / "peer.py"
+        peer, crowd = Path(folder) / "peer.py", Path(folder) / "crowd"
         peer.write_text(PEER)
-        commands = ([sys.executable, "-m", "textseg", "--help"], [sys.executable, str(peer), "--help"])
-        for command in commands:
-            seconds(command)  # byte code and file cache
-        pairs = [tuple(seconds(command) for command in commands) for _ in range(runs)]
-    ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(one / other for one, other in pairs)
-    print(f"textseg --help {ours:.3f} s, a typer program's help {theirs:.3f} s, ratio {ratio:.2f} ({runs} pairs)")
+        crowd.mkdir()
+        install(crowd)
+        textseg = [sys.executable, "-m", "textseg"]
+        commands = {
+            "`textseg --help`": ([*textseg, "--help"], ""),
+            "a typer program that prints its help": ([sys.executable, str(peer), "--help"], ""),
+            f"`textseg components`, {CROWD} more plug-ins": ([*textseg, "components"], str(crowd)),
+            "`textseg components`": ([*textseg, "components"], ""),
+            "an interpreter that does nothing": ([sys.executable, "-c", ""], ""),
+        }
+        for command, path in commands.values():
+            seconds(command, path)  # byte code and file cache
+        found = {name: [] for name in commands}
+        for _ in range(runs):
+            for name, (command, path) in commands.items():
+                found[name].append(seconds(command, path))
+    print(f"| median of {runs} | wall [s] | processor [s] |", "|---|---|---|", sep="\n")
+    for name, pairs in found.items():
+        wall, used = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(f"| {name} | {wall:.3f} | {used:.3f} |")
 
 
 if __name__ == "__main__":
