@@ -65,20 +65,21 @@ def _construction(subject: Subject) -> None:
     promise(batching in ("slice", "volume"), 'batching = "slice" or "volume"', repr(batching))
 
 
-@check("surroundings", *KINDS)
+@check("surroundings", *KINDS, tolerant=True)
 def _surroundings(subject: Subject) -> None:
     """Construction and call touch no file and no network, and leave alone what all share."""
     values = list(subject.settings.values())
-    after = []
+    states = []
     for seed in (1, 2):  # what is imported on the way may do as it likes, the first time
         with undisturbed("construction", allowed=values):
             module = built(subject, seed=seed)
+        states.append(torch.get_rng_state())
         example = example_for(subject, module, batch=1)
         with undisturbed("a call", allowed=values):
             results(subject, module, example, seed=seed)
-        after.append(torch.get_rng_state())
+        states.append(torch.get_rng_state())
     promise(
-        not torch.equal(*after),
+        not torch.equal(states[0], states[2]) and not torch.equal(states[1], states[3]),
         "random numbers drawn from where the core has set the seed",
         "a seed of its own: after two seeds torch's random state is the same. Take a torch.Generator",
     )
@@ -276,8 +277,8 @@ def _text(subject: Subject) -> None:
 
 
 CHECKS = (
-    _construction,
     _surroundings,
+    _construction,
     _shapes,
     _gradients,
     _precision,

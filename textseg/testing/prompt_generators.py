@@ -45,7 +45,7 @@ def _construction(subject: Subject) -> None:
     promise(isinstance(given, Prompts), "textseg.contracts.Prompts", type(given).__name__)
 
 
-@check("surroundings", KIND)
+@check("surroundings", KIND, tolerant=True)
 def _surroundings(subject: Subject) -> None:
     """Construction and call touch no file, no network and no random numbers."""
     atlas = atlas_of(subject)
@@ -109,4 +109,4 @@ def _names(subject: Subject) -> None:
         promise(without != said, f"another text where '{name}' is not visible", f"the same: '{said.holistic}'")
 
 
-CHECKS = (_construction, _surroundings, _prompts, _pure, _names)
+CHECKS = (_surroundings, _construction, _prompts, _pure, _names)

@@ -28,15 +28,24 @@ _watched = threading.local()
 
 
 @contextmanager
-def own_chance() -> Iterator[None]:
-    """Leave torch's random state and number of threads as they were; small tensors are quickest in one thread."""
-    threads = torch.get_num_threads()
+def restored() -> Iterator[None]:
+    """Leave what all share as it was, also where a component does not; small tensors are quickest in one thread."""
+    shared, device = _shared_state(), torch.get_default_device()
+    chance, drawn = random.getstate(), np.random.get_state()
     torch.set_num_threads(1)
+    random.random()  # so that one who sets a seed, again and again the same, is noticed
+    np.random.random()
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), torch.set_grad_enabled(torch.is_grad_enabled()):
             yield
     finally:
-        torch.set_num_threads(threads)
+        random.setstate(chance)
+        np.random.set_state(drawn)
+        torch.set_default_dtype(shared["default dtype"])
+        torch.set_default_device(device)
+        torch.set_num_threads(shared["number of threads"])
+        torch.use_deterministic_algorithms(shared["choice of deterministic algorithms"])
+        torch.set_float32_matmul_precision(shared["float32 precision"])
 
 
 @contextmanager

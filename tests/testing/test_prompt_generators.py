@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from textseg.contracts import Atlas, Prompts, Visibility
+from textseg.testing import ConformanceError, check_prompt_generator
+
+
+class Short:
+    """Names what is visible: keeps every promise."""
+
+    def __init__(self, atlas: Atlas, *, region: str = "lumbar spine") -> None:
+        self.atlas, self.region = atlas, region
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        seen = ", ".join(visibility.visible) or "nothing"
+        return Prompts(f"MRI of the {self.region}: {seen}.", tuple(f"It shows {n}." for n in self.atlas.names))
+
+
+class Imaged(Short):
+    """Wants an image."""
+
+    def __call__(self, visibility: Visibility, image: Any) -> Prompts:  # type: ignore[override]
+        return super().__call__(visibility)
+
+
+class Plain(Short):
+    """Gives a text alone."""
+
+    def __call__(self, visibility: Visibility) -> Any:
+        return super().__call__(visibility).holistic
+
+
+class Reading(Short):
+    """Reads its words at each call."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return replace(super().__call__(visibility), holistic=(Path(__file__).parents[2] / "LICENSE").read_text())
+
+
+class Drawing(Short):
+    """Chooses its words."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return replace(super().__call__(visibility), holistic=random.choice(["It shows", "One sees"]))
+
+
+class Noisy(Short):
+    """Draws from torch."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        torch.rand(1)
+        return super().__call__(visibility)
+
+
+class Counting(Short):
+    """Counts its calls."""
+
+    calls = itertools.count()
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        said = super().__call__(visibility)
+        return replace(said, holistic=f"{next(self.calls)}: {said.holistic}")
+
+
+class Mute(Short):
+    """Says nothing where nothing is visible."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        said = super().__call__(visibility)
+        return said if visibility.visible else replace(said, holistic="")
+
+
+class Few(Short):
+    """A text for each visible structure alone."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return replace(super().__call__(visibility), classwise=visibility.visible)
+
+
+class Listing(Short):
+    """A list of texts."""
+
+    def __call__(self, visibility: Visibility) -> Any:
+        return replace(super().__call__(visibility), classwise=["It is."] * len(self.atlas.names))  # type: ignore[arg-type]
+
+
+class Factual(Short):
+    """Needs a fact."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return replace(super().__call__(visibility), holistic=visibility.facts["sequence"])
+
+
+class Same(Short):
+    """The same words for every structure."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return replace(super().__call__(visibility), classwise=("It shows a vertebra.",) * len(self.atlas.names))
+
+
+class Blank(Short):
+    """No words for one of them."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        said = super().__call__(visibility)
+        return replace(said, classwise=("", *said.classwise[1:]))
+
+
+class Constant(Short):
+    """Always the template."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return super().__call__(replace(visibility, visible=self.atlas.names))
+
+
+class Local(Short):
+    """Can't reach another process."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        super().__init__(atlas)
+        self.join = lambda names: ", ".join(names)
+
+
+def test_what_keeps_every_promise_passes() -> None:
+    check_prompt_generator(Short)
+    check_prompt_generator(Short, settings={"region": "neck"}, atlas="lumbar_mrspineseg")
+    check_prompt_generator("atpg_lumbar", settings={"granularity": 2, "wording": "paper", "absence": "silent"})
+
+
+def test_an_atlas_that_it_was_not_made_for() -> None:
+    alone = Atlas("alone", ())
+    with pytest.raises(ConformanceError, match="prompt_generator 'atpg_lumbar' breaks 'construction': .*has no order"):
+        check_prompt_generator("atpg_lumbar", atlas=alone)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "broken", "message"),
+    [
+        (Imaged, "construction", "missing 1 required positional argument: 'image'"),
+        (Plain, "construction", "expected textseg.contracts.Prompts, came str"),
+        (Reading, "surroundings", "a call that touches no file, process and network, came reading '"),
+        (Drawing, "surroundings", "another state of the module random"),
+        (Noisy, "surroundings", "no random numbers, came a change of torch's random state"),
+        (Counting, "pure", "the same text again, in another order for Visibility("),
+        (Mute, "prompts", "Prompt generator 'Mute' gave an empty holistic prompt for ()"),
+        (Few, "prompts", "Prompt generator 'Few' gave 2 class-wise prompts for atlas 'example'"),
+        (Listing, "prompts", "class-wise prompts in a tuple, came list"),
+        (Factual, "construction", "expected no error, came KeyError: 'sequence'"),
+        (Same, "names", "a text of its own for each visible structure, came 'It shows a vertebra.' for 'L2' and 'L1'"),
+        (Blank, "names", "a text for 'L2' where it is visible, came an empty one"),
+        (Constant, "names", "another text where 'L2' is not visible, came the same"),
+        (Local, "pure", "expected no error, came"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_wrong_is_caught(wrong: Any, broken: str, message: str) -> None:
+    with pytest.raises(ConformanceError) as caught:
+        check_prompt_generator(wrong)
+    (line,) = [line for line in str(caught.value).splitlines() if f"'{wrong.__name__}' breaks '{broken}'" in line]
+    assert message in line
