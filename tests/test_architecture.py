@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -120,3 +122,18 @@ def test_names_of_component_and_file_agree() -> None:
             module, _, builder = component.target.partition(":")
             assert module.rpartition(".")[2] == component.name
             assert component.name.replace("_", "") in builder.lower()
+
+
+def test_what_plugins_import_of_textseg_is_listed_as_public() -> None:
+    page = (ROOT / "docs/reference/public_interface.md").read_text(encoding="utf-8")
+    listed = {}
+    for line in page.splitlines():
+        if line.startswith("| `textseg"):
+            module, names, _ = line[2:].split(" | ")
+            listed[module.strip("`")] = set(re.findall(r"`(.+?)`", names)) or {"all"}
+    plugins = [path for path in PLUGINS if "tests" not in path.parts]
+    used = {pair for path in plugins for pair in imported(path) if pair[0].split(".")[0] == "textseg"}
+    assert used
+    assert {(m, n) for m, n in used if not listed.get(m, set()) & {n, "all"}} == set()
+    for module, names in listed.items():
+        assert all(hasattr(importlib.import_module(module), name) for name in names - {"all"})

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from textseg.contracts import Batch, Features, SegmenterOutput, Task, TextFeatures
 from textseg.testing import (
     ConformanceError,
+    Subject,
     check_auxiliary_loss,
     check_fusion,
     check_network,
     check_vision_encoder,
+    checks,
 )
 
 HERE = Path(__file__)
@@ -226,8 +228,9 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_what_touches_its_surroundings_is_caught(touch: Any, came: str) -> None:
     try:
+        (check,) = [check for check in checks("fusion") if check.name == "surroundings"]
         with pytest.raises(ConformanceError, match=f"fusion 'Touching' breaks 'surroundings'.*came {came}"):
-            check_fusion(touching(touch))
+            check(Subject.of("fusion", touching(touch)))
         assert torch.get_default_dtype() == torch.float32
     finally:
         HERE.with_suffix(".txt").unlink(missing_ok=True)
@@ -472,6 +475,19 @@ class Paired(Plain):
         return SegmenterOutput(logits / (logits.shape[1] - 2))
 
 
+class Padded(Plain):
+    """Compares the padded deep logits with the mask as it is."""
+
+    size_multiple = 16
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        logits = F.interpolate(self.layer(image), scale_factor=2.0)
+        return SegmenterOutput(logits, (logits,))
+
+    def losses(self, output: SegmenterOutput, batch: Batch, segmentation_loss: Any) -> dict[str, Tensor]:
+        return {"deep": F.cross_entropy(output.deep_logits[0], batch.mask)}
+
+
 class Misjudging(Plain):
     """Losses without names."""
 
@@ -498,6 +514,7 @@ WRONG_NETWORKS = [
     (Extra, "shapes", "logits (2, 5, 64, 96) for 64 x 96 pixels, two slices"),
     (Deep, "shapes", "deep logits [2, 5, H_l, W_l] for 64 x 96 pixels"),
     (Paired, "shapes", "one slice and one structure, came NaN or infinity"),
+    (Padded, "gradients", "expected no error, came RuntimeError: "),
     (Misjudging, "gradients", "losses() that gives a scalar by name"),
     (Staged, "gradients", "a gradient for every trainable parameter in stage 'second', came none for second.weight"),
 ]
@@ -550,22 +567,23 @@ WRONG_LOSSES = [
 
 
 @pytest.mark.parametrize(
-    ("check", "wrong", "broken", "message"),
+    ("kind", "wrong", "broken", "message"),
     [
-        *((check_fusion, *row) for row in WRONG_FUSIONS),
-        *((check_vision_encoder, *row) for row in WRONG_ENCODERS),
-        *((check_network, *row) for row in WRONG_NETWORKS),
-        *((check_auxiliary_loss, *row) for row in WRONG_LOSSES),
+        *(("fusion", *row) for row in WRONG_FUSIONS),
+        *(("vision_encoder", *row) for row in WRONG_ENCODERS),
+        *(("network", *row) for row in WRONG_NETWORKS),
+        *(("auxiliary_loss", *row) for row in WRONG_LOSSES),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_is_wrong_is_caught(check: Any, wrong: Any, broken: str, message: str) -> None:
+def test_what_is_wrong_is_caught(kind: str, wrong: Any, broken: str, message: str) -> None:
+    (check,) = [check for check in checks(kind) if check.name == broken]
     with pytest.raises(ConformanceError) as caught:
-        check(wrong)
-    lines = str(caught.value).splitlines()
-    (line,) = [line for line in lines if f"'{wrong.__name__}' breaks '{broken}'" in line]
-    assert message in line
-    assert line.endswith(f"See docs/reference/conformance.md#{broken}.")
+        check(Subject.of(kind, wrong))
+    said = str(caught.value)
+    assert said.startswith(f"{kind} '{wrong.__name__}' breaks '{broken}': expected ")
+    assert message in said
+    assert said.endswith(f"See docs/reference/conformance.md#{broken}.")
 
 
 def test_every_broken_promise_has_a_line_of_its_own() -> None:

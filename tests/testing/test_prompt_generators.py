@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from textseg.contracts import Atlas, Prompts, Visibility
-from textseg.testing import ConformanceError, check_prompt_generator
+from textseg.testing import ConformanceError, Subject, check_prompt_generator, checks
 
 
 class Short:
@@ -162,7 +162,8 @@ def test_an_atlas_that_it_was_not_made_for() -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_is_wrong_is_caught(wrong: Any, broken: str, message: str) -> None:
+    (check,) = [check for check in checks("prompt_generator") if check.name == broken]
     with pytest.raises(ConformanceError) as caught:
-        check_prompt_generator(wrong)
-    (line,) = [line for line in str(caught.value).splitlines() if f"'{wrong.__name__}' breaks '{broken}'" in line]
-    assert message in line
+        check(Subject.of("prompt_generator", wrong))
+    assert str(caught.value).startswith(f"prompt_generator '{wrong.__name__}' breaks '{broken}': expected ")
+    assert message in str(caught.value)

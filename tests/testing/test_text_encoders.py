@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from textseg.testing import ConformanceError, check_text_encoder
+from textseg.testing import ConformanceError, Subject, check_text_encoder, checks
 
 
 class Words:
@@ -215,7 +215,8 @@ def test_what_keeps_every_promise_passes() -> None:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_is_wrong_is_caught(wrong: Any, broken: str, message: str) -> None:
+    (check,) = [check for check in checks("text_encoder") if check.name == broken]
     with pytest.raises(ConformanceError) as caught:
-        check_text_encoder(wrong)
-    (line,) = [line for line in str(caught.value).splitlines() if f"'{wrong.__name__}' breaks '{broken}'" in line]
-    assert message in line
+        check(Subject.of("text_encoder", wrong))
+    assert str(caught.value).startswith(f"text_encoder '{wrong.__name__}' breaks '{broken}': expected ")
+    assert message in str(caught.value)

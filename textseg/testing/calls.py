@@ -28,9 +28,10 @@ def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Modu
 
 
 def example_for(subject: Subject, module: nn.Module, where: Task | None = None, batch: int = 2, **more: Any) -> Example:
-    """Slices of the size that the core would give this module."""
+    """Slices of the size that the core would give this module; a network gets them through a Segmenter, which pads."""
     where = where or task_of(subject)
-    multiple = cast(int, getattr(module, "size_multiple", subject.features.strides[-1]))
+    own = cast(int, getattr(module, "size_multiple", subject.features.strides[-1]))
+    multiple = 1 if subject.component.kind == "network" else own
     return Example.of(where, batch, features=subject.features, size_multiple=multiple, **more)
 
 

@@ -129,8 +129,10 @@ def _check_shapes(
 @check("gradients", *KINDS)
 def _gradients(subject: Subject) -> None:
     """Every trainable parameter gets a finite gradient, in each stage."""
-    module = built(subject)
-    example = example_for(subject, module)
+    height, width = subject.image_size
+    where = task_of(subject, image_size=(height - 1, width - 3))  # which has to be padded, and the mask has not
+    module = built(subject, where)
+    example = example_for(subject, module, where)
     for stage in _stages(module):
         module.zero_grad()
         _loss(subject, module, example).backward()  # type: ignore[no-untyped-call]

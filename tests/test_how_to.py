@@ -1,0 +1,58 @@
+"""The code of the how-to pages runs as it is printed, and what it makes passes the check that the page ends with."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from textseg import testing
+from textseg.component import KINDS, Plugin
+from textseg.registry import Register
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs/how_to").glob("add_a*.md"))
+
+
+@pytest.fixture
+def _scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two patients of paired scans, in a folder from which the pages' code is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans").mkdir()
+    array = np.zeros((2, 4, 4), np.uint8)
+    array[:, 1], array[:, 2] = 20, 21
+    for name in ("anna_t1", "anna_t2", "ben_t2"):
+        for part in ("image", "mask"):
+            volume = SimpleITK.GetImageFromArray(array)
+            SimpleITK.WriteImage(volume, tmp_path / "scans" / f"{name}_{part}.nii.gz")
+
+
+@pytest.mark.usefixtures("_scans")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs_and_its_component_passes(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    kind = page.stem.split("_", 2)[2]
+    assert f"check_{kind}(" in blocks[-1]
+    name = f"how_to_{page.stem}"
+    (tmp_path / f"{name}.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checked: list[str] = []
+    check = getattr(testing, f"check_{kind}")
+    monkeypatch.setattr(testing, f"check_{kind}", lambda c, **more: (checked.append(c.__name__), check(c, **more)))
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    register = Register(Plugin(name, name, "1"))
+    module.textseg_register(register)
+    assert {component.kind for component in register.components} == {kind}
+    assert {component.target.__name__ for component in register.components} == set(checked)  # type: ignore[attr-defined]
+
+
+def test_there_is_a_page_for_every_kind() -> None:
+    assert {page.stem.split("_", 2)[2] for page in PAGES} == set(KINDS)
