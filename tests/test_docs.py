@@ -198,7 +198,8 @@ def test_every_recipe_is_listed(recipe: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_recipe_that_does_not_exist(page: Path) -> None:
-    named = set(re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8")))
+    found = re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8"))
+    named = {name.lstrip("/") for name in found}  # a page may include a file from above
     assert {name for name in named if not (ROOT / name).is_file() and not name.startswith("textseg-")} == set()
 
 
