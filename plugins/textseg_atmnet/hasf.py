@@ -119,8 +119,8 @@ class HASF(nn.Module):
         task: gives T and D.
         features: pyramid of the vision encoder; a level finer than the guided ones only serves as skip.
         heads: attention heads; must divide every guided C_l.
-        stages: guided levels, counted from the coarsest; 1 guides the bottleneck only (the paper's ablation), more
-            than there are guide every level.
+        stages: guided levels, counted from the coarsest; 1 guides the bottleneck only, 0 leaves a plain decoder that
+            reads no text (both are ablations of the paper); more than there are guide every level.
         key_stride: pixels between two keys of the finer levels; 1 is exact everywhere.
         text_tokens: M, the tokens that the text is mixed into at each level.
         blocks: fusion blocks in a stage.
@@ -148,12 +148,13 @@ class HASF(nn.Module):
         convolutions: int = 1,
     ) -> None:
         super().__init__()
-        counts = {"heads": heads, "stages": stages, "key_stride": key_stride, "text_tokens": text_tokens}
+        counts = {"heads": heads, "key_stride": key_stride, "text_tokens": text_tokens}
         for name, value in {**counts, "blocks": blocks, "convolutions": convolutions}.items():
             if value < 1:
                 raise RecipeError(f"hasf: {name} is {value}, but must be at least 1.")
-        if feed_forward < 0:
-            raise RecipeError(f"hasf: feed_forward is {feed_forward}, but must not be below 0.")
+        for name, value in {"stages": stages, "feed_forward": feed_forward}.items():
+            if value < 0:
+                raise RecipeError(f"hasf: {name} is {value}, but must not be below 0.")
         levels = len(features.channels)
         guided = range(max(0, levels - stages), levels)
         shared = math.gcd(*(features.channels[level] for level in guided))

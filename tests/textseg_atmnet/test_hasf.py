@@ -118,7 +118,7 @@ def test_slices_of_a_batch_do_not_see_each_other(task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "guided"), [(1, {"2"}), (2, {"1", "2"}), (3, {"0", "1", "2"}), (9, {"0", "1", "2"})]
+    ("stages", "guided"), [(0, set()), (1, {"2"}), (2, {"1", "2"}), (3, {"0", "1", "2"}), (9, {"0", "1", "2"})]
 )
 def test_stages_count_from_the_coarsest(task: Task, stages: int, guided: set[str]) -> None:
     fusion = built(task, stages=stages)
@@ -175,7 +175,7 @@ def test_the_length_of_the_text_is_part_of_the_weights(task: Task) -> None:
         ),
         ({"heads": 16, "stages": 1}, r"every guided level: 24. Possible: 1, 2, 3, 4, 6, 8, 12, 24\."),
         ({"heads": 0}, "heads is 0, but must be at least 1"),
-        ({"stages": 0}, "stages is 0"),
+        ({"stages": -1}, "stages is -1"),
         ({"key_stride": 0}, "key_stride is 0"),
         ({"text_tokens": 0}, "text_tokens is 0"),
         ({"blocks": 0}, "blocks is 0"),
