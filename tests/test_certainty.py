@@ -2,52 +2,79 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from textseg.certainty import differences, intervals
+from textseg.certainty import differences, intervals, ranking
 from textseg.scores import Score
+from textseg.statistics import macro_mean_interval
 
-
-def score(case: str, patient: str, structure: str, value: float, metric: str = "dsc") -> Score:
-    status = "missed" if math.isnan(value) else "ok"
-    return Score(case, patient, None, structure, metric, "", "native", value, 0.0, status, "template")
-
-
-def table(values: dict[tuple[str, str], float]) -> list[Score]:
-    return [score(f"case_{patient}", patient, structure, value) for (patient, structure), value in values.items()]
-
-
-FIRST = {(f"p{n}", name): 0.5 + 0.02 * n for n in range(10) for name in ("L4", "L5")}
-
-
-def test_series_of_one_patient_are_one_draw() -> None:
-    alone = table(FIRST)
-    repeated = [*alone, *(score(f"again_{row.case}", row.patient, row.structure, row.value) for row in alone)]
-    assert intervals(repeated, ["L4", "L5"]) == intervals(alone, ["L4", "L5"])
-    assert intervals(alone, ["L4", "L5"])["dsc"].patients == 10
-
-
-def test_only_the_structures_asked_for_count_and_nan_is_left_out() -> None:
-    rows = [*table(FIRST), score("x", "p0", "T9", 0.0), score("y", "p0", "L4", math.nan)]
-    assert intervals(rows, ["L4", "L5"]) == intervals(table(FIRST), ["L4", "L5"])
+GENERATOR = np.random.default_rng(4)
+FIRST = GENERATOR.uniform(0.5, 0.9, 12)
 
 
 def test_pairs_are_tested_on_what_both_have() -> None:
-    second = {key: value - 0.1 for key, value in FIRST.items() if key[0] != "p9"}
-    third = dict.fromkeys(FIRST, 0.55)
-    runs = {"a": table(FIRST), "b": table(second), "c": table(third)}
-    found = differences(runs, "dsc", ["L4", "L5"])
+    second = np.where(np.arange(12) == 3, math.nan, FIRST - 0.1)
+    found = differences({"a": FIRST, "b": second, "c": np.full(12, 0.7)}, "dsc", lower_is_better=False)
     assert [(d.first, d.second) for d in found] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert found[0].mean == pytest.approx(0.1)
-    assert found[0].test.patients == 9
+    assert found[0].test.patients == 11
     assert found[0].test.effect == 1
     assert all(d.adjusted >= d.test.p for d in found)
-    assert differences({"a": table(FIRST)}, "dsc", ["L4"]) == []
-    assert differences({}, "dsc", ["L4"]) == []
+    assert differences({"a": FIRST}, "dsc", lower_is_better=False) == []
 
 
-def test_runs_without_a_patient_in_common() -> None:
-    other = {(f"q{n}", "L4"): 0.5 for n in range(3)}
-    (found,) = differences({"a": table(FIRST), "b": table(other)}, "dsc", ["L4"])
+def test_the_effect_says_who_is_better_whatever_the_metric() -> None:
+    (found,) = differences({"near": FIRST, "far": FIRST + 5}, "hd95", lower_is_better=True)
+    assert found.mean == pytest.approx(-5)
+    assert found.test.effect == 1
+
+
+def test_methods_without_a_patient_in_common() -> None:
+    one, other = np.array([0.5, math.nan]), np.array([math.nan, 0.5])
+    (found,) = differences({"a": one, "b": other}, "dsc", lower_is_better=False)
     assert math.isnan(found.mean)
     assert math.isnan(found.adjusted)
+
+
+def test_ranks_three_ways_and_how_sure_they_are() -> None:
+    values = np.stack([FIRST, FIRST - 0.1, FIRST - 0.3])
+    sums = {name: (row[:, None], np.ones((12, 1))) for name, row in zip("abc", values, strict=True)}
+    found = ranking("dsc", sums, list(values), lower_is_better=False)
+    assert found.methods == ("a", "b", "c")
+    assert set(found.schemes.values()) == {(1.0, 2.0, 3.0)}
+    assert set(found.tau.values()) == {1.0}
+    assert found.stability == 1
+    assert [found.likely(place) for place in range(3)] == [(1, 1), (2, 2), (3, 3)]
+    reverse = ranking("hd95", sums, list(values), lower_is_better=True)
+    assert reverse.schemes["mean_then_rank"] == (3.0, 2.0, 1.0)
+
+
+def test_methods_that_are_equal_share_ranks_and_have_no_tau() -> None:
+    sums = {name: (FIRST[:, None], np.ones((12, 1))) for name in "ab"}
+    found = ranking("dsc", sums, [FIRST, FIRST], lower_is_better=False)
+    assert set(found.schemes.values()) == {(1.5, 1.5)}
+    assert all(math.isnan(tau) for tau in found.tau.values())
+    assert math.isnan(found.stability)
+
+
+def test_ranks_that_nobody_knows_spread_over_the_draws() -> None:
+    values = np.random.default_rng(0).normal(0.8, 0.1, (2, 30))
+    sums = {name: (row[:, None], np.ones((30, 1))) for name, row in zip("ab", values, strict=True)}
+    found = ranking("dsc", sums, list(values), lower_is_better=False)
+    assert found.likely(0) == found.likely(1) == (1, 2)
+    assert -1 < found.stability < 1
+
+
+def test_the_intervals_of_one_run_are_over_its_patients() -> None:
+    rows = [
+        Score(f"{series}_{p}", f"p{p}", None, "L4", "dsc", "", "native", value, 0.0, "ok", "none")
+        for p, value in enumerate(FIRST)
+        for series in "ab"
+    ]
+    found = intervals(rows, ["L4"])["dsc"]
+    assert found.patients == 12
+    expected = macro_mean_interval(FIRST[:, None] * 2, np.full((12, 1), 2.0))
+    # Patients in the order of their names
+    assert (found.value, found.patients) == (pytest.approx(expected.value), expected.patients)
+    assert found.low < found.value < found.high

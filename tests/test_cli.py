@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from textseg import __version__, cli, many_runs, registry
+from textseg import __version__, cli, leaderboard_text, many_runs, registry
 from textseg.errors import RunError
 from textseg.many_runs import PlannedRun
 from textseg.registry import Plugin, Registry, installed_registry
@@ -286,10 +286,14 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = Recorder(monkeypatch, "comparison", "compare")
+    comparison = Recorder(monkeypatch, "comparison", "leaderboard")
+    monkeypatch.setattr(leaderboard_text, "print_text", lambda board, file: file.write(f"{board}\n"))
     assert call(monkeypatch, "compare", "a", "b", "--output", "o") == 0
-    assert comparison.calls == [(([Path("a"), Path("b")],), {"output": Path("o")})]
-    assert capsys.readouterr().out == "what it says\n"
+    assert call(monkeypatch, "compare", "a", "--rare", "0.1", "--single-runs", "--force", "--published", "spider") == 0
+    given = {"output": Path("o"), "published": None, "rare": 0.2, "single_runs": False, "force": False}
+    other = {"output": None, "published": "spider", "rare": 0.1, "single_runs": True, "force": True}
+    assert comparison.calls == [(([Path("a"), Path("b")],), given), (([Path("a")],), other)]
+    assert capsys.readouterr().out == "what it says\n" * 2
 
 
 @pytest.mark.parametrize("command", [["run"], ["evaluate"], ["compare"], ["components"], ["plugins", "list"]])
@@ -308,16 +312,10 @@ def test_published_results_need_no_run(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "Published results on spider" not in capsys.readouterr().out
 
 
-def test_published_results_stand_below_the_leaderboard(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Recorder(monkeypatch, "comparison", "compare")
-    assert call(monkeypatch, "compare", "a", "--published", "spider") == 0
-    out = capsys.readouterr().out
-    assert out.index("what it says") < out.index("Published results on spider")
+def test_published_results_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "compare", "a", "--published", "spyder") == 2
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "--only-published"), ("--published", "spider")])
+@pytest.mark.parametrize("arguments", [(), ("a", "--only-published"), ("--published", "spider"), ("a", "--rare", "2")])
 def test_compare_needs_runs_or_published_results(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "compare", *arguments) == 2

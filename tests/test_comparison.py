@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from textseg.comparison import comparable, compare
+from textseg.comparison import leaderboard as board_of
 from textseg.errors import RunError
 from textseg.metrics import POLICY
 from textseg.scores import Score, write_scores
@@ -74,7 +75,7 @@ HASTY = {
 }
 
 
-def leaderboard(folder):
+def table_of(folder):
     with (folder / "leaderboard.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -83,12 +84,12 @@ def test_values_by_hand(tmp_path):
     hasty = make(tmp_path / "hasty/seed1", HASTY, name="hasty")
     careful = make(tmp_path / "careful/seed1", CAREFUL, name="careful")
     text = compare([hasty, careful], output=tmp_path / "out")
-    first, second = leaderboard(tmp_path / "out")
+    first, second = table_of(tmp_path / "out")
     assert [first["run"], first["rank"], second["run"], second["rank"]] == ["careful", "1", "hasty", "2"]
-    assert float(first["dsc"]) == pytest.approx(((0.9 + 0.8) / 2 + (0.5 + 0.7) / 2) / 2)
-    assert float(second["dsc"]) == pytest.approx(((0.8 + 0.8) / 2 + (0.0 + 0.6) / 2) / 2)
-    assert float(first["hd95_mm"]) == pytest.approx(((2 + 4) / 2 + (9 + 3) / 2) / 2)
-    assert float(second["hd95_mm"]) == pytest.approx(((3 + 5) / 2 + 4) / 2)
+    assert float(first["dsc_as_published"]) == pytest.approx(((0.9 + 0.8) / 2 + (0.5 + 0.7) / 2) / 2)
+    assert float(second["dsc_as_published"]) == pytest.approx(((0.8 + 0.8) / 2 + (0.0 + 0.6) / 2) / 2)
+    assert float(first["hd95_mm_as_published"]) == pytest.approx(((2 + 4) / 2 + (9 + 3) / 2) / 2)
+    assert float(second["hd95_mm_as_published"]) == pytest.approx(((3 + 5) / 2 + 4) / 2)
     assert float(first["hd95_mm_common"]) == pytest.approx(((2 + 4) / 2 + 3) / 2)
     assert float(second["hd95_mm_common"]) == pytest.approx(((3 + 5) / 2 + 4) / 2)
     assert [(row["missed"], row["spurious"], row["test_patients"]) for row in (first, second)] == [
@@ -102,8 +103,8 @@ def test_values_by_hand(tmp_path):
     assert "0.7250" in text
     assert "1.50" in text  # million parameters
     assert "12.3" in text
-    assert "3 of 4 structures in their cases" in text
-    assert "2 test patients; scores per volume in native space; distances in mm." in text
+    assert "HD95 (mm) 3 of 4" in text
+    assert "2 test patients, 2 cases; scores per volume in native space; distances in mm." in text
     assert POLICY in text
 
 
@@ -112,8 +113,9 @@ def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
         make(tmp_path / name / "seed1", values, name=name) for name, values in (("careful", CAREFUL), ("hasty", HASTY))
     ]
     warnings = [line for line in compare(runs).splitlines() if line.startswith("Warning")]
-    assert len(warnings) == 1
-    assert "by HD95 (mm) common between hasty (seed 1), careful (seed 1)" in warnings[0]
+    (warning,) = warnings
+    assert warning.startswith("Warning: ranks by HD95 (mm) depend on the aggregate (as_published, common, penalised): ")
+    assert warning.endswith("careful (seed 1) 2, 1, 1; hasty (seed 1) 1, 2, 2.")
 
 
 def test_no_warning_where_the_order_stays(tmp_path):
@@ -128,8 +130,8 @@ def test_the_best_is_bold_in_markdown_and_names_cannot_break_the_table(tmp_path)
     compare([a, b], output=tmp_path / "out")
     markdown = (tmp_path / "out/leaderboard.md").read_text()
     careful, hasty, *_ = (line for line in markdown.splitlines() if "seed 1" in line and line.startswith("|"))
-    assert careful.startswith("| a\\|b &lt;i> (seed 1) | **0.7250** | 4.50 | **3.00** |")
-    assert hasty.startswith("| hasty (seed 1) | 0.5500 | **4.00** | 4.00 |")
+    assert careful.startswith("| a\\|b &lt;i> (seed 1) | 1 | **0.7250** [0.700, 0.750] | 4.50 [")
+    assert hasty.startswith("| hasty (seed 1) | 2 | 0.5500 [0.400, 0.700] | **4.00** [")
     assert POLICY in markdown
 
 
@@ -146,7 +148,7 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
         < text.index("Oracle runs")
         < text.index("oracle (")
     )
-    rows = leaderboard(tmp_path / "out")
+    rows = table_of(tmp_path / "out")
     assert [(row["table"], row["rank"], row["run"]) for row in rows] == [
         ("ranked", "1", "pointed"),
         ("ranked", "2", "hasty"),
@@ -155,19 +157,20 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
     assert "**1.0000**" not in (tmp_path / "out/leaderboard.md").read_text()
     # The oracle found what the hasty run missed; that must not change what is common to the ranked ones.
     assert float(rows[0]["hd95_mm_common"]) == pytest.approx(3.0)
-    assert text.count(POLICY) == 2
+    assert text.count(POLICY) == 1
 
 
 def test_a_run_that_declares_ground_truth_prompts_is_an_oracle_whatever_its_rows_say(tmp_path):
     run = make(tmp_path / "a", CAREFUL, evaluation={"prompts": "ground_truth"})
     assert compare([run]).startswith("Oracle runs")
+    assert board_of([run]).tables[0].rows[0].rank is None
 
 
 def test_means_are_over_structures_that_every_run_was_trained_on(tmp_path):
     a = make(tmp_path / "a", CAREFUL, name="a", structures_in_training=["L4", "L5"])
     b = make(tmp_path / "b", CAREFUL, name="b", structures_in_training=["T10", "L4"])
     compare([a, b], output=tmp_path / "out")
-    assert [float(row["dsc"]) for row in leaderboard(tmp_path / "out")] == [pytest.approx(0.85)] * 2
+    assert [float(row["dsc_as_published"]) for row in table_of(tmp_path / "out")] == [pytest.approx(0.85)] * 2
     c = make(tmp_path / "c", CAREFUL, structures_in_training=["T10"])
     with pytest.raises(RunError, match="No structure occurs in the training data of all"):
         compare([a, c])
@@ -177,10 +180,10 @@ def test_a_name_means_all_its_seeds_once_and_nothing_moved_aside(tmp_path):
     for seed in (1, 2):
         make(tmp_path / f"net/seed{seed}", CAREFUL, name="net", seed=seed)
     make(tmp_path / "net/seed1.old", HASTY, name="net")
-    text = compare([tmp_path / "net", tmp_path / "net/seed2"])
-    table = text.partition("95 % interval")[0]
-    assert table.count("net (seed 1)") == 1
-    assert table.count("net (seed 2)") == 1
+    (table,) = board_of([tmp_path / "net", tmp_path / "net/seed2"]).tables
+    assert [row.label for row in table.rows] == ["net (2 seeds)"]
+    (table,) = board_of([tmp_path / "net", tmp_path / "net/seed2"], single_runs=True).tables
+    assert [row.label for row in table.rows] == ["net (seed 1)", "net (seed 2)"]
 
 
 def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
@@ -278,12 +281,12 @@ def test_a_distance_that_no_run_has_is_a_dash(tmp_path):
     run = make(tmp_path / "a", dict.fromkeys(CAREFUL, MISSED), parameters=None, milliseconds_per_slice=None)
     compare([run], output=tmp_path / "out")
     row = (tmp_path / "out/leaderboard.md").read_text().splitlines()[4]
-    assert row == "| run (seed 1) | **0.0000** | – | – | **100.00** | 4 | 0 | template | – | – |"
+    assert row == "| run (seed 1) | 1 | **0.0000** [0.000, 0.000] | – [–, –] | 4 | 0 | template |"
 
 
 def test_spurious_structures_are_counted(tmp_path):
     compare([make(tmp_path / "a", {**CAREFUL, ("c2", "L5"): SPURIOUS})], output=tmp_path / "out")
-    assert [(r["missed"], r["spurious"]) for r in leaderboard(tmp_path / "out")] == [("0", "1")]
+    assert [(r["missed"], r["spurious"]) for r in table_of(tmp_path / "out")] == [("0", "1")]
 
 
 def test_scores_of_an_earlier_checkpoint_are_refused(tmp_path):
@@ -310,14 +313,13 @@ def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
     for row, values in zip(rows, (better, worse), strict=True):
         sample = np.array([dsc for dsc, _ in values.values()])
         theirs = stats.bootstrap((sample,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
-        assert float(row["dsc_low"]) == pytest.approx(theirs.low, abs=0.003)
-        assert float(row["dsc_high"]) == pytest.approx(theirs.high, abs=0.003)
-    assert "| 95 % interval | DSC | HD95 (mm) |" in (tmp_path / "out/leaderboard.md").read_text()
+        assert float(row["dsc_as_published_low"]) == pytest.approx(theirs.low, abs=0.003)
+        assert float(row["dsc_as_published_high"]) == pytest.approx(theirs.high, abs=0.003)
 
 
 def test_oracles_are_not_tested_against_each_other(tmp_path):
     runs = [make(tmp_path / name, CAREFUL, name=name, source="ground_truth") for name in ("a", "b")]
-    assert "difference in DSC" not in compare(runs)
+    assert "Differences in DSC" not in compare(runs)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -333,12 +335,15 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, s
     missing = {place: MISSED if place[0] in hardest else value for place, value in found.items()}
     runs = [make(tmp_path / "all", found, name="all"), make(tmp_path / "half", missing, name="half")]
     text = compare(runs, output=tmp_path / "out")
-    rows = {row["run"]: row for row in leaderboard(tmp_path / "out")}
-    assert float(rows["half"]["hd95_mm"]) < float(rows["all"]["hd95_mm"])  # the trap
+    rows = {row["run"]: row for row in table_of(tmp_path / "out")}
+    assert float(rows["half"]["hd95_mm_as_published"]) < float(rows["all"]["hd95_mm_as_published"])  # the trap
     assert float(rows["half"]["hd95_mm_common"]) == float(rows["all"]["hd95_mm_common"])
     assert float(rows["half"]["hd95_mm_penalised"]) > float(rows["all"]["hd95_mm_penalised"])
-    assert float(rows["half"]["dsc"]) < float(rows["all"]["dsc"])
-    assert "by HD95 (mm) penalised between half (seed 1), all (seed 1)" in text
+    assert float(rows["half"]["dsc_penalised"]) < float(rows["all"]["dsc_penalised"])
+    assert "ranks by HD95 (mm) depend" in text
+    for metric in ("dsc", "hd95_mm"):
+        for aggregate in ("common", "penalised"):
+            assert int(rows["all"][f"{metric}_{aggregate}_rank"]) <= int(rows["half"][f"{metric}_{aggregate}_rank"])
     assert rows["half"]["missed"] == "20"
 
 
@@ -352,3 +357,87 @@ def test_a_surface_dice_of_another_tolerance_is_another_number(tmp_path):
     with pytest.raises(RunError, match="evaluation.tolerance: .* has '1.0', .* has '2.0'"):
         compare(runs[:2])
     assert "NSD" in compare([runs[0], runs[2]])
+
+
+def test_a_forced_comparison_is_marked_in_every_file(tmp_path):
+    runs = [
+        make(tmp_path / "a", CAREFUL, name="a"),
+        make(tmp_path / "b", HASTY, name="b", evaluation={"per": "slice"}, hashes={"data": "d2"}),
+    ]
+    with pytest.raises(RunError, match="--force makes a table anyway, marked as not comparable"):
+        board_of(runs, output=tmp_path / "out")
+    board = board_of(runs, force=True, output=tmp_path / "out")
+    assert [mismatch.key for mismatch in board.mismatches] == ["hashes.data", "evaluation.per"]
+    assert {row["not_comparable"] for row in table_of(tmp_path / "out")} == {"hashes.data+evaluation.per"}
+    for path in sorted((tmp_path / "out").iterdir()):
+        if path.suffix in {".md", ".tex", ".html"}:
+            assert "NOT COMPARABLE: these runs differ in hashes.data, evaluation.per" in path.read_text(), path
+    assert json.loads((tmp_path / "out/leaderboard.json").read_text())["comparable"] is False
+
+
+def test_units_that_differ_are_told_apart_in_a_forced_table(tmp_path):
+    a = make(tmp_path / "a", CAREFUL, name="a")
+    b = make(tmp_path / "b", CAREFUL, name="b", evaluation={"unit": "pixel"})
+    (b / "scores.csv").write_text((b / "scores.csv").read_text().replace(",mm,", ",pixel,"))
+    assert "4.50 pixel" in compare([a, b], force=True)
+
+
+def test_folds_and_seeds_end_to_end(tmp_path):
+    for seed, shift in ((1, 0.0), (2, 0.05)):
+        for fold, case in enumerate(("c1", "c2")):
+            values = {k: (v[0] + shift, v[1]) for k, v in CAREFUL.items() if k[0] == case}
+            hashes = {"split": f"s{fold}"}
+            make(tmp_path / f"net/seed{seed}_fold{fold}", values, name="net", seed=seed, fold=fold, hashes=hashes)
+            make(tmp_path / f"other/seed{seed}_fold{fold}", values, name="other", seed=seed, fold=fold, hashes=hashes)
+    compare([tmp_path / "net", tmp_path / "other"], output=tmp_path / "out")
+    (row, _) = table_of(tmp_path / "out")
+    assert (row["label"], row["seeds"], row["folds"], row["runs"]) == ("net (2 seeds x 2 folds)", "1+2", "0+1", "4")
+    assert float(row["dsc_as_published"]) == pytest.approx(0.725 + 0.025)
+    assert float(row["dsc_seed_sd"]) == pytest.approx(np.std([0.725, 0.775], ddof=1))
+    assert float(row["dsc_fold_sd"]) == pytest.approx(np.std([0.7, 0.75], ddof=1))
+    assert row["test_patients"] == "2"
+    text = compare([tmp_path / "net", tmp_path / "other"], single_runs=True, force=True)
+    assert "net (seed 1, fold 0)" in text
+
+
+@pytest.mark.parametrize("disguise", ["rows", "record", "folder", "prompts", "recipe"])
+def test_a_disguised_oracle_is_never_ranked_or_bold(tmp_path, disguise):
+    """Its scores are perfect; only one trace of the annotation is left each time."""
+    source = "ground_truth" if disguise == "rows" else "template"
+    evaluation = {"prompts": "ground_truth" if disguise == "record" else "template"}
+    folder = tmp_path / ("net/seed1/evaluations/ground_truth" if disguise == "folder" else "net/seed1")
+    oracle = make(folder, dict.fromkeys(CAREFUL, (1.0, 0.0)), name="new", source=source, evaluation=evaluation)
+    if disguise == "prompts":
+        (oracle / "prompts.jsonl").write_text('{"source": "ground_truth"}\n')
+    if disguise == "recipe":
+        (oracle / "recipe.yaml").write_text("prompts: {evaluation: ground_truth}\n")
+    honest = make(tmp_path / "honest", HASTY, name="honest")
+    compare([oracle, honest], output=tmp_path / "out", force=True)
+    assert [(row["table"], row["rank"], row["run"]) for row in table_of(tmp_path / "out")] == [
+        ("ranked", "1", "honest"),
+        ("oracle", "", "new"),
+    ]
+    assert "**1.0000**" not in (tmp_path / "out/leaderboard.md").read_text()
+    assert r"\textbf{1.0000}" not in (tmp_path / "out/leaderboard.tex").read_text()
+    tables = json.loads((tmp_path / "out/leaderboard.json").read_text())["tables"]
+    assert [(table["kind"], len(table["rows"])) for table in tables] == [("ranked", 1), ("oracle", 1)]
+
+
+def test_scores_merged_from_two_sources_are_an_oracles(tmp_path):
+    honest = make(tmp_path / "a", HASTY, name="a")
+    cheat = make(tmp_path / "b", dict.fromkeys(CAREFUL, (1.0, 0.0)), name="b", source="ground_truth")
+    header, *rows = (honest / "scores.csv").read_text().splitlines()
+    best = (cheat / "scores.csv").read_text().splitlines()[1:]
+    (honest / "scores.csv").write_text("\n".join([header, *best[:2], *rows[2:]]) + "\n")
+    (table,) = board_of([honest]).tables
+    assert not table.ranked
+    assert table.rows[0].rank is None
+
+
+def test_published_results_stand_beside_and_are_never_ranked(tmp_path):
+    run = make(tmp_path / "a", HASTY, name="a")
+    board = board_of([run], published="spider", output=tmp_path / "out")
+    assert [row.rank for table in board.tables for row in table.rows] == [1]
+    assert {row["rank"] for row in table_of(tmp_path / "out") if row["table"] == "published"} == {""}
+    with pytest.raises(RunError, match="--published: there are no results of 'x'"):
+        board_of([run], published="x")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from textseg import __version__
+from textseg.compare_command import compare
 from textseg.data_commands import bytes_bar, data, evaluate_predictions
 from textseg.errors import TextsegError
 from textseg.figure_commands import figure
@@ -155,37 +156,7 @@ def evaluate(
     evaluate_run(run, prompts=prompts, visible=visible)
 
 
-@app.command()
-def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Run folders.")] = None,
-    published: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Print the paper's results on spider or mrspineseg, too.")
-    ] = None,
-    only_published: Annotated[
-        bool, typer.Option("--only-published", help="Print those alone, and what they say when computed again.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="The folder to write the leaderboard to, too.")] = None,
-) -> None:
-    """Rank runs on the cases that they share.
-
-    Example: textseg compare runs/atmnet_spider runs/swin_unetr_spider --output leaderboard
-    """
-    if only_published and (runs or output):
-        raise typer.BadParameter("--only-published stands alone: it compares no runs.")
-    if not (only_published or runs):
-        raise typer.BadParameter("name runs to compare, or write --only-published.")
-    from textseg.published import published_datasets, published_report
-
-    wanted = [published] if published else published_datasets() if only_published else []
-    reports = [published_report(name) for name in wanted]  # a wrong name is said before the runs are read
-    if runs:
-        from textseg.comparison import compare as compare_runs
-
-        print(compare_runs(runs, output=output))
-    if reports:
-        print("\n".join(reports))
-
-
+app.command()(compare)
 app.command()(figure)
 app.command()(predict)
 app.command()(export)

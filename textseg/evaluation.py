@@ -85,6 +85,7 @@ def evaluate(
         "evaluation": {**settings.model_dump(mode="json"), "prompts": source or "none"},
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": experiment.structures_in_training,
+        "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
         "enumeration": write_enumeration(target.enumeration, names),
     }
     if source in ("interactive", "predicted"):

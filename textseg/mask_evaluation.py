@@ -98,6 +98,7 @@ def evaluate_masks(
         metrics_kernel=fastest_kernel(),
         enumeration=write_enumeration(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
+        groups={name: list(members) for name, members in dataset.atlas.groups.items()},
     )
     return scores, missing, sorted(extra)
 

@@ -45,6 +45,52 @@ class PublishedMean:
         return abs(self.printed - self.as_published) > ROUNDING
 
 
+@dataclass(frozen=True)
+class PublishedRow:
+    """A method of the published tables beside runs: of another protocol, never ranked with them.
+
+    `means` are by metric; ratios are from 0 to 1, distances in the unit of the table (pixels). Millions of parameters
+    and milliseconds are the paper's; its FLOPs are of a batch of 8 and are left out.
+    """
+
+    dataset: str
+    method: str
+    means: Mapping[str, PublishedMean]
+    parameters: float | None
+    milliseconds_per_slice: float | None
+
+    def value(self, metric: str, aggregate: str = "printed") -> float:
+        """As printed, or over what every method found (`common`); NaN for a metric that the paper lacks."""
+        mean = self.means.get(metric)
+        if mean is None:
+            return math.nan
+        value = mean.common if aggregate == "common" else mean.printed
+        return value / (100 if mean.unit == "percent" else 1)
+
+    def unit(self, metric: str) -> str:
+        """Empty for ratios."""
+        mean = self.means.get(metric)
+        return "" if mean is None or mean.unit == "percent" else mean.unit
+
+
+def published_rows(dataset: str) -> list[PublishedRow]:
+    """The methods of a data set's tables, in their order. Raises RunError for a data set that they don't have."""
+    means: dict[str, dict[str, PublishedMean]] = {}
+    for mean in published_means(dataset):
+        means.setdefault(mean.method, {})[mean.metric] = mean
+    costs = {row["method"]: row for row in _read("complexity")}
+    return [
+        PublishedRow(
+            dataset,
+            method,
+            found,
+            round(float(costs[method]["parameters_m"]) * 1e6) if method in costs else None,
+            float(costs[method]["inference_ms"]) if method in costs else None,
+        )
+        for method, found in means.items()
+    ]
+
+
 def published_datasets() -> list[str]:
     """The data sets of the tables."""
     return list(dict.fromkeys(dataset for dataset, _, _ in _values()))

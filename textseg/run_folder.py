@@ -70,7 +70,7 @@ class RunFolder:
     def repeats(cls, path: Path) -> list[RunFolder]:
         """The seeds and folds below runs/<name>, finished or not; without those that `--fresh` moved aside."""
         below = sorted(path.iterdir()) if path.is_dir() else []
-        return [cls(folder) for folder in below if folder.is_dir() and _SEED_FOLDER.fullmatch(folder.name)]
+        return [cls(folder) for folder in below if folder.is_dir() and cls(folder).is_repeat]
 
     def evaluation(self, source: str | None) -> RunFolder:
         """Where the scores with prompts of another source stand; `compare` reads it like a run."""
@@ -80,6 +80,11 @@ class RunFolder:
     def trained_in(self) -> RunFolder:
         """The run whose weights these scores are of: another one for what stands in `evaluations`."""
         return RunFolder(self.path.parent.parent) if self.path.parent.name == "evaluations" else self
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether it is named as a seed, or a fold of one, below runs/<name>."""
+        return _SEED_FOLDER.fullmatch(self.path.name) is not None
 
     def checkpoint(self, name: str) -> Path:
         """`last` or `best`."""

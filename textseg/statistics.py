@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,8 +130,18 @@ def rank_distribution(means: Floats, *, lower_is_better: bool) -> Floats:
 
 
 def kendall_tau(first: Floats, second: Floats) -> float:
-    """How alike two rankings are, from -1 (reversed) to 1 (the same)."""
-    return float(stats.kendalltau(first, second).statistic)
+    """How alike two rankings are, from -1 (reversed) to 1 (the same), ties allowed for (tau-b)."""
+    return float(kendall_taus(first, np.asarray(second)[None])[0])
+
+
+def kendall_taus(first: Floats, others: Floats) -> Floats:
+    """Tau-b (Kendall, 1945) of one ranking [M] with each of N others [N, M]; NaN where all ranks of one are equal."""
+    i, j = np.triu_indices(len(first), 1)
+    one = np.sign(np.asarray(first)[i] - np.asarray(first)[j])
+    other = np.sign(others[:, i] - others[:, j])
+    scale = np.sqrt(np.abs(one).sum() * np.abs(other).sum(axis=1))
+    found: Floats = np.divide(other @ one, scale, out=np.full(len(others), math.nan), where=scale > 0)
+    return found
 
 
 def rank_by_mean(means: Floats, *, lower_is_better: bool) -> Floats:
@@ -165,6 +176,7 @@ def small_sample_warning(patients: int) -> str:
     )
 
 
+@lru_cache(maxsize=4)  # the same for every mean of a leaderboard
 def _weights(patients: int, draws: int, seed: int) -> Floats:
     """How often each patient is drawn, [draws, P]."""
     drawn = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=draws)
