@@ -118,6 +118,20 @@ def test_what_is_done_is_not_done_again_unless_something_differs(
     assert read_labels(job.mask).array.any()
 
 
+def test_levels_are_named_anew_where_that_is_asked_for(model: TrainedModel, scan: Path, tmp_path: Path) -> None:
+    [plain] = plan_jobs([scan], tmp_path / "plain")
+    [ordered] = plan_jobs([scan], tmp_path / "ordered")
+    outcomes(model, [plain])
+    assert [one.state for one in predict_files(model, [ordered], ordered=True)] == ["written"]
+    said = json.loads(ordered.sidecar.read_text())
+    assert said["made"]["ordered"] is True
+    assert said["changes"]  # a model that was trained for seconds leaves islands
+    assert json.loads(plain.sidecar.read_text())["changes"] == []
+    before, after = (read_labels(job.mask).array for job in (plain, ordered))
+    assert (before != after).any()
+    assert np.array_equal(after, model(scan, ordered=True).array)
+
+
 def _image(change: Callable[[sitk.Image], sitk.Image]) -> Callable[[Path, Path], None]:
     def write(scan: Path, path: Path) -> None:
         sitk.WriteImage(change(sitk.ReadImage(str(scan))), str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,15 @@ class Outcome:
     state: str  # "written", "there", "failed"
     message: str = ""
     remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a person asked for, for every volume."""
+
+    prompts: Prompting | None
+    labels: str
+    ordered: bool
 
 
 @dataclass(frozen=True)
@@ -122,20 +131,21 @@ def predict_files(
     *,
     prompts: Prompting | None = None,
     labels: str = "atlas",
-    progress: Callable[[Outcome], None] = lambda outcome: None,
+    ordered: bool = False,
 ) -> Iterator[Outcome]:
     """Segment each volume and write its mask and sidecar; one that fails is told and the others go on.
 
     The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
     same file in the same way is left as it is.
     """
+    how = _How(prompts, labels, ordered)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        pending = [reader.submit(_read, model, job, prompts, labels) for job in jobs[:1]]
+        pending = [reader.submit(_read, model, job, how) for job in jobs[:1]]
         written: list[Future[Outcome]] = []
         for number, job in enumerate(jobs):
             if number + 1 < len(jobs):
-                pending.append(reader.submit(_read, model, jobs[number + 1], prompts, labels))
-            written.append(_computed(model, job, pending.pop(0), prompts, labels, writer))
+                pending.append(reader.submit(_read, model, jobs[number + 1], how))
+            written.append(_computed(model, job, pending.pop(0), how, writer))
             while len(written) > 1 or (written and number + 1 == len(jobs)):
                 yield written.pop(0).result()
 
@@ -144,48 +154,48 @@ def _computed(
     model: TrainedModel,
     job: Job,
     reading: Future[_Read | None],
-    prompts: Prompting | None,
-    labels: str,
+    how: _How,
     writer: ThreadPoolExecutor,
 ) -> Future[Outcome]:
     try:
         read = reading.result()
         if read is None:
             return writer.submit(Outcome, job, "there")
-        said = model.visibility(read.prepared, job.visible, prompts)
-        mask = model.segment(read.prepared, read.geometry, said, read.remarks)
+        said = model.visibility(read.prepared, job.visible, how.prompts)
+        mask = model.segment(read.prepared, read.geometry, said, read.remarks, ordered=how.ordered)
     except TextsegError as error:
         return writer.submit(Outcome, job, "failed", str(error))
     except MemoryError:
         return writer.submit(Outcome, job, "failed", f"{job.input}: there is not enough memory for this volume.")
     except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
         return writer.submit(Outcome, job, "failed", f"{job.input} can't be segmented: {cause(error)}.")
-    return writer.submit(_write, model, job, mask, read.hash, labels, prompts)
+    return writer.submit(_write, model, job, mask, read.hash, how)
 
 
-def _read(model: TrainedModel, job: Job, prompts: Prompting | None, labels: str) -> _Read | None:
+def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     """None where the mask is there already."""
     if not job.input.is_file():
         raise DataError(f"{job.input} does not exist.")
     content = file_hash(job.input)
-    if _is_done(job, _made(model, content, job, prompts, labels)):
+    if _is_done(job, _made(model, content, job, how)):
         return None
     volume = read_volume(job.input)
     return _Read(model.prepare(volume), volume.geometry, model.remarks_on(volume, content), content)
 
 
-def _write(model: TrainedModel, job: Job, mask: Mask, content: str, labels: str, prompts: Prompting | None) -> Outcome:
+def _write(model: TrainedModel, job: Job, mask: Mask, content: str, how: _How) -> Outcome:
     try:
-        mask.save(job.mask, labels)
+        mask.save(job.mask, how.labels)
         sidecar = {
             "mask": job.mask.name,
             "mask_sha256": file_hash(job.mask),
-            "labels": {str(value): name for name, value in mask.values(labels).items()},
+            "labels": {str(value): name for name, value in mask.values(how.labels).items()},
             "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
             "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
             "said": None if mask.said is None else said_of(mask),
             "remarks": list(mask.remarks),
-            "made": _made(model, content, job, prompts, labels),
+            "changes": list(mask.changes),
+            "made": _made(model, content, job, how),
             "warning": "Not a medical device: for research only.",
         }
         write_atomically(job.sidecar, json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
@@ -200,16 +210,17 @@ def said_of(mask: Mask) -> Mapping[str, Any]:
     return {"source": mask.said.source, "visible": spoken(mask.atlas, mask.said.visible)}
 
 
-def _made(model: TrainedModel, content: str, job: Job, prompts: Prompting | None, labels: str) -> dict[str, Any]:
+def _made(model: TrainedModel, content: str, job: Job, how: _How) -> dict[str, Any]:
     """By what a mask was made: with the same, it would be the same."""
-    asked = job.visible or prompts or (model.default_prompts if model.recipe.prompts else "none")
+    asked = job.visible or how.prompts or (model.default_prompts if model.recipe.prompts else "none")
     return {
         "input": job.input.name,
         "input_sha256": content,
         "model": model.name,
         "model_sha256": model.fingerprint,
         "prompts": asked,
-        "labels": labels,
+        "labels": how.labels,
+        "ordered": how.ordered,
         "textseg": __version__,
     }
 

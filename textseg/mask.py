@@ -23,7 +23,8 @@ class Mask:
 
     `array` holds class indices [S, H, W] in the canonical order of `textseg.volumes`; `names` says what they mean.
     `confidence` is, by structure, how sure the model is of it, from 0 to 1. `said` is what the prompts told the model,
-    None for one that reads no text; `remarks` are sentences about what makes the result doubtful.
+    None for one that reads no text; `remarks` are sentences about what makes the result doubtful, `changes` about what
+    was named anew to stand in order.
     """
 
     array: NDArray[np.uint8] = field(repr=False)
@@ -32,6 +33,7 @@ class Mask:
     confidence: Mapping[str, float]
     said: Visibility | None
     remarks: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[int, str]:

@@ -24,6 +24,9 @@ def predict(
     labels: Annotated[
         str, typer.Option(metavar="SCHEME", help="Values in the masks: atlas, or a label scheme such as spider.")
     ] = "atlas",
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="Name levels anew that contradict their order along the atlas.")
+    ] = False,
     suffix: Annotated[
         str | None, typer.Option("--format", metavar="SUFFIX", help="Such as .nii.gz; else that of each input.")
     ] = None,
@@ -61,9 +64,8 @@ def predict(
 
     failed, written, there = [], 0, 0
     with progress_bar() as bar:
-        for outcome in bar.track(
-            predict_files(trained, jobs, prompts=source, labels=labels), total=len(jobs), description="predicting"
-        ):
+        outcomes = predict_files(trained, jobs, prompts=source, labels=labels, ordered=ordered)
+        for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
             written += outcome.state == "written"
             there += outcome.state == "there"
             if outcome.state == "failed":

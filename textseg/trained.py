@@ -19,6 +19,7 @@ from textseg.embeddings import TextTable, build_text_table
 from textseg.errors import PromptError
 from textseg.files import cache_folder
 from textseg.first_pass import StructureFinder, find_structures, predicted_visibility
+from textseg.level_order import order_levels
 from textseg.mask import Mask, label_values
 from textseg.model import Segmenter
 from textseg.placement import Placement, PreparedVolume, prepare_volume
@@ -90,7 +91,12 @@ class TrainedModel:
         return cast(Prompting, self.recipe.prompts.evaluation) if self.recipe.prompts else "template"
 
     def __call__(
-        self, volume: Path | str | Volume, *, visible: Named | None = None, prompts: Prompting | None = None
+        self,
+        volume: Path | str | Volume,
+        *,
+        visible: Named | None = None,
+        prompts: Prompting | None = None,
+        ordered: bool = False,
     ) -> Mask:
         """Segment a volume: a file, or one that `textseg.volumes.read_volume` gave.
 
@@ -99,6 +105,7 @@ class TrainedModel:
             visible: what a person sees in it: "T10:L5" or ("T10", "L5") for all from one to the other in an ordered
                 atlas, "L4, L5" or a list for these.
             prompts: without `visible`, what the prompts go by: "template" or "predicted"; else as the recipe evaluates.
+            ordered: name pieces anew that contradict the order of the atlas: see `textseg.level_order`.
 
         Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
         `visible` to a model that reads no text.
@@ -107,7 +114,7 @@ class TrainedModel:
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(read)
         said = self.visibility(prepared, visible, prompts)
-        return self.segment(prepared, read.geometry, said, self.remarks_on(read, content))
+        return self.segment(prepared, read.geometry, said, self.remarks_on(read, content), ordered=ordered)
 
     def prepare(self, volume: Volume) -> PreparedVolume:
         """The slices of a volume as the model reads them."""
@@ -147,13 +154,24 @@ class TrainedModel:
         label_values(self.atlas, labels)
 
     def segment(
-        self, prepared: PreparedVolume, geometry: Geometry, said: Visibility | None, remarks: tuple[str, ...] = ()
+        self,
+        prepared: PreparedVolume,
+        geometry: Geometry,
+        said: Visibility | None,
+        remarks: tuple[str, ...] = (),
+        *,
+        ordered: bool = False,
     ) -> Mask:
         """The mask of prepared slices, told what `said` says."""
         finder = StructureFinder(self.atlas)
-        prediction = take_classes(_passed(self.logits(prepared, said), finder), prepared.placement)
+        logits = self.logits(prepared, said)
+        changes: list[str] = []
+        if ordered:  # of the whole volume, so all of it at once in memory
+            found, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
+            logits = iter(torch.from_numpy(found)[:, None])
+        prediction = take_classes(_passed(logits, finder), prepared.placement)
         assert prediction.native is not None
-        return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks)
+        return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks, tuple(changes))
 
     def logits(self, prepared: PreparedVolume, said: Visibility | None) -> Iterator[Tensor]:
         """Logits [B, K, H, W] of the prepared slices, one batch after the other."""
