@@ -64,13 +64,24 @@ def test_a_fragment_takes_the_name_of_the_piece_that_it_lies_on() -> None:
     assert changes == ["4 voxels of L5 became L4"]
 
 
-def test_an_island_becomes_background_in_the_row_and_beside_it() -> None:
+def test_what_lies_behind_the_row_goes_by_the_name_of_its_body() -> None:
+    labels, expected = spine(L3="L4"), spine()
+    for array, name in ((labels, "L4"), (expected, "L3")):
+        array[:, 11:15, 16:19] = NAMES.index("L4") + 1  # the posterior elements of L4, as large as a body
+        array[0, 18:20, 17:19] = NAMES.index("L5") + 1
+        array[:, 2:7, 3:10] = NAMES.index(name) + 1
+    ordered, changes = order_levels(logits_of(labels, spine()), ATLAS)
+    assert np.array_equal(ordered.argmax(1), expected)
+    assert changes == ["105 voxels of L4 became L3"]
+
+
+def test_a_piece_too_many_becomes_background() -> None:
     labels = spine()
-    labels[0, 1:3, 17:19] = NAMES.index("L4") + 1
-    labels[2, 20:22, 17:19] = NAMES.index("SC") + 1
+    labels[:, 21:24, 3:10] = NAMES.index("L5") + 1
+    labels[:, 21:22, 3:10] = 0
     ordered, changes = order_levels(logits_of(labels), ATLAS)
     assert np.array_equal(ordered.argmax(1), spine())
-    assert sorted(changes) == ["4 voxels of L4 became background", "4 voxels of SC became background"]
+    assert changes == ["42 voxels of L5 became background"]
 
 
 def test_a_level_that_is_not_there_is_not_invented() -> None:
@@ -82,11 +93,11 @@ def test_a_level_that_is_not_there_is_not_invented() -> None:
     assert not order_levels(logits_of(nothing), ATLAS)[0].argmax(1).any()
 
 
-def test_an_atlas_without_an_order_only_loses_islands() -> None:
-    atlas = Atlas("loose", ATLAS.structures, groups=ATLAS.groups)
-    labels = spine(L3="L4")  # two pieces of L4, of one size
-    ordered, _ = order_levels(logits_of(labels), atlas)
-    assert (ordered.argmax(1) == 2).sum() == (labels == 2).sum() / 2
+def test_an_atlas_without_an_order_is_left_alone() -> None:
+    logits = logits_of(spine(L3="L4"))
+    ordered, changes = order_levels(logits, Atlas("loose", ATLAS.structures, groups=ATLAS.groups))
+    assert np.array_equal(ordered, logits)
+    assert changes == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -98,7 +109,7 @@ def test_the_choice_is_the_best_of_all(seed: int) -> None:
     for height in range(4):
         label = int(generator.integers(1, 6))
         places = (np.zeros(int(generator.integers(1, 9)), int),) * 3
-        row.append(_Piece(label, places, float(height), generator.random(len(NAMES) + 1)))
+        row.append(_Piece(label, places, float(height), 0.0, 1.0, generator.random(len(NAMES) + 1)))
     usual = {"vertebrae": 5.0, "discs": 3.0, "canal": 1.0}
     levels = [ATLAS[name].index for name in ATLAS.sequence]
 

@@ -25,6 +25,8 @@ class _Piece:
     label: int
     places: tuple[NDArray[np.intp], ...]  # slices, rows, columns
     height: float  # mean row of its anterior half, where a vertebra has its body
+    front: float  # column that a tenth of it lies before
+    depth: float  # columns of that half, twice
     evidence: Floats  # [K], mean probability of each class
 
     @property
@@ -35,27 +37,21 @@ class _Piece:
 def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     """Logits [S, K, H, W] whose highest classes stand in the order of `atlas.sequence`, and in words what was changed.
 
-    Each structure's pieces (connected, 6 neighbours) get names that increase from superior to inferior, each once, such
-    that the sum of their mean probabilities is highest; a level that is passed over between two pieces costs `SKIPPED`.
-    A piece that finds no name, and a fragment beside no piece of its group, become background. A renamed piece has the
-    two classes' logits exchanged, so that its outline stays. Outside of the sequence, fragments become background.
+    The pieces (connected, 6 neighbours) that make the row get names that increase from superior to inferior, each once,
+    such that the sum of their mean probabilities is highest; a level that is passed over between two pieces costs
+    `SKIPPED`. One that finds no name becomes background. In the row are the largest piece of each structure, and others
+    as large that lie on the same curve: the posterior elements of a vertebra are a piece of their own wherever the
+    pedicles are not in the picture, and follow the nearest body of their name. A piece outside of the row that touches
+    one in it, of its group, takes that one's name. A renamed piece has
+    the two classes' logits exchanged, so that its outline stays.
     """
     labels = logits.argmax(axis=1)
-    probability = _softmax(logits)
     names = {structure.index: structure.name for structure in atlas.structures}
     group_of = {name: group for group, members in atlas.groups.items() for name in members}
-    found = {index: _pieces(labels, index, probability) for index in names}
+    probability = _softmax(logits)
+    found = {atlas[name].index: _pieces(labels, atlas[name].index, probability) for name in atlas.sequence}
     usual = _usual_sizes(found, names, group_of)
-
-    kept: list[_Piece] = []
-    fragments: list[_Piece] = []
-    for index, pieces in found.items():
-        in_row = names[index] in atlas.sequence
-        for rank, piece in enumerate(pieces):  # the largest first; it is never a fragment
-            large = in_row and piece.size >= SMALL * usual[group_of.get(names[index], names[index])]
-            (kept if rank == 0 or large else fragments).append(piece)
-
-    row = sorted((piece for piece in kept if names[piece.label] in atlas.sequence), key=lambda piece: piece.height)
+    row, others = _in_row(found, {index: usual[group_of.get(names[index], names[index])] for index in found})
     new = dict(zip(map(id, row), _assign(row, atlas, names, group_of, usual), strict=True))
     instances = np.zeros(labels.shape, np.int32)
     for number, piece in enumerate(row, start=1):
@@ -64,10 +60,26 @@ def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     result = np.array(logits)
     for piece in row:
         _rename(result, piece, new[id(piece)], names, changes)
-    for piece in fragments:
-        neighbour = _neighbour(piece, instances, row, names, group_of)
-        _rename(result, piece, new[id(neighbour)] if neighbour is not None else 0, names, changes)
+    for piece in others:
+        same = [body for body in row if body.label == piece.label]
+        nearest = min(same, key=lambda body: abs(body.height - piece.height))
+        body = _neighbour(piece, instances, row, names, group_of) or nearest
+        _rename(result, piece, new[id(body)], names, changes)
     return result, changes
+
+
+def _in_row(found: dict[int, list[_Piece]], usual: dict[int, float]) -> tuple[list[_Piece], list[_Piece]]:
+    """The pieces that make the row, from above, and the others."""
+    first = sorted((pieces[0] for pieces in found.values() if pieces), key=lambda piece: piece.height)
+    row, others = list(first), [piece for pieces in found.values() for piece in pieces[1:]]
+    if first:
+        heights, fronts = [piece.height for piece in first], [piece.front for piece in first]
+        depth = float(np.median([piece.depth for piece in first]))
+        for piece in others:
+            apart = abs(piece.front - float(np.interp(piece.height, heights, fronts)))
+            if piece.size >= SMALL * usual[piece.label] and apart < depth / 2:
+                row.append(piece)
+    return sorted(row, key=lambda piece: piece.height), [piece for piece in others if not any(piece is r for r in row)]
 
 
 def _softmax(logits: Floats) -> Floats:
@@ -84,9 +96,10 @@ def _pieces(labels: NDArray[np.integer[Any]], index: int, probability: Floats) -
         inside = np.nonzero(marked[box] == number)
         places = tuple(axis + side.start for axis, side in zip(inside, box, strict=True))
         rows, columns = places[1], places[2]
-        anterior = rows[columns <= np.median(columns)]
+        front, middle = (float(value) for value in np.percentile(columns, (10, 50)))
+        height = float(rows[columns <= middle].mean())
         evidence = probability[places[0], :, rows, columns].mean(axis=0)
-        pieces.append(_Piece(index, places, float(anterior.mean()), evidence))
+        pieces.append(_Piece(index, places, height, front, 2 * (middle - front) + 1, evidence))
     return sorted(pieces, key=lambda piece: -piece.size)
 
 
