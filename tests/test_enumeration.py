@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,3 +136,10 @@ def test_totals_and_what_is_written(spine: Atlas) -> None:
     assert [row["case"] for row in written["cases"]] == ["a", "b"]
     assert written["cases"][1]["shift"] == 1
     assert "names" not in written["cases"][0]
+
+
+def test_in_axial_slices_the_order_is_that_of_the_slices(spine: Atlas) -> None:
+    axial = replace(spine, plane="axial")
+    right = np.moveaxis(draw(spine, list(spine.sequence)), 1, 0)
+    assert enumerate_structures(right, right, axial).order_violations == 0
+    assert enumerate_structures(right[::-1], right, axial).order_violations == len(spine.sequence) - 1

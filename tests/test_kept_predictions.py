@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,18 @@ def test_what_is_kept_is_read_back(case: Case, small_atlas: Atlas, tmp_path: Pat
     np.testing.assert_array_equal(found.read_reference(), np.where(values == 7, 1, np.where(values == 100, 4, 0)))
 
 
+def test_slices_of_another_plane_are_kept_as_such(case: Case, small_atlas: Atlas, tmp_path: Path) -> None:
+    folder, axial = RunFolder(tmp_path / "run"), replace(GEOMETRY, plane="axial")
+    assert axial.shape != GEOMETRY.shape
+    found = np.random.default_rng(1).integers(0, 5, axial.shape).astype(np.uint8)
+    with keeping(folder, replace(small_atlas, plane="axial")) as keep:
+        keep(case, found, axial, LABELS)
+    kept = read_kept(folder).cases[case.id]
+    array, geometry = kept.read_prediction()
+    np.testing.assert_array_equal(array, found)
+    assert kept.read_image(geometry).shape == kept.read_reference().shape == axial.shape
+
+
 def test_the_file_is_a_small_volume_that_lies_on_its_scan(case: Case, small_atlas: Atlas, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with keeping(folder, small_atlas) as keep:
@@ -70,7 +83,10 @@ def test_an_evaluation_that_is_cut_off_leaves_nothing_to_read(case: Case, small_
         read_kept(folder)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"cases": {"a": {}}, "structures": {}}', '{"cases": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"cases": {"a": {}}, "structures": {}}', '{"cases": {}, "structures": {}, "plane": "oblique"}'],
+)
 def test_a_damaged_table_is_named(content: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.predictions.mkdir()

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Structure
+from textseg.errors import DataError
 from textseg.level_order import SKIPPED, _assign, _Piece, order_levels
 
 NAMES = ("L5", "L4", "L3", "L4/L5", "L3/L4", "SC")
@@ -126,3 +127,9 @@ def test_the_choice_is_the_best_of_all(seed: int) -> None:
     best = max(itertools.product([None, *range(5)], repeat=4), key=worth)
     found = _assign(row, ATLAS, names, group_of, usual)
     assert worth(tuple(levels.index(index) if index else None for index in found)) == pytest.approx(worth(best))
+
+
+def test_slices_that_are_not_sagittal_are_refused() -> None:
+    axial = Atlas("axial", (Structure("a", "part", 1),), sequence=("a",), plane="axial")
+    with pytest.raises(DataError, match="atlas 'axial' has axial ones. Leave out --ordered"):
+        order_levels(np.zeros((1, 2, 4, 4), np.float32), axial)

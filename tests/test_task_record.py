@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ def record() -> TaskRecord:
 def test_what_is_written_is_read(tmp_path: Path, record: TaskRecord) -> None:
     write_task(tmp_path / "task.json", record)
     assert read_task(tmp_path / "task.json") == record
+    axial = replace(record, task=replace(record.task, atlas=replace(record.task.atlas, plane="axial")))
+    write_task(tmp_path / "task.json", axial)
+    assert read_task(tmp_path / "task.json") == axial
 
 
 def test_a_run_without_it_says_how_it_comes_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -169,17 +170,16 @@ def build(
     if not cases:
         raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
     _check_cases(recipe.dataset.use, dataset, cases)
-    strata = None
+    store, strata = functools.partial(prepare, plane=dataset.atlas.plane, progress=progress), None
     if recipe.split.stratify:  # by what the masks show, so all of them first
-        everything = prepare(cases, dataset.label_map, recipe.preparation, cache, progress=progress)
+        everything = store(cases, dataset.label_map, recipe.preparation, cache)
         strata = _strata(everything, dataset.atlas)
     split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), strata)
     used = {patient: part for part in PARTS for patient in getattr(split, part)}
-    kept = [case for case in cases if case.patient in used]
     prepared = (
         [case for case in everything if case.case.patient in used]
         if recipe.split.stratify
-        else prepare(kept, dataset.label_map, recipe.preparation, cache, progress=progress)
+        else store([case for case in cases if case.patient in used], dataset.label_map, recipe.preparation, cache)
     )
     by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
     text = _text(recipe, registry, dataset.atlas, by_part, also, named)

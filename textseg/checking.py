@@ -19,6 +19,7 @@ import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.errors import DataError
+from textseg.geometry import downward_axis
 from textseg.volumes import Geometry, Volume, file_hash, read_labels, read_volume
 
 FEW_VOXELS = 10  # a structure this small is more likely a slip of the pen
@@ -116,7 +117,7 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     if isinstance(label_map, str):
         return CaseCheck(case.id, (Finding(case.id, "fault", label_map, "mend what it names"),))
     try:
-        image = read_volume(case.image_path)
+        image = read_volume(case.image_path, atlas.plane)
         file, voxels = file_hash(case.image_path), hashlib.sha256(image.array.tobytes()).hexdigest()
     except DataError as error:
         return CaseCheck(case.id, (Finding(case.id, "fault", str(error), "replace the image"),))
@@ -130,7 +131,7 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
         findings.append(Finding(case.id, "doubt", what, "it is left out of training and tests"))
         return CaseCheck(**{**vars(check), "findings": tuple(findings)})
     try:
-        labels = read_labels(case.mask_path)
+        labels = read_labels(case.mask_path, atlas.plane)
     except DataError as error:
         findings.append(Finding(case.id, "fault", str(error), "replace the mask"))
         return CaseCheck(**{**vars(check), "findings": tuple(findings)})
@@ -188,7 +189,9 @@ def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
 def _structures(
     labels: Volume, label_map: LabelMap, atlas: Atlas
 ) -> tuple[dict[str, int], dict[str, float], dict[str, int]]:
-    """Of each structure in the mask: slices that show it, row of its centroid in mm, voxels."""
+    """Of each structure in the mask: slices that show it, how far down its centroid lies in mm, voxels."""
+    down = downward_axis(atlas.plane) if atlas.ordered else 1
+    across = tuple({0, 1, 2} - {down})
     classes = np.zeros(labels.array.shape, dtype=np.uint8)
     for value in np.unique(labels.array).tolist():
         classes[labels.array == value] = label_map.get(value, 0)
@@ -198,8 +201,8 @@ def _structures(
         if size := int(region.sum()):
             sizes[structure.name] = size
             slices[structure.name] = int(region.any(axis=(1, 2)).sum())
-            rows[structure.name] = float((region.sum(axis=(0, 2)) @ np.arange(region.shape[1])) / size)
-    return slices, {name: row * labels.spacing_mm[1] for name, row in rows.items()}, sizes
+            rows[structure.name] = float((region.sum(axis=across) @ np.arange(region.shape[down])) / size)
+    return slices, {name: row * labels.spacing_mm[down] for name, row in rows.items()}, sizes
 
 
 def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[Finding]:

@@ -3,8 +3,12 @@
 THE shape legend, used in every docstring:
     B slices, C image channels, K classes (0 is background), H and W pixels, T text tokens (constant within a run),
     D text features, L levels of a feature pyramid (finest first), C_l channels and H_l x W_l positions of level l.
-    S slices of a volume; a volume in memory is [S, H, W]: slices from left to right, rows from superior to inferior,
-    columns from anterior to posterior.
+    S slices of a volume; a volume in memory is [S, H, W], and its axes run as the plane of its atlas says:
+        sagittal    slices from left to right, rows from superior to inferior, columns from anterior to posterior
+        coronal     slices from anterior to posterior, rows from superior to inferior, columns from right to left
+        axial       slices from superior to inferior, rows from anterior to posterior, columns from right to left
+        short_axis  slices of the heart from base to apex, rows from its anterior to its diaphragmatic wall, columns
+                    from the septum to the free wall of the left ventricle
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ if TYPE_CHECKING:  # listing components must not import torch
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
+Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # how volumes are cut into slices
 Batching = Literal["slice", "volume"]  # whether B are any slices, or all of one case in order
 LabelMap = Mapping[int, int]
 
@@ -42,6 +47,7 @@ class Atlas:
     `structures[i].index` is i + 1. `sequence` names, from superior to inferior, the structures that stand in a row
     (vertebrae and discs); it is empty where the region has no order. `groups` name the sets to collapse for coarse
     scores; `adjacent` the pairs that touch; `label_schemes` what values mean in mask files, also beyond the atlas.
+    `plane` is how volumes of the region are cut into slices; a sequence needs one that shows it.
     """
 
     name: str
@@ -50,6 +56,7 @@ class Atlas:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     adjacent: tuple[tuple[str, str], ...] = ()
     label_schemes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    plane: Plane = "sagittal"
 
     def __post_init__(self) -> None:
         names = self.names
@@ -62,6 +69,8 @@ class Atlas:
                 f"Atlas '{self.name}': names must be unique, and sequence, groups and adjacent may name only them; "
                 f"unknown: {sorted(mentioned - set(names))}."
             )
+        if self.sequence and self.plane == "short_axis":
+            raise ValueError(f"Atlas '{self.name}': short-axis slices of the heart show no sequence downwards.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,7 +98,7 @@ class Atlas:
         classes = dict.fromkeys(range(self.class_count), 0)
         for structure in structures:
             classes.update((self[name].index, structure.index) for name in self.groups[structure.name])
-        return Atlas(f"{self.name}_groups", structures), classes
+        return Atlas(f"{self.name}_groups", structures, plane=self.plane), classes
 
     def between(self, first: str, last: str) -> tuple[str, ...]:
         """What a person means by "from `first` to `last`": that stretch of the sequence, and all that is outside it."""
@@ -133,7 +142,7 @@ class Visibility:
     visible: tuple[str, ...]
     source: Source
     scope: Scope
-    slice_index: int | None = None  # from left to right, 0-based
+    slice_index: int | None = None  # 0-based, in the order of the atlas's plane
     slice_count: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 

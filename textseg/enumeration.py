@@ -23,6 +23,7 @@ from scipy.optimize import linear_sum_assignment
 
 from textseg.contracts import Atlas
 from textseg.files import write_atomically
+from textseg.geometry import downward_axis
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +58,7 @@ class Enumeration:
 
 
 def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> Enumeration:
-    """Compare the names in two label maps [S, H, W] of class indices, rows from superior to inferior."""
+    """Compare the names in two label maps [S, H, W] of class indices, cut as the atlas says."""
     count = atlas.class_count
     pairs = np.bincount(reference.ravel().astype(np.int64) * count + prediction.ravel(), minlength=count * count)
     overlap = pairs.reshape(count, count).astype(np.float64)  # [reference, prediction]
@@ -112,11 +113,13 @@ def _shift(names: Sequence[tuple[str, str]], atlas: Atlas) -> int:
 
 
 def _order_violations(prediction: Array, atlas: Atlas) -> int:
+    if not atlas.ordered:
+        return 0
     present = [atlas[name].index for name in atlas.sequence]
     voxels = np.bincount(prediction.ravel(), minlength=atlas.class_count)
     rows = np.zeros(atlas.class_count)
-    for row in range(prediction.shape[-2]):
-        rows += row * np.bincount(prediction[..., row, :].ravel(), minlength=atlas.class_count)
+    for row, across in enumerate(np.moveaxis(prediction, downward_axis(atlas.plane), 0)):
+        rows += row * np.bincount(across.ravel(), minlength=atlas.class_count)
     heights = [rows[index] / voxels[index] for index in present if voxels[index]]
     return sum(bool(lower <= upper) for upper, lower in pairwise(heights))
 

@@ -218,7 +218,8 @@ def _keep(keep: Keep, experiment: Experiment, prepared: PreparedCase, prediction
     case = prepared.case
     assert case.mask_path is not None
     assert prediction.native is not None
-    keep(case, prediction.native, read_labels(case.mask_path).geometry, experiment.dataset.label_map(case))
+    geometry = read_labels(case.mask_path, prepared.plane).geometry
+    keep(case, prediction.native, geometry, experiment.dataset.label_map(case))
 
 
 def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPicture:
@@ -230,7 +231,7 @@ def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPi
     spacing = prepared.native_spacing_mm
     return OverlayPicture(
         title=f"{rank}: case {prepared.case.id}, slice {index + 1} of {len(reference)}, mean DSC {result.dsc:.3f}",
-        image=read_volume(prepared.case.image_path).array[index],
+        image=read_volume(prepared.case.image_path, prepared.plane).array[index],
         reference=reference[index],
         prediction=result.prediction.native[index],
         names={structure.index: structure.name for structure in experiment.atlas.structures},

@@ -26,10 +26,10 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
 
     Raises DataError for a slice that the case lacks, and for a case that can't be read or has no mask.
     """
-    volume = read_volume(case.image_path)
+    volume = read_volume(case.image_path, atlas.plane)
     if case.mask_path is None:
         raise DataError(f"Case '{case.id}' has no mask, so there is nothing to name in it.")
-    classes = map_labels(read_labels(case.mask_path), label_map, case)
+    classes = map_labels(read_labels(case.mask_path, atlas.plane), label_map, case)
     count = len(volume.array)
     if classes.shape != volume.array.shape:
         raise DataError(f"Case '{case.id}': image {volume.array.shape} and mask {classes.shape} differ in size.")

@@ -179,7 +179,7 @@ def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     content = file_hash(job.input)
     if _is_done(job, _made(model, content, job, how)):
         return None
-    volume = read_volume(job.input)
+    volume = read_volume(job.input, model.atlas.plane)
     return _Read(model.prepare(volume), volume.geometry, model.remarks_on(volume, content), content)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.contracts import Atlas, Case, LabelMap
+from textseg.contracts import Atlas, Case, LabelMap, Plane
 from textseg.errors import DataError, RunError
 from textseg.files import write_atomically
 from textseg.preparation import map_labels
@@ -36,20 +36,21 @@ class KeptCase:
     image: Path
     mask: Path
     label_map: Mapping[int, int]
+    plane: Plane = "sagittal"
 
     def read_prediction(self) -> tuple[NDArray[np.uint8], Geometry]:
         """Class indices [S, H, W]; raises DataError where the file is missing or damaged."""
-        labels = read_labels(self.prediction)
+        labels = read_labels(self.prediction, self.plane)
         return labels.array.astype(np.uint8), labels.geometry
 
     def read_reference(self) -> NDArray[np.uint8]:
         """Class indices [S, H, W] of the annotation; raises DataError where it is not at hand."""
         case = Case(self.id, "", self.image, self.mask)
-        return map_labels(read_labels(self.mask), self.label_map, case)
+        return map_labels(read_labels(self.mask, self.plane), self.label_map, case)
 
     def read_image(self, geometry: Geometry) -> NDArray[np.float32]:
         """Intensities [S, H, W]; raises DataError where the scan is not at hand or does not lie in `geometry`."""
-        volume = read_volume(self.image)
+        volume = read_volume(self.image, self.plane)
         if differences := volume.geometry.differences(geometry):
             raise DataError(
                 f"'{self.image}' is not the scan that '{self.prediction}' was made of: {'; '.join(differences)}. "
@@ -86,7 +87,11 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
         }
 
     yield keep
-    content = {"structures": {str(s.index): s.name for s in atlas.structures}, "cases": cases}
+    content = {
+        "plane": atlas.plane,
+        "structures": {str(s.index): s.name for s in atlas.structures},
+        "cases": cases,
+    }
     write_atomically(folder.predictions_index, json.dumps(content, indent=1) + "\n")
 
 
@@ -96,6 +101,8 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
     again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content["plane"] not in get_args(Plane):
+            raise ValueError(f"no plane is called {content['plane']!r}")
         cases = {
             case_id: KeptCase(
                 id=case_id,
@@ -103,6 +110,7 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
                 image=Path(case["image"]),
                 mask=Path(case["mask"]),
                 label_map={int(value): int(index) for value, index in case["labels"].items()},
+                plane=content["plane"],
             )
             for case_id, case in content["cases"].items()
         }

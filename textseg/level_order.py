@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from textseg.contracts import Atlas
+from textseg.errors import DataError
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
 SKIPPED = 0.1  # what leaving out a level between two pieces costs, against 1 for a piece of which the model is certain
@@ -43,8 +44,14 @@ def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     as large that lie on the same curve: the posterior elements of a vertebra are a piece of their own wherever the
     pedicles are not in the picture, and follow the nearest body of their name. A piece outside of the row that touches
     one in it, of its group, takes that one's name. A renamed piece has
-    the two classes' logits exchanged, so that its outline stays.
+    the two classes' logits exchanged, so that its outline stays. Raises DataError for
+    slices that are not sagittal.
     """
+    if atlas.ordered and atlas.plane != "sagittal":
+        raise DataError(
+            f"Levels are put in order in sagittal slices only, and atlas '{atlas.name}' has {atlas.plane} ones. "
+            "Leave out --ordered."
+        )
     labels = logits.argmax(axis=1)
     names = {structure.index: structure.name for structure in atlas.structures}
     group_of = {name: group for group, members in atlas.groups.items() for name in members}

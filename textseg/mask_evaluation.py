@@ -62,7 +62,7 @@ def evaluate_masks(
     contents = []
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
-            labels = read_labels(case.mask_path or "")
+            labels = read_labels(case.mask_path or "", dataset.atlas.plane)
             reference = map_labels(labels, dataset.label_map(case), case)
             path = files.get(case.id.lower())
             found = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
@@ -121,7 +121,7 @@ def _read(
     path: Path, reference: Volume, dataset: Dataset, case: Case
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Class indices of a prediction on the grid of its reference."""
-    labels = read_labels(path)
+    labels = read_labels(path, dataset.atlas.plane)
     if differences := labels.geometry.differences(reference.geometry):
         raise DataError(
             f"'{path}' does not lie on its reference '{case.mask_path}': {'; '.join(differences)}. Resample it with "

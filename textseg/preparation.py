@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textseg.contracts import Case, LabelMap
+from textseg.contracts import Case, LabelMap, Plane
 from textseg.errors import DataError
 from textseg.files import replacing, write_atomically
 from textseg.placement import Placement, prepare_volume
@@ -46,6 +46,7 @@ class PreparedCase:
     intensities: tuple[float, ...]  # percentiles of the file
     present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
     image_hash: str  # of the file with the image
+    plane: Plane = "sagittal"
 
     @property
     def slice_count(self) -> int:
@@ -63,7 +64,7 @@ class PreparedCase:
 
     def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
         """Class indices [S, H_native, W_native], read from the file."""
-        return map_labels(read_labels(_mask_path(self.case)), label_map, self.case)
+        return map_labels(read_labels(_mask_path(self.case), self.plane), label_map, self.case)
 
     def _map(self, name: str) -> NDArray[Any]:
         try:
@@ -88,9 +89,12 @@ def prepare(
     settings: Settings,
     cache: Path,
     *,
+    plane: Plane = "sagittal",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PreparedCase]:
     """Put every case into the store under `cache`, or find it there; the order of `cases` is kept.
+
+    `plane` is that of the atlas.
 
     Two processes may prepare the same case: each writes its own folder and the first to finish gives its name. Memory
     holds as many volumes as there are threads. Raises DataError that names the case, or its file where that can't be
@@ -98,7 +102,7 @@ def prepare(
     """
     prepared: list[PreparedCase] = []
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for case in pool.map(lambda case: _prepare_case(case, label_map(case), settings, cache), cases):
+        for case in pool.map(lambda case: _prepare_case(case, label_map(case), settings, cache, plane), cases):
             prepared.append(case)
             progress(len(prepared), len(cases))
     return prepared
@@ -119,7 +123,7 @@ def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.ui
     return classes
 
 
-def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path) -> PreparedCase:
+def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path, plane: Plane) -> PreparedCase:
     mask_path, image_hash = _mask_path(case), file_hash(case.image_path)
     content = {
         "version": VERSION,
@@ -127,12 +131,13 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
         "mask": file_hash(mask_path),
         "labels": sorted(label_map.items()),
         "settings": settings.model_dump(mode="json"),
+        **({} if plane == "sagittal" else {"plane": plane}),  # stores from before there were planes stay good
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "slices" / key[:2] / key
     facts = _stored_facts(folder)
     if facts is None:
-        facts = _write_case(case, mask_path, label_map, settings, folder)
+        facts = _write_case(case, mask_path, label_map, settings, folder, plane)
     else:
         with suppress(OSError):  # of somebody else, or read-only
             os.utime(folder / "case.json")  # when it was used last, for cleaning the cache
@@ -146,6 +151,7 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
         intensities=tuple(facts["intensities"]),
         present=tuple(tuple(indices) for indices in facts["present"]),
         image_hash=image_hash,
+        plane=plane,
     )
 
 
@@ -158,8 +164,10 @@ def _stored_facts(folder: Path) -> dict[str, Any] | None:
     return facts if (folder / "image.npy").exists() and (folder / "mask.npy").exists() else None
 
 
-def _write_case(case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path) -> dict[str, Any]:
-    volume, labels = read_volume(case.image_path), read_labels(mask_path)
+def _write_case(
+    case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path, plane: Plane
+) -> dict[str, Any]:
+    volume, labels = read_volume(case.image_path, plane), read_labels(mask_path, plane)
     if differences := volume.geometry.differences(labels.geometry):
         raise DataError(
             f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "

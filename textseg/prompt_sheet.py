@@ -124,7 +124,7 @@ def _prepared(recipe: Recipe, dataset: Dataset, case_id: str | None) -> Prepared
     if case_id is not None and case_id not in cases:
         raise DataError(f"--case: there is no case '{case_id}' with a mask.{suggestion(case_id, cases)}")
     chosen = cases[case_id] if case_id is not None else next(iter(cases.values()))
-    return prepare([chosen], dataset.label_map, recipe.preparation, cache_folder())[0]
+    return prepare([chosen], dataset.label_map, recipe.preparation, cache_folder(), plane=dataset.atlas.plane)[0]
 
 
 def _generators(recipe: Recipe, registry: Registry, atlas: Atlas) -> Iterator[tuple[int | None, PromptGenerator]]:

@@ -4,38 +4,116 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from textseg.contracts import Atlas, PromptGenerator, Prompts, Visibility
+from textseg.contracts import Atlas, Plane, PromptGenerator, Prompts, Visibility
 from textseg.errors import DataError, PromptError, suggestion
 
 Granularity = Literal[1, 2, 3]
 Wording = Literal["corrected", "paper"]
 Absence = Literal["stated", "silent"]
 FEW = 6  # structures of an atlas without an order, of which every set is a text of its own
+THIRDS: Mapping[Plane, tuple[str, str, str]] = {
+    "sagittal": ("left third of the slices", "true mid-sagittal plane", "right third of the slices"),
+    "coronal": ("anterior third of the slices", "middle third of the slices", "posterior third of the slices"),
+    "axial": ("upper third of the slices", "middle third of the slices", "lower third of the slices"),
+    "short_axis": ("basal third of the slices", "mid-ventricular third of the slices", "apical third of the slices"),
+}
 FACT_PHRASES = {"sex": "The patient is {}."}  # where "The <fact> is <value>." would not do
 
 
-class SequencePrompts:
-    """Sentences about the structures of an ordered atlas, after the Anatomy-aware Text Prompt Generator of ATM-Net.
+class RegionPrompts:
+    """Sentences about the structures of any atlas, after the Anatomy-aware Text Prompt Generator of ATM-Net.
 
-    A region of the body is a subclass that names its `image` and, where a paper published other words than anatomy's,
-    its `paper_families`. The text is a pure function of the visibility. Raises PromptError for an atlas without an
-    order, a wording that was never published, and a visible structure that the atlas doesn't have.
+    A region of the body is a subclass that names its `image`, and that may say in `relations` how the structures lie to
+    each other; one whose structures stand in a row is a `SequencePrompts`. The text is a pure function of the
+    visibility. Raises PromptError for a visible structure that the atlas doesn't have.
 
     Args:
-        atlas: The structures; those of `atlas.sequence` are listed from superior to inferior, all others after them.
+        atlas: The structures, listed in class order; its plane gives the thirds of the stack their names.
         granularity: 1 names the type of image, 2 adds the visible structures, 3 adds the position of the slice in
-            the stack (left out where it is unknown) and the spatial relation.
-        wording: "corrected" gives every structure its own family, "paper" the family that the paper gives it.
+            the stack (left out where it is unknown) and the spatial relations.
         absence: What a structure's prompt says where it is not visible: "stated" says so, "silent" is an empty text.
         facts: Which facts of a case the holistic prompt ends with, such as sequence, view and sex; a case that lacks
             one says nothing of it.
     """
 
+    image: ClassVar[str] = "medical image"
+    listing: ClassVar[str] = "which encompasses"
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        *,
+        granularity: Granularity = 3,
+        absence: Absence = "stated",
+        facts: tuple[str, ...] = (),
+    ) -> None:
+        self.atlas = atlas
+        self.granularity = granularity
+        self.absence = absence
+        self.facts = facts
+        self.order = (*atlas.sequence, *(name for name in atlas.names if name not in atlas.sequence))
+        self.phrases = {structure.name: _phrase(structure.family, structure.name) for structure in atlas.structures}
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        """The sentence of the slice and, in class order, the sentence of each structure."""
+        visible = {self.atlas[name].name for name in visibility.visible}
+        classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
+        known = visibility.facts
+        facts = (
+            FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in self.facts if name in known
+        )
+        return Prompts(" ".join([self._holistic(visible, visibility), *facts]), tuple(classwise))
+
+    def relations(self, visible: Set[str]) -> str:
+        """How the visible structures lie to each other, in words that close the sentence; nothing by default."""
+        return ""
+
+    def place(self, visibility: Visibility) -> str:
+        """In which third of the stack the slice lies, in words; empty where that is unknown."""
+        third = third_of_stack(visibility.slice_index, visibility.slice_count)
+        return "" if third is None else THIRDS[self.atlas.plane][third]
+
+    def _holistic(self, visible: set[str], visibility: Visibility) -> str:
+        subject = f"The {self.image}"
+        if self.granularity == 1:
+            return f"{subject}."
+        phrases = [self.phrases[name] for name in self.order if name in visible]
+        # A slice at the edge of a stack may show nothing; a sentence that breaks off would not say so.
+        listing = _listing(phrases) if phrases else "none of the structures to segment"
+        if self.granularity == 2:
+            return f"{subject} demonstrates {listing}."
+        place = self.place(visibility)
+        anatomy = f"the anatomy in the {place}" if place else "the anatomy"
+        relation = self.listing if phrases else "which encompasses"
+        closing = self.relations(visible)
+        return f"{subject} demonstrates {anatomy}, {relation} {listing}{f', {closing}' if closing else ''}."
+
+    def _classwise(self, name: str, visible: bool) -> str:
+        if visible:
+            return f"It contains {self.phrases[name]}."
+        return f"It does not contain {self.phrases[name]}." if self.absence == "stated" else ""
+
+
+class SequencePrompts(RegionPrompts):
+    """Sentences about the structures of an ordered atlas, from superior to inferior, all others after them.
+
+    A region is a subclass that names its `image` and, where a paper published other words than anatomy's, its
+    `paper_families`. Raises PromptError also for an atlas without an order and a wording that was never published.
+
+    Args:
+        atlas: The structures.
+        granularity: As in `RegionPrompts`.
+        wording: "corrected" gives every structure its own family, "paper" the family that the paper gives it.
+        absence: As in `RegionPrompts`.
+        facts: As in `RegionPrompts`.
+    """
+
     image: ClassVar[str] = "sagittal MRI of the spine"
+    listing: ClassVar[str] = "which, from superior to inferior, encompasses"
     paper_families: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
@@ -56,47 +134,12 @@ class SequencePrompts:
             raise PromptError(
                 f"{type(self).__name__} knows no published wording for '{self.image}'; use wording 'corrected'."
             )
-        self.atlas = atlas
-        self.granularity = granularity
-        self.absence = absence
-        self.facts = facts
-        self._phrases = {
-            structure.name: _phrase(self._family(structure.family, wording), structure.name)
-            for structure in atlas.structures
-        }
-        self._order = (*atlas.sequence, *(name for name in atlas.names if name not in atlas.sequence))
-
-    def __call__(self, visibility: Visibility) -> Prompts:
-        """The sentence of the slice and, in class order, the sentence of each structure."""
-        visible = {self.atlas[name].name for name in visibility.visible}
-        classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
-        known = visibility.facts
-        facts = (
-            FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in self.facts if name in known
-        )
-        return Prompts(" ".join([self._holistic(visible, visibility), *facts]), tuple(classwise))
-
-    def _family(self, family: str, wording: Wording) -> str:
-        return self.paper_families.get(family, family) if wording == "paper" else family
-
-    def _holistic(self, visible: set[str], visibility: Visibility) -> str:
-        subject = f"The {self.image}"
-        if self.granularity == 1:
-            return f"{subject}."
-        phrases = [self._phrases[name] for name in self._order if name in visible]
-        # A slice at the edge of a stack may show nothing; a sentence that breaks off would not say so.
-        listing = _listing(phrases) if phrases else "none of the structures to segment"
-        if self.granularity == 2:
-            return f"{subject} demonstrates {listing}."
-        place = _place(visibility.slice_index, visibility.slice_count)
-        anatomy = f"the anatomy in the {place}" if place else "the anatomy"
-        relation = "which, from superior to inferior, encompasses" if phrases else "which encompasses"
-        return f"{subject} demonstrates {anatomy}, {relation} {listing}."
-
-    def _classwise(self, name: str, visible: bool) -> str:
-        if visible:
-            return f"It contains {self._phrases[name]}."
-        return f"It does not contain {self._phrases[name]}." if self.absence == "stated" else ""
+        super().__init__(atlas, granularity=granularity, absence=absence, facts=facts)
+        if wording == "paper":
+            self.phrases = {
+                structure.name: _phrase(self.paper_families.get(structure.family, structure.family), structure.name)
+                for structure in atlas.structures
+            }
 
 
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:
@@ -117,6 +160,17 @@ def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -
             f"must give one for each of its {len(atlas.structures)} structures, in class order."
         )
     return prompts
+
+
+def third_of_stack(slice_index: int | None, slice_count: int | None) -> int | None:
+    """0, 1 or 2: the third in which the middle of a slice lies; None where its place is unknown."""
+    if slice_index is None or slice_count is None:
+        return None
+    # In whole numbers: the only slice of a stack lies in the middle, not on the left.
+    middle = 3 * (2 * slice_index + 1)
+    if middle < 2 * slice_count:
+        return 0
+    return 1 if middle <= 4 * slice_count else 2
 
 
 def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
@@ -239,13 +293,3 @@ def _phrase(family: str, name: str) -> str:
 def _listing(phrases: Sequence[str]) -> str:
     *first, last = phrases
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _place(slice_index: int | None, slice_count: int | None) -> str:
-    if slice_index is None or slice_count is None:
-        return ""
-    # The middle of the slice decides, in whole numbers: the only slice of a stack lies in the middle, not on the left.
-    middle = 3 * (2 * slice_index + 1)
-    if middle < 2 * slice_count:
-        return "left third of the slices"
-    return "true mid-sagittal plane" if middle <= 4 * slice_count else "right third of the slices"

@@ -58,4 +58,5 @@ def _atlas(written: dict[str, Any]) -> Atlas:
             name: {int(value): said for value, said in scheme.items()}
             for name, scheme in written["label_schemes"].items()
         },
+        plane=written.get("plane", "sagittal"),  # as all were before there were others
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from textseg.contracts import Atlas, Case, PromptGenerator, Task, Visibility
 from textseg.data import Slices
 from textseg.embeddings import TextTable, build_text_table
-from textseg.errors import PromptError
+from textseg.errors import DataError, PromptError
 from textseg.files import cache_folder
 from textseg.first_pass import StructureFinder, find_structures, predicted_visibility
 from textseg.level_order import order_levels
@@ -98,7 +98,7 @@ class TrainedModel:
         prompts: Prompting | None = None,
         ordered: bool = False,
     ) -> Mask:
-        """Segment a volume: a file, or one that `textseg.volumes.read_volume` gave.
+        """Segment a volume: a file, or what `textseg.volumes.read_volume` gave in the plane of the atlas.
 
         Args:
             volume: MHA, NRRD or NIfTI, in any orientation.
@@ -110,7 +110,12 @@ class TrainedModel:
         Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
         `visible` to a model that reads no text.
         """
-        read = volume if isinstance(volume, Volume) else read_volume(volume)
+        read = volume if isinstance(volume, Volume) else read_volume(volume, self.atlas.plane)
+        if read.geometry.plane != self.atlas.plane:
+            raise DataError(
+                f"The volume was read in {read.geometry.plane} slices, and '{self.name}' reads {self.atlas.plane} "
+                f"ones: read_volume(path, plane='{self.atlas.plane}')."
+            )
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(read)
         said = self.visibility(prepared, visible, prompts)

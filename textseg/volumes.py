@@ -1,9 +1,4 @@
-"""Volumes on disk and in memory.
-
-In memory a volume is canonical, whatever the file's orientation: [S, H, W], slices from the patient's left to right,
-rows from superior to inferior, columns from anterior to posterior. Which axis of the file runs from left to right is
-read off its direction cosines; an oblique file keeps its grid and is turned by whole axes to the nearest anatomical
-ones. A file of two dimensions doesn't say how it lies in the patient: it is one slice, its rows and columns as stored.
+"""Volumes on disk and in memory, where they are canonical: see `textseg.geometry`.
 
 Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together.
 """
@@ -19,17 +14,17 @@ import tempfile
 import threading
 import uuid
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from textseg.contracts import Plane
 from textseg.errors import DataError
+from textseg.geometry import Array, Geometry, canonical, restore
 from textseg.volume_integrity import (
     UnreadableError,
     numbers,
@@ -40,73 +35,22 @@ from textseg.volume_integrity import (
 
 sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
 
-Array = npt.NDArray[Any]
+__all__ = [
+    "SUFFIXES",
+    "Geometry",
+    "Volume",
+    "canonical",
+    "file_hash",
+    "read_geometry",
+    "read_labels",
+    "read_volume",
+    "restore",
+    "write_labels",
+]
 
 SUFFIXES = (".mha", ".nrrd", ".nii.gz", ".nii")
 
-# World axis and sense in ITK's frame (x to the left, y to posterior, z to superior) of canonical slices, rows, columns.
-_CANONICAL = ((0, -1), (2, -1), (1, 1))
-
 _one_call = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a file places its voxels in the patient, as stored: three file axes, in ITK's order (fastest first).
-
-    `spacing` and `origin` are in mm, in ITK's frame (x to the left, y to posterior, z to superior); `direction` is the
-    3 x 3 matrix of cosines row by row, its columns the file axes. The third axis of a `flat` file is not written.
-    """
-
-    size: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    direction: tuple[float, ...]
-    flat: bool = False
-
-    def differences(self, other: Geometry, tolerance: float = 1e-3) -> list[str]:
-        """In words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
-        found = []
-        if self.flat != other.flat:
-            found.append(f"{2 if self.flat else 3} dimensions against {2 if other.flat else 3}")
-        if self.size != other.size:
-            found.append(f"size {numbers(self.size)} against {numbers(other.size)}")
-        for name in ("spacing", "origin", "direction"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if not np.allclose(mine, theirs, rtol=0.0, atol=tolerance):
-                unit = "" if name == "direction" else " mm"
-                found.append(f"{name} {numbers(mine)}{unit} against {numbers(theirs)}{unit}")
-        return found
-
-    @property
-    def axes(self) -> tuple[tuple[int, bool], ...]:
-        """For slices, rows and columns: the file axis nearest to it, and whether it runs the other way."""
-        if self.flat:
-            return (2, False), (1, False), (0, False)
-        cosines = np.reshape(self.direction, (3, 3))
-
-        def closeness(order: tuple[int, ...]) -> float:
-            # Rounded, so that files that differ by float noise choose alike where two axes are equally near
-            total = sum(abs(cosines[world, axis]) for (world, _), axis in zip(_CANONICAL, order, strict=True))
-            return round(float(total), 4)
-
-        order = max(permutations(range(3)), key=closeness)
-        return tuple(
-            (axis, bool(cosines[world, axis] * sense < 0))
-            for (world, sense), axis in zip(_CANONICAL, order, strict=True)
-        )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """S, H, W of the canonical array."""
-        slices, rows, columns = (self.size[axis] for axis, _ in self.axes)
-        return slices, rows, columns
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Slice, row and column distance of the canonical array."""
-        slices, rows, columns = (self.spacing[axis] for axis, _ in self.axes)
-        return slices, rows, columns
 
 
 @dataclass(frozen=True)
@@ -118,27 +62,20 @@ class Volume:
     geometry: Geometry
 
 
-def canonical(array: Array, geometry: Geometry) -> Array:
-    """The canonical array [S, H, W] of `array`, which is in file order (slowest file axis first, as SimpleITK's)."""
-    _require_shape(array, geometry.size[::-1])
-    turned = np.transpose(array, [2 - axis for axis, _ in geometry.axes])
-    return np.array(turned[_flips(geometry)], order="C")
+def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
+    """What the header of a file says, cut into slices of that plane; no voxel is read. Raises DataError."""
+    reader = sitk.ImageFileReader()
+    _read_header(Path(path), reader)
+    return _geometry(Path(path), reader, plane)
 
 
-def restore(array: Array, geometry: Geometry) -> Array:
-    """The inverse of `canonical`: [S, H, W] -> file order (slowest file axis first)."""
-    _require_shape(array, geometry.shape)
-    order = [2 - axis for axis, _ in geometry.axes]
-    return np.array(np.transpose(array[_flips(geometry)], np.argsort(order)), order="C")
-
-
-def read_volume(path: Path | str) -> Volume:
-    """Intensities, float32 [S, H, W].
+def read_volume(path: Path | str, plane: Plane = "sagittal") -> Volume:
+    """Intensities, float32 [S, H, W], cut into slices of that plane.
 
     Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
     colour or complex, or holds a value that is no finite number.
     """
-    array, geometry = _read(Path(path))
+    array, geometry = _read(Path(path), plane)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -149,12 +86,12 @@ def read_volume(path: Path | str) -> Volume:
     return Volume(array, geometry.spacing_mm, geometry)
 
 
-def read_labels(path: Path | str) -> Volume:
+def read_labels(path: Path | str, plane: Plane = "sagittal") -> Volume:
     """Labels, integers [S, H, W] as the file has them (int64 where it stores whole numbers as floats).
 
     Raises DataError as `read_volume` does, and where a value is not a whole number.
     """
-    array, geometry = _read(Path(path))
+    array, geometry = _read(Path(path), plane)
     if array.dtype.kind == "f":
         odd = array[~np.isfinite(array) | (array != np.rint(array)) | (np.abs(array) > 2**53)]
         if odd.size:
@@ -206,34 +143,54 @@ def file_hash(path: Path | str) -> str:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _read(path: Path) -> tuple[Array, Geometry]:
+def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
     """The canonical array in the file's own type, and its geometry."""
-    _require_suffix(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    _read_header(path, reader)
     try:
-        _itk(reader.ReadImageInformation)
-        require_scalar_volume(path, reader)
         if path.name.lower().endswith(".mha"):
             require_whole_mha(path, reader)
         elif path.name.lower().endswith((".nii", ".nii.gz")):
             require_whole_nifti(path, reader)
         image = _itk(reader.Execute)
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} can't be read as a volume: {error}. It is truncated, damaged or of another format; copy it again."
-        ) from error
-
-    flat = image.GetDimension() == 2
-    if flat:
+        raise _unreadable(path, error) from error
+    if image.GetDimension() == 2:
         image = sitk.JoinSeries([image])
-    geometry = Geometry(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), flat)
-    placement = (*geometry.spacing, *geometry.origin, *geometry.direction)
-    if not all(map(math.isfinite, placement)) or min(geometry.spacing) <= 0:
-        raise DataError(f"{path}: spacing {numbers(geometry.spacing)} mm or its origin or direction makes no sense.")
+    geometry = _geometry(path, reader, plane)
     return canonical(sitk.GetArrayViewFromImage(image), geometry), geometry
+
+
+def _read_header(path: Path, reader: Any) -> None:
+    _require_suffix(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+    reader.SetFileName(str(path))
+    try:
+        _itk(reader.ReadImageInformation)
+        require_scalar_volume(path, reader)
+    except UnreadableError as error:
+        raise _unreadable(path, error) from error
+
+
+def _geometry(path: Path, reader: Any, plane: Plane) -> Geometry:
+    """What a header says."""
+    size, spacing, origin, direction = (
+        tuple(getattr(reader, f"Get{name}")()) for name in ("Size", "Spacing", "Origin", "Direction")
+    )
+    flat = len(size) == 2
+    if flat:
+        a, b, c, d = direction
+        size, spacing, origin, direction = (*size, 1), (*spacing, 1.0), (*origin, 0.0), (a, b, 0, c, d, 0, 0, 0, 1)
+    if not all(map(math.isfinite, (*spacing, *origin, *direction))) or min(spacing) <= 0:
+        raise DataError(f"{path}: spacing {numbers(spacing)} mm or its origin or direction makes no sense.")
+    return Geometry(size, spacing, origin, direction, flat, plane)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} can't be read as a volume: {error}. It is truncated, damaged or of another format; copy it again."
+    )
 
 
 def _require_suffix(path: Path) -> None:
@@ -241,24 +198,15 @@ def _require_suffix(path: Path) -> None:
         raise DataError(f"{path}: volumes are one of {', '.join(SUFFIXES)}; convert it to one of these.")
 
 
-def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise ValueError(f"Array of shape {array.shape} where the geometry has {shape}.")
-
-
-def _flips(geometry: Geometry) -> tuple[slice, ...]:
-    return tuple(slice(None, None, -1 if flipped else 1) for _, flipped in geometry.axes)
-
-
 def _itk(call: Callable[[], Any]) -> Any:
     """What `call` gives; on failure nothing of what ITK's libraries print stands in the way of our one message.
 
     What other threads write to the process's standard error meanwhile comes out afterwards.
     """
-    with _one_call, tempfile.TemporaryFile() as printed:
+    with _one_call, _printed() as printed:
         sys.stderr.flush()
         kept = os.dup(2)
-        os.dup2(printed.fileno(), 2)
+        os.dup2(printed, 2)
         try:
             result = call()
         except RuntimeError as error:
@@ -269,7 +217,21 @@ def _itk(call: Callable[[], Any]) -> Any:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-        printed.seek(0)
-        if text := printed.read():
+        os.lseek(printed, 0, os.SEEK_SET)
+        if text := os.read(printed, 1 << 20):
             os.write(2, text)
     return result
+
+
+@contextmanager
+def _printed() -> Iterator[int]:
+    """A file for what libraries print, by its descriptor; in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("printed")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file.fileno()

@@ -1,0 +1,1 @@
+"""The heart in short-axis MRI."""

@@ -1,0 +1,33 @@
+"""The structures of the heart that a short-axis stack shows. They stand in no row: one encloses another, some touch."""
+
+from __future__ import annotations
+
+from textseg.contracts import Atlas, Structure
+
+RV, MYO, LV = "right ventricle", "myocardium", "left ventricle"
+LA, RA = "left atrium", "right atrium"
+ENCLOSED = ((LV, MYO),)  # what lies inside of what
+ACDC_VALUES = {1: RV, 2: MYO, 3: LV}
+
+
+def heart_acdc() -> Atlas:
+    """The three structures that ACDC labels: right ventricle, myocardium of the left one, left ventricle."""
+    return _heart("heart_acdc", (RV, MYO, LV), {"ventricles": (RV, LV), "myocardium": (MYO,)})
+
+
+def heart_short_axis() -> Atlas:
+    """Those of ACDC, and the two atria, which slices near the base show."""
+    groups = {"ventricles": (RV, LV), "myocardium": (MYO,), "atria": (LA, RA)}
+    return _heart("heart_short_axis", (RV, MYO, LV, LA, RA), groups)
+
+
+def _heart(name: str, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]) -> Atlas:
+    touching = ((LV, MYO), (RV, MYO), (LV, LA), (RV, RA), (LA, RA))
+    return Atlas(
+        name=name,
+        structures=tuple(Structure(one, one, index) for index, one in enumerate(names, start=1)),
+        groups=groups,
+        adjacent=tuple(pair for pair in touching if set(pair) <= set(names)),
+        label_schemes={"acdc": ACDC_VALUES},
+        plane="short_axis",
+    )
