@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -290,6 +291,49 @@ def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
 
     with installed(third_party):
         return run(tiny_recipe, output=tiny_recipe.parent / "runs")
+
+
+class HtmlPage(HTMLParser):
+    """Checks that the tags of a page are balanced, and collects text, tags, attributes and links."""
+
+    VOID = frozenset({"meta", "img", "br", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str | None] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.feed(html.replace("<wbr>", ""))  # where a name may be broken
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href")]
+        self.attributes += [(tag, key, value) for key, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="session")
+def html_page() -> type[HtmlPage]:
+    """Reads a page."""
+    return HtmlPage
 
 
 SLICE_SIZE = (12, 10)

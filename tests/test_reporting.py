@@ -4,7 +4,6 @@ import base64
 import io
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -22,37 +21,6 @@ from textseg.reporting import (
 from textseg.scores import Score
 
 EVIL = '<script>alert("x")</script>&'
-VOID = {"meta", "img", "br", "circle", "line"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and collects text, tags and links."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.words, self.links = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for key, value in attrs if key in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 def score(case, structure, dsc, hd95, status="ok", source="template"):
@@ -115,11 +83,15 @@ def picture(title="best case: c1"):
     return OverlayPicture(title, image, mask, np.roll(mask, 2, axis=0), {1: "L4", 2: "L5"})
 
 
-def report(folder, **changes):
-    given = {"run": facts(), "scores": table(), "overlays": [], "prompts": PROMPTS, "history": HISTORY, **changes}
-    write_report(folder, **given)
-    html = (folder / "report.html").read_text(encoding="utf-8")
-    return html, Page(html)
+@pytest.fixture
+def report(html_page):
+    def write(folder, **changes):
+        given = {"run": facts(), "scores": table(), "overlays": [], "prompts": PROMPTS, "history": HISTORY, **changes}
+        write_report(folder, **given)
+        html = (folder / "report.html").read_text(encoding="utf-8")
+        return html, html_page(html)
+
+    return write
 
 
 def row_of(html, structure):
@@ -127,7 +99,7 @@ def row_of(html, structure):
     return [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", cells)]
 
 
-def test_the_numbers_of_the_table_by_hand(tmp_path):
+def test_the_numbers_of_the_table_by_hand(report, tmp_path):
     html, page = report(tmp_path)
     assert row_of(html, "L4") == ["0.4500", "2.00", "2", "1", "0"]
     assert row_of(html, "L5") == ["0.7000", "3.00", "2", "0", "0"]
@@ -139,7 +111,7 @@ def test_the_numbers_of_the_table_by_hand(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
 
 
-def test_structures_only_in_test_stand_apart_and_absent_ones_nowhere(tmp_path):
+def test_structures_only_in_test_stand_apart_and_absent_ones_nowhere(report, tmp_path):
     html, page = report(tmp_path)
     apart = html[html.index("Structures that occur only in test") :]
     assert row_of(apart, "T10") == ["0.2500", "7.00", "1", "0", "0"]
@@ -150,14 +122,14 @@ def test_structures_only_in_test_stand_apart_and_absent_ones_nowhere(tmp_path):
     assert row_of(html, "T9") == ["–", "–", "0", "0", "0"]
 
 
-def test_an_oracle_is_called_so_and_others_are_not(tmp_path):
+def test_an_oracle_is_called_so_and_others_are_not(report, tmp_path):
     for source, expected in (("template", False), ("interactive", False), ("none", False), ("ground_truth", True)):
         _, page = report(tmp_path, scores=table(source))
         assert ("ORACLE" in page.text) is expected
         assert f"test prompts: {source.replace('_', ' ')}" in page.text
 
 
-def test_prompts_show_each_source_with_token_counts(tmp_path):
+def test_prompts_show_each_source_with_token_counts(report, tmp_path):
     _, page = report(tmp_path)
     assert "the whole spine holistic · 5 tokens" in page.text
     assert "text of s2 class-wise, s2 · 2 tokens" in page.text
@@ -169,13 +141,13 @@ def test_prompts_show_each_source_with_token_counts(tmp_path):
     assert "not visible class-wise, several structures · 4 tokens" in report(tmp_path, prompts=[shared])[1].text
 
 
-def test_provenance_shows_all_of_run_json_readably(tmp_path):
+def test_provenance_shows_all_of_run_json_readably(report, tmp_path):
     _, page = report(tmp_path)
     for words in ("1,234,567", "1.00 GiB", "1 h 02 min 05 s", "abc123", "torch 2.9", "fold –"):
         assert words in page.text
 
 
-def test_curves_are_drawn_from_the_log(tmp_path):
+def test_curves_are_drawn_from_the_log(report, tmp_path):
     html, page = report(tmp_path)
     assert page.tags.count("svg") == 3
     assert page.tags.count("polyline") == 4  # loss, dice, validation DSC, learning rate
@@ -185,7 +157,7 @@ def test_curves_are_drawn_from_the_log(tmp_path):
     assert "Nothing was logged" in report(tmp_path, history=[])[1].text
 
 
-def test_overlays_are_inside_the_page_and_nothing_is_fetched(tmp_path):
+def test_overlays_are_inside_the_page_and_nothing_is_fetched(report, tmp_path):
     html, page = report(tmp_path, overlays=[picture()])
     sources = [link for link in page.links if link.startswith("data:")]
     assert len(sources) == 1
@@ -197,7 +169,7 @@ def test_overlays_are_inside_the_page_and_nothing_is_fetched(tmp_path):
     assert "url(" not in html
 
 
-def test_everything_written_is_escaped(tmp_path):
+def test_everything_written_is_escaped(report, tmp_path):
     rows = [*table(), *score(EVIL, EVIL, 0.5, 1.0), *score("c1", EVIL, 0.5, 1.0)]
     prompts = [
         {"source": EVIL, "view": view, "structure": EVIL, "text": EVIL, "tokens": 3}
@@ -219,13 +191,13 @@ def test_everything_written_is_escaped(tmp_path):
     assert EVIL in page.text
 
 
-def test_a_reference_that_is_no_web_address_is_not_a_link(tmp_path):
+def test_a_reference_that_is_no_web_address_is_not_a_link(report, tmp_path):
     _, page = report(tmp_path, run=facts(reference="javascript:alert(1)"))
     assert page.links == []
     assert "javascript:alert(1)" in page.text
 
 
-def test_a_run_with_almost_nothing_still_has_a_page(tmp_path):
+def test_a_run_with_almost_nothing_still_has_a_page(report, tmp_path):
     _, page = report(tmp_path, run={}, scores=[], prompts=[], history=[])
     assert "There are no scores." in page.text
 
@@ -254,6 +226,6 @@ def test_text_table_is_aligned():
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "", None, "x"])
-def test_what_is_no_number_in_the_log_is_left_out(tmp_path, value):
+def test_what_is_no_number_in_the_log_is_left_out(report, tmp_path, value):
     _, page = report(tmp_path, history=[*HISTORY, {"epoch": "2", "train_loss": value}])
     assert page.tags.count("svg") == 3

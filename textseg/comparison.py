@@ -12,6 +12,7 @@ from textseg.files import write_atomically
 from textseg.leaderboard import Leaderboard
 from textseg.leaderboard_files import as_csv, as_json
 from textseg.leaderboard_latex import as_latex
+from textseg.leaderboard_page import as_html
 from textseg.leaderboard_text import as_markdown, as_text
 from textseg.published import published_rows
 from textseg.repeats import Repeats, group, read_runs
@@ -52,7 +53,13 @@ def leaderboard(
         )
     board = make_leaderboard(compared, rare_share=rare, mismatches=different, published=beside)
     if output is not None:
-        for name, content in (("csv", as_csv), ("json", as_json), ("md", as_markdown), ("tex", as_latex)):
+        for name, content in (
+            ("csv", as_csv),
+            ("json", as_json),
+            ("md", as_markdown),
+            ("tex", as_latex),
+            ("html", as_html),
+        ):
             write_atomically(output / f"leaderboard.{name}", content(board))
     return board
 

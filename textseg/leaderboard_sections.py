@@ -35,18 +35,23 @@ def sections(board: Leaderboard) -> Iterator[Section]:
     """Every table of the leaderboard, in order."""
     for table in board.tables:
         yield _main(board, table)
-        yield _aggregates(board, table)
-        yield _scopes(board, table)
-        if any(len(row.repeats.runs) > 1 for row in table.rows):
-            yield _repeats(board, table)
-        if any(row.enumeration for row in table.rows):
-            yield _names(table)
+        yield from further_sections(board, table)
         yield _cost(table)
         if table.differences:
             yield _differences(board, table)
             yield _ranks(board, table)
     if board.published:
-        yield _published(board)
+        yield published_section(board)
+
+
+def further_sections(board: Leaderboard, table: Table) -> Iterator[Section]:
+    """What the means of a table depend on: how misses count, over what is averaged, seeds, folds and names."""
+    yield _aggregates(board, table)
+    yield _scopes(board, table)
+    if any(len(row.repeats.runs) > 1 for row in table.rows):
+        yield _repeats(board, table)
+    if any(row.enumeration for row in table.rows):
+        yield _names(table)
 
 
 def mark(board: Leaderboard) -> list[str]:
@@ -244,7 +249,8 @@ def _ranks(board: Leaderboard, table: Table) -> Section:
     return Section(f"Ranks by {title_of(board, metric)}, penalised", header, rows, notes=[f"{schemes}.", stable])
 
 
-def _published(board: Leaderboard) -> Section:
+def published_section(board: Leaderboard) -> Section:
+    """The paper's results, as printed."""
     header = ["method", *(title_of(board, m) for m in board.metrics), "found", "M parameters", "ms per slice"]
     rows = []
     for row in board.published:

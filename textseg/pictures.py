@@ -204,7 +204,7 @@ def draw_structures(
     axes.set_axis_off()
     axes.imshow(grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
     if mask is not None:
-        axes.imshow(_painted(mask), interpolation="nearest", aspect=pixel_aspect)
+        axes.imshow(painted(mask), interpolation="nearest", aspect=pixel_aspect)
         _write_names(axes, mask, names, name_size)
 
 
@@ -216,8 +216,8 @@ def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return scaled
 
 
-def _painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """[H, W] -> [H, W, 4]: structures half transparent, their borders opaque."""
+def painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Classes [H, W] -> colours [H, W, 4] in 0..1: structures half transparent, their borders opaque."""
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     border = np.logical_or.reduce([mask != neighbour for neighbour in neighbours])
@@ -252,7 +252,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, mark: tuple[float, f
     """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point."""
     width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
     points = [point for curve in series.values() for point in curve]
-    xs, ys = _ticks([x for x, _ in points], whole=True), _ticks([y for _, y in points])
+    xs, ys = ticks([x for x, _ in points], whole=True), ticks([y for _, y in points])
     (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *(x for x, _ in points))), (ys[0], ys[-1])
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -293,7 +293,7 @@ def _short(tick: float, highest: float) -> str:
     return f"{tick:.1e}".replace("e-0", "e-") if tick and abs(highest) < 1e-3 else f"{tick:g}"
 
 
-def _ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
+def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
     """Round numbers that span `values`, at least two; whole ones where asked, the last then within the values."""
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(abs(high), 1e-300):

@@ -12,6 +12,7 @@ from typing import Any
 from textseg.files import write_atomically
 from textseg.hookspecs import ReportSection
 from textseg.metrics import POLICY
+from textseg.page import page, section
 from textseg.pictures import OverlayPicture, line_chart, overlay_png
 from textseg.run_folder import RunFolder
 from textseg.scores import Score, Summary, summarise
@@ -94,51 +95,26 @@ def write_report(
     summary = summarise(scores, structures=trained)
     sections = [
         _headline(run, scores, summary),
-        _section("Training", _curves(run, history)),
-        _section("Test results by structure", _score_table(trained, summary) + _policy(run)),
+        section("Training", _curves(run, history)),
+        section("Test results by structure", _score_table(trained, summary) + _policy(run)),
     ]
     if only_test:
         explanation = "<p>No patient of the training shows these, so they do not enter any mean above.</p>"
         table = _score_table(only_test, summarise(scores, structures=only_test), total=False)
-        sections.append(_section("Structures that occur only in test", explanation + table))
+        sections.append(section("Structures that occur only in test", explanation + table))
     if group_scores:
         groups = list(dict.fromkeys(row.structure for row in group_scores))
         explanation = (
             "<p>Each group merged into one structure before it is scored: right places, whatever the names.</p>"
         )
         table = _score_table(groups, summarise(group_scores, structures=groups), total=False)
-        sections.append(_section("Groups", explanation + table))
+        sections.append(section("Groups", explanation + table))
     if overlays:
-        sections.append(_section("Test cases", "".join(map(_overlay, overlays))))
-    sections += [_section(part.heading, part.html) for part in further]
-    sections += [_section("What the model was told", _prompts(prompts)), _section("Provenance", _provenance(run))]
-    page = _page(f"{run.get('name', run_folder.name)} · textseg", "\n".join(sections))
-    write_atomically(RunFolder(run_folder).report, page)
-
-
-def _page(title: str, body: str) -> str:
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
+        sections.append(section("Test cases", "".join(map(_overlay, overlays))))
+    sections += [section(part.heading, part.html) for part in further]
+    sections += [section("What the model was told", _prompts(prompts)), section("Provenance", _provenance(run))]
+    content = page(f"{run.get('name', run_folder.name)} · textseg", "\n".join(sections))
+    write_atomically(RunFolder(run_folder).report, content)
 
 
 def _headline(run: Mapping[str, Any], scores: Sequence[Score], summary: Summary) -> str:
