@@ -95,6 +95,16 @@ def test_a_damaged_table_is_named(content: str, tmp_path: Path) -> None:
         read_kept(folder)
 
 
+def test_a_table_that_says_no_plane_is_of_sagittal_slices(case: Case, small_atlas: Atlas, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with keeping(folder, small_atlas) as keep:
+        keep(case, predicted(), GEOMETRY, LABELS)
+    content = json.loads(folder.predictions_index.read_text())
+    assert content.pop("plane") == "sagittal"
+    folder.predictions_index.write_text(json.dumps(content))
+    np.testing.assert_array_equal(read_kept(folder).cases["a/b 1"].read_prediction()[0], predicted())
+
+
 def test_a_table_cannot_point_out_of_its_folder(case: Case, small_atlas: Atlas, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with keeping(folder, small_atlas) as keep:

@@ -101,8 +101,9 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
     again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["plane"] not in get_args(Plane):
-            raise ValueError(f"no plane is called {content['plane']!r}")
+        plane = content.get("plane", "sagittal")  # as all were when a table did not say it
+        if plane not in get_args(Plane):
+            raise ValueError(f"no plane is called {plane!r}")
         cases = {
             case_id: KeptCase(
                 id=case_id,
@@ -110,7 +111,7 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
                 image=Path(case["image"]),
                 mask=Path(case["mask"]),
                 label_map={int(value): int(index) for value, index in case["labels"].items()},
-                plane=content["plane"],
+                plane=plane,
             )
             for case_id, case in content["cases"].items()
         }
