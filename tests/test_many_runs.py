@@ -163,9 +163,9 @@ def test_from_recipes_to_one_leaderboard(
 ) -> None:
     """Two runs that may be compared, one on other data, and one whose data there is not; two are real."""
     output = tmp_path / "runs"
-    for name in ("tiny", "again", "other"):
+    for name in ("tiny", "again", "strange"):
         shutil.copytree(finished_run, output / name / finished_run.name)
-    record = output / "other" / finished_run.name / "run.json"
+    record = output / "strange" / finished_run.name / "run.json"
     facts = json.loads(record.read_text())
     record.write_text(json.dumps({**facts, "hashes": {**facts["hashes"], "data": "another"}}))
     lost = tmp_path / "lost.yaml"
@@ -180,7 +180,9 @@ def test_from_recipes_to_one_leaderboard(
         "command",
         lambda self, **flags: command(self, **flags) if self.folder in real else [sys.executable, "-c", SUCCEED],
     )
-    others = [PlannedRun(Path("x"), (), None, output / name / finished_run.name, output) for name in ("again", "other")]
+    others = [
+        PlannedRun(Path("x"), (), None, output / name / finished_run.name, output) for name in ("again", "strange")
+    ]
     assert run_all([*runs, *others], jobs=2) == 2
     out, _ = capfd.readouterr()
     summary = out[out.index("3 of 4 runs finished") :]
@@ -189,4 +191,4 @@ def test_from_recipes_to_one_leaderboard(
     assert "test: dsc" in (output / "tiny" / f"{finished_run.name}.out").read_text()
     board = summary[summary.index("Leaderboard") :]
     assert board.count("tiny") >= 2
-    assert "other" not in board
+    assert "strange" not in board

@@ -168,7 +168,9 @@ def test_slices_at_a_time_change_nothing(slices_at_once: int, small_atlas: Atlas
         output.logits.square().mean().backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in built.fine.parameters()]))  # type: ignore
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    # By the largest, because what is summed to nearly nothing keeps the rounding of what it was summed from.
+    largest = float(gradients[0].abs().max())
+    torch.testing.assert_close(*gradients, rtol=0.0, atol=3e-4 * largest)
 
 
 def test_one_slice_tells_the_others(small_atlas: Atlas) -> None:
