@@ -34,6 +34,10 @@ def test_what_lies_far_is_left_to_the_tree_and_comes_out_the_same(
 def test_two_types_are_compiled_whatever_the_arrays_hold() -> None:
     for kind in (np.uint8, np.int16, np.uint32, np.int64):
         labels = np.ones((4, 4), kind)
+        fixed = labels.copy()
+        fixed.flags.writeable = False  # as a memory map is
+        compiled_borders.compare_labels(labels, fixed, structures=[1], spacing=(1, 1))
+        assert labels.flags.writeable
         compiled_borders.compare_labels(labels, labels, structures=[1], spacing=(1, 1))
         compiled_borders.compare_labels(labels * 120, labels, structures=[1000], spacing=(1, 1))
         compiled_borders.compare_labels(labels[None], labels[None], structures=[1], spacing=(1, 1, 1))

@@ -32,8 +32,7 @@ def compare_labels(
 ) -> Comparison:
     """As `textseg.borders.compare_labels`."""
     length = table_length(prediction, reference, structures)
-    kind = np.uint8 if length <= 256 else np.int64  # two types: a third one would have to be compiled, too
-    maps = [np.ascontiguousarray(labels, dtype=kind) for labels in (prediction, reference)]
+    maps = [_uniform(labels, np.uint8 if length <= 256 else np.int64) for labels in (prediction, reference)]
     predicted, expected, common = _count(*(labels.reshape(-1) for labels in maps), length)
     both = on_both_sides(predicted, expected, structures)
     if spacing is None or not both:
@@ -58,6 +57,13 @@ def compare_labels(
 
     distances = {label: (whole(there, one, other, label), whole(back, other, one, label)) for label in both}
     return Comparison(predicted, expected, common, distances)
+
+
+def _uniform(labels: Array, kind: type) -> Array:
+    """The same values in one of two kinds of array; numba would compile for each other type, and for memory maps."""
+    view: Array = np.ascontiguousarray(labels, dtype=kind)[...]
+    view.flags.writeable = False
+    return view
 
 
 def _points(border: Border, label: int, height: int, steps: Array) -> Array:
