@@ -60,5 +60,5 @@ def test_the_first_prompt_generator(tmp_path: Path, surroundings: Mapping[str, s
             assert kind == "text"
             assert [line for line in content.splitlines() if " ".join(line.split()) not in printed] == []
     assert (kinds.count("bash"), kinds.count("python"), kinds.count("text")) == (7, 2, 4)
-    report = folder / "runs" / "plain_words_lumbar_phantom" / "seed0" / "report.html"
+    report = folder / "runs" / "plain_words_lumbar_phantom" / "seed2025" / "report.html"
     assert "of 5 from the left shows, from top to bottom, " in report.read_text(encoding="utf-8")
