@@ -24,6 +24,7 @@ from textseg.training import Training
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))
+AT_FULL_SIZE = [path for path in RECIPES if path.parent.name != "ablations"]  # tests/test_ablations.py trains those
 # In what a method may differ from ATM-Net in the same experiment.
 METHOD = {"name", "reference", "prompts", "model", "auxiliary_losses"}
 # What a method prescribes beyond that, each with a comment in its recipe; of `training` only how weights move.
@@ -150,7 +151,7 @@ def reduced(path: Path, phantom: str) -> Experiment:
     return build(load_recipe(path, [phantom, *REDUCED, *text, *weights]))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=stem)
+@pytest.mark.parametrize("path", AT_FULL_SIZE, ids=stem)
 def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tmp_path: Path) -> None:
     experiment = reduced(path, phantom)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
@@ -176,7 +177,7 @@ def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tm
     assert 0 <= mean_dsc(experiment, training.segmenter, "validation", torch.device("cpu")) <= 1
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=stem)
+@pytest.mark.parametrize("path", AT_FULL_SIZE, ids=stem)
 def test_a_model_builds_at_its_own_size(path: Path, phantom: str) -> None:
     """Shapes alone, on a device that computes nothing."""
     recipe = load_recipe(path, without_weights(path))
