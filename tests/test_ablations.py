@@ -20,7 +20,7 @@ from textseg.training import Training
 
 ROOT = Path(__file__).parent.parent
 ABLATIONS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
-VARIANTS = [*ABLATIONS, *sorted((ROOT / "recipes").glob("atmnet_paper_size_*.yaml"))]
+VARIANTS = [*ABLATIONS, *sorted((ROOT / "recipes").glob("atmnet_large_*.yaml"))]
 # The tables of the ATM-Net paper, and how many of their rows on both data sets are no other recipe.
 TABLES = {
     "modules": 6,
