@@ -11,8 +11,9 @@ import pytest
 
 import textseg
 from textseg.build import build
+from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
-from textseg.exporting import export_bundle
+from textseg.exporting import _possible, export_bundle
 from textseg.recipe import load_recipe
 from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder
@@ -121,6 +122,32 @@ def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -
     assert scores.count("\n") > 1
     assert "Not a medical device" in card
     assert installed_registry().component("network", "plain")  # the stranger stands beside it
+
+
+class _Telling:
+    """A model of which only the prompts matter."""
+
+    name = "telling"
+
+    def __init__(self, atlas: Atlas, places: int) -> None:
+        self.atlas, self.places = atlas, places
+
+    def generator(self, visibility: Visibility) -> Prompts:
+        place = (visibility.slice_index or 0) % self.places
+        return Prompts(f"{', '.join(visibility.visible)} at {place}", self.atlas.names)
+
+
+def test_of_an_atlas_without_an_order_every_set_of_a_few_structures_is_held() -> None:
+    atlas = Atlas("few", tuple(Structure(name, name, index) for index, name in enumerate("abc", start=1)))
+    texts = set(_possible(_Telling(atlas, 2)))  # type: ignore[arg-type]
+    sets = ["a", "b", "c", "a, b", "a, c", "b, c", "a, b, c"]
+    assert texts == {f"{said} at {place}" for said in sets for place in (0, 1)} | {"a", "b", "c"}
+
+
+def test_texts_without_end_are_refused() -> None:
+    atlas = Atlas("one", (Structure("a", "a", 1),))
+    with pytest.raises(PromptError, match="another text for each place in a stack"):
+        list(_possible(_Telling(atlas, 100)))  # type: ignore[arg-type]
 
 
 def test_what_is_there_is_not_overwritten(finished_run: Path, bundle: Path) -> None:

@@ -43,7 +43,6 @@ def open_bundle(path: Path, device: torch.device) -> TrainedModel:
         raise RunError(f"'{path}': its weights don't fit the model of its recipe: {first_line(error)}") from error
     return TrainedModel(
         name=manifest["name"],
-        origin=str(path),
         fingerprint=manifest["fingerprint"],
         recipe=recipe,
         record=record,
@@ -79,12 +78,6 @@ class FrozenTexts:
         return self.table
 
 
-def readread_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors by name, out of a safetensors file."""
     from safetensors.torch import load_file
@@ -98,7 +91,7 @@ def check_bundle(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files, form, api = dict(manifest["files"]), manifest["format"], manifest["api"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"'{path / 'bundle.json'}' is damaged ({error}). Export the bundle again.") from error
+        raise RunError(f"'{path / MANIFEST}' is damaged ({error}). Export the bundle again.") from error
     if form != FORMAT or not OLDEST_API_VERSION <= api <= API_VERSION:
         raise RunError(
             f"'{path}' is a bundle of format {form} and API {api}, and textseg {__version__} reads format {FORMAT}, "

@@ -17,7 +17,7 @@ from textseg.contracts import PromptGenerator, Visibility
 from textseg.errors import PromptError, RunError
 from textseg.files import write_atomically
 from textseg.model_card import model_card
-from textseg.prompts import generate, template_visibility
+from textseg.prompts import generate, predicted_visibilities, template_visibility
 from textseg.recipe import dump, required_components
 from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder
@@ -67,11 +67,14 @@ def export_bundle(folder: RunFolder, model: TrainedModel, output: Path) -> Path:
 
 
 def _possible(model: TrainedModel) -> Iterator[str]:
-    """Every text that the model can be told without an annotation."""
+    """Every text that the model can be told without an annotation.
+
+    Of an atlas without an order and with many structures a person may name sets that are not among them.
+    """
     assert model.generator is not None
     generator, atlas = model.generator, model.atlas
     positions = list(_positions(generator, template_visibility(atlas), model))
-    for visibility in atlas.visibilities():
+    for visibility in (*atlas.visibilities(), *predicted_visibilities(atlas)):
         for placed in (visibility, *(visibility.at(*position) for position in positions)):
             prompts = generate(generator, atlas, placed)
             yield prompts.holistic
@@ -83,9 +86,9 @@ def _positions(generator: PromptGenerator, template: Visibility, model: TrainedM
     seen = set()
     for count in range(1, STACK + 1):
         for index in range(count):
-            text = generate(generator, model.atlas, template.at(index, count)).holistic
-            if text not in seen:
-                seen.add(text)
+            prompts = generate(generator, model.atlas, template.at(index, count))
+            if prompts not in seen:
+                seen.add(prompts)
                 yield index, count
             if len(seen) > POSITIONS:
                 raise PromptError(

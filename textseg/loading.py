@@ -36,7 +36,6 @@ def load(path: Path | str, *, device: str | torch.device | None = None) -> Train
         raise RunError(f"'{checkpoint}' does not fit the model of '{folder.recipe}': {first_line(error)}") from error
     return TrainedModel(
         name=recipe.name,
-        origin=str(folder.path),
         fingerprint=file_hash(checkpoint),
         recipe=recipe,
         record=record,

@@ -66,7 +66,6 @@ class TrainedModel:
     """
 
     name: str
-    origin: str  # where it was loaded from
     fingerprint: str  # of its weights
     recipe: Recipe
     record: TaskRecord
