@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import KDTree
 
-from textseg.tsne import _joint_probabilities, divergence, principal_components, tsne
+from textseg.tsne import _joint_probabilities, _nearness, principal_components, tsne
 
 
 def clusters(count: int = 40, groups: int = 4, size: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -12,6 +12,14 @@ def clusters(count: int = 40, groups: int = 4, size: int = 20) -> tuple[np.ndarr
     centres = random.normal(0, 6, (groups, size))
     of = np.repeat(np.arange(groups), count)
     return centres[of] + random.normal(0, 1, (len(of), size)), of
+
+
+def divergence(joint: np.ndarray, places: np.ndarray) -> float:
+    """Kullback-Leibler divergence of the neighbourhoods in the plane from those of the points: what is minimised."""
+    near = _nearness(places)
+    spread = near / near.sum()
+    known = joint > 0
+    return float((joint[known] * np.log(joint[known] / np.maximum(spread[known], 1e-300))).sum())
 
 
 def test_groups_stay_groups() -> None:

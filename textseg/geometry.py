@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Direction = tuple[float, float, float]
 
 LEFT, RIGHT = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0)
-POSTERIOR, SUPERIOR, INFERIOR = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, -1.0)
+POSTERIOR, INFERIOR = (0.0, 1.0, 0.0), (0.0, 0.0, -1.0)
 APEX = (3**-0.5, -(3**-0.5), -(3**-0.5))  # the heart's long axis runs to the left, to anterior and downwards
 LATERAL = (2**-0.5, 2**-0.5, 0.0)  # from the septum to the free wall of the left ventricle
 FLOOR = (0.0, 2**-0.5, -(2**-0.5))  # from the heart's anterior wall to its diaphragmatic one

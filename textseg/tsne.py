@@ -46,14 +46,6 @@ def principal_components(points: Floats, count: int) -> Floats:
     return found
 
 
-def divergence(joint: Floats, places: Floats) -> float:
-    """Kullback-Leibler divergence of the neighbourhoods in the plane from those of the points: what is minimised."""
-    near = _nearness(places)
-    spread = near / near.sum()
-    known = joint > 0
-    return float((joint[known] * np.log(joint[known] / np.maximum(spread[known], 1e-300))).sum())
-
-
 def _joint_probabilities(points: Floats, perplexity: float) -> Floats:
     """[N, N], symmetric, sum 1: each row a Gaussian whose width gives it `perplexity`."""
     squares = _squared_distances(points)
