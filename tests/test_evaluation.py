@@ -24,7 +24,7 @@ from textseg.evaluation import (
     evaluate_run,
     headline,
     load_segmenter,
-    mean_dsc,
+    validate,
 )
 from textseg.kept_predictions import read_kept
 from textseg.model import Segmenter
@@ -196,7 +196,7 @@ def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(
     assert shown["prompts"] == []
 
 
-def test_mean_dsc_is_the_mean_over_structures_of_the_mean_over_cases(without_text: Experiment) -> None:
+def test_validation_is_the_mean_over_structures_of_the_mean_over_cases(without_text: Experiment) -> None:
     segmenter = Segmenter(Guess()).eval()
     values: dict[int, list[float]] = {}
     for prepared in without_text.cases["train"]:
@@ -205,7 +205,20 @@ def test_mean_dsc_is_the_mean_over_structures_of_the_mean_over_cases(without_tex
             values.setdefault(int(index), []).append(binary.dc(found == index, reference == index))
     expected = np.mean([np.mean(several) for several in values.values()])
     assert expected > 0
-    assert mean_dsc(without_text, segmenter, "train", CPU) == pytest.approx(expected)
+    found = validate(without_text, segmenter, "train", CPU, pictures=2)
+    assert found.dsc == pytest.approx(expected)
+    atlas = without_text.atlas
+    assert found.groups.keys() == atlas.groups.keys()
+    for group, names in atlas.groups.items():
+        means = [np.mean(values[atlas[name].index]) for name in names if atlas[name].index in values]
+        assert found.groups[group] == pytest.approx(np.mean(means))
+    first = without_text.cases["train"][0]
+    assert [picture.title.split(",")[0] for picture in found.pictures] == [
+        f"case {case.case.id}" for case in without_text.cases["train"][:2]
+    ]
+    drawn = found.pictures[0]
+    assert any(np.array_equal(drawn.reference, plane) for plane in np.asarray(first.mask))
+    assert drawn.prediction.shape == drawn.image.shape == drawn.reference.shape
 
 
 def test_oracle_prompts_stand_apart(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

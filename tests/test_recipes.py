@@ -15,7 +15,7 @@ from textseg.build import Experiment, build
 from textseg.component import Component
 from textseg.cost import empty_text
 from textseg.data import batches_in_order
-from textseg.evaluation import mean_dsc
+from textseg.evaluation import validate
 from textseg.prediction import predict_case
 from textseg.recipe import load_recipe, required_components
 from textseg.registry import installed_registry
@@ -174,7 +174,7 @@ def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tm
     found = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
     assert found.native is not None
     assert found.native.shape == (1, 96, 80)
-    assert 0 <= mean_dsc(experiment, training.segmenter, "validation", torch.device("cpu")) <= 1
+    assert 0 <= validate(experiment, training.segmenter, "validation", torch.device("cpu")).dsc <= 1
 
 
 @pytest.mark.parametrize("path", AT_FULL_SIZE, ids=stem)

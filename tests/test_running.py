@@ -300,7 +300,7 @@ def test_killed_and_started_again_is_the_same(tiny_recipe: Path, finished_run: P
         assert "\x1b" not in done.stdout + done.stderr
         assert "\r" not in done.stdout
         lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
-        assert [line.split(":")[0] for line in lines] == (["epoch 1"] if moment == "step" else [])
+        assert [line.split(":")[0] for line in lines] == (["epoch 1 of 3"] if moment == "step" else [])
     assert "going on from step " in done.stdout
     run(tiny_recipe, output=tmp_path)
     assert_same_weights(folder, finished_run)

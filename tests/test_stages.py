@@ -88,7 +88,7 @@ def test_each_stage_trains_its_part_alone(tiny_recipe: Path, tmp_path: Path, cap
     assert ["validation_dsc" in row for row in history] == [False, True, True]
     assert training.progression.best_epoch > 1
     lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert lines == ["epoch 1 (coarse)", "epoch 2 (fine)", "epoch 3 (fine)"]
+    assert lines == ["epoch 1 of 3 (coarse)", "epoch 2 of 3 (fine)", "epoch 3 of 3 (fine)"]
 
 
 def test_each_stage_has_the_whole_schedule(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ from textseg import training as module
 from textseg.build import Experiment, build
 from textseg.contracts import Batch
 from textseg.errors import RunError
+from textseg.evaluation import Validation
 from textseg.model import Segmenter
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
 from textseg.training import Progression, Training
 
+MEASURED = ("seconds", "slices_per_second", "memory_bytes")
 WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
 
 pytestmark = pytest.mark.usefixtures("stranger", "one_thread")
@@ -44,14 +46,14 @@ def start(experiment: Experiment, path: Path) -> Training:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """Bit by bit, at any depth; times differ, of course."""
+    """Bit by bit, at any depth; times and memory differ, of course."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
     elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
-            if key != "seconds":
+            if key not in MEASURED:
                 assert_equal(one[key], other[key])
     elif isinstance(one, list | tuple):
         assert len(one) == len(other)
@@ -125,18 +127,20 @@ def test_stopped_anywhere_and_continued_is_the_same(
     training.fit()
     assert training.finished
     assert_equal(checkpoints(tmp_path), checkpoints(finished_run))
-    assert training.folder.read_history() == RunFolder(finished_run).read_history()
+    rows = [training.folder.read_history(), RunFolder(finished_run).read_history()]
+    ours, theirs = [[{k: v for k, v in row.items() if k not in MEASURED} for row in some] for some in rows]
+    assert ours == theirs
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_signal_in_the_validation_is_heard(
     tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def validate(*arguments: object) -> float:
+    def validate(*arguments: object, **named: object) -> Validation:
         os.kill(os.getpid(), signal.SIGINT)
-        return 0.5
+        return Validation(0.5)
 
-    monkeypatch.setattr(module, "mean_dsc", validate)
+    monkeypatch.setattr(module, "validate", validate)
     training = start(experiment(tiny_recipe, *plain_overrides), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         training.fit()
@@ -174,14 +178,16 @@ def test_the_moving_average_is_validated_and_kept(
             expected[name] = 0.5 * before + 0.5 * now if now.is_floating_point() else now.clone()
         return terms
 
-    def validate(data: Experiment, segmenter: torch.nn.Module, part: str, device: torch.device) -> float:
+    def validate(
+        data: Experiment, segmenter: torch.nn.Module, part: str, device: torch.device, pictures: int
+    ) -> Validation:
         assert not segmenter.training
         assert part == "validation"
         validated.append({name: tensor.clone() for name, tensor in segmenter.state_dict().items()})
-        return 0.5
+        return Validation(0.5)
 
     monkeypatch.setattr(Training, "training_step", recording)
-    monkeypatch.setattr(module, "mean_dsc", validate)
+    monkeypatch.setattr(module, "validate", validate)
     training.fit()
     best = training.folder.load_checkpoint("best")["model"]
     for averaged in (best, *validated):
@@ -193,11 +199,38 @@ def test_the_moving_average_is_validated_and_kept(
     assert not torch.equal(best[weight], training.segmenter.state_dict()[weight])
 
 
+def validate_as(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """Each validation finds the next of these."""
+    left = iter(values)
+    monkeypatch.setattr(module, "validate", lambda *arguments, **named: Validation(next(left)))
+
+
+def test_early_stopping_is_finished_and_may_go_on(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = (*WITHOUT_TEXT, "training.epochs=9", "training.validate_every=2", "training.checkpoint_every=9")
+    validate_as(monkeypatch, 0.3, 0.2, 0.3)
+    training = start(experiment(tiny_recipe, *overrides, "training.patience=2"), tmp_path)
+    training.fit()
+    assert training.finished
+    assert len(training.progression.history) == 6  # the best after 2; 4 and 6 were no better
+    assert "finished early: nothing better in 2 validations after epoch 2" in capsys.readouterr().out
+    assert len(training.folder.read_history()) == 6
+    again = start(experiment(tiny_recipe, *overrides, "training.patience=2"), tmp_path)
+    again.resume()
+    assert again.finished
+    validate_as(monkeypatch, 0.4, 0.1)
+    longer = start(experiment(tiny_recipe, *overrides, "training.patience=3"), tmp_path)
+    longer.resume()
+    assert not longer.finished
+    longer.fit()
+    assert (len(longer.progression.history), longer.progression.best_epoch) == (9, 8)
+
+
 def test_best_is_the_epoch_that_validates_best(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = iter([0.1, 0.3, 0.2])
-    monkeypatch.setattr(module, "mean_dsc", lambda *arguments: next(values))
+    validate_as(monkeypatch, 0.1, 0.3, 0.2)
     overrides = (*WITHOUT_TEXT, "training.epochs=5", "training.validate_every=2", "training.checkpoint_every=3")
     training = start(experiment(tiny_recipe, *overrides, "training.average_decay=null"), tmp_path)
     training.fit()
@@ -206,8 +239,8 @@ def test_best_is_the_epoch_that_validates_best(
     assert best["progression"]["step"] == 4 * training.steps_per_epoch
     assert ["validation_dsc" in row for row in training.progression.history] == [False, True, False, True, True]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
-    assert [line.split(":")[0] for line in lines] == [f"epoch {number}" for number in range(1, 6)]
-    assert lines[3].endswith("validation DSC 0.300")
+    assert [line.split(":")[0] for line in lines] == [f"epoch {number} of 5" for number in range(1, 6)]
+    assert "validation DSC 0.300, " in lines[3]
     assert "validation" not in lines[2]
 
 

@@ -15,6 +15,7 @@ from textseg.errors import TextsegError
 from textseg.figure_commands import figure
 from textseg.plugin_commands import components, plugins, warn_of_faults
 from textseg.prediction_commands import export, predict
+from textseg.run_commands import runs
 from textseg.text_commands import probe, prompts
 
 app = typer.Typer(
@@ -156,6 +157,7 @@ def evaluate(
     evaluate_run(run, prompts=prompts, visible=visible)
 
 
+app.command()(runs)
 app.command()(compare)
 app.command()(figure)
 app.command()(predict)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -45,6 +45,15 @@ class CaseResult:
     said: Visibility | None = None  # by the prompts, of the whole volume
 
 
+@dataclass(frozen=True)
+class Validation:
+    """How a model does on the validation cases while it is trained."""
+
+    dsc: float  # mean over structures
+    groups: Mapping[str, float] = field(default_factory=dict)  # the same over the structures of each group
+    pictures: Sequence[OverlayPicture] = ()
+
+
 def evaluate(
     experiment: Experiment,
     segmenter: Segmenter,
@@ -80,6 +89,7 @@ def evaluate(
             group_scores += [row for row in merged if row.metric in settings.metrics]
     write_scores(target.scores, scores)
     write_scores(target.group_scores, group_scores)
+    overall = summarise(scores, structures=experiment.structures_in_training).overall
     facts = {
         **folder.read(),
         "evaluation": {**settings.model_dump(mode="json"), "prompts": source or "none"},
@@ -87,6 +97,7 @@ def evaluate(
         "structures_in_training": experiment.structures_in_training,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
         "enumeration": write_enumeration(target.enumeration, names),
+        "test": {metric: mean.value if mean.n else None for metric, mean in overall.items()},
     }
     if source in ("interactive", "predicted"):
         of_volumes = [(result.prepared, result.said) for result in results.values() if result.said is not None]
@@ -187,17 +198,49 @@ def headline(
     )
 
 
-def mean_dsc(experiment: Experiment, segmenter: Segmenter, part: str, device: torch.device) -> float:
-    """Mean DSC over cases and structures, per volume at the prepared size: what chooses the best checkpoint."""
-    per_structure: dict[int, list[float]] = {}
+def validate(
+    experiment: Experiment, segmenter: Segmenter, part: str, device: torch.device, *, pictures: int = 0
+) -> Validation:
+    """Mean DSC over cases and structures, per volume at the prepared size: what chooses the best checkpoint.
+
+    Of the first `pictures` cases, the slice that shows most is kept to be drawn.
+    """
+    per_structure: dict[str, list[float]] = {}
+    drawn: list[OverlayPicture] = []
     for prepared in experiment.cases[part]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
         reference = np.asarray(prepared.mask)
         result = score(prediction.prepared, reference, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
         for index, found in result.items():
-            per_structure.setdefault(index, []).append(found.values["dsc"])
-    return float(np.mean([np.mean(values) for values in per_structure.values()])) if per_structure else 0.0
+            per_structure.setdefault(experiment.atlas.names[index - 1], []).append(found.values["dsc"])
+        if len(drawn) < pictures:
+            dsc = [found.values["dsc"] for found in result.values()]
+            drawn.append(_prepared_overlay(experiment, prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
+    means = {name: float(np.mean(values)) for name, values in per_structure.items()}
+    members = experiment.atlas.groups.items()
+    within = {group: [means[name] for name in names if name in means] for group, names in members}
+    return Validation(
+        dsc=float(np.mean(list(means.values()))) if means else 0.0,
+        groups={group: float(np.mean(values)) for group, values in within.items() if values},
+        pictures=drawn,
+    )
+
+
+def _prepared_overlay(
+    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction, dsc: float
+) -> OverlayPicture:
+    """The slice that shows most, at the prepared size."""
+    reference = np.asarray(prepared.mask)
+    index = fullest_slice(reference)
+    return OverlayPicture(
+        title=f"case {prepared.case.id}, slice {index + 1} of {len(reference)}, mean DSC {dsc:.3f}",
+        image=np.asarray(prepared.image[index], np.float32),
+        reference=reference[index],
+        prediction=prediction.prepared[index],
+        names={structure.index: structure.name for structure in experiment.atlas.structures},
+        pixel_aspect=prepared.spacing_mm[1] / prepared.spacing_mm[2],
+    )
 
 
 def _predict(

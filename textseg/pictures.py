@@ -77,10 +77,20 @@ def fullest_slice(mask: NDArray[np.integer[Any]]) -> int:
     return shown.index(max(shown))
 
 
-def overlay_png(picture: OverlayPicture) -> bytes:
+def overlay_png(*pictures: OverlayPicture) -> bytes:
     """A PNG of image, reference and prediction side by side, each structure coloured and named, with a legend."""
-    masks = {"image": None, "reference": picture.reference, "prediction": picture.prediction}
-    return panels_png([Panels(picture.title, picture.image, masks, picture.names, picture.pixel_aspect)])
+    return panels_png(
+        [
+            Panels(
+                picture.title,
+                picture.image,
+                {"image": None, "reference": picture.reference, "prediction": picture.prediction},
+                picture.names,
+                picture.pixel_aspect,
+            )
+            for picture in pictures
+        ]
+    )
 
 
 def panels_png(

@@ -211,6 +211,9 @@ class Training(_Section):
     threads: PositiveInt | None = None
     initialize_from: str | None = None
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
+    patience: PositiveInt | None = None  # validations without a better one, after which the run is finished
+    overlay_every: PositiveInt | None = None  # epochs
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
 
 class Evaluation(_Section):

@@ -90,6 +90,10 @@ class RunFolder:
         """`last` or `best`."""
         return self.path / "checkpoints" / f"{name}.ckpt"
 
+    def overlay(self, epoch: int) -> Path:
+        """Where the picture of a validation stands; epochs count from 1."""
+        return self.log / "overlays" / f"epoch_{epoch:04d}.png"
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process at a time; the operating system frees the lock of a killed one."""
@@ -107,6 +111,21 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process holds the lock; nothing is written to find out."""
+        from filelock import FileLock, Timeout
+
+        if not (self.path / ".lock").exists():
+            return False
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     def move_aside(self) -> Path | None:
         """Give an old run another name, so that a fresh one can take its place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -22,11 +21,12 @@ from textseg.files import write_atomically
 from textseg.model import Segmenter
 from textseg.progress import progress_bar
 from textseg.recipe import dump, load_recipe
-from textseg.run_folder import RunFolder, environment
+from textseg.run_folder import RunFolder, environment, first_line
 from textseg.scores import Score, read_scores
 from textseg.stages import divide_epochs
 from textseg.task_record import write_task
 from textseg.training import Training
+from textseg.watching import check_loggers, peak_memory, watching
 
 
 def run(
@@ -44,6 +44,7 @@ def run(
     """
     started = time.monotonic()
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
+    check_loggers(resolved)
     torch.set_num_threads(resolved.training.threads or torch.get_num_threads())
     folder = RunFolder.of(resolved, output)
     with progress_bar() as bar:
@@ -85,13 +86,16 @@ def run(
             print(plan(experiment), *([note] if note else []), sep="\n")
             if going_on:
                 print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
-        before = folder.read()
+        before = folder.update(failure=None)
         experiment.registry.tell("textseg_run_started", experiment.run(folder.path, before))
         try:
             if not training.finished:
                 training.fit()
             _record_cost(training, before, started)  # the report shows it
             _evaluate(training)
+        except Exception as error:
+            folder.update(failure=first_line(error))  # `textseg runs` shows it
+            raise
         finally:
             _record_cost(training, before, started)
         experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
@@ -155,6 +159,9 @@ def _evaluate(training: Training) -> None:
     segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
     source, device = experiment.evaluation_source, training.fabric.device
     scores = evaluate(experiment, segmenter, folder, folder, source=source, device=device)
+    test = {f"test_{metric}": value for metric, value in folder.read()["test"].items() if value is not None}
+    with watching(experiment.recipe, folder, progression.step, without=["tensorboard"]) as watch:  # a plug-in's
+        watch.log(test, progression.step)
     _print_result(training, scores)
 
 
@@ -169,7 +176,7 @@ def _record_cost(training: Training, before: Mapping[str, Any], started: float) 
     training.folder.update(
         wall_seconds=round(before.get("wall_seconds", 0) + time.monotonic() - started, 1),
         training_seconds=round(training.progression.seconds, 1),
-        peak_memory_bytes=max(before.get("peak_memory_bytes", 0), _peak_memory(training.fabric.device)),
+        peak_memory_bytes=max(before.get("peak_memory_bytes", 0), peak_memory(training.fabric.device)),
     )
 
 
@@ -192,7 +199,7 @@ def _derived(segmenter: Segmenter) -> dict[str, Any]:
 def _bound(experiment: Experiment) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning."""
     recipe = experiment.recipe
-    free = {"epochs", "workers", "threads", "checkpoint_every"}
+    free = {"epochs", "patience", "workers", "threads", "checkpoint_every", "overlay_every", "loggers"}
     text = recipe.prompts
     return {
         "seed": recipe.seed,
@@ -213,12 +220,3 @@ def _precision(requested: str) -> tuple[Any, str]:
     if requested == "16-mixed" and not torch.cuda.is_available():
         return "32-true", "precision: 16-mixed needs a CUDA device; this run uses 32-true"
     return requested, ""
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -20,14 +19,16 @@ from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
-from textseg.evaluation import mean_dsc
+from textseg.evaluation import Validation, validate
 from textseg.model import Segmenter
+from textseg.objective import Objective
 from textseg.optimization import learning_rate, make_optimizer, moving_average
 from textseg.progress import progress_bar
 from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, first_line, load_checkpoint
 from textseg.stages import Stage, divide_epochs
 from textseg.termination import on_termination
+from textseg.watching import PICTURES, describe, drawn_in, peak_memory, watching
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Training:
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
         self.optimizer = make_optimizer(self.parameters, self.settings)
-        self.wrapped, self.wrapped_optimizer = fabric.setup(_Losses(self), self.optimizer)
+        objective = Objective(self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights)
+        self.wrapped, self.wrapped_optimizer = fabric.setup(objective, self.optimizer)
         decay = self.settings.average_decay
         self.average = (
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
@@ -90,7 +92,14 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        return len(self.progression.history) >= self.settings.epochs
+        return len(self.progression.history) >= self.settings.epochs or self._patience_is_over
+
+    @property
+    def _patience_is_over(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        progression, patience = self.progression, self.settings.patience
+        later = [row for row in progression.history if row["epoch"] > progression.best_epoch]
+        return patience is not None and sum("validation_dsc" in row for row in later) >= patience
 
     def stage(self, epoch: int) -> Stage:
         """The stage that an epoch, counted from 0, belongs to."""
@@ -105,40 +114,53 @@ class Training:
 
         Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
         """
-        progression, device = self.progression, self.fabric.device
-        logger = TensorBoardLogger(
-            self.folder.path, name="log", version="", purge_step=progression.step, default_hp_metric=False
-        )
-        try:
-            with progress_bar() as bar, on_termination(self.request_stop):
-                task = bar.add_task("training", total=self.total_steps, completed=progression.step)
-                for epoch in range(len(progression.history), self.settings.epochs):
-                    started = time.monotonic()
-                    self._start_epoch(epoch)
-                    sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
-                    for batch in self._batches(epoch):
-                        for name, value in self.training_step(batch).items():
-                            sums[name] = sums[name] + value if name in sums else value
-                        bar.update(task, advance=1)
-                        if self.stop_requested:
-                            break
-                    progression.seconds += time.monotonic() - started
-                    progression.sums = {name: value.item() for name, value in sums.items()}
-                    self._check_numbers(epoch)
-                    if not self.stop_requested:
-                        row = self._finish_epoch(epoch)
-                        logger.log_metrics({key: row[key] for key in row if key != "epoch"}, progression.step)
-                        bar.console.print(_describe(row, self.stage(epoch)), highlight=False)
-                    if self.stop_requested:  # also where the signal came during validation
-                        self._save("last")
-                        bar.console.print(
-                            f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
-                            "goes on from there",
-                            highlight=False,
-                        )
-                        raise KeyboardInterrupt
-        finally:
-            logger.finalize("")
+        progression, device, recipe = self.progression, self.fabric.device, self.experiment.recipe
+        with (
+            watching(recipe, self.folder, progression.step) as watch,
+            progress_bar() as bar,
+            on_termination(self.request_stop),
+        ):
+            task = bar.add_task("training", total=self.total_steps, completed=progression.step)
+            begun, first = time.monotonic(), len(progression.history)
+            for epoch in range(first, self.settings.epochs):
+                started, slices = time.monotonic(), 0
+                self._start_epoch(epoch)
+                sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
+                for batch in self._batches(epoch):
+                    for name, value in self.training_step(batch).items():
+                        sums[name] = sums[name] + value if name in sums else value
+                    slices += len(batch.case)
+                    bar.update(task, advance=1)
+                    if self.stop_requested:
+                        break
+                progression.sums = {name: value.item() for name, value in sums.items()}
+                seconds = time.monotonic() - started
+                progression.seconds += seconds
+                self._check_numbers(epoch)
+                if not self.stop_requested:
+                    validation = self._validate(epoch)
+                    row = self._finish_epoch(epoch, validation, slices / seconds)
+                    watch.log(row, progression.step)
+                    if validation is not None and validation.pictures:
+                        watch.show(validation.pictures, epoch + 1)
+                    left = (time.monotonic() - begun) / (epoch + 1 - first) * (self.settings.epochs - epoch - 1)
+                    line = describe(row, self.settings.epochs, stage=self.stage(epoch).name, seconds_left=left)
+                    bar.console.print(line, highlight=False, soft_wrap=True)
+                if self.stop_requested:  # also where the signal came during validation
+                    self._save("last")
+                    bar.console.print(
+                        f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
+                        "goes on from there",
+                        highlight=False,
+                    )
+                    raise KeyboardInterrupt
+                if self.finished and epoch + 1 < self.settings.epochs:
+                    bar.console.print(
+                        f"finished early: nothing better in {self.settings.patience} validations after epoch "
+                        f"{progression.best_epoch}",
+                        highlight=False,
+                    )
+                    break
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
@@ -207,26 +229,37 @@ class Training:
                 "--fresh."
             )
 
-    def _finish_epoch(self, epoch: int) -> dict[str, float]:
-        """Validate and save where it is time to; returns the epoch's row of the log."""
-        progression, last = self.progression, epoch + 1 == self.settings.epochs
+    def _validate(self, epoch: int) -> Validation | None:
+        """How the validation cases are segmented, where it is time to ask."""
+        settings, last = self.settings, epoch + 1 == self.settings.epochs
+        whole = self.stage(epoch) == self.stages[-1]  # before, a part of the network has learned nothing yet
+        if not last and not (whole and (epoch + 1) % settings.validate_every == 0):
+            return None
+        self.evaluated.eval()
+        drawn = drawn_in(epoch + 1, every=settings.overlay_every, validate_every=settings.validate_every, last=last)
+        pictures = PICTURES if drawn else 0
+        return validate(self.experiment, self.evaluated, "validation", self.fabric.device, pictures=pictures)
+
+    def _finish_epoch(self, epoch: int, validation: Validation | None, slices_per_second: float) -> dict[str, float]:
+        """Save where it is time to; returns the epoch's row of the log."""
+        progression = self.progression
         row: dict[str, float] = {"epoch": epoch + 1, "step": progression.step}
         row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         if len(self.stages) > 1:
             row["stage"] = progression.stage + 1
-        whole = self.stage(epoch) == self.stages[-1]  # before, a part of the network has learned nothing yet
-        if last or (whole and (epoch + 1) % self.settings.validate_every == 0):
-            self.evaluated.eval()
-            row["validation_dsc"] = mean_dsc(self.experiment, self.evaluated, "validation", self.fabric.device)
-        better = row.get("validation_dsc", -1.0) > progression.best_dsc
+        if validation is not None:
+            row["validation_dsc"] = validation.dsc
+            row |= {f"validation_dsc_{name}": dsc for name, dsc in validation.groups.items()}
+        row |= {"slices_per_second": slices_per_second, "memory_bytes": peak_memory(self.fabric.device)}
+        better = validation is not None and validation.dsc > progression.best_dsc
         if better:
             progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch + 1
         progression.history.append(row)
         progression.sums = {}
         if better:
             self._save("best")
-        if last or (epoch + 1) % self.settings.checkpoint_every == 0:
+        if self.finished or (epoch + 1) % self.settings.checkpoint_every == 0:
             self._save("last")
             self.folder.write_history(progression.history)
         return row
@@ -273,30 +306,6 @@ class Training:
             )
 
 
-class _Losses(nn.Module):
-    """Batch in, weighted terms of the loss out: the one call that Fabric wraps."""
-
-    def __init__(self, training: Training) -> None:
-        super().__init__()
-        self.segmenter, self.auxiliary = training.segmenter, training.auxiliary
-        self.segmentation_loss, self.weights = training.segmentation_loss, training.auxiliary_weights
-
-    def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
-        batch = give_batch()
-        output = self.segmenter(batch.image, batch.text)
-        own = self.segmenter.optional("losses")  # replaces the default
-        terms: dict[str, Tensor] = (
-            self.segmentation_loss(output.logits, batch.mask)
-            if own is None
-            else own(output, batch, self.segmentation_loss)
-        )
-        terms = dict(terms)
-        for name, loss in self.auxiliary.items():  # one that is called like a term of the segmentation loss adds to it
-            term = self.weights[name] * loss(output, batch)
-            terms[name] = terms[name] + term if name in terms else term
-        return terms
-
-
 def _initialize(segmenter: Segmenter, place: Path) -> None:
     path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
     try:
@@ -309,9 +318,3 @@ def _initialize(segmenter: Segmenter, place: Path) -> None:
 
 def _key(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**63
-
-
-def _describe(row: Mapping[str, float], stage: Stage) -> str:
-    name = f" ({stage.name})" if stage.name else ""
-    dsc = f", validation DSC {row['validation_dsc']:.3f}" if "validation_dsc" in row else ""
-    return f"epoch {int(row['epoch'])}{name}: loss {row.get('train_loss', math.nan):.3f}{dsc}"

@@ -5,6 +5,8 @@ from textseg import Run, hookimpl
 
 @hookimpl
 def textseg_run_started(run: Run) -> None:
+    if "tensorboard" not in run.recipe["training"]["loggers"]:
+        return
     from textseg_tensorboard.summaries import write_recipe
 
     write_recipe(run)
@@ -12,6 +14,8 @@ def textseg_run_started(run: Run) -> None:
 
 @hookimpl
 def textseg_run_finished(run: Run) -> None:
+    if "tensorboard" not in run.recipe["training"]["loggers"]:
+        return
     from textseg_tensorboard.summaries import write_results
 
     write_results(run)
