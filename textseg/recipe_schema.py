@@ -250,3 +250,10 @@ class Recipe(_Section):
     auxiliary_losses: tuple[WeightedComponent, ...] = ()
     training: Training
     evaluation: Evaluation
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _known_format(cls, given: Any) -> Any:
+        if type(given) is int and given > 1:
+            raise ValueError(f"this version of textseg reads format 1; a recipe of format {given} needs a newer one.")
+        return given
