@@ -20,8 +20,9 @@ from textseg.errors import RunError
 from textseg.evaluation import Validation
 from textseg.model import Segmenter
 from textseg.recipe import load_recipe
+from textseg.resuming import Progression
 from textseg.run_folder import RunFolder
-from textseg.training import Progression, Training
+from textseg.training import Training
 
 MEASURED = ("seconds", "slices_per_second", "memory_bytes")
 WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
@@ -244,32 +245,72 @@ def test_best_is_the_epoch_that_validates_best(
     assert "validation" not in lines[2]
 
 
-@pytest.mark.parametrize("place", ["loss", "weight"])
-def test_numbers_that_are_none_stop_the_run_and_spare_the_checkpoint(
-    tiny_recipe: Path,
-    plain_overrides: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
+@pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
+def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpoint(
+    what: str, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    training = start(experiment(tiny_recipe, *plain_overrides, "training.average_decay=null"), tmp_path)
-    original = Training.training_step
+    training = start(experiment(tiny_recipe, "training.epochs=2", "training.average_decay=null"), tmp_path)
+    bad = training.steps_per_epoch + 2  # counted from 0: the third of the second epoch
+    batches: list[Batch] = []
 
-    def poisoned(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
-        terms = original(self, batch)
-        if self.progression.step == 2 * self.steps_per_epoch:
-            if place == "loss":
-                return {**terms, "loss": terms["loss"] * math.nan}
+    def of_loss(module: Any, inputs: tuple[Any, ...], terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        worse = what == "loss" and training.progression.step == bad
+        return {name: term * math.nan if worse else term for name, term in terms.items()}
+
+    def of_gradient(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if what == "gradient" and training.progression.step == bad else gradient
+
+    def of_weight(optimizer: Any, arguments: Any, named: Any) -> None:
+        if what == "weight" and training.progression.step == bad:
             with torch.no_grad():
-                self.parameters[0][0] = math.inf
-        return terms
+                training.parameters[0].view(-1)[0] = math.inf
 
-    monkeypatch.setattr(Training, "training_step", poisoned)
-    with pytest.raises(RunError, match=r"in epoch 2, .* The last good checkpoint is kept. Lower .* --fresh"):
+    def remember(module: Any, inputs: tuple[Any, ...]) -> None:
+        batches.append(inputs[0]())
+
+    training.segmentation_loss.register_forward_hook(of_loss)
+    training.parameters[0].register_hook(of_gradient)
+    training.optimizer.register_step_post_hook(of_weight)
+    training.wrapped.register_forward_pre_hook(remember)
+    with pytest.raises(RunError) as caught:
         training.fit()
+    message, batch = str(caught.value), batches[bad]
+    if what == "weight":  # is seen in the loss of the next step, or when the epoch ends
+        assert "is no finite number in step" in message
+    else:
+        assert message.startswith(f"The {what} is no finite number in step {bad + 1}, in a batch of\n")
+        slices = training.experiment.training_slices()
+        for case, index in zip(batch.case, batch.slice_index.tolist(), strict=True):
+            number = next(n for n, (c, i) in enumerate(slices.places) if (c.case.id, i) == (case, index))
+            said = slices.named((1, number))[1]
+            assert said
+            assert f"  slice {index} of case '{case}': {said[:100]}" in message
+    assert "last.ckpt' is kept as it was. Lower training.learning_rate" in message
     saved = training.folder.load_checkpoint("last")
     assert saved["progression"]["step"] == training.steps_per_epoch
     assert all(tensor.isfinite().all() for tensor in saved["training"].values())
+    if what != "weight":  # on a processor, the step is not taken
+        assert all(parameter.isfinite().all() for parameter in training.parameters)
+
+
+def test_a_scaled_gradient_may_overflow_but_not_for_ever(tiny_recipe: Path, tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=10_000)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+    training = Training(experiment(tiny_recipe, "training.epochs=1"), RunFolder(tmp_path), fabric)
+    overflows = 0
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal overflows
+        overflows += 1
+        return gradient * math.inf if overflows < 3 else gradient
+
+    training.parameters[0].register_hook(overflow)
+    training.fit()
+    assert overflows > 3
+    assert scaler.get_scale() <= 2.0**28
+    scaler.update(2.0**-30)
+    with pytest.raises(RunError, match="The gradient overflows at any scale in step"):
+        training._check_numbers(weights=True)
 
 
 def test_distortions_on_the_device_train_the_same(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -283,7 +324,9 @@ def test_distortions_on_the_device_train_the_same(tiny_recipe: Path, tmp_path: P
 def test_a_learning_rate_out_of_reach_saves_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
     data = experiment(tiny_recipe, *WITHOUT_TEXT, "training.learning_rate=1e38", "training.optimizer=sgd")
     training = start(data, tmp_path)
-    with pytest.raises(RunError, match=r"in epoch 1, .* Nothing is saved. Lower training.learning_rate"):
+    with pytest.raises(
+        RunError, match=r"(?s)in step \d+, in a batch of.*Nothing was saved yet. Lower training.learning_rate"
+    ):
         training.fit()
     assert not training.folder.checkpoint("last").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,35 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
         "multiply_accumulates": multiply_accumulates // slices,
         "milliseconds_per_slice": round(1000 * float(np.median(seconds)) / slices, 3),
     }
+
+
+def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, device: torch.device) -> tuple[float, float]:
+    """Milliseconds of a batch forward and backward, as torch likes it and with deterministic operators; medians of 5.
+
+    Measured on a copy. Raises RuntimeError for an operator without a deterministic form.
+    """
+    model, before = copy.deepcopy(segmenter).train(), torch.are_deterministic_algorithms_enabled()
+    _, image, text = _input(segmenter, task, device)
+    if segmenter.batching != "volume":
+        image, text = (
+            image.repeat(batch_size, 1, 1, 1),
+            empty_text(task, device, batch_size) if text is not None else None,
+        )
+    medians = []
+    try:
+        for wanted in (False, True):
+            torch.use_deterministic_algorithms(wanted)
+            seconds = []
+            for _ in range(6):
+                _synchronise(device)
+                start = time.perf_counter()
+                model(image, text).logits.float().square().mean().backward()
+                _synchronise(device)
+                seconds.append(time.perf_counter() - start)
+            medians.append(1000 * float(np.median(seconds[1:])))  # the first one chooses kernels
+    finally:
+        torch.use_deterministic_algorithms(before)
+    return medians[0], medians[1]
 
 
 def count_cost(build: Callable[[], Segmenter], task: Task) -> dict[str, int]:

@@ -82,6 +82,14 @@ class Slices(Dataset[Item]):
         image = torch.from_numpy(prepared.image[index].copy()).float()[None]
         return image, torch.from_numpy(prepared.mask[index].copy())
 
+    def named(self, draw: Draw) -> tuple[str, str | None]:
+        """Which slice that is, and the prompt that it is given; None without text."""
+        epoch, number = draw
+        prepared, index = self.places[number]
+        source = self.source(epoch, slice_key(prepared.case.id, index))
+        said = self.text.holistic(source, number) if self.text is not None and source is not None else None
+        return f"slice {index} of case '{prepared.case.id}'", said
+
     def source(self, epoch: int, key: int) -> str | None:
         """Who writes the prompts of the slice, or the case, of this key; None without text."""
         if self.text is None:
@@ -133,6 +141,16 @@ class Volumes(Dataset[Batch]):
         """A case is a batch already; there is one to a step."""
         (batch,) = items
         return batch
+
+    def named(self, draw: Draw) -> tuple[str, str | None]:
+        """Which case that is, and the prompt of its first slice; None without text."""
+        epoch, number = draw
+        first = self.numbers[number][0]
+        prepared, _ = self.slices.places[first]
+        source = self.slices.source(epoch, case_key(prepared.case.id))
+        text = self.slices.text
+        said = text.holistic(source, first) if text is not None and source is not None else None
+        return f"case '{prepared.case.id}'", said
 
 
 class ShuffledBatches(Sampler[list[Draw]]):

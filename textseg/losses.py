@@ -48,6 +48,7 @@ class SegmentationLoss(nn.Module):
         terms = {
             "dice": lambda: dice_loss(logits, mask),
             "focal": lambda: focal_loss(logits, mask, self.focal_gamma),
-            "cross_entropy": lambda: F.cross_entropy(logits.float(), mask),
+            # Averaged by itself: within F.cross_entropy that has no deterministic form on CUDA.
+            "cross_entropy": lambda: F.cross_entropy(logits.float(), mask, reduction="none").mean(),
         }
         return {name: weight * terms[name]() for name, weight in self.weights.items() if weight}

@@ -209,6 +209,7 @@ class Training(_Section):
     checkpoint_every: PositiveInt = 1  # epochs
     workers: Annotated[int, Field(ge=0)] = 0
     threads: PositiveInt | None = None
+    deterministic: bool = False
     initialize_from: str | None = None
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
     patience: PositiveInt | None = None  # validations without a better one, after which the run is finished

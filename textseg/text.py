@@ -128,6 +128,10 @@ class SliceText:
             torch.tensor([[name in prompt.visibility.visible for name in atlas.names] for prompt in slices]),
         )
 
+    def holistic(self, source: str, number: int) -> str:
+        """What a source says of a slice."""
+        return self.table.texts[int(self.rows[source][0][number])]
+
     def features(self, numbers: Sequence[int], sources: Sequence[str]) -> TextFeatures:
         """The features of B slices, each with its own source."""
         holistic, classwise, present = (

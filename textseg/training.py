@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,30 +17,18 @@ from textseg.augmentation import Augmentation, slice_keys
 from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
-from textseg.errors import RunError
 from textseg.evaluation import Validation, validate
 from textseg.model import Segmenter
+from textseg.numerics import LOWEST_SCALE, NumberCheck, lost_numbers
 from textseg.objective import Objective
 from textseg.optimization import learning_rate, make_optimizer, moving_average
 from textseg.progress import progress_bar
 from textseg.recipe import Training as Settings
-from textseg.run_folder import RunFolder, first_line, load_checkpoint
+from textseg.resuming import Part, Progression, initialize, restore
+from textseg.run_folder import RunFolder
 from textseg.stages import Stage, divide_epochs
 from textseg.termination import on_termination
 from textseg.watching import PICTURES, describe, drawn_in, peak_memory, watching
-
-
-@dataclass
-class Progression:
-    """How far a run has come; plain Python, saved in every checkpoint."""
-
-    step: int = 0
-    stage: int = 0  # of the network's stages, counted from 0
-    best_dsc: float = -1.0
-    best_epoch: int = 0  # counted from 1, as a person reads it in the log
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
 
 
 class Training:
@@ -63,7 +50,7 @@ class Training:
         self.segmentation_loss = experiment.segmentation_loss()
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
-            _initialize(self.segmenter, Path(self.settings.initialize_from))
+            initialize(self.segmenter, Path(self.settings.initialize_from))
         # Frozen ones too: `start_epoch` may thaw them. What has no gradient, the optimiser leaves as it is.
         self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
@@ -83,6 +70,8 @@ class Training:
             self.slices, self.batch_size = Volumes(self.slices), 1
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
+        self.numbers = NumberCheck(fabric.device)
+        self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.stop_requested = False
 
     @property
@@ -136,7 +125,7 @@ class Training:
                 progression.sums = {name: value.item() for name, value in sums.items()}
                 seconds = time.monotonic() - started
                 progression.seconds += seconds
-                self._check_numbers(epoch)
+                self._check_numbers(weights=True)
                 if not self.stop_requested:
                     validation = self._validate(epoch)
                     row = self._finish_epoch(epoch, validation, slices / seconds)
@@ -174,8 +163,9 @@ class Training:
         terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()
         self.fabric.backward(loss)
-        if self.settings.gradient_clip is not None:
-            self.fabric.clip_gradients(self.wrapped, self.wrapped_optimizer, max_norm=self.settings.gradient_clip)
+        self.numbers.note(step, loss.detach(), self._clip())
+        if self.numbers.due(step):
+            self._check_numbers()
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         if self.average is not None:
@@ -215,19 +205,36 @@ class Training:
         if start_epoch is not None:
             start_epoch(epoch, self.settings.epochs)
 
-    def _check_numbers(self, epoch: int) -> None:
-        """Stop before a checkpoint is overwritten with what can't be mended."""
-        weights = torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all()
-        what = "" if weights else "A weight is no finite number"
-        if not math.isfinite(self.progression.sums.get("loss", 0.0)):
-            what = f"The loss is {self.progression.sums['loss']}"
-        if what:
-            kept = "The last good checkpoint is kept" if self.folder.checkpoint("last").exists() else "Nothing is saved"
-            raise RunError(
-                f"{what} in epoch {epoch + 1}, up to step {self.progression.step}. {kept}. Lower "
-                "training.learning_rate, set training.gradient_clip, or use precision 32-true, and start anew with "
-                "--fresh."
+    def _clip(self) -> Tensor | None:
+        """The norm of the gradient, which is clipped where the recipe says so; None where the loss is scaled."""
+        norm: Tensor | None = None
+        if self.settings.gradient_clip is not None:
+            norm = self.fabric.clip_gradients(
+                self.wrapped,
+                self.wrapped_optimizer,
+                max_norm=self.settings.gradient_clip,
+                error_if_nonfinite=False,  # it would wait for the device in every step
             )
+        elif not self.scaled:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        return None if self.scaled else norm
+
+    def _check_numbers(self, *, weights: bool = False) -> None:
+        """Stop before a checkpoint is overwritten with what can't be mended."""
+        found = self.numbers.first()
+        if found is not None:
+            raise lost_numbers(f"The {found[0]} is no finite number", self.folder, *self._batch(found[1]))
+        if weights and not torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all():
+            raise lost_numbers("A weight is no finite number", self.folder, self.progression.step - 1)
+        if weights and self.scaled and self.fabric.strategy.precision.state_dict()["scale"] < LOWEST_SCALE:
+            raise lost_numbers("The gradient overflows at any scale", self.folder, self.progression.step - 1)
+
+    def _batch(self, step: int) -> tuple[int, list[tuple[str, str | None]]]:
+        """A step with the slices of its batch and their prompts, which follow from it."""
+        epoch, start = divmod(step, self.steps_per_epoch)
+        seed = self.experiment.recipe.seed
+        order = ShuffledBatches(len(self.slices), self.batch_size, seed=seed, epoch=epoch, start=start)
+        return step, [self.slices.named(draw) for draw in next(iter(order))]
 
     def _validate(self, epoch: int) -> Validation | None:
         """How the validation cases are segmented, where it is time to ask."""
@@ -268,52 +275,18 @@ class Training:
         """`best` is what evaluation needs, `last` also what training needs to go on."""
         state: dict[str, Any] = {"model": self.evaluated.state_dict(), "progression": asdict(self.progression)}
         if name == "last":
-            state |= {
-                "training": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state_dict() if self.average is not None else None,
-                "precision": self.fabric.strategy.precision.state_dict(),
-            }
+            state |= {key: None if part is None else part.state_dict() for key, part in self._parts.items()}
         self.folder.save_checkpoint(name, state)
 
     def resume(self) -> None:
         """Go on where `last` stands; raises RunError for a checkpoint that doesn't fit, or that has more epochs."""
-        state = self.folder.load_checkpoint("last")
-        try:
-            self.model.load_state_dict(state["training"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(state["average"])
-            self.fabric.strategy.precision.load_state_dict(state["precision"])
-            self.progression = Progression(**state["progression"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(
-                f"'{self.folder.checkpoint('last')}' does not fit this recipe and this version of textseg: "
-                f"{first_line(error)} Add --fresh to move the old run aside and start anew."
-            ) from error
-        trained = len(self.progression.history)
-        if trained > self.settings.epochs:
-            raise RunError(
-                f"'{self.folder.path}' has trained {trained} epochs, more than training.epochs "
-                f"({self.settings.epochs}). Raise it, or add --fresh to move the old run aside."
-            )
-        now = self.stages[min(self.progression.stage, len(self.stages) - 1)]
-        if now.first > trained:
-            raise RunError(
-                f"'{self.folder.path}' is in stage '{now.name}' after {trained} epochs, which with training.epochs "
-                f"{self.settings.epochs} would begin after {now.first}. Let the run end before you raise it so far, or "
-                "add --fresh to move the old run aside."
-            )
+        self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
 
-
-def _initialize(segmenter: Segmenter, place: Path) -> None:
-    path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
-    try:
-        segmenter.load_state_dict(load_checkpoint(path)["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(
-            f"training.initialize_from: '{path}' does not fit the model of this recipe: {first_line(error)}"
-        ) from error
+    @property
+    def _parts(self) -> dict[str, Part | None]:
+        """What training needs to go on, by its key in a checkpoint."""
+        precision = self.fabric.strategy.precision
+        return {"training": self.model, "optimizer": self.optimizer, "average": self.average, "precision": precision}
 
 
 def _key(seed: int, step: int) -> int:

@@ -197,8 +197,8 @@ class Attention(nn.Module):
         if prior is None:
             found = F.scaled_dot_product_attention(query, key, value)
         else:
-            weights = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1) * prior[:, None]
-            found = weights @ value
+            similarity = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+            found = (similarity.float().softmax(-1) * prior[:, None]).to(value.dtype) @ value
         attended: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
         return attended
 
