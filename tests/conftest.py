@@ -20,6 +20,8 @@ import pytest
 from textseg.contracts import Atlas, Case, PromptGenerator, Prompts, Source, Structure, Visibility
 
 if TYPE_CHECKING:
+    import SimpleITK
+
     from textseg.preparation import PreparedCase
     from textseg.text import SliceText
 
@@ -423,3 +425,69 @@ def cases(prepared_case: Callable[..., PreparedCase]) -> list[PreparedCase]:
 def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
     """What every source says of some cases, with random features."""
     return _text_of
+
+
+@pytest.fixture(scope="session")
+def write_series() -> Callable[..., list[Path]]:
+    """Writes an image as the files of a DICOM series into a folder."""
+    pytest.importorskip("pydicom")
+    return _write_series
+
+
+def _write_series(
+    image: SimpleITK.Image,
+    folder: Path,
+    *,
+    number: int = 1,
+    prefix: str = "",
+    suffix: str = ".dcm",
+    slope: float = 1.0,
+    shuffle: bool = False,
+    compressed: bool = False,
+) -> list[Path]:
+    """The files of a series of MR slices, as a scanner would write them, numbered in disorder with `shuffle`."""
+    import numpy as np
+    import SimpleITK as sitk
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, RLELossless, generate_uid
+
+    study, frame = generate_uid(entropy_srcs=["study"]), generate_uid(entropy_srcs=["frame"])
+    folder.mkdir(parents=True, exist_ok=True)
+    array = sitk.GetArrayFromImage(image)
+    directions = np.reshape(image.GetDirection(), (3, 3))
+    columns_mm, rows_mm, slices_mm = image.GetSpacing()
+    uid = generate_uid(entropy_srcs=[str(folder), prefix, str(number)])
+    order = np.random.default_rng(0).permutation(len(array)) if shuffle else np.arange(len(array))
+    files = []
+    for place, index in enumerate(order.tolist(), start=1):
+        position = image.TransformIndexToPhysicalPoint((0, 0, index))
+        dataset = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+        meta = dataset.file_meta
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(index)])
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, UID(uid), frame
+        dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "MR", number, place
+        dataset.PatientID, dataset.PatientName, dataset.StudyID = "1", "Nobody", "1"
+        dataset.PatientBirthDate = dataset.PatientSex = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
+        dataset.StudyDate, dataset.StudyTime = "20260101", "120000"
+        dataset.ImagePositionPatient = [_decimal(part) for part in position]
+        dataset.ImageOrientationPatient = [_decimal(part) for part in (*directions[:, 0], *directions[:, 1])]
+        dataset.PixelSpacing = [_decimal(rows_mm), _decimal(columns_mm)]
+        dataset.SliceThickness = _decimal(slices_mm)
+        dataset.Rows, dataset.Columns = array.shape[1:]
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+        dataset.RescaleSlope, dataset.RescaleIntercept = _decimal(slope), "0"
+        dataset.PixelData = array[index].astype("<i2").tobytes()
+        if compressed:
+            dataset.compress(RLELossless)
+        files.append(folder / f"{prefix}{place:03}{suffix}")
+        dataset.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def _decimal(value: float) -> str:
+    import pydicom
+
+    return pydicom.valuerep.format_number_as_ds(float(value))

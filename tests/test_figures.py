@@ -8,10 +8,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from textseg.colours import structure_colour
 from textseg.contracts import Atlas
 from textseg.errors import DataError
 from textseg.figures import case_png, frequency_png
-from textseg.pictures import structure_colour
 from textseg.registry import installed_registry
 
 

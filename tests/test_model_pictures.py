@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from textseg.colours import structure_colour
 from textseg.model_pictures import PixelPlaces, ProbabilityMaps, pixel_png, probability_png
-from textseg.pictures import structure_colour
 
 
 def pixels(png: bytes) -> np.ndarray:

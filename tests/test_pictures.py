@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textseg.pictures import OverlayPicture, label_place, line_chart, overlay_png, structure_colour
+from textseg.colours import structure_colour
+from textseg.pictures import OverlayPicture, label_place, line_chart, overlay_png
 
 
 def pixels(picture):

@@ -38,6 +38,7 @@ class Structure:
     name: str
     family: str
     index: int
+    snomed: str | None = None  # its concept in SNOMED CT, for files that name structures by codes
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from textseg.colours import structure_colour
 from textseg.contracts import Atlas, Case
 from textseg.errors import DataError
-from textseg.pictures import draw_structures, figure_png, fullest_slice, structure_colour
+from textseg.pictures import draw_structures, figure_png, fullest_slice
 from textseg.preparation import map_labels
 from textseg.volumes import read_labels, read_volume
 

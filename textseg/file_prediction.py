@@ -12,20 +12,26 @@ from typing import Any
 
 from textseg import __version__
 from textseg.component import cause
+from textseg.dicom_segmentation import SUFFIX as DICOM
+from textseg.dicom_series import find_series, is_dicom
 from textseg.errors import DataError, PromptError, TextsegError
 from textseg.files import write_atomically
 from textseg.mask import Mask
+from textseg.mask_files import SLICER
 from textseg.placement import PreparedVolume
 from textseg.prompts import read_named, spoken
 from textseg.trained import Prompting, TrainedModel
-from textseg.volumes import SUFFIXES, Geometry, file_hash, read_volume
+from textseg.volumes import SUFFIXES, DicomSeries, Geometry, file_hash, read_volume
+
+MASK_SUFFIXES = (SLICER, *SUFFIXES, DICOM)
+Input = Path | DicomSeries
 
 
 @dataclass(frozen=True)
 class Job:
     """A volume to segment, and the file that its mask goes to."""
 
-    input: Path
+    input: Input
     mask: Path
     visible: str | None  # what a person named
 
@@ -63,23 +69,28 @@ class _Read:
 
 
 def stem(path: Path) -> str:
-    """The name of a volume without its suffix; ".nii.gz" is one."""
+    """The name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" are one."""
     name = path.name
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+    return next((name[: -len(suffix)] for suffix in MASK_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
-def find_inputs(given: Sequence[str]) -> list[Path]:
+def name_of(given: Input) -> str:
+    """What a volume is called in tables and names of masks."""
+    return given.name if isinstance(given, DicomSeries) else stem(given)
+
+
+def find_inputs(given: Sequence[str]) -> list[Input]:
     """The volumes that a person named: files, folders, and patterns such as "scans/*.mha".
 
-    Raises DataError for a name that stands for nothing.
+    DICOM files are put together to their series. Raises DataError for a name that stands for nothing.
     """
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for name in given:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and _is_volume(file))
+            inside = sorted(file for file in (path, *path.rglob("*")) if _is_input(file))
             if not inside:
-                raise DataError(f"'{name}' holds no volume; textseg reads {', '.join(SUFFIXES)}.")
+                raise DataError(f"'{name}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
         elif path.exists():
             inside = [path]
         else:
@@ -88,41 +99,61 @@ def find_inputs(given: Sequence[str]) -> list[Path]:
             if not inside:
                 raise DataError(f"There is no file '{name}', and no file fits it as a pattern.")
         for file in inside:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            files.setdefault(file.resolve(), file)
+    volumes = [file for file in files.values() if file.name.lower().endswith(SUFFIXES) or not is_dicom(file)]
+    series = find_series(file for file in files.values() if file not in volumes)
+    return [*volumes, *series]
 
 
-def _is_volume(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+def _is_input(path: Path) -> bool:
+    """Whether to take a file of a folder for a volume; a folder called like one is to be named as damaged."""
+    if path.name.startswith("."):
+        return False
+    if path.name.lower().endswith(SUFFIXES):
+        return path.is_file() or not any(path.iterdir())
+    return path.is_file() and is_dicom(path)
 
 
 def plan_jobs(
-    inputs: Sequence[Path], output: Path, *, suffix: str | None = None, visible: str | None = None
+    inputs: Sequence[Input], output: Path, *, suffix: str | None = None, visible: str | None = None
 ) -> list[Job]:
     """Where the mask of each input goes: its name, in `output`; with its folder's name before it where two are equal.
 
     `suffix` is that of the masks, else each has its input's; `visible` as `textseg.prompts.read_named` reads it. Raises
-    DataError where two masks would have one name or a mask would take the place of an input.
+    DataError where two masks would have one name, a mask would take the place of an input, or is to be DICOM where the
+    input is not.
     """
-    if suffix is not None and suffix not in SUFFIXES:
-        raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(SUFFIXES)}.")
-    alike = Counter(stem(path).lower() for path in inputs)
+    if suffix is not None and suffix not in MASK_SUFFIXES:
+        raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(MASK_SUFFIXES)}.")
+    if suffix == DICOM and (other := next((one for one in inputs if not isinstance(one, DicomSeries)), None)):
+        raise DataError(
+            f"--format: a DICOM segmentation refers to the slices of a DICOM series, and '{other}' is none."
+        )
+    alike = Counter(name_of(one).lower() for one in inputs)
     names = [
-        stem(path) if alike[stem(path).lower()] == 1 else f"{path.resolve().parent.name}_{stem(path)}"
-        for path in inputs
+        name_of(one) if alike[name_of(one).lower()] == 1 else f"{_folder(one).name}_{name_of(one)}" for one in inputs
     ]
     if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
         same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
         raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
     named = read_named(visible, names) if visible else {}
     jobs = []
-    for path, name in zip(inputs, names, strict=True):
-        own = next((end for end in SUFFIXES if path.name.lower().endswith(end)), ".nii.gz")
-        mask = output / f"{name}{suffix or own}"
-        if mask.resolve() == path.resolve():
-            raise DataError(f"The mask of '{path}' would take its place. Choose another --output.")
-        jobs.append(Job(path, mask, named.get(name)))
+    for one, name in zip(inputs, names, strict=True):
+        mask = output / f"{name}{suffix or _own_suffix(one)}"
+        if isinstance(one, Path) and mask.resolve() == one.resolve():
+            raise DataError(f"The mask of '{one}' would take its place. Choose another --output.")
+        jobs.append(Job(one, mask, named.get(name)))
     return jobs
+
+
+def _folder(given: Input) -> Path:
+    return (given.folder if isinstance(given, DicomSeries) else given).resolve().parent
+
+
+def _own_suffix(given: Input) -> str:
+    if isinstance(given, DicomSeries):
+        return DICOM
+    return next((end for end in SUFFIXES if given.name.lower().endswith(end)), ".nii.gz")
 
 
 def predict_files(
@@ -174,8 +205,8 @@ def _computed(
 
 def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     """None where the mask is there already."""
-    if not job.input.is_file():
-        raise DataError(f"{job.input} does not exist.")
+    if isinstance(job.input, Path) and not job.input.is_file():
+        raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
     content = file_hash(job.input)
     if _is_done(job, _made(model, content, job, how)):
         return None
@@ -185,7 +216,11 @@ def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
 
 def _write(model: TrainedModel, job: Job, mask: Mask, content: str, how: _How) -> Outcome:
     try:
-        mask.save(job.mask, how.labels)
+        if job.mask.suffix == DICOM:
+            assert isinstance(job.input, DicomSeries)
+            mask.save_dicom(job.mask, job.input, model=model.name)
+        else:
+            mask.save(job.mask, how.labels)
         sidecar = {
             "mask": job.mask.name,
             "mask_sha256": file_hash(job.mask),
@@ -240,4 +275,4 @@ def check_names(model: TrainedModel, jobs: Sequence[Job]) -> None:
             try:
                 model.visibility_of(job.visible)
             except PromptError as error:
-                raise PromptError(f"--visible: {stem(job.input)}: {error}") from None
+                raise PromptError(f"--visible: {name_of(job.input)}: {error}") from None

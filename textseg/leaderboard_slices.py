@@ -10,11 +10,12 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg.colours import structure_colour
 from textseg.errors import DataError, RunError
 from textseg.kept_predictions import KeptPredictions, read_kept
 from textseg.leaderboard import Leaderboard, Row, lower_is_better
 from textseg.page import breakable
-from textseg.pictures import grey, label_place, painted, structure_colour
+from textseg.pictures import grey, label_place, painted
 from textseg.reporting import format_value, metric_title
 from textseg.run_folder import RunFolder
 from textseg.side_by_side import SharedSlice, best_median_worst, shared_slice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Visibility
 from textseg.conversion import convert_labels
+from textseg.dicom_segmentation import write_segmentation
 from textseg.errors import DataError, suggestion
-from textseg.volumes import Geometry, write_labels
+from textseg.mask_files import SLICER, Label, name_in_nifti, slicer_header
+from textseg.volumes import DicomSeries, Geometry, restore, write_labels
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,32 @@ class Mask:
         return convert_labels(self.array, self.names, target)[0]
 
     def save(self, path: Path | str, labels: str = "atlas") -> None:
-        """Write it as MHA, NRRD or NIfTI in exactly the geometry of the volume. Raises DataError."""
-        write_labels(self.labelled(labels), self.geometry, path)
+        """Write it as MHA, NRRD or NIfTI in exactly the geometry of the volume. Raises DataError.
+
+        NIfTI has the names in its header, ".seg.nrrd" names, codes and colours as 3D Slicer reads them.
+        """
+        array, name = self.labelled(labels), Path(path).name.lower()
+        table = self.table(labels)
+        if name.endswith(SLICER):
+            header = slicer_header(restore(array, self.geometry), table)
+            write_labels(array, self.geometry, path, header=header, flat=False)
+        elif name.endswith((".nii", ".nii.gz")):
+            write_labels(array, self.geometry, path, finish=partial(name_in_nifti, labels=table))
+        else:
+            write_labels(array, self.geometry, path)
+
+    def save_dicom(self, path: Path | str, series: DicomSeries, *, model: str = "textseg") -> None:
+        """Write it as a DICOM segmentation of the series it was made of. Raises DataError.
+
+        Segments are numbered by class index. Needs the extra `dicom`.
+        """
+        write_segmentation(restore(self.array, self.geometry), self.table(), series, Path(path), model=model)
+
+    def table(self, labels: str = "atlas") -> list[Label]:
+        """Each value and what it stands for, in the order of the values."""
+        values = self.values(labels)
+        table = [Label(values[structure.name], structure) for structure in self.atlas.structures]
+        return sorted(table, key=lambda label: label.value)
 
 
 def label_values(atlas: Atlas, labels: str) -> dict[str, int]:

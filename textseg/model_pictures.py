@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.pictures import figure_png, grey, structure_colour
+from textseg.colours import structure_colour
+from textseg.pictures import figure_png, grey
 
 INCHES = 2.6  # width of a panel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from textseg.colours import structure_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,14 +47,6 @@ class Panels:
     masks: Mapping[str, NDArray[np.integer[Any]] | None]  # each [H, W]
     names: Mapping[int, str]  # of the structures, by class index
     pixel_aspect: float = 1.0  # row distance / column distance
-
-
-def structure_colour(index: int) -> tuple[float, float, float]:
-    """Red, green, blue in 0..1 of class `index`; the same in every picture, far from that of its neighbours."""
-    # Steps of the golden ratio never come close to an earlier hue, and three brightnesses part what is left.
-    hue = (index * 0.61803398875) % 1.0
-    saturation, value = ((0.85, 1.0), (0.5, 1.0), (0.95, 0.72))[index % 3]
-    return colorsys.hsv_to_rgb(hue, saturation, value)
 
 
 def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:

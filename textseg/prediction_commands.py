@@ -28,13 +28,16 @@ def predict(
         bool, typer.Option("--ordered", help="Name levels anew that contradict their order along the atlas.")
     ] = False,
     suffix: Annotated[
-        str | None, typer.Option("--format", metavar="SUFFIX", help="Such as .nii.gz; else that of each input.")
+        str | None,
+        typer.Option("--format", metavar="SUFFIX", help="Such as .seg.nrrd; else that of each input."),
     ] = None,
 ) -> None:
     """Segment volumes: a mask in each one's own geometry, with a sidecar that names its values.
 
     Example: textseg predict runs/quickstart scans/*.nii.gz --output masks
     """
+    from textseg.dicom_segmentation import SUFFIX as DICOM
+    from textseg.dicom_segmentation import require_highdicom
     from textseg.errors import DataError, RunError, suggestion
     from textseg.file_prediction import check_names, find_inputs, plan_jobs, predict_files
     from textseg.loading import load
@@ -50,6 +53,10 @@ def predict(
         raise RunError("--prompts and --visible exclude each other: a person has said what the prompts say.")
     source = cast("Prompting | None", prompts)
     jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=visible)
+    if any(job.mask.suffix == DICOM for job in jobs):
+        require_highdicom()
+        if labels != "atlas":
+            raise DataError(f"--labels: segments of a DICOM file have no '{labels}' values; add --format .nii.gz.")
     trained = load(model)
     if prompts is not None and trained.recipe.prompts is None:
         raise RunError(f"--prompts: '{model}' reads no text.")

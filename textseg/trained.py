@@ -29,7 +29,7 @@ from textseg.recipe import Recipe
 from textseg.registry import Registry
 from textseg.task_record import TaskRecord
 from textseg.text import SliceText, prompts_saying
-from textseg.volumes import Geometry, Volume, file_hash, read_volume
+from textseg.volumes import DicomSeries, Geometry, Volume, file_hash, read_volume
 
 _READS_NO_TEXT = "'{}' reads no text, so there is nobody to tell what is visible. Leave out --visible and --prompts."
 UNLIKE = 1.5  # times beyond what the training cases span, from which a volume is called unlike them
@@ -91,7 +91,7 @@ class TrainedModel:
 
     def __call__(
         self,
-        volume: Path | str | Volume,
+        volume: Path | str | DicomSeries | Volume,
         *,
         visible: Named | None = None,
         prompts: Prompting | None = None,
@@ -100,7 +100,7 @@ class TrainedModel:
         """Segment a volume: a file, or what `textseg.volumes.read_volume` gave in the plane of the atlas.
 
         Args:
-            volume: MHA, NRRD or NIfTI, in any orientation.
+            volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation.
             visible: what a person sees in it: "T10:L5" or ("T10", "L5") for all from one to the other in an ordered
                 atlas, "L4, L5" or a list for these.
             prompts: without `visible`, what the prompts go by: "template" or "predicted"; else as the recipe evaluates.

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import math
 import zlib
 from pathlib import Path
 from typing import Any
 
 from textseg.errors import DataError
-
-sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
-
-
-class UnreadableError(Exception):
-    """What is wrong with a file, in one line."""
+from textseg.itk_calls import UnreadableError, sitk
 
 
 def require_scalar_volume(path: Path, reader: Any) -> None:

@@ -1,21 +1,16 @@
 """Volumes on disk and in memory, where they are canonical: see `textseg.geometry`.
 
-Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together.
+Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together. Read only: DICOM series.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
-import os
-import sys
-import tempfile
-import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,20 +18,20 @@ from typing import Any
 import numpy as np
 
 from textseg.contracts import Plane
+from textseg.dicom_series import DicomSeries, only_series, read_series, series_hash
 from textseg.errors import DataError
 from textseg.geometry import Array, Geometry, canonical, restore
+from textseg.itk_calls import UnreadableError, quietly, sitk
 from textseg.volume_integrity import (
-    UnreadableError,
     numbers,
     require_scalar_volume,
     require_whole_mha,
     require_whole_nifti,
 )
 
-sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
-
 __all__ = [
     "SUFFIXES",
+    "DicomSeries",
     "Geometry",
     "Volume",
     "canonical",
@@ -49,8 +44,6 @@ __all__ = [
 ]
 
 SUFFIXES = (".mha", ".nrrd", ".nii.gz", ".nii")
-
-_one_call = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -69,13 +62,18 @@ def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
     return _geometry(Path(path), reader, plane)
 
 
-def read_volume(path: Path | str, plane: Plane = "sagittal") -> Volume:
-    """Intensities, float32 [S, H, W], cut into slices of that plane.
+def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Volume:
+    """Intensities, float32 [S, H, W], cut into slices of that plane; of a file, or a folder of one DICOM series.
 
     Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
     colour or complex, or holds a value that is no finite number.
     """
-    array, geometry = _read(Path(path), plane)
+    if isinstance(path, DicomSeries) or Path(path).is_dir():
+        series = path if isinstance(path, DicomSeries) else only_series(Path(path))
+        stored, geometry = read_series(series, plane)
+        array = canonical(stored, geometry)
+    else:
+        array, geometry = _read(Path(path), plane)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -103,8 +101,19 @@ def read_labels(path: Path | str, plane: Plane = "sagittal") -> Volume:
     return Volume(array, geometry.spacing_mm, geometry)
 
 
-def write_labels(array: Array, geometry: Geometry, path: Path | str) -> None:
+def write_labels(
+    array: Array,
+    geometry: Geometry,
+    path: Path | str,
+    *,
+    header: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
+    flat: bool = True,
+) -> None:
     """Write canonical labels [S, H, W] with exactly `geometry`.
+
+    `header` are further keys for an NRRD or MHA file, `finish` changes the file before it gets its name, `flat` may be
+    False where a flat geometry is to have three dimensions nevertheless.
 
     Compressed, in the smallest unsigned type that holds the values, in one step: no reader ever sees half a file.
     Folders are made as needed. Raises DataError where the path can't be written, ValueError where labels are negative
@@ -119,13 +128,17 @@ def write_labels(array: Array, geometry: Geometry, path: Path | str) -> None:
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
-    if geometry.flat:
+    if geometry.flat and flat:
         image = image[:, :, 0]
+    for key, value in (header or {}).items():
+        image.SetMetaData(key, value)
 
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _itk(lambda: sitk.WriteImage(image, str(temporary), useCompression=True))
+        quietly(lambda: sitk.WriteImage(image, str(temporary), useCompression=True))
+        if finish is not None:
+            finish(temporary)
         temporary.replace(path)
     except (OSError, UnreadableError) as error:
         raise DataError(f"{path} can't be written: {error}. Check the folder, its rights and free space.") from error
@@ -134,8 +147,10 @@ def write_labels(array: Array, geometry: Geometry, path: Path | str) -> None:
             temporary.unlink()
 
 
-def file_hash(path: Path | str) -> str:
-    """SHA-256 of a file's content, in hexadecimal. Raises DataError where it can't be read."""
+def file_hash(path: Path | str | DicomSeries) -> str:
+    """SHA-256 of the content of a file or series, in hexadecimal. Raises DataError where it can't be read."""
+    if isinstance(path, DicomSeries) or Path(path).is_dir():
+        return series_hash(path if isinstance(path, DicomSeries) else only_series(Path(path)))
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -152,7 +167,7 @@ def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
             require_whole_mha(path, reader)
         elif path.name.lower().endswith((".nii", ".nii.gz")):
             require_whole_nifti(path, reader)
-        image = _itk(reader.Execute)
+        image = quietly(reader.Execute)
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
     if image.GetDimension() == 2:
@@ -167,7 +182,7 @@ def _read_header(path: Path, reader: Any) -> None:
         raise DataError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
     reader.SetFileName(str(path))
     try:
-        _itk(reader.ReadImageInformation)
+        quietly(reader.ReadImageInformation)
         require_scalar_volume(path, reader)
     except UnreadableError as error:
         raise _unreadable(path, error) from error
@@ -196,42 +211,3 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 def _require_suffix(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: volumes are one of {', '.join(SUFFIXES)}; convert it to one of these.")
-
-
-def _itk(call: Callable[[], Any]) -> Any:
-    """What `call` gives; on failure nothing of what ITK's libraries print stands in the way of our one message.
-
-    What other threads write to the process's standard error meanwhile comes out afterwards.
-    """
-    with _one_call, _printed() as printed:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        os.dup2(printed, 2)
-        try:
-            result = call()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
-            if reason.startswith("Reason:"):  # the system's last error, which is about something else
-                reason = "its header or its voxels are incomplete"
-            raise UnreadableError(reason) from error
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-        os.lseek(printed, 0, os.SEEK_SET)
-        if text := os.read(printed, 1 << 20):
-            os.write(2, text)
-    return result
-
-
-@contextmanager
-def _printed() -> Iterator[int]:
-    """A file for what libraries print, by its descriptor; in memory where the system has such files."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("printed")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.TemporaryFile() as file:
-            yield file.fileno()

@@ -11,6 +11,29 @@ VERTEBRAE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
 DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
 CANAL = "SC"
 SACRUM = "S"
+SNOMED = {
+    "L5": "49668003",
+    "L4": "11994002",
+    "L3": "36470004",
+    "L2": "14293000",
+    "L1": "66794005",
+    "T12": "23215003",
+    "T11": "12989004",
+    "T10": "7610001",
+    "T9": "82687006",
+    "L5/S": "715056000",
+    "L4/L5": "84020006",
+    "L3/L4": "62551000",
+    "L2/L3": "67459009",
+    "L1/L2": "80064006",
+    "T12/L1": "76206002",
+    "T11/T12": "1537001",
+    "T10/T11": "34959001",
+    "T9/T10": "113209001",
+    CANAL: "61853006",
+    SACRUM: "54735007",
+}
+"""Concepts of DICOM's context groups 7603 (vertebrae), 7604 (discs), 6115 (canal) and 4031 (sacrum)."""
 
 
 def lumbar_spider() -> Atlas:
@@ -50,7 +73,7 @@ def _neighbours(sequence: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _structures(names: tuple[str, ...]) -> tuple[Structure, ...]:
-    return tuple(Structure(name, _family(name), index) for index, name in enumerate(names, start=1))
+    return tuple(Structure(name, _family(name), index, SNOMED[name]) for index, name in enumerate(names, start=1))
 
 
 def _family(name: str) -> str:
