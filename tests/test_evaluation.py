@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from textseg import evaluation
 from textseg.build import Experiment, build
 from textseg.comparison import compare
 from textseg.contracts import TextFeatures, Visibility
-from textseg.errors import RunError
+from textseg.errors import RecipeError, RunError
 from textseg.evaluation import (
     evaluate,
     evaluate_run,
@@ -235,6 +236,18 @@ def test_oracle_prompts_stand_apart(copied: Path, capsys: pytest.CaptureFixture[
     tables = [part.partition("95 % interval")[0] for part in (ranked, oracles)]
     assert [table.count("tiny (seed 2025)") for table in tables] == [1, 1]
     assert "not ranked" in oracles
+
+
+@pytest.mark.parametrize("source", ["ground_truth", "interactive"])
+def test_a_stored_recipe_that_was_edited_gives_no_oracle_unasked(copied: Path, source: str) -> None:
+    before = (copied / "scores.csv").read_bytes()
+    text = (copied / "recipe.yaml").read_text()
+    edited, count = re.subn(r"evaluation: template", f"evaluation: {source}", text)
+    assert count == 1
+    (copied / "recipe.yaml").write_text(edited)
+    with pytest.raises(RecipeError, match=f"'{source}' prompts are read off the annotation"):
+        evaluate_run(copied)
+    assert (copied / "scores.csv").read_bytes() == before
 
 
 def test_interactive_prompts(copied: Path) -> None:

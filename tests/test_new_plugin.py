@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from textseg import cli, new_plugin
+from textseg import API_VERSION, __version__, cli, new_plugin
 from textseg.component import KINDS
 from textseg.errors import PluginError
 from textseg.new_plugin import LONGEST, NewPlugin, write_plugin
@@ -30,6 +30,7 @@ def written(
     with ExitStack() as stack:
         for plugin in sorted(folder.iterdir()):
             project = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]
+            assert project["dependencies"] == [f"textseg[api-{API_VERSION}]>={__version__}"]
             information = plugin / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
             information.mkdir()
             (information / "METADATA").write_text(

@@ -123,7 +123,7 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
     assert call(monkeypatch, "plugins", "doctor", "--check", "--verbose", *HOSTILE) == 1
     printed = capsys.readouterr().out
     said = {part.partition(":")[0]: part for part in printed.split("\n\n")}
-    assert "absent: hostile-absent 1.0, not imported\n" in printed
+    assert "absent: hostile-absent 1.0, asks for no API, textseg has API 1, not imported\n" in printed
     assert "  BROKEN: ModuleNotFoundError: No module named 'a_package_that_nobody_has'.\n" in said["absent"]
     assert "    Traceback (most recent call last):\n" in said["absent"]
     assert 'hostile_absent/plugin.py", line' in said["absent"]

@@ -557,3 +557,16 @@ def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkey
     prepare(cases, lambda _: LABELS, SETTINGS, tmp_path / "cache")
     assert sorted(patient for patient in written if patient.isdecimal()) == ["1", "2", "3", "4", "5"]
     assert before >= 3
+
+
+def test_the_plane_decides_which_slices_are_prepared(tmp_path: Path) -> None:
+    case = case_in(tmp_path)
+    cache = tmp_path / "cache"
+    sagittal, axial = (
+        prepare([case], lambda _: LABELS, SETTINGS, cache, plane=plane)[0] for plane in ("sagittal", "axial")
+    )
+    assert sagittal.key == prepare_one(case, cache).key != axial.key
+    native = axial.native_mask(LABELS)
+    assert axial.slice_count == native.shape[0] == sagittal.placement.native_size[0]
+    np.testing.assert_array_equal(native, np.moveaxis(sagittal.native_mask(LABELS), (0, 1, 2), (2, 0, 1))[..., ::-1])
+    assert axial.native_spacing_mm == tuple(sagittal.native_spacing_mm[axis] for axis in (1, 2, 0))

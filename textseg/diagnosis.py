@@ -28,7 +28,8 @@ HEAVY = frozenset(
     | {"tensorflow", "timm", "torch", "torchvision", "transformers"}
 )
 SLOW_SECONDS = 0.5  # every command imports every plug-in
-PATIENCE_SECONDS = 300.0  # for one plug-in, all of its components included
+PATIENCE_SECONDS = 300.0  # for one plug-in
+PATIENCE_CHECKING_SECONDS = 1800.0  # with all of its components held against their contracts
 
 _CHILD = "from textseg.diagnosis import examine_alone; examine_alone()"
 
@@ -89,11 +90,12 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
         answer = Path(folder) / "answer.json"
         request = {"entry_point": [entry_point.name, entry_point.value, entry_point.group], "plugin": asdict(plugin)}
         command = [sys.executable, "-P", "-c", _CHILD, json.dumps({**request, "depth": depth}), str(answer)]
+        patience = PATIENCE_CHECKING_SECONDS if depth == "check" else PATIENCE_SECONDS
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
             ending, said = f"ended its process with code {done.returncode}", done.stderr
         except subprocess.TimeoutExpired as error:
-            ending, said = f"did not end within {PATIENCE_SECONDS:g} s", str(error)
+            ending, said = f"did not end within {patience:g} s", str(error)
         if not answer.exists():
             return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=said),))
         facts = json.loads(answer.read_text())
@@ -183,8 +185,10 @@ def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
 def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
     plugin, seconds = diagnosis.plugin, diagnosis.import_seconds
     imported = "not imported" if seconds is None else f"imported in {1000 * seconds:.0f} ms"
-    asked = "" if plugin.api is None else f", API {plugin.api} of {API_VERSION}"
-    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}{asked}, {imported}"]
+    known = f"API {API_VERSION}"
+    asked = "asks for no API" if plugin.api is None else f"asks for API {plugin.api}"
+    asked = f"part of textseg, {known}" if plugin.distribution == "textseg" else f"{asked}, textseg has {known}"
+    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}, {asked}, {imported}"]
     by_kind: dict[str, list[str]] = {}
     for kind, name in diagnosis.components:
         by_kind.setdefault(kind, []).append(name)

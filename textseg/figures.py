@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from textseg.contracts import LabelMap
 
 PANEL_INCHES = 5.0
+HEADER_INCHES = 0.95
 INK = "#12161c"
 
 
@@ -42,15 +43,25 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
     slice_mm, row_mm, column_mm = volume.spacing_mm
     height, width = volume.array.shape[1:]
     panel = min(max(PANEL_INCHES * height * row_mm / (width * column_mm), 1.5), 2.5 * PANEL_INCHES)
-    figure = _figure((PANEL_INCHES * len(slices), panel + 0.8), INK)
+    figure = _figure((PANEL_INCHES * len(slices), panel + HEADER_INCHES), INK)
     facts = ", ".join(f"{key} {value}" for key, value in case.facts.items())
-    title = f"{case.id}  patient {case.patient}{'  ' + facts if facts else ''}"
+    title = f"{case.id}  patient {case.patient}"
     size = f"{count} slices, {slice_mm:.3g} x {row_mm:.3g} x {column_mm:.3g} mm"
-    figure.text(0.01, 1 - 0.1 / (panel + 0.8), title, color="white", size=12, weight="bold", va="top", parse_math=False)
-    figure.text(0.01, 1 - 0.34 / (panel + 0.8), size, color="white", size=9, va="top", parse_math=False)
+    figure.text(
+        0.01,
+        1 - 0.1 / (panel + HEADER_INCHES),
+        title,
+        color="white",
+        size=12,
+        weight="bold",
+        va="top",
+        parse_math=False,
+    )
+    for line, down in ((facts, 0.34), (size, 0.5)):
+        figure.text(0.01, 1 - down / (panel + HEADER_INCHES), line, color="white", size=9, va="top", parse_math=False)
     names = {structure.index: structure.name for structure in atlas.structures}
     for place, index in enumerate(slices):
-        area = (place / len(slices) + 0.004, 0, 1 / len(slices) - 0.008, panel / (panel + 0.8))
+        area = (place / len(slices) + 0.004, 0, 1 / len(slices) - 0.008, panel / (panel + HEADER_INCHES))
         axes = figure.add_axes(area)
         axes.set_title(f"slice {index + 1} of {count}", color="white", size=10, pad=4)
         draw_structures(axes, volume.array[index], classes[index], names, pixel_aspect=row_mm / column_mm)

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from textwrap import indent
 
-from textseg import __version__
+from textseg import API_VERSION, __version__
 from textseg.component import KINDS
 from textseg.errors import PluginError, suggestion
 from textseg.registry import installed_registry
@@ -132,6 +132,7 @@ class NewPlugin:
             "recipe": self.recipe,
             "what": _WHAT[self.kind],
             "textseg_version": __version__,
+            "api": str(API_VERSION),
             "registrations": "\n".join(self._registrations()),
             "auxiliary_losses": "",
         }
