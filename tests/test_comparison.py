@@ -139,12 +139,15 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
     runs = [
         make(tmp_path / "oracle", dict.fromkeys(CAREFUL, (1.0, 0.0)), name="oracle", source="ground_truth"),
         make(tmp_path / "hasty", HASTY, name="hasty"),
-        make(tmp_path / "pointed", CAREFUL, name="pointed", source="interactive"),
+        make(tmp_path / "pointed", CAREFUL, name="pointed", source="interactive", named="T10:L5"),
+        make(tmp_path / "simulated", CAREFUL, name="simulated", source="simulated"),
     ]
     text = compare(runs, output=tmp_path / "out")
     assert (
         text.index("pointed (seed 1)")
         < text.index("hasty (seed 1)")
+        < text.index("Simulated interaction (first and last structure read off the annotation), not ranked")
+        < text.index("simulated (seed 1)")
         < text.index("Oracle runs")
         < text.index("oracle (")
     )
@@ -152,9 +155,15 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
     assert [(row["table"], row["rank"], row["run"]) for row in rows] == [
         ("ranked", "1", "pointed"),
         ("ranked", "2", "hasty"),
+        ("simulated", "", "simulated"),
         ("oracle", "", "oracle"),
     ]
     assert "**1.0000**" not in (tmp_path / "out/leaderboard.md").read_text()
+    assert (
+        "Simulated: first and last structure from the annotation, not ranked"
+        in (tmp_path / "out/leaderboard.tex").read_text()
+    )
+    assert "SIMULATED</span>" in (tmp_path / "out/leaderboard.html").read_text()
     # The oracle found what the hasty run missed; that must not change what is common to the ranked ones.
     assert float(rows[0]["hd95_mm_common"]) == pytest.approx(3.0)
     assert text.count(POLICY) == 1

@@ -252,9 +252,20 @@ def test_a_stored_recipe_that_was_edited_gives_no_oracle_unasked(copied: Path, s
 
 def test_interactive_prompts(copied: Path) -> None:
     target = evaluate_run(copied, prompts="interactive")
-    assert target.name == "interactive"
-    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"interactive"}
-    assert "ORACLE" not in (target / "report.html").read_text()
+    assert target.name == "simulated"  # nobody named anything
+    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"simulated"}
+    assert "SIMULATED · test prompts: simulated" in (target / "report.html").read_text()
+    lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"simulated"}
+    assert compare([target]).startswith("Simulated interaction")
+    # A table of levels for the whole test set is a person's, and ranked.
+    named = evaluate_run(copied, prompts="interactive", visible=str(target / "visible.csv"))
+    assert named.name == "interactive"
+    assert json.loads((named / "run.json").read_text())["named"] == str(target / "visible.csv")
+    assert "Simulated" not in compare([named])
+    assert [row.value for row in read_scores(named / "scores.csv")] == pytest.approx(
+        [row.value for row in read_scores(target / "scores.csv")], nan_ok=True
+    )
 
 
 def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:

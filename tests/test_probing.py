@@ -29,9 +29,14 @@ def test_the_template_scores_as_the_run_did(probed: tuple[Path, str], finished_r
 
 def test_every_condition_is_scored_and_what_needs_the_annotation_is_an_oracle(probed: tuple[Path, str]) -> None:
     sources = {row.prompt_source for row in read_scores(probed[0] / "probe.csv")}
-    assert sources == {f"{c.name} (oracle)" if c.oracle else c.name for c in CONDITIONS}
-    oracles = {condition.name for condition in CONDITIONS if condition.oracle}
-    assert oracles == {"interactive", "off_by_one", "ground_truth", "claimed", "denied"}
+    assert sources == {c.label for c in CONDITIONS}
+    assert {source for source in sources if "(" in source} == {
+        "interactive (simulated)",
+        "off_by_one (oracle)",
+        "ground_truth (oracle)",
+        "claimed (oracle)",
+        "denied (oracle)",
+    }
     assert "Verdict: the model" in probed[1]
     assert "patients: intervals and tests of fewer than 50 are rough" in probed[1]
     assert (probed[0] / "probe.png").read_bytes().startswith(b"\x89PNG")

@@ -107,32 +107,47 @@ ORACLE_ROW = Score("c2", "p_c2", None, "L5", "dsc", "", "native", 0.9, 0.0, "ok"
 )
 def test_an_oracle_under_another_name_is_one_still(tmp_path, disguise):
     (row,) = repeats(write(tmp_path / "net/seed1", **disguise))
-    assert row.oracle
+    assert row.mark == "oracle"
 
 
 def test_an_oracle_that_was_moved_and_rewritten_is_given_away_by_its_other_files(tmp_path):
     folder = write(tmp_path / "net/seed1", evaluation={"prompts": "template"})
-    assert not repeats(folder)[0].oracle
+    assert not repeats(folder)[0].mark
     (folder / "prompts.jsonl").write_text('{"source": "template"}\n{"source": "ground_truth"}\n')  # of the training
-    assert not repeats(folder)[0].oracle
+    assert not repeats(folder)[0].mark
     (folder / "prompts.jsonl").write_text('{"source": "ground_truth"}\n' * 2)
-    assert repeats(folder)[0].oracle
+    assert repeats(folder)[0].mark
     (folder / "prompts.jsonl").write_text("{damaged")
-    assert not repeats(folder)[0].oracle
+    assert not repeats(folder)[0].mark
     (folder / "recipe.yaml").write_text("prompts: {evaluation: ground_truth}\n")
-    assert repeats(folder)[0].oracle
+    assert repeats(folder)[0].mark
     (folder / "recipe.yaml").write_text("prompts: null\n")
-    assert not repeats(folder)[0].oracle
+    assert not repeats(folder)[0].mark
     moved = write(folder / "evaluations/ground_truth", evaluation={"prompts": "template"})
-    assert repeats(moved)[0].oracle
+    assert repeats(moved)[0].mark == "oracle"
+
+
+@pytest.mark.parametrize(
+    ("facts", "mark"),
+    [
+        ({"source": "simulated"}, "simulated"),
+        ({"source": "interactive"}, "simulated"),  # nothing says that anybody named anything
+        ({"source": "interactive", "named": "T10:L5"}, ""),
+        ({"evaluation": {"prompts": "simulated"}, "named": "T10:L5"}, "simulated"),
+        ({"source": "simulated", "evaluation": {"prompts": "ground_truth"}}, "oracle"),
+    ],
+)
+def test_a_simulated_person_is_told_from_one_who_was_there(tmp_path, facts, mark):
+    (row,) = repeats(write(tmp_path / "net/seed1", **facts))
+    assert row.mark == mark
 
 
 def test_an_oracle_among_seeds_makes_no_row_with_them(tmp_path):
     write(tmp_path / "net/seed1", seed=1)
     write(tmp_path / "net/seed2", seed=2, evaluation={"prompts": "ground_truth"})
-    assert [(row.label, row.oracle) for row in repeats(tmp_path / "net")] == [
-        ("net (seed 1)", False),
-        ("net (seed 2)", True),
+    assert [(row.label, row.mark) for row in repeats(tmp_path / "net")] == [
+        ("net (seed 1)", ""),
+        ("net (seed 2)", "oracle"),
     ]
 
 

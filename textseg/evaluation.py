@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from textseg.build import Experiment, build
-from textseg.contracts import Source, Visibility
+from textseg.contracts import Source, Told, Visibility
 from textseg.embeddings import write_prompt_table
 from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import RunError, suggestion
@@ -62,11 +62,14 @@ def evaluate(
     *,
     source: Source | None,
     device: torch.device,
+    named: str | None = None,
 ) -> list[Score]:
     """Score the test cases with the prompts of `source`; write scores.csv, run.json and report.html into `target`.
 
-    `target` is the run's own `folder`, or one below it for another source of prompts.
+    `target` is the run's own `folder`, or one below it for another source of prompts. `named` is what a person named
+    for `interactive` prompts; without it the rows say `simulated`.
     """
+    told = told_by(source, named)
     settings = experiment.recipe.evaluation
     cases = experiment.cases["test"]
     scores: list[Score] = []
@@ -79,7 +82,7 @@ def evaluate(
             prediction, said = _predict(experiment, segmenter, prepared, source, device)
             _keep(keep, experiment, prepared, prediction)
             # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
-            rows, merged = score_case(experiment, prepared, prediction, source, ("dsc", *settings.metrics))
+            rows, merged = score_case(experiment, prepared, prediction, told, ("dsc", *settings.metrics))
             names[prepared.case.id] = enumerate_structures(
                 *label_maps(experiment, prepared, prediction)[0], experiment.atlas
             )
@@ -92,19 +95,23 @@ def evaluate(
     overall = summarise(scores, structures=experiment.structures_in_training).overall
     facts = {
         **folder.read(),
-        "evaluation": {**settings.model_dump(mode="json"), "prompts": source or "none"},
+        "evaluation": {**settings.model_dump(mode="json"), "prompts": told or "none"},
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": experiment.structures_in_training,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
         "enumeration": write_enumeration(target.enumeration, names),
         "test": {metric: mean.value if mean.n else None for metric, mean in overall.items()},
     }
+    if named:
+        facts["named"] = named
     if source in ("interactive", "predicted"):
         of_volumes = [(result.prepared, result.said) for result in results.values() if result.said is not None]
         facts["visible"] = write_visible(target.visible, experiment.atlas, of_volumes)
     record = target.update(**facts)
     if target.path != folder.path and experiment.text is not None:
-        write_prompt_table(target.prompts, [row for row in experiment.text.rows if row.source == source])
+        write_prompt_table(
+            target.prompts, [replace(row, source=told) for row in experiment.text.rows if told and row.source == source]
+        )
     typical = best_median_worst({case: result.dsc for case, result in results.items()})
     write_report(
         target.path,
@@ -112,7 +119,7 @@ def evaluate(
         scores=scores,
         group_scores=group_scores,
         overlays=[_overlay(experiment, name, results[case]) for case, name in typical.items()],
-        prompts=_prompt_examples(experiment, source),
+        prompts=_prompt_examples(experiment, told),
         history=folder.read_history(),
         further=experiment.registry.report_sections(experiment.run(target.path, record)),
     )
@@ -147,12 +154,18 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     write_task(folder.task, experiment.record)  # of a run that stems from a version without it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(experiment, folder).to(device)
-    target = folder if source == experiment.evaluation_source else folder.evaluation(source)
+    told = told_by(source, visible)
+    target = folder if source == experiment.evaluation_source else folder.evaluation(told)
     with target.lock():
-        scores = evaluate(experiment, segmenter, folder, target, source=source, device=device)
-    print(headline(scores, experiment.structures_in_training, source))
+        scores = evaluate(experiment, segmenter, folder, target, source=source, device=device, named=visible)
+    print(headline(scores, experiment.structures_in_training, told))
     print(f"report: {target.report}")
     return target.path
+
+
+def told_by(source: Source | None, named: str | None) -> Told | None:
+    """What scores say of their prompts: the source, but `simulated` where nobody named what is visible."""
+    return "simulated" if source == "interactive" and not named else source
 
 
 def check_data(experiment: Experiment, folder: RunFolder) -> None:
@@ -181,7 +194,7 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
 
 
 def headline(
-    scores: Sequence[Score], structures: Sequence[str], source: Source | None, *, of: str = "seen in training"
+    scores: Sequence[Score], structures: Sequence[str], told: Told | None, *, of: str = "seen in training"
 ) -> str:
     """One line for the terminal; `of` says which structures these are."""
     overall = summarise(scores, structures=structures).overall
@@ -191,10 +204,13 @@ def headline(
     )
     first = next(iter(overall.values()))
     cases = len({row.case for row in scores})
-    oracle = " ORACLE (prompts from the annotation)" if source == "ground_truth" else ""
+    mark = {
+        "ground_truth": " ORACLE (prompts from the annotation)",
+        "simulated": " SIMULATED (first and last structure from the annotation)",
+    }.get(told or "", "")
     return (
         f"test: {means}; mean over {first.n} structures {of}, {cases} cases, {first.missed} missed, "
-        f"{first.spurious} spurious; prompts: {source or 'none'}{oracle}"
+        f"{first.spurious} spurious; prompts: {told or 'none'}{mark}"
     )
 
 
@@ -282,5 +298,8 @@ def _overlay(experiment: Experiment, rank: str, result: CaseResult) -> OverlayPi
     )
 
 
-def _prompt_examples(experiment: Experiment, source: Source | None) -> list[dict[str, Any]]:
-    return [asdict(row) for row in experiment.text.rows] if experiment.text and source else []
+def _prompt_examples(experiment: Experiment, told: Told | None) -> list[dict[str, Any]]:
+    if experiment.text is None or told is None:
+        return []
+    rows = [asdict(row) for row in experiment.text.rows]
+    return [{**row, "source": told} if told == "simulated" and row["source"] == "interactive" else row for row in rows]

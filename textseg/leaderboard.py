@@ -18,9 +18,10 @@ from textseg.repeats import Repeats
 from textseg.scores import Mean
 from textseg.statistics import Floats
 
-Kind = Literal["ranked", "oracle"]
+Kind = Literal["ranked", "simulated", "oracle"]
 TITLES: Mapping[Kind, str] = {
     "ranked": "Leaderboard",
+    "simulated": "Simulated interaction (first and last structure read off the annotation), not ranked",
     "oracle": "Oracle runs (prompts from the ground truth), not ranked",
 }
 STRUCTURES, CASES, WITHOUT_RARE = "structures", "cases", "without_rare"
@@ -53,7 +54,7 @@ class Row:
 
     label: str
     repeats: Repeats
-    rank: int | None  # by the first of `Leaderboard.metrics`, penalised; None for oracles
+    rank: int | None  # by the first of `Leaderboard.metrics`, penalised; None in tables that are not ranked
     means: Mapping[str, Mapping[Aggregate, Mapping[str, Number]]]  # by name of a scope, aggregate, metric
     ranks: Mapping[Aggregate, Mapping[str, int]]  # by metric, over structures; shared ones at their lower end
     by_structure: Mapping[Aggregate, Mapping[str, Mapping[str, Mean]]]  # by metric and structure
@@ -69,21 +70,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods that are ranked with each other, or oracles, which are not."""
+    """Methods that are ranked with each other, or those told what the annotation shows, which are not."""
 
     kind: Kind
     title: str
     rows: Sequence[Row]
     common_places: Mapping[str, int]  # by metric: structures in their cases that every run of the table found
     all_places: int
-    differences: Mapping[str, Sequence[Difference]]  # by metric, penalised; empty for oracles
+    differences: Mapping[str, Sequence[Difference]]  # by metric, penalised; empty where not ranked
     rankings: Mapping[str, Ranking]  # by metric, penalised, methods in the order of `rows`; empty for oracles
     warnings: Sequence[str]
 
     @property
     def ranked(self) -> bool:
-        """Oracles are not."""
+        """What was told of the annotation is not."""
         return self.kind == "ranked"
+
+    @property
+    def badge(self) -> str:
+        """What each of its rows is called beside its label; empty for those that are ranked."""
+        return "" if self.ranked else self.kind.upper()
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def _table(table: Table) -> dict[str, Any]:
                 "folds": row.repeats.folds,
                 "folders": [str(run.folder) for run in row.repeats.runs],
                 "prompts": row.repeats.sources,
-                "oracle": row.repeats.oracle,
+                "oracle": row.repeats.mark == "oracle",
+                "simulated": row.repeats.mark == "simulated",
                 "means": {
                     scope: {a: {m: asdict(number) for m, number in found.items()} for a, found in means.items()}
                     for scope, means in row.means.items()

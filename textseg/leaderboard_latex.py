@@ -24,6 +24,12 @@ _SPECIAL = {
 }
 
 
+_APART = {
+    "simulated": "Simulated: first and last structure from the annotation, not ranked",
+    "oracle": "Oracle: prompts from the annotation, not ranked",
+}
+
+
 def as_latex(board: Leaderboard) -> str:
     """One table, which needs the package booktabs: ranked runs, oracles and published results, each set apart.
 
@@ -35,7 +41,7 @@ def as_latex(board: Leaderboard) -> str:
     lines = []
     for table in board.tables:
         if not table.ranked:
-            lines += [r"\midrule", _across("Oracle: prompts from the annotation, not ranked", span)]
+            lines += [r"\midrule", _across(_APART[table.kind], span)]
         lines += _rows(board, table, columns)
     if board.published:
         title = f"Published on {board.published[0].dataset}, another protocol, not ranked with the runs"

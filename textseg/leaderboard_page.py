@@ -162,7 +162,7 @@ def _lines(board: Leaderboard, table: Table, aggregate: Aggregate) -> Iterator[s
             values = [format_value(row.number(metric, aggregate).value, board.unit[metric]) for row in table.rows]
             chosen[metric] = picked(values, lower=lower_is_better(metric))
     for place, row in enumerate(table.rows):
-        badge = "" if table.ranked else '<span class="badge oracle">ORACLE</span> '
+        badge = f'<span class="badge oracle">{table.badge}</span> ' if table.badge else ""
         cells = [f'<th scope="row" data-value="{escape(row.label)}">{badge}{breakable(row.label)}</th>']
         if table.ranked:
             rank = row.ranks[aggregate][board.metrics[0]]
@@ -223,8 +223,8 @@ def _scopes(board: Leaderboard, table: Table) -> Iterator[str]:
 
 
 def _all_rows(board: Leaderboard) -> list[tuple[str, Row]]:
-    """Every method, oracles called so."""
-    return [(row.label if table.ranked else f"{row.label} ORACLE", row) for table in board.tables for row in table.rows]
+    """Every method, oracles and simulated interaction called so."""
+    return [(f"{row.label} {table.badge}".rstrip(), row) for table in board.tables for row in table.rows]
 
 
 def _by_structure(board: Leaderboard) -> Iterator[str]:

@@ -25,7 +25,7 @@ MARGIN = 0.08  # of the box around all structures, left about it on each side
 
 def slices_html(board: Leaderboard) -> str:
     """The best, the median and the worst case by the mean of all methods; a sentence for each that can't be drawn."""
-    rows = {f"{row.label}{'' if table.ranked else ' ORACLE'}": row for table in board.tables for row in table.rows}
+    rows = {f"{row.label} {table.badge}".rstrip(): row for table in board.tables for row in table.rows}
     kept: dict[str, KeptPredictions] = {}
     problems = []
     for label, row in rows.items():

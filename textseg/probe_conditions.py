@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from textseg.build import Experiment
-from textseg.contracts import Source, Visibility
+from textseg.contracts import Mark, Source, Visibility
 from textseg.preparation import PreparedCase
 from textseg.text import Knowledge, SlicePrompt, prompts_saying, slice_prompts
 
@@ -32,12 +32,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Condition:
-    """A way to tell a model something else. `oracle`: it could not be said without this case's annotation."""
+    """A way to tell a model something else. `mark`: it could not be said without this case's annotation."""
 
     name: str
     meaning: str
-    oracle: bool
+    mark: Mark
     tell: Tell | None  # None: two passes
+
+    @property
+    def label(self) -> str:
+        """What stands in probe.csv."""
+        return f"{self.name} ({self.mark})" if self.mark else self.name
 
 
 def probe_subject(experiment: Experiment, number: int) -> Subject:
@@ -119,21 +124,21 @@ def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
 
 
 CONDITIONS = (
-    Condition(BASELINE, "every structure is listed", False, _of("template")),
-    Condition("predicted", "what a first pass found", False, None),
+    Condition(BASELINE, "every structure is listed", "", _of("template")),
+    Condition("predicted", "what a first pass found", "", None),
     Condition(
         "interactive",
         "first and last level, as a person names them (read off the annotation)",
-        True,
+        "simulated",
         _of("interactive"),
     ),
-    Condition("off_by_one", "the same, miscounted by one level", True, _off_by_one),
-    Condition("ground_truth", "what each slice shows", True, _of("ground_truth")),
-    Condition("claimed", "what the volume shows, and one structure that it does not", True, _claimed),
-    Condition("denied", "what the volume shows, but for one structure", True, _denied),
-    Condition("another_patient", "what slices of another patient show", False, lambda case: case.another),
-    Condition("paraphrased", "the template in other words", False, _paraphrased),
-    Condition("shuffled", "the words of the template in disorder", False, _shuffled),
-    Condition("nonsense", "as many invented words", False, _nonsense),
-    Condition("empty", "a full stop", False, _empty),
+    Condition("off_by_one", "the same, miscounted by one level", "oracle", _off_by_one),
+    Condition("ground_truth", "what each slice shows", "oracle", _of("ground_truth")),
+    Condition("claimed", "what the volume shows, and one structure that it does not", "oracle", _claimed),
+    Condition("denied", "what the volume shows, but for one structure", "oracle", _denied),
+    Condition("another_patient", "what slices of another patient show", "", lambda case: case.another),
+    Condition("paraphrased", "the template in other words", "", _paraphrased),
+    Condition("shuffled", "the words of the template in disorder", "", _shuffled),
+    Condition("nonsense", "as many invented words", "", _nonsense),
+    Condition("empty", "a full stop", "", _empty),
 )

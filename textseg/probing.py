@@ -150,8 +150,7 @@ def _scored(
         batch_size=experiment.recipe.training.batch_size,
         native=experiment.recipe.evaluation.space == "native",
     )
-    label = f"{condition.name} (oracle)" if condition.oracle else condition.name
-    return score_case(experiment, prepared, prediction, label, ("dsc",))[0]
+    return score_case(experiment, prepared, prediction, condition.label, ("dsc",))[0]
 
 
 def measure_drops(scores: Mapping[str, Sequence[Score]], structures: Sequence[str]) -> list[Drop]:
@@ -194,9 +193,8 @@ def _report(scores: Mapping[str, Sequence[Score]], drops: Sequence[Drop], struct
         interval = overall.get(condition.name)
         change = "" if interval is None else f"{-interval.value:+.4f} ({-interval.high:+.4f} to {-interval.low:+.4f})"
         missed, spurious = (sum(row.status == status for row in found) for status in ("missed", "spurious"))
-        oracle = "oracle" if condition.oracle else ""
         dsc = f"{np.mean(means):.4f}" if means else "–"
-        rows.append([condition.name, dsc, change, str(missed), str(spurious), oracle, condition.meaning])
+        rows.append([condition.name, dsc, change, str(missed), str(spurious), condition.mark, condition.meaning])
     header = ["text", "DSC", "against the template (95 %)", "missed", "spurious", "", "what it says"]
     patients = len({row.patient for row in scores[BASELINE]})
     differences = "Differences are over the places where DSC is defined under both texts."

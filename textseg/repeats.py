@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from textseg.contracts import Mark
 from textseg.errors import RunError
 from textseg.run_folder import RunFolder
 from textseg.scores import Score, read_scores
 
-ORACLE = "ground_truth"
+ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
 # What may differ between repeats. The split has the fold in it; its scheme is compared where runs meet.
 _FREE = ("seed", "split")
 
@@ -47,10 +48,16 @@ class Run:
         return tuple(sorted({row.prompt_source for row in self.scores}))
 
     @property
-    def oracle(self) -> bool:
-        """Whether anything in its folder says that the prompts were read off the annotation."""
+    def mark(self) -> Mark:
+        """Whether anything in its folder says that the prompts were read off the annotation.
+
+        "simulated" is a person who was not there: the first and last structure of each volume, read off it. So is
+        every `interactive` of which run.json does not say what was named.
+        """
         said = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
-        return ORACLE in said
+        if ORACLE in said:
+            return "oracle"
+        return "simulated" if SIMULATED in said or (PERSON in said and not self.facts.get("named")) else ""
 
     def value(self, *keys: str) -> Any:
         """What run.json says under `keys`, or None."""
@@ -102,9 +109,10 @@ class Repeats:
         return tuple(sorted({source for run in self.runs for source in run.sources}))
 
     @property
-    def oracle(self) -> bool:
-        """Whether any of them is one."""
-        return any(run.oracle for run in self.runs)
+    def mark(self) -> Mark:
+        """The gravest of theirs."""
+        marks = [run.mark for run in self.runs]
+        return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
 
     @property
     def trained_on(self) -> list[str]:
@@ -153,7 +161,7 @@ def _read(folder: Path) -> Run:
     if here.trained_in.read().get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
         raise RunError(
             f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
-            f"textseg evaluate {here.trained_in.path} --prompts {folder.name}"
+            f"textseg evaluate {here.trained_in.path} --prompts {PERSON if folder.name == SIMULATED else folder.name}"
         )
     return Run(folder, facts, scores, _declared(here))
 
@@ -189,7 +197,7 @@ def group(runs: Sequence[Run], *, apart: bool = False) -> list[Repeats]:
         trained_in = RunFolder(run.folder.resolve()).trained_in
         key: object = run.folder.resolve()
         if not apart and trained_in.is_repeat and not run.facts.get("predictions"):
-            key = (trained_in.path.parent, run.name, run.sources, run.oracle)
+            key = (trained_in.path.parent, run.name, run.sources, run.mark)
         groups.setdefault(key, []).append(run)
     found = [Repeats(tuple(members)) for members in groups.values()]
     for repeats in found:

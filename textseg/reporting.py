@@ -30,10 +30,12 @@ __all__ = [
 _SOURCES = {
     "template": "every structure listed, nothing known about the case",
     "interactive": "a person named the visible structures",
+    "simulated": "a person was simulated: first and last structure read off the reference masks",
     "predicted": "read off the model's own first pass",
     "ground_truth": "read off the reference masks",
     "none": "the model reads no text",
 }
+_MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED"}  # told of the annotation, so never ranked
 _EXAMPLES = 3  # class-wise prompts shown of each source
 
 
@@ -121,10 +123,10 @@ def _headline(run: Mapping[str, Any], scores: Sequence[Score], summary: Summary)
     evaluation = run.get("evaluation") or {}
     sources = sorted({row.prompt_source for row in scores} or {str(evaluation.get("prompts") or "none")})
     badges = "".join(
-        f'<span class="badge {"oracle" if source == "ground_truth" else "source"}">'
-        f"{'ORACLE · ' if source == 'ground_truth' else ''}test prompts: {escape(source.replace('_', ' '))}</span>"
+        f'<span class="badge {"oracle" if source in _MARKS else "source"}">'
+        f"{_MARKS[source] + ' · ' if source in _MARKS else ''}test prompts: {escape(source.replace('_', ' '))}</span>"
         f' <span class="quiet">{escape(_SOURCES.get(source, ""))}'
-        f"{': an upper bound, never ranked beside other runs' if source == 'ground_truth' else ''}</span> "
+        f"{': an upper bound, never ranked beside other runs' if source in _MARKS else ''}</span> "
         for source in sources
     )
     fold = "" if run.get("fold") is None else f" · fold {run['fold']}"
@@ -247,7 +249,7 @@ def _prompts(prompts: Sequence[Mapping[str, Any]]) -> str:
         rows = [row for row in prompts if row["source"] == source]
         holistic = [row for row in rows if row["view"] == "holistic"]
         classwise = [row for row in rows if row["view"] != "holistic"]
-        oracle = " oracle" if source == "ground_truth" else " source"
+        oracle = " oracle" if source in _MARKS else " source"
         parts.append(
             f'<h3><span class="badge{oracle}">{escape(source.replace("_", " "))}</span> '
             f'<span class="quiet">{escape(_SOURCES.get(source, ""))}</span></h3>'

@@ -62,8 +62,8 @@ def make_leaderboard(
     scopes = _scopes(structures, groups, rare)
     position = {id(run): number for number, run in enumerate(runs)}
     tables = []
-    for kind in ("ranked", "oracle"):
-        members = [repeats for repeats in compared if repeats.oracle == (kind == "oracle")]
+    for kind in TITLES:
+        members = [repeats for repeats in compared if (repeats.mark or "ranked") == kind]
         if members:
             indices = [[position[id(run)] for run in repeats.runs] for repeats in members]
             tables.append(_table(kind, members, indices, scores, scopes))
