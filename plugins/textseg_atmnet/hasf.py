@@ -72,18 +72,33 @@ class FusionBlock(nn.Module):
 class FusionStage(nn.Module):
     """The text of one level, brought to its width, and the blocks that read it."""
 
-    def __init__(self, task: Task, channels: int, *, heads: int, text_tokens: int, blocks: int, feed_forward: int):
+    def __init__(
+        self,
+        task: Task,
+        channels: int,
+        *,
+        heads: int,
+        text_tokens: int,
+        blocks: int,
+        feed_forward: int,
+        learn_absence: bool,
+    ) -> None:
         super().__init__()
         if task.text_length is None or task.text_size is None:
             raise RecipeError("hasf reads text, and the recipe has no prompts. Add prompts, or use a network.")
         self.text_mixture = nn.Conv1d(task.text_length, text_tokens, kernel_size=1)  # over tokens: T is constant
         self.text_projection = nn.Linear(task.text_size, channels)
         self.blocks = nn.ModuleList(FusionBlock(channels, heads, feed_forward) for _ in range(blocks))
+        # From zero: what the absence of each structure adds to every text token is only learned.
+        self.absence = nn.Parameter(torch.zeros(task.class_count - 1, channels)) if learn_absence else None
 
     def forward(self, visual: Tensor, text: TextFeatures, key_grid: tuple[int, int]) -> Tensor:
         """Map [B, C_l, H_l, W_l] -> the same, guided by the text."""
         tokens = text.tokens.masked_fill(~text.mask[..., None], 0)  # padding says nothing, whatever it holds
         guide = F.relu(self.text_projection(F.relu(self.text_mixture(tokens))))  # [B, M, C_l]
+        if self.absence is not None:
+            absent = (~text.present).to(self.absence.dtype)
+            guide = guide + (absent @ self.absence)[:, None]  # [B, K-1] x [K-1, C_l] -> [B, 1, C_l]
         for block in self.blocks:
             visual = block(visual, guide, key_grid)
         return visual
@@ -126,6 +141,8 @@ class HASF(nn.Module):
         blocks: fusion blocks in a stage.
         feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out, as the restored form does.
         convolutions: 3 x 3 convolutions after each upsampling.
+        learn_absence: whether each guided level learns a vector for each structure that the text calls not visible, and
+            adds it to the text tokens; for prompts that say nothing of what is absent.
 
     With Swin UNETR of feature size 48 as encoder, D 768, T 160 and K 20, the whole model has 30.4 M parameters; with
     `blocks` 2, `feed_forward` 4 and `convolutions` 3 it has 52.9 M, with `blocks` 3 and the same 65.5 M, which is
@@ -146,6 +163,7 @@ class HASF(nn.Module):
         blocks: int = 1,
         feed_forward: int = 0,
         convolutions: int = 1,
+        learn_absence: bool = False,
     ) -> None:
         super().__init__()
         counts = {"heads": heads, "key_stride": key_stride, "text_tokens": text_tokens}
@@ -176,6 +194,7 @@ class HASF(nn.Module):
                     text_tokens=text_tokens,
                     blocks=blocks,
                     feed_forward=feed_forward,
+                    learn_absence=learn_absence,
                 )
                 for level in guided
             }

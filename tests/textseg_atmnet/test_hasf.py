@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from textseg.attention import plane_sinusoids, sinusoids
 from textseg.contracts import Atlas, Features, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.testing import check_fusion
 from textseg_atmnet.hasf import HASF, FusionBlock
 
 FEATURES = Features((8, 16, 24), (2, 4, 8))
@@ -211,3 +212,21 @@ def test_sizes_are_those_of_the_docstring(task: Task, settings: dict[str, int], 
     with torch.device("meta"):
         fusion = HASF(paper, swin, **settings)
     assert sum(parameter.numel() for parameter in fusion.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_what_is_absent_is_learned_from_nothing_where_asked_for(task: Task) -> None:
+    plain, learning = built(task).eval(), built(task, learn_absence=True).eval()
+    images, text = maps(), some_text()
+    absent = replace(text, present=torch.tensor([[True, False, True, True], [True, True, True, True]]))
+    for one, other in zip(plain(images, text), learning(images, absent), strict=True):  # it begins with zeros
+        torch.testing.assert_close(one, other)
+    for stage in learning.stages.values():
+        nn.init.normal_(stage.absence)
+    told, untold = learning(images, absent), learning(images, text)
+    assert not torch.allclose(told[0][0], untold[0][0])  # the slice of which a structure is absent
+    torch.testing.assert_close(told[0][1], untold[0][1])
+    learning(images, absent)[0].sum().backward()
+    for stage in learning.stages.values():
+        missing = stage.absence.grad.abs().sum(dim=1) > 0
+        assert missing.tolist() == [False, True, False, False]
+    check_fusion("hasf", settings={"heads": 2, "learn_absence": True})
