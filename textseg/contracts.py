@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # listing components must not import torch
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Told = Literal["template", "interactive", "predicted", "ground_truth", "simulated"]  # what a score was told
-Mark = Literal["", "simulated", "oracle"]  # whether it was told what only the annotation shows
 Scope = Literal["slice", "volume"]
 Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # how volumes are cut into slices
 Batching = Literal["slice", "volume"]  # whether B are any slices, or all of one case in order

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from textseg.build import Experiment
-from textseg.contracts import Mark, Source, Visibility
+from textseg.contracts import Source, Visibility
 from textseg.preparation import PreparedCase
+from textseg.scores import Mark
 from textseg.text import Knowledge, SlicePrompt, prompts_saying, slice_prompts
 
 BASELINE = "template"

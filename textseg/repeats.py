@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from textseg.contracts import Mark
 from textseg.errors import RunError
 from textseg.run_folder import RunFolder
-from textseg.scores import Score, read_scores
+from textseg.scores import Mark, Score, read_scores
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
 # What may differ between repeats. The split has the fold in it; its scheme is compared where runs meet.

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from textseg.errors import RunError, suggestion
 from textseg.files import write_atomically
 from textseg.metrics import Status
+
+Mark = Literal["", "simulated", "oracle"]  # whether the prompts of scores said what only the annotation shows
 
 
 @dataclass(frozen=True)
