@@ -182,6 +182,24 @@ def test_training_slices_are_distorted_and_mix_sources_and_others_are_not(experi
     assert any(not torch.equal(slices[0, n][0], slices[1, n][0]) for n in range(len(slices)))
 
 
+def test_a_mixture_with_a_person_who_miscounts(tiny_recipe: Path, experiment: Experiment) -> None:
+    mixture = ["prompts.training={interactive: 0.7, template: 0.3}", "prompts.interactive_error=1.0"]
+    built = build(load_recipe(tiny_recipe, mixture))
+    assert built.text is not None
+    slices = built.training_slices()
+    drawn = [slices[epoch, number][3] for epoch in range(3) for number in range(len(slices))]
+    assert set(drawn) == {"interactive", "template"}
+    assert drawn.count("interactive") > drawn.count("template")
+    for prepared in built.cases["train"]:
+        (said,) = {prompt.visibility.visible for prompt in built.text.prompts[prepared.case.id]["interactive"]}
+        present = {index for plane in prepared.present for index in plane}
+        truth = [name for name in built.atlas.sequence if built.atlas[name].index in present]
+        told = [name for name in built.atlas.sequence if name in said]
+        assert (told[0], told[-1]) != (truth[0], truth[-1])  # always miscounted, by one level
+        row = built.atlas.sequence
+        assert max(abs(row.index(a) - row.index(b)) for a, b in ((told[0], truth[0]), (told[-1], truth[-1]))) <= 2
+
+
 def test_structures_in_training(experiment: Experiment) -> None:
     shown = np.unique(np.concatenate([np.unique(case.mask) for case in experiment.cases["train"]]))
     assert experiment.structures_in_training == [experiment.atlas.names[index - 1] for index in shown if index]
