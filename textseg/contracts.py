@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # listing components must not import torch
     from torch import Tensor
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
-Told = Literal["template", "interactive", "predicted", "ground_truth", "simulated"]  # what a score was told
 Scope = Literal["slice", "volume"]
 Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # how volumes are cut into slices
 Batching = Literal["slice", "volume"]  # whether B are any slices, or all of one case in order

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from textseg.contracts import TextEncoder, Told
+from textseg.contracts import Source, TextEncoder
 from textseg.errors import PromptError, suggestion
 from textseg.files import write_atomically
 
@@ -26,7 +26,7 @@ LISTED = 20  # too long texts that a message shows
 class PromptRow:
     """One line of the prompt table: a text, where its knowledge came from, what made and what read it."""
 
-    source: Told
+    source: Source | Literal["simulated"]
     view: Literal["holistic", "classwise"]
     structure: str | None  # None for a holistic text, and for a text that several structures share
     text: str

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from textseg.build import Experiment, build
-from textseg.contracts import Source, Told, Visibility
+from textseg.contracts import Source, Visibility
 from textseg.embeddings import write_prompt_table
 from textseg.enumeration import Enumeration, enumerate_structures, write_enumeration
 from textseg.errors import RunError, suggestion
@@ -26,7 +26,7 @@ from textseg.progress import progress_bar
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
-from textseg.scores import Score, summarise, write_scores
+from textseg.scores import Score, Told, summarise, write_scores
 from textseg.scoring import label_maps, score_case
 from textseg.side_by_side import best_median_worst
 from textseg.task_record import write_task

@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from textseg.contracts import Source
 from textseg.errors import RunError, suggestion
 from textseg.files import write_atomically
 from textseg.metrics import Status
 
+Told = Source | Literal["simulated"]  # what the prompts of scores knew
 Mark = Literal["", "simulated", "oracle"]  # whether the prompts of scores said what only the annotation shows
 
 
