@@ -156,10 +156,21 @@ class Volumes(Dataset[Batch]):
 class ShuffledBatches(Sampler[list[Draw]]):
     """The batches of one epoch, from batch `start` on; the order is a function of (seed, epoch).
 
-    A last batch that is not full is left out, unless it is the only one.
+    A last batch that is not full is left out, unless it is the only one. Of each batch, `share` (which, of how many)
+    is the part of one process.
     """
 
-    def __init__(self, slice_count: int, batch_size: int, *, seed: int, epoch: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        slice_count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.share = share
         self.batch_size, self.seed, self.epoch, self.start, self.slice_count = (
             batch_size,
             seed,
@@ -180,14 +191,24 @@ class ShuffledBatches(Sampler[list[Draw]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.slice_count).tolist()
         for batch in range(self.start, self.start + len(self)):
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, number) for number in numbers]
+            which, shares = self.share
+            part = numbers[which * len(numbers) // shares : (which + 1) * len(numbers) // shares]
+            yield [(self.epoch, number) for number in part]
 
 
 def training_loader(
-    slices: Slices | Volumes, batch_size: int, *, seed: int, epoch: int, start: int, workers: int, pin_memory: bool
+    slices: Slices | Volumes,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    start: int,
+    workers: int,
+    pin_memory: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Any]:
     """The rest of an epoch, from batch `start` on; `batch_size` is that of slices, and 1 of volumes."""
-    order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start)
+    order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start, share=share)
     return DataLoader(
         slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate, pin_memory=pin_memory
     )

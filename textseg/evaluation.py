@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 
+from textseg import processes
 from textseg.build import Experiment, build
 from textseg.contracts import Source, Visibility
 from textseg.embeddings import write_prompt_table
@@ -45,6 +46,9 @@ class CaseResult:
     said: Visibility | None = None  # by the prompts, of the whole volume
 
 
+_Scored = tuple[CasePrediction, Visibility | None, list[Score], list[Score], Enumeration]
+
+
 @dataclass(frozen=True)
 class Validation:
     """How a model does on the validation cases while it is trained."""
@@ -67,7 +71,8 @@ def evaluate(
     """Score the test cases with the prompts of `source`; write scores.csv, run.json and report.html into `target`.
 
     `target` is the run's own `folder`, or one below it for another source of prompts. `named` is what a person named
-    for `interactive` prompts; without it the rows say `simulated`.
+    for `interactive` prompts; without it the rows say `simulated`. Of several processes, each predicts and scores its
+    part of the cases, and the first one writes; the others get no scores.
     """
     told = told_by(source, named)
     settings = experiment.recipe.evaluation
@@ -77,15 +82,23 @@ def evaluate(
     results: dict[str, CaseResult] = {}
     names: dict[str, Enumeration] = {}
     segmenter.eval()
+
+    def scored(prepared: PreparedCase) -> _Scored:
+        prediction, said = _predict(experiment, segmenter, prepared, source, device)
+        # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
+        rows, merged = score_case(experiment, prepared, prediction, told, ("dsc", *settings.metrics))
+        found = enumerate_structures(*label_maps(experiment, prepared, prediction)[0], experiment.atlas)
+        return prediction, said, rows, merged, found
+
+    in_turns = processes.in_turns(cases, scored)
+    if processes.rank():
+        for _ in in_turns:
+            pass
+        return []
     with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
         for prepared in bar.track(cases, description="evaluating"):
-            prediction, said = _predict(experiment, segmenter, prepared, source, device)
+            prediction, said, rows, merged, names[prepared.case.id] = next(in_turns)
             _keep(keep, experiment, prepared, prediction)
-            # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
-            rows, merged = score_case(experiment, prepared, prediction, told, ("dsc", *settings.metrics))
-            names[prepared.case.id] = enumerate_structures(
-                *label_maps(experiment, prepared, prediction)[0], experiment.atlas
-            )
             dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
             results[prepared.case.id] = CaseResult(prepared, prediction, float(np.mean(dsc)) if dsc else 0.0, said)
             scores += [row for row in rows if row.metric in settings.metrics]
@@ -223,16 +236,21 @@ def validate(
     """
     per_structure: dict[str, list[float]] = {}
     drawn: list[OverlayPicture] = []
-    for prepared in experiment.cases[part]:
+
+    def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
         reference = np.asarray(prepared.mask)
         result = score(prediction.prepared, reference, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
-        for index, found in result.items():
-            per_structure.setdefault(experiment.atlas.names[index - 1], []).append(found.values["dsc"])
+        return {experiment.atlas.names[i - 1]: found.values["dsc"] for i, found in result.items()}, prediction
+
+    cases = experiment.cases[part]
+    for prepared, (dsc, prediction) in zip(cases, processes.in_turns(cases, validated), strict=True):
+        for name, value in dsc.items():
+            per_structure.setdefault(name, []).append(value)
         if len(drawn) < pictures:
-            dsc = [found.values["dsc"] for found in result.values()]
-            drawn.append(_prepared_overlay(experiment, prepared, prediction, float(np.mean(dsc)) if dsc else 0.0))
+            mean = float(np.mean(list(dsc.values()))) if dsc else 0.0
+            drawn.append(_prepared_overlay(experiment, prepared, prediction, mean))
     means = {name: float(np.mean(values)) for name, values in per_structure.items()}
     members = experiment.atlas.groups.items()
     within = {group: [means[name] for name in names if name in means] for group, names in members}

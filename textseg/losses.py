@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textseg.processes import summed
+
 
 def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
     """One minus the soft Dice of the batch, averaged over the K - 1 structures.
 
-    Sums run over the batch in float32 (float16 overflows at 384 x 384). `smooth` gives a perfect score to a structure
-    that is neither there nor predicted; without it, a perfect prediction of a slice with few structures is punished.
+    Sums run over the batch, of all processes together, in float32 (float16 overflows at 384 x 384). `smooth` gives a
+    perfect score to a structure that is neither there nor predicted; without it, a perfect prediction of a slice with
+    few structures is punished.
 
     Args:
         logits: [B, K, H, W].
@@ -21,8 +24,8 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
     probabilities = logits.float().softmax(1)
     classes = torch.arange(logits.shape[1], device=mask.device)[:, None, None]
     reference = mask[:, None] == classes  # [B, K, H, W]; an eighth of the memory of `one_hot`
-    shared = torch.where(reference, probabilities, 0).sum((0, 2, 3))  # [K]
-    total = probabilities.sum((0, 2, 3)) + reference.sum((0, 2, 3))
+    shared = summed(torch.where(reference, probabilities, 0).sum((0, 2, 3)))  # [K]
+    total = summed(probabilities.sum((0, 2, 3)) + reference.sum((0, 2, 3)))
     return 1 - ((2 * shared + smooth) / (total + smooth))[1:].mean()
 
 

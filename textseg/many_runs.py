@@ -16,6 +16,7 @@ from typing import IO
 
 from textseg.comparison import comparable, compare
 from textseg.errors import RecipeError, RunError
+from textseg.launching import run_command
 from textseg.recipe import Recipe, load_recipe
 from textseg.run_folder import RunFolder
 from textseg.termination import on_termination
@@ -35,11 +36,7 @@ class PlannedRun:
 
     def command(self, *, fresh: bool, dry_run: bool) -> list[str]:
         """The command line that does this run alone."""
-        values = [part for value in self.overrides for part in ("--set", value)]
-        seed = [] if self.seed is None else ["--seeds", str(self.seed)]
-        flags = ["--fresh"] * fresh + ["--dry-run"] * dry_run
-        program = [sys.executable, "-m", "textseg", "run", str(self.recipe)]
-        return [*program, *values, *seed, "--output", str(self.output), *flags]
+        return run_command(self.recipe, self.overrides, self.seed, self.output, fresh=fresh, dry_run=dry_run)
 
 
 def plan_runs(

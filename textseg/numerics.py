@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textseg import processes
 from textseg.errors import RunError
 from textseg.run_folder import RunFolder
 
@@ -41,7 +42,7 @@ class NumberCheck:
 
     def first(self) -> tuple[str, int] | None:
         """What was no number first, "loss" or "gradient", and in which step, counted from 0."""
-        loss, gradient = self.steps.tolist()
+        loss, gradient = map(min, zip(*processes.gathered(self.steps.tolist()), strict=True))
         if min(loss, gradient) == NEVER:
             return None
         return ("loss", loss) if loss <= gradient else ("gradient", gradient)

@@ -208,7 +208,9 @@ class Training(_Section):
     validate_every: PositiveInt = 1  # epochs
     checkpoint_every: PositiveInt = 1  # epochs
     workers: Annotated[int, Field(ge=0)] = 0
-    threads: PositiveInt | None = None
+    threads: PositiveInt | None = None  # of each process
+    devices: PositiveInt = 1  # on each node; each has a process and a part of every batch
+    nodes: PositiveInt = 1
     deterministic: bool = False
     initialize_from: str | None = None
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from textseg import processes
 from textseg.build import Experiment, build
 from textseg.cost import cost_of_determinism, measure_cost
 from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
+from textseg.errors import RunError
 from textseg.evaluation import evaluate, headline, load_segmenter
 from textseg.files import write_atomically
+from textseg.launching import launched, launched_by_textseg, launched_rank, one_of_several, run_command, run_together
 from textseg.model import Segmenter
 from textseg.numerics import deterministic, numeric_settings
 from textseg.progress import progress_bar
-from textseg.recipe import dump, load_recipe
+from textseg.recipe import Recipe, dump, load_recipe
+from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, environment, first_line
 from textseg.scores import Score, read_scores
 from textseg.stages import divide_epochs
 from textseg.task_record import write_task
 from textseg.training import Training
 from textseg.watching import check_loggers, peak_memory, watching
+
+LOST_AFTER = timedelta(hours=2)  # how long a process waits for one that neither ends nor answers
 
 
 def run(
@@ -41,34 +53,57 @@ def run(
 ) -> Path:
     """Take a recipe to its report: prepare, train (or go on), evaluate. Returns the run folder.
 
+    With `training.devices` this waits for the processes that do it, or is one of those that torchrun or SLURM started.
     Raises a TextsegError for what the user can mend.
     """
-    started = time.monotonic()
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
     check_loggers(resolved)
-    torch.set_num_threads(resolved.training.threads or torch.get_num_threads())
-    folder = RunFolder.of(resolved, output)
-    with progress_bar() as bar:
-        task = bar.add_task("preparing slices", total=None)
-        experiment = build(resolved, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    settings, folder = resolved.training, RunFolder.of(resolved, output)
     if dry_run:
-        print(dump(resolved), plan(experiment), sep="\n")
+        print(dump(resolved), plan(_prepared(resolved)), sep="\n")
         return folder.path
-    if fresh and folder.path.exists():
+    count = settings.devices * settings.nodes
+    if count > 1 and not launched():
+        if settings.nodes > 1:
+            raise RunError(
+                f"training.nodes is {settings.nodes}, and nobody has started a process on each. Start the command "
+                "with torchrun or srun; see docs/how_to/many_devices.md."
+            )
+        run_together(run_command(recipe, overrides, seed, output, fresh=fresh, dry_run=False), count)
+        return folder.path
+    torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
+    rank = launched_rank() if count > 1 else 0
+    with one_of_several(rank) if count > 1 else nullcontext():
+        _run(resolved, folder, rank, fresh=fresh)
+        processes.disconnect()
+    return folder.path
+
+
+def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
+    started = time.monotonic()
+    experiment = _prepared(resolved) if rank == 0 else None  # the others wait in `launch`, and find it prepared
+    if fresh and rank == 0 and folder.path.exists():
         with folder.lock():  # not under the feet of a process that writes it
             print(f"the earlier run stands in {folder.move_aside()}")
     precision, note = _precision(resolved.training.precision)
-    fabric = Fabric(accelerator="auto", devices=1, precision=precision)
-    with folder.lock(), deterministic(resolved.training.deterministic):
+    with folder.lock() if rank == 0 else nullcontext(), deterministic(resolved.training.deterministic):
+        fabric = _connected(resolved.training, precision)
+        experiment = experiment or _prepared(resolved)
         bound, going_on = _bound(experiment), folder.checkpoint("last").exists()
         if going_on:
             folder.check_bound(bound)
         training = Training(experiment, folder, fabric)
         if going_on:
             training.resume()
-        if training.finished and _scored(training):
-            _print_result(training, read_scores(folder.scores))
-            return folder.path
+        if processes.gathered(training.finished and _scored(training))[0]:
+            if rank == 0:
+                _print_result(training, read_scores(folder.scores))
+            return
+        if rank:
+            if not training.finished:
+                training.fit()
+            _evaluate(training)
+            return
         _write_inputs(experiment, folder)
         if not training.finished:  # what stands in the record of a finished run is where its weights come from
             folder.update(
@@ -78,6 +113,7 @@ def run(
                 reference=resolved.reference,
                 dataset=resolved.dataset.use,
                 precision={"requested": resolved.training.precision, "used": precision, "note": note},
+                processes={"devices": resolved.training.devices, "nodes": resolved.training.nodes},
                 numerics=numeric_settings(),
                 hashes=experiment.hashes(),
                 bound=bound,
@@ -103,7 +139,34 @@ def run(
         finally:
             _record_cost(training, before, started)
         experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
-    return folder.path
+
+
+def _prepared(recipe: Recipe) -> Experiment:
+    with progress_bar() as bar:
+        task = bar.add_task("preparing slices", total=None)
+        return build(recipe, progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _connected(settings: Settings, precision: Any) -> Fabric:
+    """The device of this process, and the way to the others; raises RunError for devices that aren't there."""
+    several = settings.devices * settings.nodes > 1
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # else it counts the processes on stderr
+    try:
+        fabric = Fabric(
+            accelerator="auto",
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            # A stage of a network may leave parameters without a gradient.
+            strategy=DDPStrategy(find_unused_parameters=True, timeout=LOST_AFTER) if several else "auto",
+            plugins=[LightningEnvironment()] if several and launched_by_textseg() else None,
+            precision=precision,
+        )
+        fabric.launch()
+    except (MisconfigurationException, ValueError) as error:
+        raise RunError(f"training.devices, training.nodes: {first_line(error)}") from error
+    if several:
+        processes.connect()
+    return fabric
 
 
 def plan(experiment: Experiment) -> str:
@@ -156,6 +219,13 @@ def _scored(training: Training) -> bool:
 def _evaluate(training: Training) -> None:
     """Score the best checkpoint."""
     experiment, folder, progression = training.experiment, training.folder, training.progression
+    if training.silent:
+        processes.gathered("ready")
+        device = training.fabric.device
+        segmenter = load_segmenter(experiment, folder).to(device)
+        evaluate(experiment, segmenter, folder, folder, source=experiment.evaluation_source, device=device)
+        return
+    processes.gathered("written")  # the checkpoint, before the others read it
     folder.report.unlink(missing_ok=True)  # written last, it says that the scores are those of the record
     folder.update(
         best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
@@ -203,7 +273,8 @@ def _derived(segmenter: Segmenter) -> dict[str, Any]:
 def _bound(experiment: Experiment) -> dict[str, Any]:
     """What a resumed run must have in common with its beginning."""
     recipe = experiment.recipe
-    free = {"epochs", "patience", "workers", "threads", "deterministic", "checkpoint_every", "overlay_every", "loggers"}
+    free = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
+    free |= {"checkpoint_every", "overlay_every", "loggers"}
     text = recipe.prompts
     return {
         "seed": recipe.seed,

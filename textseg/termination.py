@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
 
 @contextmanager
 def on_termination(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `request_stop` where such a signal would otherwise end the process."""
+    """Call `request_stop` where such a signal would otherwise end the process; SLURM sends SIGUSR1 before."""
 
     def request(signal_number: int, frame: FrameType | None) -> None:
         request_stop()
@@ -19,7 +21,7 @@ def on_termination(request_stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread alone
         yield
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, request) for number in _SIGNALS}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,11 +14,13 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from textseg import processes
 from textseg.augmentation import Augmentation, slice_keys
 from textseg.build import Experiment
 from textseg.contracts import Batch
 from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.evaluation import Validation, validate
+from textseg.launching import check_shares
 from textseg.model import Segmenter
 from textseg.numerics import LOWEST_SCALE, NumberCheck, lost_numbers
 from textseg.objective import Objective
@@ -49,6 +52,8 @@ class Training:
         self.auxiliary = experiment.auxiliary_losses(self.segmenter)
         self.segmentation_loss = experiment.segmentation_loss()
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
+        if processes.count() > 1 and fabric.device.type == "cuda":  # torch has none for processors
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
         # Frozen ones too: `start_epoch` may thaw them. What has no gradient, the optimiser leaves as it is.
@@ -58,6 +63,7 @@ class Training:
         self.optimizer = make_optimizer(self.parameters, self.settings)
         objective = Objective(self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights)
         self.wrapped, self.wrapped_optimizer = fabric.setup(objective, self.optimizer)
+        self.objective, self.thawed = objective, [parameter.requires_grad for parameter in self.parameters]
         decay = self.settings.average_decay
         self.average = (
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
@@ -68,6 +74,7 @@ class Training:
         self.batch_size = self.settings.batch_size
         if self.segmenter.batching == "volume":
             self.slices, self.batch_size = Volumes(self.slices), 1
+        check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching)
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.numbers = NumberCheck(fabric.device)
@@ -78,6 +85,11 @@ class Training:
     def evaluated(self) -> Segmenter:
         """The weights that validation and evaluation use."""
         return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
+
+    @property
+    def silent(self) -> bool:
+        """Whether another process writes what this one would."""
+        return processes.rank() > 0
 
     @property
     def finished(self) -> bool:
@@ -104,38 +116,41 @@ class Training:
         Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
         """
         progression, device, recipe = self.progression, self.fabric.device, self.experiment.recipe
+        without = recipe.training.loggers if self.silent else ()
         with (
-            watching(recipe, self.folder, progression.step) as watch,
+            watching(recipe, self.folder, progression.step, without=without) as watch,
             progress_bar() as bar,
             on_termination(self.request_stop),
         ):
             task = bar.add_task("training", total=self.total_steps, completed=progression.step)
             begun, first = time.monotonic(), len(progression.history)
             for epoch in range(first, self.settings.epochs):
-                started, slices = time.monotonic(), 0
+                started, slices, stopping = time.monotonic(), 0, False
                 self._start_epoch(epoch)
                 sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
                 for batch in self._batches(epoch):
                     for name, value in self.training_step(batch).items():
                         sums[name] = sums[name] + value if name in sums else value
-                    slices += len(batch.case)
+                    slices += len(batch.case) * processes.count()
                     bar.update(task, advance=1)
-                    if self.stop_requested:
+                    if stopping := processes.any_says(self.stop_requested):
                         break
-                progression.sums = {name: value.item() for name, value in sums.items()}
+                shares = processes.gathered({name: value.item() for name, value in sums.items()})
+                progression.sums = {name: sum(share[name] for share in shares) / len(shares) for name in sums}
                 seconds = time.monotonic() - started
                 progression.seconds += seconds
                 self._check_numbers(weights=True)
-                if not self.stop_requested:
+                if not stopping:
                     validation = self._validate(epoch)
                     row = self._finish_epoch(epoch, validation, slices / seconds)
                     watch.log(row, progression.step)
-                    if validation is not None and validation.pictures:
+                    if validation is not None and validation.pictures and not self.silent:
                         watch.show(validation.pictures, epoch + 1)
                     left = (time.monotonic() - begun) / (epoch + 1 - first) * (self.settings.epochs - epoch - 1)
                     line = describe(row, self.settings.epochs, stage=self.stage(epoch).name, seconds_left=left)
                     bar.console.print(line, highlight=False, soft_wrap=True)
-                if self.stop_requested:  # also where the signal came during validation
+                    stopping = processes.any_says(self.stop_requested)  # the signal may have come during validation
+                if stopping:
                     self._save("last")
                     bar.console.print(
                         f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
@@ -158,7 +173,8 @@ class Training:
         rate = learning_rate(self.settings, *stage.place(step, self.steps_per_epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_key(self.experiment.recipe.seed, step))  # dropout and the like: a function of the step
+        # Dropout and the like: a function of the step, and of the part of the batch.
+        torch.manual_seed(_key(self.experiment.recipe.seed, step, processes.rank()))
         # Behind a function, because Fabric would take the batch apart to cast it, and cannot rebuild what is frozen.
         terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -185,6 +201,7 @@ class Training:
             start=self.progression.step - epoch * self.steps_per_epoch,
             workers=self.settings.workers,
             pin_memory=device.type == "cuda",
+            share=(processes.rank(), processes.count()),
         )
         for batch in cast(Iterator[Batch], loader):
             moved = batch.to(device, non_blocking=True)
@@ -204,6 +221,12 @@ class Training:
         start_epoch = self.segmenter.optional("start_epoch")
         if start_epoch is not None:
             start_epoch(epoch, self.settings.epochs)
+        thawed = [parameter.requires_grad for parameter in self.parameters]
+        if processes.count() > 1 and self.thawed != thawed:
+            # What makes one gradient of those of all processes knows only what was trained when it was made.
+            self.wrapped, self.thawed = None, thawed
+            gc.collect()  # the old one listens to the parameters as long as it lives
+            self.wrapped = self.fabric.setup_module(self.objective)
 
     def _clip(self) -> Tensor | None:
         """The norm of the gradient, which is clipped where the recipe says so; None where the loss is scaled."""
@@ -242,6 +265,7 @@ class Training:
         whole = self.stage(epoch) == self.stages[-1]  # before, a part of the network has learned nothing yet
         if not last and not (whole and (epoch + 1) % settings.validate_every == 0):
             return None
+        processes.same_buffers(self.evaluated)
         self.evaluated.eval()
         drawn = drawn_in(epoch + 1, every=settings.overlay_every, validate_every=settings.validate_every, last=last)
         pictures = PICTURES if drawn else 0
@@ -268,11 +292,14 @@ class Training:
             self._save("best")
         if self.finished or (epoch + 1) % self.settings.checkpoint_every == 0:
             self._save("last")
-            self.folder.write_history(progression.history)
+            if not self.silent:
+                self.folder.write_history(progression.history)
         return row
 
     def _save(self, name: str) -> None:
         """`best` is what evaluation needs, `last` also what training needs to go on."""
+        if self.silent:
+            return
         state: dict[str, Any] = {"model": self.evaluated.state_dict(), "progression": asdict(self.progression)}
         if name == "last":
             state |= {key: None if part is None else part.state_dict() for key, part in self._parts.items()}
@@ -289,5 +316,5 @@ class Training:
         return {"training": self.model, "optimizer": self.optimizer, "average": self.average, "precision": precision}
 
 
-def _key(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63
+def _key(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step + rank * 2**40) % 2**63
