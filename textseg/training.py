@@ -53,7 +53,7 @@ class Training:
         self.segmentation_loss = experiment.segmentation_loss()
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
         if processes.count() > 1 and fabric.device.type == "cuda":  # torch has none for processors
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
         # Frozen ones too: `start_epoch` may thaw them. What has no gradient, the optimiser leaves as it is.
