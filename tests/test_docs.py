@@ -21,7 +21,21 @@ PAGES = sorted(
     if "_build" not in path.parts
 )
 RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.yaml") if "splits" not in path.parts)
-OTHER_PROGRAMS = {"--local-dir", "--no-venv"}  # options of hf and nox that the pages use
+OTHER_PROGRAMS = {
+    "--gpus-per-node",
+    "--kill-on-bad-exit",
+    "--nnodes",
+    "--nodes",
+    "--nproc-per-node",
+    "--ntasks-per-node",
+    "--open-mode",
+    "--rdzv-backend",
+    "--rdzv-endpoint",
+    "--requeue",
+    "--signal",
+    "--local-dir",
+    "--no-venv",
+}  # of hf, nox, torchrun and SLURM
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
