@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -87,13 +88,12 @@ def evaluate(
         prediction, said = _predict(experiment, segmenter, prepared, source, device)
         # The pictures are chosen by DSC, also where the recipe doesn't ask for it.
         rows, merged = score_case(experiment, prepared, prediction, told, ("dsc", *settings.metrics))
-        found = enumerate_structures(*label_maps(experiment, prepared, prediction)[0], experiment.atlas)
-        return prediction, said, rows, merged, found
+        maps, _ = label_maps(experiment, prepared, prediction)
+        return prediction, said, rows, merged, enumerate_structures(*maps, experiment.atlas)
 
     in_turns = processes.in_turns(cases, scored)
     if processes.rank():
-        for _ in in_turns:
-            pass
+        deque(in_turns, maxlen=0)
         return []
     with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
         for prepared in bar.track(cases, description="evaluating"):
@@ -234,23 +234,20 @@ def validate(
 
     Of the first `pictures` cases, the slice that shows most is kept to be drawn.
     """
-    per_structure: dict[str, list[float]] = {}
-    drawn: list[OverlayPicture] = []
+    cases, per_structure, drawn = experiment.cases[part], dict[str, list[float]](), list[OverlayPicture]()
 
     def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
-        reference = np.asarray(prepared.mask)
-        result = score(prediction.prepared, reference, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
+        maps = prediction.prepared, np.asarray(prepared.mask)
+        result = score(*maps, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
         return {experiment.atlas.names[i - 1]: found.values["dsc"] for i, found in result.items()}, prediction
 
-    cases = experiment.cases[part]
     for prepared, (dsc, prediction) in zip(cases, processes.in_turns(cases, validated), strict=True):
         for name, value in dsc.items():
             per_structure.setdefault(name, []).append(value)
         if len(drawn) < pictures:
-            mean = float(np.mean(list(dsc.values()))) if dsc else 0.0
-            drawn.append(_prepared_overlay(experiment, prepared, prediction, mean))
+            drawn.append(_prepared_overlay(experiment, prepared, prediction, float(np.mean([*dsc.values()] or 0.0))))
     means = {name: float(np.mean(values)) for name, values in per_structure.items()}
     members = experiment.atlas.groups.items()
     within = {group: [means[name] for name in names if name in means] for group, names in members}
