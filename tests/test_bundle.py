@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import textseg
-from textseg.build import build
+from textseg.build import build, build_segmenter
+from textseg.bundle import _check_plugins, check_bundle, manifest_text
+from textseg.component import Plugin
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
 from textseg.exporting import _possible, export_bundle
-from textseg.recipe import load_recipe
+from textseg.recipe import ComponentSpec, Model, load_recipe
 from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder
 
@@ -27,7 +32,8 @@ def scan(finished_run: Path, stranger: None) -> Path:
 @pytest.fixture(scope="module")
 def bundle(finished_run: Path, stranger: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export_bundle(RunFolder(finished_run), textseg.load(finished_run), folder)
+    export_bundle(RunFolder(finished_run), textseg.load(finished_run), folder)
+    return folder
 
 
 @pytest.mark.parametrize("visible", [None, "T12:L3", "T9:L5/S"])
@@ -77,6 +83,21 @@ def test_a_changed_byte_and_a_missing_file_are_refused(bundle: Path, tmp_path: P
         textseg.load(tmp_path / "b")
 
 
+def test_a_byte_flipped_anywhere_in_any_file_is_refused(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    draw = random.Random(0)
+    for file in sorted((tmp_path / "b").iterdir()):
+        content = file.read_bytes()
+        for place in {0, len(content) - 1, *(draw.randrange(len(content)) for _ in range(40))}:
+            changed = bytearray(content)
+            changed[place] ^= draw.randrange(1, 256)
+            file.write_bytes(changed)
+            with pytest.raises(RunError, match=f"{file.name}' is |is a bundle of format"):
+                check_bundle(tmp_path / "b")
+        file.write_bytes(content)
+    check_bundle(tmp_path / "b")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -99,9 +120,18 @@ def test_a_plugin_that_is_missing_is_named_with_what_brings_it(bundle: Path, tmp
     shutil.copytree(bundle, tmp_path / "b")
     manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
     manifest["plugins"]["thoracic"] = {"distribution": "textseg-thoracic", "version": "2.1"}
-    (tmp_path / "b" / "bundle.json").write_text(json.dumps(manifest))
+    (tmp_path / "b" / "bundle.json").write_text(manifest_text(manifest))
     with pytest.raises(PluginError, match="needs the plug-in 'thoracic'.*pip install textseg-thoracic==2.1"):
         textseg.load(tmp_path / "b")
+
+
+def test_a_plugin_that_breaks_is_named_with_the_reason() -> None:
+    broken = Plugin("spine", "textseg-spine", "9.0", error="asks for API 7, and textseg has 1")
+    manifest = {"plugins": {"spine": {"distribution": "textseg-spine", "version": "1.0"}}}
+    with pytest.raises(
+        PluginError, match="'b' needs plug-in 'spine'.*9.0.*is broken: asks for API 7, and textseg has 1"
+    ):
+        _check_plugins(Path("b"), manifest, SimpleNamespace(plugins=[broken]))  # type: ignore[arg-type]
 
 
 def test_a_text_that_was_not_frozen_says_what_was(bundle: Path, scan: Path) -> None:
@@ -153,3 +183,23 @@ def test_texts_without_end_are_refused() -> None:
 def test_what_is_there_is_not_overwritten(finished_run: Path, bundle: Path) -> None:
     with pytest.raises(RunError, match="exists. Name another folder"):
         export_bundle(RunFolder(finished_run), textseg.load(finished_run), bundle)
+
+
+def test_the_configuration_of_a_hub_travels_along_so_that_no_hub_is_asked(
+    finished_run: Path, scan: Path, tmp_path: Path
+) -> None:
+    from transformers import ConvNextBackbone, ConvNextConfig
+
+    sizes = {"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 1, 1]}
+    ConvNextBackbone(ConvNextConfig(num_channels=1, **sizes)).save_pretrained(tmp_path / "hub_model")
+    plain, registry = textseg.load(finished_run), installed_registry()
+    encoder = ComponentSpec(use="huggingface_vision", model=str(tmp_path / "hub_model"), pretrained=True)
+    fusion = ComponentSpec(use="hasf", heads=2, stages=1)
+    recipe = plain.recipe.model_copy(update={"model": Model(vision_encoder=encoder, fusion=fusion)})
+    model = replace(plain, recipe=recipe, segmenter=build_segmenter(recipe, registry, plain.task).eval())
+    export_bundle(RunFolder(finished_run), model, tmp_path / "b")
+    shutil.rmtree(tmp_path / "hub_model")
+    assert "may import transformers" in (tmp_path / "b" / "README.md").read_text()
+    ours, theirs = textseg.load(tmp_path / "b")(scan), model(scan)
+    assert np.array_equal(ours.array, theirs.array)
+    assert ours.confidence == theirs.confidence

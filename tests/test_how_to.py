@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
+from typer.testing import CliRunner
 
 from textseg import testing
+from textseg.build import build
+from textseg.cli import app
 from textseg.component import KINDS, Plugin
+from textseg.recipe import load_recipe
 from textseg.registry import Register
+from textseg.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs/how_to").glob("add_a*.md"))
@@ -56,3 +63,33 @@ def test_the_code_of_a_page_runs_and_its_component_passes(
 
 def test_there_is_a_page_for_every_kind() -> None:
     assert {page.stem.split("_", 2)[2] for page in PAGES} == set(KINDS)
+
+
+@pytest.mark.usefixtures("stranger")
+def test_the_commands_of_the_page_on_export_run(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    page = (ROOT / "docs/how_to/export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    scan = build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    monkeypatch.chdir(tmp_path)
+    SimpleITK.WriteImage(SimpleITK.ReadImage(scan), "scan.mha")
+    Path("runs").mkdir()
+    Path("runs/quickstart").symlink_to(finished_run)
+    for language, code in blocks:
+        if language == "python":
+            exec(code, {})
+            continue
+        for program, *arguments in map(shlex.split, code.splitlines()):
+            if program == "textseg":
+                assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+            else:
+                subprocess.run([sys.executable, *arguments], check=True)
+    files = [f"{folder}/scan.mha" for folder in ("masks", "masks_onnx")]
+    masks = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(file)) for file in files]
+    spider = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage("mask.nii.gz"))
+    assert all(mask.any() for mask in masks)
+    assert np.array_equal(masks[0] > 0, spider > 0)  # told the same, with other values
+    assert Path("masks_container/scan.mha").exists()

@@ -10,13 +10,14 @@ from textseg.hookspecs import ReportSection, Run, hookimpl
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from textseg.onnx_network import Engine
     from textseg.trained import TrainedModel
 
 __version__ = "0.1.0"
 __all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "load"]
 
 
-def load(path: Path | str, *, device: str | None = None) -> TrainedModel:
+def load(path: Path | str, *, device: str | None = None, engine: Engine | None = None) -> TrainedModel:
     """The trained model of a run folder or a bundle.
 
     `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.loading.load`. It is imported when it is called:
@@ -24,4 +25,4 @@ def load(path: Path | str, *, device: str | None = None) -> TrainedModel:
     """
     from textseg.loading import load as load_trained
 
-    return load_trained(path, device=device)
+    return load_trained(path, device=device, engine=engine)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from textseg.build import build_segmenter
 from textseg.compatibility import OLDEST_API_VERSION
 from textseg.embeddings import TextTable
 from textseg.errors import PluginError, PromptError, RunError
+from textseg.hub import carried_configurations
+from textseg.model import Segmenter
+from textseg.onnx_network import Engine, OnnxNetwork
 from textseg.recipe import load_recipe
 from textseg.registry import Registry, installed_registry
 from textseg.run_folder import first_line
@@ -22,25 +26,31 @@ from textseg.trained import TrainedModel, prompt_generator
 from textseg.volumes import file_hash
 
 FORMAT = 1
-MANIFEST = "bundle.json"
+MANIFEST, WEIGHTS, ONNX = "bundle.json", "weights.safetensors", "network.onnx"
+HUB = "hub"  # the configurations that the network is built from
+SEAL = "sha256"  # the last key of a manifest: the hash of all before it
+NO_ONNX = "'{}' holds no ONNX network for {}. Make one: textseg export RUN --to onnx --output DIR."
 
 
-def open_bundle(path: Path, device: torch.device) -> TrainedModel:
+def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) -> TrainedModel:
     """The model of a bundle. Nothing is unpickled, and no text encoder is needed.
 
-    Raises RunError where a file is missing or is not the one that was exported, PluginError where a plug-in that the
-    model needs is missing.
+    `engine` runs the network of a bundle that has it as ONNX. Raises RunError where a file is missing or is not the one
+    that was exported, PluginError where a plug-in that the model needs is missing.
     """
     manifest = check_bundle(path)
     registry = installed_registry()
     _check_plugins(path, manifest, registry)
     recipe, record = load_recipe(path / "recipe.yaml"), read_task(path / "task.json")
-    segmenter = build_segmenter(recipe, registry, record.task)
-    network: Any = segmenter.network
-    try:
-        network.load_state_dict(read_tensors(path / "weights.safetensors"))
-    except RuntimeError as error:
-        raise RunError(f"'{path}': its weights don't fit the model of its recipe: {first_line(error)}") from error
+    if ONNX in manifest["files"]:
+        uses_text = recipe.prompts is not None
+        segmenter = Segmenter(OnnxNetwork(path / ONNX, uses_text=uses_text, engine=engine or "onnxruntime"))
+    elif engine is not None:
+        raise RunError(NO_ONNX.format(path, engine))
+    else:
+        with carried_configurations(path / HUB):
+            segmenter = build_segmenter(recipe, registry, record.task)
+        _load_weights(segmenter, path)
     return TrainedModel(
         name=manifest["name"],
         fingerprint=manifest["fingerprint"],
@@ -51,6 +61,14 @@ def open_bundle(path: Path, device: torch.device) -> TrainedModel:
         texts=FrozenTexts(path, record.task.text_length or 0) if recipe.prompts else None,
         device=device,
     )
+
+
+def _load_weights(segmenter: Segmenter, path: Path) -> None:
+    network: Any = segmenter.network
+    try:
+        network.load_state_dict(read_tensors(path / WEIGHTS))
+    except RuntimeError as error:
+        raise RunError(f"'{path}': its weights don't fit the model of its recipe: {first_line(error)}") from error
 
 
 class FrozenTexts:
@@ -85,18 +103,28 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """The manifest as it stands in a bundle: with a seal, so that a change of it is seen, too."""
+    plain = {key: value for key, value in manifest.items() if key != SEAL}
+    seal = hashlib.sha256(json.dumps(plain, indent=1).encode()).hexdigest()
+    return json.dumps({**plain, SEAL: seal}, indent=1) + "\n"
+
+
 def check_bundle(path: Path) -> dict[str, Any]:
     """The manifest of a bundle whose files are all there, as they were written."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        text = (path / MANIFEST).read_bytes().decode()
+        manifest: dict[str, Any] = json.loads(text)
         files, form, api = dict(manifest["files"]), manifest["format"], manifest["api"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"'{path / MANIFEST}' is damaged ({error}). Export the bundle again.") from error
+        raise RunError(f"'{path / MANIFEST}' is damaged ({type(error).__name__}). Export the bundle again.") from error
     if form != FORMAT or not OLDEST_API_VERSION <= api <= API_VERSION:
         raise RunError(
             f"'{path}' is a bundle of format {form} and API {api}, and textseg {__version__} reads format {FORMAT}, "
-            f"API {OLDEST_API_VERSION} to {API_VERSION}. Use the textseg that wrote it: {manifest['textseg']}."
+            f"API {OLDEST_API_VERSION} to {API_VERSION}. Use the textseg that wrote it: {manifest.get('textseg')}."
         )
+    if text != manifest_text(manifest):
+        raise RunError(f"'{path / MANIFEST}' is not the file that was exported. Copy the bundle again.")
     for name, expected in files.items():
         file = path / name
         if not file.is_file():

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 from textseg import API_VERSION, __version__
-from textseg.bundle import FORMAT, MANIFEST
+from textseg.build import build_segmenter
+from textseg.bundle import FORMAT, HUB, MANIFEST, ONNX, WEIGHTS, manifest_text
 from textseg.contracts import PromptGenerator, Visibility
 from textseg.errors import PromptError, RunError
 from textseg.files import write_atomically
+from textseg.hub import CONFIGURATION, noting_models
 from textseg.model_card import model_card
+from textseg.onnx_exporting import export_onnx
 from textseg.prompts import generate, predicted_visibilities, template_visibility
 from textseg.recipe import dump, required_components
 from textseg.registry import installed_registry
@@ -29,10 +32,11 @@ STACK = 48  # slices up to which every position in a stack is asked for
 POSITIONS = 16  # different texts for the positions in a stack, up to which all are frozen
 
 
-def export_bundle(folder: RunFolder, model: TrainedModel, output: Path) -> Path:
-    """Write the model of a run as a bundle into the new folder `output`, whole or not at all.
+def export_bundle(folder: RunFolder, model: TrainedModel, output: Path, *, onnx: bool = False) -> str:
+    """Write the model of a run as a bundle into the new folder `output`, whole or not at all; says what was written.
 
-    Raises RunError where `output` exists, or can't be written.
+    With `onnx` its network is a graph for ONNX Runtime and OpenVINO. Raises RunError where `output` exists or can't be
+    written, and where the graph would not be the same model.
     """
     if output.exists():
         raise RunError(f"'{output}' exists. Name another folder for the bundle.")
@@ -41,29 +45,44 @@ def export_bundle(folder: RunFolder, model: TrainedModel, output: Path) -> Path:
         temporary.mkdir(parents=True)
         write_atomically(temporary / "recipe.yaml", dump(model.recipe))
         write_task(temporary / "task.json", model.record)
-        state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
-        _write_tensors(temporary / "weights.safetensors", state)
+        agreement, configurations = None, []
+        if onnx:
+            agreement = export_onnx(folder, model, temporary / ONNX)
+        else:
+            state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
+            _write_tensors(temporary / WEIGHTS, state)
+            configurations = _write_configurations(temporary / HUB, model)
         if model.generator is not None:
             _write_text(temporary, model)
-        write_atomically(temporary / "README.md", model_card(folder, model))
-        files = {path.name: file_hash(path) for path in sorted(temporary.iterdir())}
+        write_atomically(temporary / "README.md", model_card(folder, model, agreement, configurations))
+        inside = sorted(path for path in temporary.rglob("*") if path.is_file())
+        files = {path.relative_to(temporary).as_posix(): file_hash(path) for path in inside}
         used = [installed_registry().component(kind, spec.use) for kind, spec in required_components(model.recipe)]
         manifest = {
             "format": FORMAT,
             "name": model.name,
-            "fingerprint": model.fingerprint,
+            "fingerprint": files[ONNX] if onnx else model.fingerprint,
             "textseg": __version__,
             "api": API_VERSION,
             "plugins": {part.plugin: {"distribution": part.distribution, "version": part.version} for part in used},
             "files": files,
         }
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_atomically(temporary / MANIFEST, manifest_text(manifest))
         temporary.rename(output)
     except OSError as error:
         raise RunError(f"The bundle '{output}' can't be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return output
+    return f"{output}\n{agreement}" if agreement else str(output)
+
+
+def _write_configurations(folder: Path, model: TrainedModel) -> list[str]:
+    """What the builders of the network read from a hub or a folder, which a bundle must not need; the models' names."""
+    with noting_models() as used:
+        build_segmenter(model.recipe, installed_registry(), model.task)
+    for source in used:
+        write_atomically(folder / source.place / CONFIGURATION, (source.folder / CONFIGURATION).read_bytes())
+    return sorted({source.name for source in used})
 
 
 def _possible(model: TrainedModel) -> Iterator[str]:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ CONFIGURATION = "config.json"
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order of preference; the second is a pickle
 INDEX = "*.index.json"  # says which of several files holds which tensor
 CODE = "*.py"
+_USED: ContextVar[list[Any] | None] = ContextVar("used", default=None)
+_CARRIED: ContextVar[Path | None] = ContextVar("carried", default=None)
 
 
 class HubModel:
@@ -54,7 +57,9 @@ class HubModel:
         path = Path(name).expanduser()
         # A name on the hub has at most one slash and starts with neither a dot nor a slash.
         self.local = path.is_dir() or path.is_absolute() or name.startswith(".") or name.count("/") > 1
-        if self.local and not (path / CONFIGURATION).is_file():
+        if (used := _USED.get()) is not None:
+            used.append(self)
+        if self.local and _CARRIED.get() is None and not (path / CONFIGURATION).is_file():
             raise error(
                 f"'{name}' is no folder that holds a model ({CONFIGURATION} and what belongs to it). Give the folder "
                 f"of one, or its name on the Hugging Face hub. {self.remedy}"
@@ -69,6 +74,8 @@ class HubModel:
     @cached_property
     def folder(self) -> Path:
         """Where its files lie on this machine. Raises `error` where they have not been fetched."""
+        if (carried := _CARRIED.get()) is not None:
+            return carried / self.place
         if self.local:
             return Path(self.name).expanduser()
         from huggingface_hub import snapshot_download
@@ -81,6 +88,11 @@ class HubModel:
         if not (folder / CONFIGURATION).is_file():
             raise self._absent()
         return folder
+
+    @property
+    def place(self) -> str:
+        """Its folder among the configurations of a bundle."""
+        return re.sub(r"\W", "-", self.name).strip("-")
 
     @property
     def commit(self) -> str | None:
@@ -103,7 +115,7 @@ class HubModel:
         )
 
     def load(self, kind: Any, config: Any, *, own: str | None = None) -> Any:
-        """A model of transformers with these weights, in float32, from this machine alone.
+        """A model of transformers with these weights, in float32, from this machine alone; random in a bundle.
 
         Args:
             kind: the class of the model.
@@ -113,6 +125,9 @@ class HubModel:
         Raises `error` for weights that can't be read, or lack other tensors.
         """
         import torch
+
+        if _CARRIED.get() is not None:
+            return kind(config)
         from safetensors import SafetensorError
 
         weights, what = self.weights(), f"{self.what[0].lower()}{self.what[1:]}"
@@ -216,6 +231,32 @@ class HubModel:
             f"Without a network here: on a machine with one, run `hf download {name}{pinned} --local-dir FOLDER`, copy "
             "the folder, and write `model: /path/to/folder`."
         )
+
+
+@contextmanager
+def noting_models() -> Iterator[list[HubModel]]:
+    """The models that are asked for in the meantime."""
+    used: list[HubModel] = []
+    token = _USED.set(used)
+    try:
+        yield used
+    finally:
+        _USED.reset(token)
+
+
+@contextmanager
+def carried_configurations(folder: Path) -> Iterator[None]:
+    """In the meantime, configurations come from `folder` and weights stay random: a bundle holds them itself."""
+    token = _CARRIED.set(folder)
+    try:
+        yield
+    finally:
+        _CARRIED.reset(token)
+
+
+def carried() -> bool:
+    """Whether a bundle is being opened, which has the weights that a builder would read."""
+    return _CARRIED.get() is not None
 
 
 @contextmanager

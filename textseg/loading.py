@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from textseg.build import build_segmenter
-from textseg.bundle import MANIFEST, open_bundle
+from textseg.bundle import MANIFEST, NO_ONNX, open_bundle
 from textseg.errors import RunError
+from textseg.onnx_network import Engine
 from textseg.recipe import load_recipe
 from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder, first_line
@@ -17,15 +18,17 @@ from textseg.trained import EncodedTexts, TrainedModel, prompt_generator
 from textseg.volumes import file_hash
 
 
-def load(path: Path | str, *, device: str | torch.device | None = None) -> TrainedModel:
+def load(path: Path | str, *, device: str | torch.device | None = None, engine: Engine | None = None) -> TrainedModel:
     """The trained model of a run folder, with its best checkpoint, or of a bundle.
 
-    `device` is the GPU where there is one. Raises RunError for a path that is neither, or whose weights don't fit, and
-    PluginError where a plug-in is missing.
+    `device` is the GPU where there is one; `engine` runs a bundle whose network is ONNX. Raises RunError for a path
+    that is neither, or whose weights don't fit, and PluginError where a plug-in is missing.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if (Path(path) / MANIFEST).exists():
-        return open_bundle(Path(path), place)
+        return open_bundle(Path(path), place, engine)
+    if engine is not None:
+        raise RunError(NO_ONNX.format(path, engine))
     folder, registry = RunFolder.existing(Path(path)), installed_registry()
     recipe, record = load_recipe(folder.recipe), read_task(folder.task)
     segmenter = build_segmenter(recipe, registry, record.task)

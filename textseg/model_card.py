@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from textseg.onnx_exporting import Agreement
 from textseg.prompts import spoken
 from textseg.reporting import format_value, markdown_table, metric_title
 from textseg.run_folder import RunFolder
@@ -12,8 +15,14 @@ from textseg.trained import TrainedModel
 PARTS = ("train", "validation", "test")
 
 
-def model_card(folder: RunFolder, model: TrainedModel) -> str:
-    """Markdown: data, split, scores with what their prompts knew, intended use, limits, provenance."""
+def model_card(
+    folder: RunFolder, model: TrainedModel, agreement: Agreement | None = None, configurations: Sequence[str] = ()
+) -> str:
+    """Markdown: data, split, scores with what their prompts knew, intended use, limits, provenance.
+
+    `agreement` is how the ONNX form of its network differs from torch, for a bundle that holds that; `configurations`
+    are the models of a hub that its network is built like.
+    """
     run = folder.read()
     hashes = run.get("hashes", {})
     recipe, atlas = model.recipe, model.atlas
@@ -36,6 +45,8 @@ def model_card(folder: RunFolder, model: TrainedModel) -> str:
         "",
         *_scores(folder, model),
         "",
+        *(_network(model, agreement) if agreement else ()),
+        *(_built_like(configurations) if configurations else ()),
         "## Limits",
         "",
         f"- It knows these structures only, and numbers levels by what it sees: {spoken(atlas, atlas.names)}.",
@@ -49,6 +60,29 @@ def model_card(folder: RunFolder, model: TrainedModel) -> str:
         f"Data {hashes.get('data')}, split {hashes.get('split')}. {recipe.reference}",
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _network(model: TrainedModel, agreement: Agreement) -> list[str]:
+    task = model.task
+    height, width = task.image_size
+    structures = task.class_count - 1
+    rows = [["`image`", f"S x {task.image_channels} x {height} x {width}", "prepared slices, 32 bits"]]
+    if model.segmenter.uses_text:
+        rows += [
+            ["`tokens`", f"S x {task.text_length} x {task.text_size}", "features of the holistic prompt, 32 bits"],
+            ["`mask`", f"S x {task.text_length}", "true where a token is"],
+            ["`classwise`", f"S x {structures} x {task.text_size}", "features of each structure's prompt, 32 bits"],
+            ["`present`", f"S x {structures}", "true where the text calls a structure visible"],
+        ]
+    rows.append(["`logits`", f"S x {task.class_count} x {height} x {width}", "what it gives; 0 is background"])
+    table = markdown_table(("tensor", "shape, S slices", ""), rows)
+    said = f"The scores above are those of the weights in torch. {agreement}"
+    return ["## Network", "", "`network.onnx` takes and gives:", "", table, "", said, ""]
+
+
+def _built_like(configurations: Sequence[str]) -> list[str]:
+    said = f"It is built like {', '.join(configurations)}, from a configuration that lies in `hub/` beside the weights."
+    return ["## Network", "", f"{said} No hub is asked, but opening it may import transformers.", ""]
 
 
 def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:

@@ -8,6 +8,8 @@ from typing import Annotated, cast, get_args
 
 import typer
 
+FORMS = ("bundle", "onnx", "grand-challenge")
+
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")],
@@ -31,6 +33,9 @@ def predict(
         str | None,
         typer.Option("--format", metavar="SUFFIX", help="Such as .seg.nrrd; else that of each input."),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="Of an ONNX bundle: onnxruntime (the default) or openvino.")
+    ] = None,
 ) -> None:
     """Segment volumes: a mask in each one's own geometry, with a sidecar that names its values.
 
@@ -41,6 +46,7 @@ def predict(
     from textseg.errors import DataError, RunError, suggestion
     from textseg.file_prediction import check_names, find_inputs, plan_jobs, predict_files
     from textseg.loading import load
+    from textseg.onnx_network import checked_engine
     from textseg.trained import Prompting
 
     if prompts == "ground_truth":
@@ -57,7 +63,7 @@ def predict(
         require_highdicom()
         if labels != "atlas":
             raise DataError(f"--labels: segments of a DICOM file have no '{labels}' values; add --format .nii.gz.")
-    trained = load(model)
+    trained = load(model, engine=checked_engine(engine) if engine else None)
     if prompts is not None and trained.recipe.prompts is None:
         raise RunError(f"--prompts: '{model}' reads no text.")
     trained.check_labels(labels)
@@ -89,8 +95,14 @@ def predict(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="What to make of it: bundle.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help="What to make of it: bundle, onnx or grand-challenge.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder.")],
+    slug: Annotated[
+        str | None, typer.Option(metavar="IN[:OUT]", help="Of a challenge's images and masks; for grand-challenge.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="SCHEME", help="Values in the masks, for grand-challenge: spider, or another.")
+    ] = None,
 ) -> None:
     """Make of a run what predicts elsewhere, offline and without its data.
 
@@ -98,11 +110,20 @@ def export(
     """
     from textseg.errors import RunError, suggestion
 
-    if to != "bundle":
-        raise RunError(f"--to: there is no form '{to}'.{suggestion(to, ['bundle'])}")
+    if to not in FORMS:
+        raise RunError(f"--to: there is no form '{to}'.{suggestion(to, FORMS)}")
+    if to != "grand-challenge" and (slug or labels):
+        raise RunError("--slug and --labels belong to --to grand-challenge. Leave them out.")
+    if to == "grand-challenge" and not slug:
+        raise RunError("--slug: say how the challenge calls the images that it gives and takes, such as mri:mask.")
     from textseg.exporting import export_bundle
+    from textseg.grand_challenge import LABELS, export_container
     from textseg.loading import load
     from textseg.run_folder import RunFolder
 
     folder = RunFolder.existing(run)
-    print(export_bundle(folder, load(folder.path, device="cpu"), output))
+    if slug:
+        model = load(folder.path, device="cpu")
+        print(export_container(folder, model, output, slug=slug, labels=labels or LABELS))
+        return
+    print(export_bundle(folder, load(folder.path, device="cpu"), output, onnx=to == "onnx"))

@@ -177,9 +177,9 @@ class TrainedModel:
         assert prediction.native is not None
         return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks, tuple(changes))
 
-    def logits(self, prepared: PreparedVolume, said: Visibility | None) -> Iterator[Tensor]:
+    def logits(self, prepared: PreparedVolume, said: Visibility | None, *, batch_size: int = 1) -> Iterator[Tensor]:
         """Logits [B, K, H, W] of the prepared slices, one batch after the other."""
-        return slice_logits(self.segmenter, self._slices(prepared, said), device=self.device, batch_size=1)
+        return slice_logits(self.segmenter, self._slices(prepared, said), device=self.device, batch_size=batch_size)
 
     def _slices(self, prepared: PreparedVolume, said: Visibility | None) -> Slices:
         # Through 16 bits, as the store of a run keeps them: the same volume gives the same mask.

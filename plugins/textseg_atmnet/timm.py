@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from textseg.contracts import Task
 from textseg.errors import RecipeError
 from textseg.fetching import Progress
-from textseg.hub import HubModel
+from textseg.hub import HubModel, carried
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
 
@@ -58,7 +58,7 @@ class TimmEncoder(nn.Module):
         name = f"timm: '{model}'"
         pyramid = look_at(probe, _maps, task.image_channels, every_map=stages is not None, name=name)
         options["out_indices"] = [probe.feature_info.out_indices[place] for place in pyramid.maps]
-        if pretrained:
+        if pretrained and not carried():
             file = _source(timm, model, revision, pickled_weights=pickled_weights).weights()[0]
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
         self.backbone = _built(timm, model, options)
