@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,8 @@ def bundle(finished_run: Path, stranger: None, tmp_path_factory: pytest.TempPath
     result = CliRunner().invoke(
         app, ["export", str(finished_run), "--to", "onnx", "--output", str(folder)], catch_exceptions=False
     )
-    assert f"{folder}\nOn 5 slices of 1 scans, 100.0000 % of the labels are those of torch" in result.stdout
+    assert result.stdout.startswith(f"{folder}\n")
+    assert re.search(r"On \d+ slices of \d scans, 100\.0000 % of the labels are those of torch", result.stdout)
     return folder
 
 
@@ -118,7 +120,7 @@ def test_a_graph_that_gives_other_labels_is_not_written(
         onnx.save(graph, path)
 
     monkeypatch.setattr(onnx_exporting, "write_graph", write_another)
-    with pytest.raises(RunError, match="is not the model: On 5 slices .*% of the labels .* Use --to bundle"):
+    with pytest.raises(RunError, match="is not the model: On .* slices .*% of the labels .* Use --to bundle"):
         export_bundle(RunFolder(finished_run), textseg.load(finished_run), tmp_path / "b", onnx=True)
     assert list(tmp_path.iterdir()) == []
 

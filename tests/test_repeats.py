@@ -60,6 +60,14 @@ def test_what_counts_as_a_repeat(tmp_path):
     assert [row.label for row in repeats(*masks)] == ["net", "net"]
 
 
+def test_every_run_that_has_not_finished_is_named(tmp_path):
+    write(tmp_path / "net/seed1")
+    for seed in (2, 3):
+        (tmp_path / f"net/seed{seed}").mkdir()
+    with pytest.raises(RunError, match="seed2' has no run.json.*\n.*seed3' has no run.json"):
+        repeats(tmp_path / "net")
+
+
 def test_other_recipes_are_no_repeats(tmp_path):
     write(tmp_path / "net/seed1")
     changed = {**BOUND, "seed": 2, "split": "other", "training": {"learning_rate": 0.2, "batch_size": 8}}

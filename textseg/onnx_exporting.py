@@ -91,7 +91,7 @@ def write_graph(segmenter: Segmenter, task: Task, path: Path, name: str) -> None
     text = tuple(text_inputs(empty_text(task, image.device, slices)).values()) if segmenter.uses_text else ()
     names = [IMAGE, *(TEXT if text else ())]
     batch = torch.export.Dim("slices")
-    free: tuple[Any, ...] = ({0: batch}, tuple({0: batch} for _ in text))
+    free: tuple[Any, ...] = ({0: batch}, *([tuple({0: batch} for _ in text)] if text else []))
     with _quiet(), torch.no_grad():
         try:
             program = torch.export.export(_Graph(segmenter).eval(), (image, *text), dynamic_shapes=free)

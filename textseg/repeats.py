@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from textseg.errors import RunError
+from textseg.errors import RunError, TextsegError
 from textseg.run_folder import RunFolder
 from textseg.scores import Mark, Score, read_scores
 
@@ -137,7 +137,17 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise RunError("There is nothing to compare: name at least one folder runs/<name>/seed<seed> or runs/<name>.")
-    return [_read(folder) for folder in folders.values()]
+    runs, wrong = [], []
+    for folder in folders.values():
+        try:
+            runs.append(_read(folder))
+        except TextsegError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:  # all of them at once, not one for each try
+        raise RunError("\n".join(map(str, wrong)))
+    return runs
 
 
 def _read(folder: Path) -> Run:
