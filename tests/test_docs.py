@@ -23,6 +23,7 @@ PAGES = sorted(
 RECIPES = sorted(path for path in ROOT.glob("recipes/**/*.yaml") if "splits" not in path.parts)
 OTHER_PROGRAMS = {
     "--gpus-per-node",
+    "--keep",
     "--kill-on-bad-exit",
     "--nnodes",
     "--nodes",
