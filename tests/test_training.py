@@ -431,8 +431,8 @@ def test_a_scaled_run_goes_on_with_its_scale(
     first = scaled(tmp_path / "parts")
     finish = first._finish_epoch
 
-    def finish_and_stop(epoch: int) -> dict[str, float]:
-        row = finish(epoch)
+    def finish_and_stop(epoch: int, *found: Any) -> dict[str, float]:
+        row = finish(epoch, *found)
         first.stop_requested = epoch == 1  # two epochs, then another process
         return row
 

@@ -43,3 +43,46 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(*split)
         joined: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return joined
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a learned bias by relative position (Liu 2021, arXiv 2103.14030), fused.
+
+    It takes the place of MONAI's layer of that name: same parameters under the same names, same outputs and gradients.
+    MONAI's own fused form works only without gradients.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.num_heads = int(layer.num_heads)  # type: ignore[arg-type]
+        self.relative_position_bias_table = layer.relative_position_bias_table
+        self.register_buffer("relative_position_index", layer.relative_position_index)
+        self.qkv, self.proj = layer.qkv, layer.proj
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B * windows, N, C] -> the same; mask [windows, N, N] is added where windows join what lies far apart."""
+        count, size, channels = x.shape
+        heads = self.num_heads
+        bias = self.relative_position_bias_table[self.relative_position_index[:size, :size].flatten()]
+        bias = bias.view(size, size, heads).permute(2, 0, 1).contiguous()[None]  # [1, heads, N, N]
+        query, key, value = self.qkv(x).view(count, size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+        if mask is not None:
+            bias = bias + mask[:, None]  # [windows, heads, N, N]
+            bias = bias.expand(count // len(mask), *bias.shape).flatten(0, 1)  # no copy at B = 1
+        if x.device.type == "cpu" and torch.is_grad_enabled():  # the kernel has no gradient of the bias, and is slower
+            scores = query * (channels // heads) ** -0.5 @ key.transpose(-2, -1)
+            attended = (scores + bias).softmax(-1).to(value.dtype) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(count, size, channels))
+        return projected
+
+
+def fuse_windows(network: nn.Module, replaced: type[nn.Module]) -> None:
+    """Put `WindowAttention` in the place of every layer of the type `replaced`; names and weights stay as they are."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is replaced:
+                setattr(parent, name, WindowAttention(child))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from monai.networks.nets.swin_unetr import SwinUNETR
+from monai.networks.nets.swin_unetr import SwinUNETR, WindowAttention
 from torch import Tensor, nn
 
+from textseg.attention import fuse_windows
 from textseg.contracts import Features, Task
 
 
@@ -31,6 +32,7 @@ class SwinUNETREncoder(nn.Module):
             spatial_dims=2,
             use_checkpoint=checkpointing,
         )
+        fuse_windows(whole, WindowAttention)
         self.transformer = whole.swinViT
         self.full = whole.encoder1
         self.refine = nn.ModuleList([whole.encoder2, whole.encoder3, whole.encoder4, nn.Identity(), whole.encoder10])

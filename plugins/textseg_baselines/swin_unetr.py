@@ -5,6 +5,7 @@ from __future__ import annotations
 from monai.networks.nets import swin_unetr
 from torch import Tensor, nn
 
+from textseg.attention import fuse_windows
 from textseg.contracts import SegmenterOutput, Task, TextFeatures
 
 
@@ -31,6 +32,7 @@ class SwinUNETR(nn.Module):
             spatial_dims=2,
             use_checkpoint=checkpointing,
         )
+        fuse_windows(self.network, swin_unetr.WindowAttention)
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
         """[B, C, H, W] -> logits [B, K, H, W]."""
