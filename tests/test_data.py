@@ -15,7 +15,7 @@ from textseg.contracts import Atlas, Batch, Source
 from textseg.data import ShuffledBatches, Slices, Volumes, batches_in_order, training_loader
 from textseg.preparation import PreparedCase
 from textseg.recipe import Augmentation as AugmentationSettings
-from textseg.text import SliceText
+from textseg.text import SliceText, TextRows
 
 SIZE = (12, 10)  # of the slices of `cases`
 SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
@@ -115,7 +115,9 @@ def loader_of(
     chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
     slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
     loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
-    return list(loader)  # type: ignore[arg-type]
+    batches: list[Any] = list(loader)
+    assert all(isinstance(batch.text, TextRows) for batch in batches)  # no features go from process to process
+    return [slices.complete(batch) for batch in batches]
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(

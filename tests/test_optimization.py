@@ -70,6 +70,23 @@ def test_adamw_decays_weights() -> None:
     assert optimizer.param_groups[0]["weight_decay"] == 0.05
 
 
+def test_fused_adamw_equals_the_plain_one() -> None:
+    settings = Training(epochs=1, learning_rate=1e-2)
+    ours, theirs = [nn.Parameter(torch.linspace(-1, 1, 7))], [nn.Parameter(torch.linspace(-1, 1, 7))]
+    optimizer = make_optimizer(ours, settings)
+    assert optimizer.param_groups[0]["fused"] is True
+    plain = torch.optim.AdamW(theirs, 1e-2, weight_decay=0.01, foreach=False)
+    for parameters, one in ((ours, optimizer), (theirs, plain)):
+        for _ in range(20):
+            one.zero_grad()
+            (parameters[0] ** 3).sum().backward()
+            one.step()
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
+    clipped = Training(epochs=1, gradient_clip=1.0)
+    assert make_optimizer(ours, clipped).param_groups[0]["fused"] is True
+    assert not make_optimizer(ours, clipped, scaled=True).param_groups[0]["fused"]
+
+
 def test_moving_average_is_torchs_and_keeps_whole_numbers() -> None:
     generator = torch.Generator().manual_seed(0)
     ours = [torch.rand(4, generator=generator) for _ in range(2)]

@@ -197,7 +197,7 @@ class Batch(Movable):
 
     image: Tensor  # [B, C, H, W] float
     mask: Tensor  # [B, H, W] int64; uint8 on its way to the device
-    text: TextFeatures | None
+    text: TextFeatures | None  # rows of the text table on its way to the device
     case: tuple[str, ...]
     slice_index: Tensor  # [B]
     slice_count: Tensor  # [B]

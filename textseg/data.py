@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.augmentation import Augmentation, case_key, slice_key
-from textseg.contracts import Batch, Batching, Case
-from textseg.text import SliceText
+from textseg.contracts import Batch, Batching, Case, TextFeatures
+from textseg.text import SliceText, TextRows
 
 Draw = tuple[int, int]  # epoch, number of the slice
 Item = tuple[Tensor, Tensor, int, str | None]
@@ -98,16 +99,27 @@ class Slices(Dataset[Item]):
         return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        """Items to a batch; text features are gathered here, so that workers hand over one tensor.
+        """Items to a batch with its text features."""
+        return self.complete(self.collate_rows(items))
 
-        Masks stay bytes, of which eight times fewer go from process to process; training widens them on the device.
+    def complete(self, batch: Batch) -> Batch:
+        """A batch of `collate_rows` with its text features, gathered on the device that it lies on."""
+        if self.text is None or not isinstance(batch.text, TextRows):
+            return batch
+        return replace(batch, text=self.text.gather(batch.text))
+
+    def collate_rows(self, items: Sequence[Item]) -> Batch:
+        """Items to a batch as it goes from process to process and to the device.
+
+        Masks are bytes, eight times fewer, and text is rows of the table, a thousand times fewer: training widens both
+        on the device.
         """
         images, masks, numbers, sources = zip(*items, strict=True)
         places = [self.places[number] for number in numbers]
         return Batch(
             image=torch.stack(images),
             mask=torch.stack(masks),
-            text=self.text.features(numbers, sources) if self.text is not None else None,
+            text=cast("TextFeatures", self.text.chosen(numbers, sources)) if self.text is not None else None,
             case=tuple(prepared.case.id for prepared, _ in places),
             slice_index=torch.tensor([index for _, index in places]),
             slice_count=torch.tensor([prepared.slice_count for prepared, _ in places]),
@@ -137,7 +149,7 @@ class Volumes(Dataset[Batch]):
         batch = slices.collate([(*slices.plain(one), one, source) for one in numbers])
         return slices.augmentation.of_volume(batch, epoch=epoch) if slices.augmentation is not None else batch
 
-    def collate(self, items: Sequence[Batch]) -> Batch:
+    def collate_rows(self, items: Sequence[Batch]) -> Batch:
         """A case is a batch already; there is one to a step."""
         (batch,) = items
         return batch
@@ -151,6 +163,10 @@ class Volumes(Dataset[Batch]):
         text = self.slices.text
         said = text.holistic(source, first) if text is not None and source is not None else None
         return f"case '{prepared.case.id}'", said
+
+    def complete(self, batch: Batch) -> Batch:
+        """As of slices."""
+        return self.slices.complete(batch)
 
 
 class ShuffledBatches(Sampler[list[Draw]]):
@@ -207,10 +223,13 @@ def training_loader(
     pin_memory: bool,
     share: tuple[int, int] = (0, 1),
 ) -> DataLoader[Any]:
-    """The rest of an epoch, from batch `start` on; `batch_size` is that of slices, and 1 of volumes."""
+    """The rest of an epoch, from batch `start` on, each batch to be made whole by `slices.complete`.
+
+    `batch_size` is that of slices, and 1 of volumes.
+    """
     order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start, share=share)
     return DataLoader(
-        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate, pin_memory=pin_memory
+        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate_rows, pin_memory=pin_memory
     )
 
 

@@ -48,8 +48,13 @@ def moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int],
     return update
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    """The optimiser that a recipe asks for."""
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: Settings, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for; AdamW in one kernel for all weights, on processors and CUDA devices.
+
+    Where the loss is `scaled` and gradients are clipped, it is not: Lightning unscales no gradient for such a kernel.
+    """
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -58,4 +63,6 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.
             weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0,
         )
-    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    fused = fused and not (scaled and settings.gradient_clip is not None)
+    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)

@@ -287,7 +287,8 @@ def _bound(experiment: Experiment) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json"),
         "segmentation_loss": recipe.segmentation_loss.model_dump(mode="json"),
         "auxiliary_losses": [loss.model_dump(mode="json") for loss in recipe.auxiliary_losses],
-        "training": recipe.training.model_dump(mode="json", exclude=free),
+        # A switch that is off is as good as one that an older version did not have.
+        "training": {k: v for k, v in recipe.training.model_dump(mode="json", exclude=free).items() if v is not False},
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textseg.augmentation import slice_key
 from textseg.contracts import Atlas, PromptGenerator, Source, TextEncoder, TextFeatures, Visibility
+from textseg.devices import Movable
 from textseg.embeddings import PromptRow, TextTable, build_text_table, check_budget
 from textseg.preparation import PreparedCase
 from textseg.prompts import (
@@ -113,11 +114,21 @@ def _of_volume(prepared: PreparedCase, source: Source, atlas: Atlas, knowledge: 
     return interactive_visibility(atlas, shifted(atlas, stretch[0], stretch[-1], levels), facts)
 
 
+@dataclass(frozen=True)
+class TextRows(Movable):
+    """Where the features of B slices stand in the text table."""
+
+    holistic: Tensor  # [B]
+    classwise: Tensor  # [B, K-1]
+    present: Tensor  # [B, K-1] bool
+
+
 class SliceText:
     """Which rows of the text table belong to each slice, for each source."""
 
     def __init__(self, table: TextTable, atlas: Atlas, prompts: Mapping[str, Sequence[SlicePrompt]]) -> None:
         self.table = table
+        self._tables: dict[torch.device, list[Tensor]] = {}
         self.rows = {source: self._rows(slices, atlas) for source, slices in prompts.items()}
 
     def _rows(self, slices: Sequence[SlicePrompt], atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,15 +145,24 @@ class SliceText:
 
     def features(self, numbers: Sequence[int], sources: Sequence[str]) -> TextFeatures:
         """The features of B slices, each with its own source."""
-        holistic, classwise, present = (
-            torch.stack([self.rows[source][part][number] for number, source in zip(numbers, sources, strict=True)])
-            for part in range(3)
-        )
+        return self.gather(self.chosen(numbers, sources))
+
+    def chosen(self, numbers: Sequence[int], sources: Sequence[str]) -> TextRows:
+        """The rows of B slices, each with its own source: what a worker hands over in place of their features."""
+        places = list(zip(numbers, sources, strict=True))
+        return TextRows(*(torch.stack([self.rows[source][part][n] for n, source in places]) for part in range(3)))
+
+    def gather(self, rows: TextRows) -> TextFeatures:
+        """The features of B slices, on the device of their rows; the table goes there once."""
+        device = rows.holistic.device
+        if device not in self._tables:
+            self._tables[device] = [part.to(device) for part in (self.table.tokens, self.table.mask, self.table.pooled)]
+        tokens, mask, pooled = self._tables[device]
         return TextFeatures(
-            tokens=self.table.tokens[holistic].float(),
-            mask=self.table.mask[holistic],
-            classwise=self.table.pooled[classwise].float(),
-            present=present,
+            tokens=tokens[rows.holistic].float(),
+            mask=mask[rows.holistic],
+            classwise=pooled[rows.classwise].float(),
+            present=rows.present,
         )
 
 

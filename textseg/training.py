@@ -60,8 +60,12 @@ class Training:
         self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
-        self.optimizer = make_optimizer(self.parameters, self.settings)
-        objective = Objective(self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights)
+        if self.settings.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.optimizer = make_optimizer(self.parameters, self.settings, scaled=scaled)
+        parts = self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights
+        objective = Objective(*parts, compiled=self.settings.compile)
         self.wrapped, self.wrapped_optimizer = fabric.setup(objective, self.optimizer)
         self.objective, self.thawed = objective, [parameter.requires_grad for parameter in self.parameters]
         decay = self.settings.average_decay
@@ -204,7 +208,7 @@ class Training:
             share=(processes.rank(), processes.count()),
         )
         for batch in cast(Iterator[Batch], loader):
-            moved = batch.to(device, non_blocking=True)
+            moved = self.slices.complete(batch.to(device, non_blocking=True))
             if augmentation is not None and self.segmenter.batching == "volume":
                 moved = augmentation.of_volume(moved, epoch=epoch)
             elif augmentation is not None:
