@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,8 +83,10 @@ class FusionStage(nn.Module):
         blocks: int,
         feed_forward: int,
         learn_absence: bool,
+        pools_positions: bool,
     ) -> None:
         super().__init__()
+        self.pools_positions = pools_positions
         if task.text_length is None or task.text_size is None:
             raise RecipeError("hasf reads text, and the recipe has no prompts. Add prompts, or use a network.")
         self.text_mixture = nn.Conv1d(task.text_length, text_tokens, kernel_size=1)  # over tokens: T is constant
@@ -99,9 +102,15 @@ class FusionStage(nn.Module):
         if self.absence is not None:
             absent = (~text.present).to(self.absence.dtype)
             guide = guide + (absent @ self.absence)[:, None]  # [B, K-1] x [K-1, C_l] -> [B, 1, C_l]
+        size = visual.shape[-2:]
+        if not self.pools_positions or key_grid == tuple(size):
+            for block in self.blocks:
+                visual = block(visual, guide, key_grid)
+            return visual
+        pooled = guided = F.adaptive_avg_pool2d(visual, key_grid)
         for block in self.blocks:
-            visual = block(visual, guide, key_grid)
-        return visual
+            guided = block(guided, guide, key_grid)
+        return visual + F.interpolate(guided - pooled, size, mode="bilinear", align_corners=False)
 
 
 class Decode(nn.Module):
@@ -127,8 +136,8 @@ class Decode(nn.Module):
 class HASF(nn.Module):
     """Lets every image position attend to the prompt, from the coarsest level up, while decoding to the finest.
 
-    The self-attention is exact where a level is as coarse as `key_stride`; finer levels keep all their queries and
-    reduce keys and values to a grid of `key_stride` pixels, because exact attention there costs more than all the rest.
+    The self-attention is exact where a level is as coarse as `key_stride`; finer levels reduce keys and values to a
+    grid of `key_stride` pixels, which grows with the image: exact attention there costs more than all the rest.
 
     Args:
         task: gives T and D.
@@ -137,6 +146,9 @@ class HASF(nn.Module):
         stages: guided levels, counted from the coarsest; 1 guides the bottleneck only, 0 leaves a plain decoder that
             reads no text (both are ablations of the paper); more than there are guide every level.
         key_stride: pixels between two keys of the finer levels; 1 is exact everywhere.
+        reduction: what of the finer levels is reduced: "keys" keeps all queries; "positions" guides the level on the
+            grid of the keys alone, and adds what that changes to every position, by bilinear interpolation. It costs
+            less, in time and in memory.
         text_tokens: M, the tokens that the text is mixed into at each level.
         blocks: fusion blocks in a stage.
         feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out, as the restored form does.
@@ -159,6 +171,7 @@ class HASF(nn.Module):
         heads: int = 8,
         stages: int = 5,
         key_stride: int = 16,
+        reduction: Literal["keys", "positions"] = "keys",
         text_tokens: int = 24,
         blocks: int = 1,
         feed_forward: int = 0,
@@ -195,6 +208,7 @@ class HASF(nn.Module):
                     blocks=blocks,
                     feed_forward=feed_forward,
                     learn_absence=learn_absence,
+                    pools_positions=reduction == "positions",
                 )
                 for level in guided
             }

@@ -2,6 +2,7 @@ import copy
 import math
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def some_text(batch: int = 2) -> TextFeatures:
     return TextFeatures(torch.randn(batch, T, D) * mask[..., None], mask, None, present)
 
 
-def built(task: Task, features: Features = FEATURES, **settings: int) -> HASF:
+def built(task: Task, features: Features = FEATURES, **settings: Any) -> HASF:
     torch.manual_seed(0)
     return HASF(task, features, **{"heads": 4, "text_tokens": 5, **settings})
 
@@ -82,6 +83,25 @@ def test_finer_levels_have_fewer_keys_and_as_many_queries(task: Task) -> None:
         stage.blocks[0].self_attention.register_forward_pre_hook(count)  # type: ignore[union-attr, index]
     fusion(maps(features, coarsest=(3, 5)), some_text())
     assert counted == {"0": (24 * 40, 6 * 10), "1": (12 * 20, 6 * 10), "2": (6 * 10, 6 * 10), "3": (3 * 5, 3 * 5)}
+
+
+def test_reduced_positions_are_guided_on_the_grid_and_changed_by_what_it_changes(task: Task) -> None:
+    features = Features((8, 8), (2, 4))
+    plain = built(task, features, key_stride=4)
+    fusion = built(task, features, key_stride=4, reduction="positions")
+    fusion.load_state_dict(plain.state_dict())
+    image_features, text = maps(features), some_text()
+    fused = fusion(image_features, text)
+    assert torch.equal(fused[1], plain(image_features, text)[1])  # as coarse as the keys: exact
+    entering = fusion.decoders[0](fused[1], image_features[0])
+    pooled = F.avg_pool2d(entering, 2)
+    stage = fusion.stages["0"]
+    guide = F.relu(stage.text_projection(F.relu(stage.text_mixture(text.tokens))))  # type: ignore[operator]
+    change = stage.blocks[0](pooled, guide, (3, 5)) - pooled  # type: ignore[index, operator]
+    expected = entering + F.interpolate(change, (6, 10), mode="bilinear")
+    torch.testing.assert_close(fused[0], expected)
+    fused[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in stage.parameters())
 
 
 def test_a_key_stride_of_one_is_exact_everywhere(task: Task) -> None:

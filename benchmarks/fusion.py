@@ -1,0 +1,91 @@
+"""What HASF with text costs beside a bare Swin UNETR of the same size: the same process, one after the other, in pairs.
+
+    OMP_NUM_THREADS=1 python benchmarks/fusion.py [--sides 384,512] [--pairs 5] [--feature-size 48]
+
+Processor time, one thread. Each pair has a ratio; the table shows the median with the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from textseg.contracts import Atlas, Structure, Task, TextFeatures
+from textseg.model import Segmenter, TextGuidedNetwork
+from textseg.registry import installed_registry
+
+CLASSES, TOKENS, WIDTH = 20, 192, 384  # K, and T and D of MiniLM
+FUSIONS = {"hasf": {}, "hasf, reduction: positions": {"reduction": "positions"}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="384,512")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--feature-size", type=int, default=48)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| side | model | forward | forward and backward |\n|---|---|---|---|")
+    for side in map(int, options.sides.split(",")):
+        image = torch.rand(1, 1, side, side)
+        bare, *guided = models(side, options.feature_size)
+        for name, model in zip(FUSIONS, guided, strict=True):
+            cells = [paired(step, bare, model, image, options.pairs) for step in (forward, both)]
+            print(f"| {side} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def models(side: int, feature_size: int) -> list[Segmenter]:
+    structures = tuple(Structure(f"S{index}", "structure", index) for index in range(1, CLASSES))
+    task = Task(1, (side, side), CLASSES, Atlas("benchmark", structures), text_size=WIDTH, text_length=TOKENS)
+    registry, size = installed_registry(), {"feature_size": feature_size}
+    found = [Segmenter(registry.build("network", "swin_unetr", task, settings=size))]
+    for settings in FUSIONS.values():
+        encoder = registry.build("vision_encoder", "swin_unetr", task, settings=size)
+        fusion = registry.build("fusion", "hasf", task, encoder.features, settings=settings)
+        found.append(Segmenter(TextGuidedNetwork(task, encoder, fusion)))
+    return found
+
+
+def text() -> TextFeatures:
+    mask = torch.arange(TOKENS)[None] < 156  # an average prompt
+    tokens = torch.randn(1, TOKENS, WIDTH) * mask[..., None]
+    return TextFeatures(tokens, mask, torch.randn(1, CLASSES - 1, WIDTH), torch.ones(1, CLASSES - 1, dtype=torch.bool))
+
+
+def forward(model: nn.Module, image: Tensor, said: TextFeatures) -> None:
+    with torch.no_grad():
+        model(image, said)
+
+
+def both(model: nn.Module, image: Tensor, said: TextFeatures) -> None:
+    model.zero_grad()
+    model(image, said).logits.square().mean().backward()
+
+
+def paired(
+    step: Callable[[nn.Module, Tensor, TextFeatures], None],
+    bare: nn.Module,
+    model: nn.Module,
+    image: Tensor,
+    pairs: int,
+) -> str:
+    said, ratios = text(), []
+    for number in range(pairs + 1):  # the first warms up
+        times = []
+        for one in (bare, model) if number % 2 else (model, bare):
+            start = time.process_time()
+            step(one, image, said)
+            times.append(time.process_time() - start)
+        ours, theirs = reversed(times) if number % 2 else times
+        ratios.append(ours / theirs)
+    found = ratios[1:]
+    return f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+
+
+if __name__ == "__main__":
+    main()
