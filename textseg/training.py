@@ -62,8 +62,8 @@ class Training:
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
         if self.settings.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-        self.optimizer = make_optimizer(self.parameters, self.settings, scaled=scaled)
+        self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.optimizer = make_optimizer(self.parameters, self.settings, scaled=self.scaled)
         parts = self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights
         objective = Objective(*parts, compiled=self.settings.compile)
         self.wrapped, self.wrapped_optimizer = fabric.setup(objective, self.optimizer)
@@ -82,7 +82,6 @@ class Training:
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.numbers = NumberCheck(fabric.device)
-        self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.stop_requested = False
 
     @property
