@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +55,9 @@ class WindowAttention(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.num_heads = int(layer.num_heads)  # type: ignore[arg-type]
+        self.num_heads: int = layer.num_heads
         self.relative_position_bias_table = layer.relative_position_bias_table
         self.register_buffer("relative_position_index", layer.relative_position_index)
         self.qkv, self.proj = layer.qkv, layer.proj

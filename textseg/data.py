@@ -104,9 +104,10 @@ class Slices(Dataset[Item]):
 
     def complete(self, batch: Batch) -> Batch:
         """A batch of `collate_rows` with its text features, gathered on the device that it lies on."""
-        if self.text is None or not isinstance(batch.text, TextRows):
+        rows = cast("Any", batch.text)
+        if self.text is None or not isinstance(rows, TextRows):
             return batch
-        return replace(batch, text=self.text.gather(batch.text))
+        return replace(batch, text=self.text.gather(rows))
 
     def collate_rows(self, items: Sequence[Item]) -> Batch:
         """Items to a batch as it goes from process to process and to the device.

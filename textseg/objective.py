@@ -48,15 +48,17 @@ class Objective(nn.Module):
         return terms
 
     def _segment(self, batch: Batch) -> SegmenterOutput:
+        output: SegmenterOutput
         if self.compiled is None:
-            output: SegmenterOutput = self.segmenter(batch.image, batch.text)
+            output = self.segmenter(batch.image, batch.text)
             return output
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self.compiled(batch.image, batch.text)
+            output = self.compiled(batch.image, batch.text)
         except TorchDynamoException as error:
             raise RunError(
                 f"training.compile: the model could not be compiled here: {first_line(error)} Install the C++ compiler "
                 "or Triton that torch.compile needs, or leave training.compile out."
             ) from error
+        return output
