@@ -1,7 +1,8 @@
 """Time of `textseg --help` beside a typer program that does nothing but print its help, in turn, and of listing
 components with 200 more plug-ins installed, beside an interpreter that does nothing.
 
-Run: `python benchmarks/start_up.py`
+Run: `python benchmarks/start_up.py`; with `--first-step`, the time until `textseg run recipes/quickstart.yaml` takes
+its first training step (data and text cached), beside importing torch and Lightning and building the model.
 
 Wall time, and processor time (of the program and what it starts), which other work on the machine changes less.
 """
@@ -35,10 +36,12 @@ def textseg_register(register):
 CROWD = 200
 
 
-def seconds(command: list[str], path: str = "") -> tuple[float, float]:
+def seconds(command: list[str], path: str = "", **environment: str) -> tuple[float, float]:
     """Wall and processor time of one run, with one more folder to import from."""
     start, before = time.perf_counter(), os.times()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path, **environment}
+    )
     after = os.times()
     used = after.children_user - before.children_user + after.children_system - before.children_system
     return time.perf_counter() - start, used
@@ -53,6 +56,45 @@ def install(folder: Path) -> None:
         information.mkdir()
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: crowd-{index}\nVersion: 1.0\n")
         (information / "entry_points.txt").write_text(f"[textseg]\ncrowd_{index} = crowd_{index}\n")
+
+
+FIRST_STEP = """import os
+from textseg import optimization
+optimization.learning_rate = lambda *arguments: os._exit(0)  # the first thing that a training step asks for
+from textseg.cli import main
+main()
+"""
+BUILT = """import sys, pathlib, torch
+from lightning.fabric import Fabric
+from textseg.build import build_segmenter
+from textseg.contracts import Task
+from textseg.recipe import load_recipe
+from textseg.registry import installed_registry
+recipe = load_recipe(pathlib.Path(sys.argv[1]))
+registry = installed_registry()
+atlas = registry.component("atlas", "lumbar_spider").load()()
+task = Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=384, text_length=217)
+build_segmenter(recipe, registry, task)
+"""
+
+
+def first_step(runs: int = 5) -> None:
+    """Print a Markdown table of medians."""
+    recipe = str(Path(__file__).parent.parent / "recipes" / "quickstart.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        given = ["--output", f"{folder}/runs", "--set", f"dataset.folder={folder}/data"]
+        commands = {
+            "`textseg run recipes/quickstart.yaml` to its first step": ["-c", FIRST_STEP, "run", recipe, *given],
+            "torch and Lightning imported, the model built": ["-c", BUILT, recipe],
+        }
+        environment = {"TEXTSEG_CACHE": f"{folder}/cache"}
+        found = {name: [] for name in commands}
+        for number in range(runs + 1):
+            for name, command in commands.items():
+                pair = seconds([sys.executable, *command], **environment)
+                if number:  # the first draws the phantom and fills the caches
+                    found[name].append(pair)
+    print_medians(found, runs)
 
 
 def main(runs: int = 15) -> None:
@@ -76,6 +118,10 @@ def main(runs: int = 15) -> None:
         for _ in range(runs):
             for name, (command, path) in commands.items():
                 found[name].append(seconds(command, path))
+    print_medians(found, runs)
+
+
+def print_medians(found: dict[str, list[tuple[float, float]]], runs: int) -> None:
     print(f"| median of {runs} | wall [s] | processor [s] |", "|---|---|---|", sep="\n")
     for name, pairs in found.items():
         wall, used = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -83,4 +129,4 @@ def main(runs: int = 15) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    first_step() if "--first-step" in sys.argv else main()

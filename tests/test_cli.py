@@ -319,3 +319,17 @@ def test_published_results_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("arguments", [(), ("a", "--only-published"), ("--published", "spider"), ("a", "--rare", "2")])
 def test_compare_needs_runs_or_published_results(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "compare", *arguments) == 2
+
+
+def test_a_run_imports_nothing_that_no_recipe_has_asked_for() -> None:
+    names = ("monai", "timm", "wandb", "mlflow", "textseg.comparison", "textseg.leaderboard", "textseg.exporting")
+    program = (
+        "import sys; import textseg.many_runs, textseg.running; from textseg.registry import installed_registry\n"
+        "from textseg.recipe import load_recipe, required_components\n"
+        "recipe = load_recipe(__import__('pathlib').Path('recipes/quickstart.yaml'))\n"
+        "for kind, spec in required_components(recipe): installed_registry().component(kind, spec.use).load()\n"
+        f"print([name for name in {names} if name in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "[]\n"

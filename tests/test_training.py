@@ -446,15 +446,67 @@ def test_a_scaled_run_goes_on_with_its_scale(
     assert_equal(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "parts"))
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
-def test_a_cuda_device_trains_at_every_precision(precision: Any, tiny_recipe: Path, tmp_path: Path) -> None:
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_cuda(tiny_recipe: Path, path: Path, precision: Any, *overrides: str) -> Training:
     fabric = Fabric(accelerator="cuda", devices=1, precision=precision)
-    training = Training(experiment(tiny_recipe), RunFolder(tmp_path), fabric)
+    return Training(experiment(tiny_recipe, *overrides), RunFolder(path), fabric)
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_a_cuda_device_trains_at_every_precision(precision: Any, clip: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    training = on_cuda(tiny_recipe, tmp_path, precision, f"training.gradient_clip={clip}")
     training.fit()
     losses = [row["train_loss"] for row in training.progression.history]
     assert losses[-1] < losses[0]
+    assert training.progression.history[-1]["memory_bytes"] == torch.cuda.max_memory_allocated()
+    assert all(parameter.dtype == torch.float32 for parameter in training.parameters)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_a_cuda_device_trains_compiled_with_channels_last(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = ("training.compile=true", "training.channels_last=true")
+    plain, compiled = (
+        on_cuda(tiny_recipe, tmp_path / name, "32-true", *more)
+        for name, more in (("plain", ()), ("compiled", settings))
+    )
+    for training in (plain, compiled):
+        training.fit()
+    rows = [training.progression.history for training in (plain, compiled)]
+    for one, other in zip(*rows, strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.02)
+    assert (
+        checkpoints(tmp_path / "plain")["best"]["model"].keys()
+        == checkpoints(tmp_path / "compiled")["best"]["model"].keys()
+    )
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_run_on_a_cuda_device_goes_on_where_it_stopped(
+    precision: Any, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = on_cuda(tiny_recipe, tmp_path / "whole", precision)
+    whole.fit()
+    first = on_cuda(tiny_recipe, tmp_path / "parts", precision)
+    with monkeypatch.context() as patch:
+        stop_after(patch, first.steps_per_epoch + 2)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit()
+    second = on_cuda(tiny_recipe, tmp_path / "parts", precision)
+    second.resume()
+    assert second.progression.step == first.steps_per_epoch + 2
+    second.fit()
+    one, other = checkpoints(tmp_path / "whole")["last"], checkpoints(tmp_path / "parts")["last"]
+    assert one["precision"] == other["precision"]
+    for name, tensor in one["training"].items():  # atomic additions of the device are not in order
+        torch.testing.assert_close(other["training"][name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_what_an_epoch_thaws_is_trained(tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path) -> None:

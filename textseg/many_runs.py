@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from textseg.comparison import comparable, compare
 from textseg.errors import RecipeError, RunError
 from textseg.launching import run_command
 from textseg.recipe import Recipe, load_recipe
@@ -162,6 +161,8 @@ def _meaning(code: int) -> str:
 
 
 def _print_leaderboards(folders: Sequence[Path]) -> None:
+    from textseg.comparison import comparable, compare  # which a single run never needs
+
     for group in comparable(folders):
         if len(group) > 1:
             print()
