@@ -64,15 +64,3 @@ def test_no_compiler_is_a_message(tiny_recipe: Path, tmp_path: Path, monkeypatch
         RunError, match="training.compile: .* No working C\\+\\+ compiler found .* leave training.compile out"
     ):
         one_step(training)
-
-
-def test_channels_last_takes_the_same_step(tiny_recipe: Path, tmp_path: Path) -> None:
-    sgd = ("training.optimizer=sgd", "training.momentum=0.0")  # the first step of AdamW is the sign of the gradient
-    plain = one_step(start(tiny_recipe, tmp_path, *sgd))
-    found = one_step(start(tiny_recipe, tmp_path, *sgd, "training.channels_last=true"))
-    assert any(
-        t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-        for t in found.values()
-    )
-    for name in plain:
-        torch.testing.assert_close(found[name], plain[name], rtol=1e-4, atol=1e-5)

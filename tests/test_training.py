@@ -469,8 +469,8 @@ def test_a_cuda_device_trains_at_every_precision(precision: Any, clip: str, tiny
 
 @pytest.mark.cuda
 @needs_cuda
-def test_a_cuda_device_trains_compiled_with_channels_last(tiny_recipe: Path, tmp_path: Path) -> None:
-    settings = ("training.compile=true", "training.channels_last=true")
+def test_a_cuda_device_trains_compiled(tiny_recipe: Path, tmp_path: Path) -> None:
+    settings = ("training.compile=true",)
     plain, compiled = (
         on_cuda(tiny_recipe, tmp_path / name, "32-true", *more)
         for name, more in (("plain", ()), ("compiled", settings))

@@ -213,7 +213,6 @@ class Training(_Section):
     nodes: PositiveInt = 1
     deterministic: bool = False
     compile: bool = False
-    channels_last: bool = False
     initialize_from: str | None = None
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
     patience: PositiveInt | None = None  # validations without a better one, after which the run is finished

@@ -60,8 +60,6 @@ class Training:
         self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
         # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
-        if self.settings.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.optimizer = make_optimizer(self.parameters, self.settings, scaled=self.scaled)
         parts = self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights
