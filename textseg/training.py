@@ -138,8 +138,7 @@ class Training:
                         break
                 shares = processes.gathered({name: value.item() for name, value in sums.items()})
                 progression.sums = {name: sum(share[name] for share in shares) / len(shares) for name in sums}
-                seconds = time.monotonic() - started
-                progression.seconds += seconds
+                progression.seconds += (seconds := time.monotonic() - started)
                 self._check_numbers(weights=True)
                 if not stopping:
                     validation = self._validate(epoch)
