@@ -8,8 +8,12 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from textseg.errors import DataError
 from textseg.itk_calls import UnreadableError, sitk
+
+NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # by the code of the datatype
 
 
 def require_scalar_volume(path: Path, reader: Any) -> None:
@@ -49,7 +53,7 @@ def require_whole_mha(path: Path, reader: Any) -> None:
 
 
 def require_whole_nifti(path: Path, reader: Any) -> None:
-    """Against two silences of ITK: zeros for what a truncated file lacks, and the voxels of x.nii for x.nii.gz."""
+    """Against three silences of ITK: zeros for what a truncated file lacks and for NaN, and x.nii read for x.nii.gz."""
     header = {key: float(reader.GetMetaData(key)) for key in ("vox_offset", "bitpix")}
     expected = int(header["vox_offset"]) + math.prod(reader.GetSize()) * int(header["bitpix"]) // 8
     if path.name.lower().endswith(".gz"):
@@ -62,6 +66,19 @@ def require_whole_nifti(path: Path, reader: Any) -> None:
         actual = path.stat().st_size
     if actual < expected:
         raise UnreadableError(f"it has {actual} of {expected} bytes")
+    if reader.GetMetaData("datatype") in NIFTI_FLOATS:
+        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
+        voxels = np.frombuffer(
+            content,
+            order + NIFTI_FLOATS[reader.GetMetaData("datatype")],
+            count=math.prod(reader.GetSize()),
+            offset=int(header["vox_offset"]),
+        )
+        if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
+            raise DataError(
+                f"{path}: {bad} of {voxels.size} values are NaN or infinite; repair or leave out this volume."
+            )
 
 
 def numbers(values: tuple[float, ...]) -> str:
