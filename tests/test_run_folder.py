@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -135,8 +136,8 @@ def test_an_interrupted_save_leaves_the_checkpoint(tmp_path: Path, monkeypatch: 
     folder = RunFolder(tmp_path)
     folder.save_checkpoint("last", {"step": 1})
 
-    def fail(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(state: object, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)

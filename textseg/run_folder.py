@@ -179,8 +179,9 @@ class RunFolder:
         """Write a checkpoint under a temporary name in its folder, sync, rename."""
         import torch
 
-        with replacing(self.checkpoint(name)) as temporary:
-            torch.save(dict(state), temporary)
+        # Into an open file: of a path, torch hides why it could not be written.
+        with replacing(self.checkpoint(name)) as temporary, temporary.open("wb") as file:
+            torch.save(dict(state), file)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """Plain Python and tensors only; raises RunError for a damaged or missing file."""

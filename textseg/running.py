@@ -25,7 +25,8 @@ from textseg.data import ShuffledBatches
 from textseg.embeddings import write_prompt_table
 from textseg.errors import RunError
 from textseg.evaluation import evaluate, headline, load_segmenter
-from textseg.files import write_atomically
+from textseg.exhaustion import told_what_ran_out
+from textseg.files import cache_folder, write_atomically
 from textseg.launching import launched, launched_by_textseg, launched_rank, one_of_several, run_command, run_together
 from textseg.model import Segmenter
 from textseg.numerics import deterministic, numeric_settings
@@ -73,7 +74,10 @@ def run(
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
     rank = launched_rank() if count > 1 else 0
-    with one_of_several(rank) if count > 1 else nullcontext():
+    with (
+        one_of_several(rank) if count > 1 else nullcontext(),
+        told_what_ran_out(folder.path, cache_folder(), folder.checkpoint("last")),
+    ):
         _run(resolved, folder, rank, fresh=fresh)
         processes.disconnect()
     return folder.path

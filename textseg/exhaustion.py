@@ -1,0 +1,52 @@
+"""Memory and disks that ran out, as messages that say what to change."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from textseg.errors import RunError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_MEMORY = ("not enough memory", "out of memory", "cannot allocate memory")
+
+
+@contextmanager
+def told_what_ran_out(run: Path, cache: Path, last: Path) -> Iterator[None]:
+    """Make one message of memory or a disk that ran out inside; `last` is the checkpoint that is then kept.
+
+    Raises RunError for it; other errors pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        what = _what_ran_out(error)
+        if what is None:
+            raise
+        kept = (
+            f"'{last}' is kept: the same command goes on from there" if last.exists() else "No checkpoint was saved yet"
+        )
+        if what == "disk":
+            raise RunError(
+                f"A disk is full, or a quota used up. Make room where the run folder ('{run}') and the cache "
+                f"('{cache}') lie, or choose others with --output and TEXTSEG_CACHE. {kept}."
+            ) from error
+        raise RunError(
+            "Memory ran out. Lower training.batch_size or preparation.size (both begin a new run, with --fresh), "
+            f"training.workers, or close what else uses the memory. {kept}."
+        ) from error
+
+
+def _what_ran_out(error: BaseException | None) -> Literal["disk", "memory"] | None:
+    """Say which, from the error or one that it came of: torch hides a full disk behind an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return "disk"
+        is_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        if is_memory or any(words in str(error).lower() for words in NO_MEMORY):  # torch.OutOfMemoryError among them
+            return "memory"
+        error = error.__cause__ or error.__context__
+    return None
