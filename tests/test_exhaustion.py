@@ -28,9 +28,7 @@ def fail(error: BaseException, folder: Path) -> None:
     ],
 )
 def test_memory_that_ran_out_says_what_to_lower(error: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(
-        RunError, match="Memory ran out. Lower training.batch_size or .* No checkpoint"
-    ):
+    with pytest.raises(RunError, match="Memory ran out. Lower training.batch_size or .* No checkpoint"):
         fail(error, tmp_path)
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(RunError, match="last.ckpt' is kept: the same command goes on from there"):
