@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import textseg
+from textseg.attention import WindowAttention
 from textseg.cost import META, count_cost, empty_text, usual_task
 from textseg.model import Segmenter
 from textseg.registry import installed_registry
@@ -38,6 +39,11 @@ def build(name: str) -> Any:
         return installed_registry().build("network", name, TASK, settings={}).to(META)
 
 
+def operations_of_softmax(count: int, length: int) -> int:
+    """By thop, for `count` values of which each `length` add to one."""
+    return count // length * (3 * length - 1)
+
+
 def operations_by_thop(module: nn.Module, given: Tensor, found: Tensor) -> int:
     """What thop 0.1.1 counts for a module of exactly this class; nothing for any other, such as attention products."""
     kind = type(module)
@@ -52,8 +58,10 @@ def operations_by_thop(module: nn.Module, given: Tensor, found: Tensor) -> int:
     if kind is nn.PReLU:
         return 0 if module.training else given.numel()
     if kind is nn.Softmax:
-        count = given.shape[module.dim]  # type: ignore[index]
-        return given.numel() // count * (3 * count - 1)
+        return operations_of_softmax(given.numel(), given.shape[module.dim])  # type: ignore[index]
+    if isinstance(module, WindowAttention):  # its softmax is no module, as that of MONAI's layer is
+        windows, size, _ = given.shape
+        return operations_of_softmax(windows * module.num_heads * size**2, size)
     if kind is nn.Upsample:
         return {"nearest": 1, "linear": 5, "bilinear": 11}.get(str(module.mode), 0) * found.numel()
     return 0
@@ -68,7 +76,7 @@ def count_by_thop(network: nn.Module, image: Tensor) -> float:
             lambda module, given, found: counts.append(operations_by_thop(module, given[0], found))
         )
         for module in network.modules()
-        if not list(module.children())
+        if not list(module.children()) or isinstance(module, WindowAttention)
     ]
     with torch.no_grad(), META:
         network.eval()(image, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import random
 import sys
@@ -18,6 +19,7 @@ import torch
 from textseg.testing.conformance import BrokenPromiseError
 
 CODE = {".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"}
+IMPORTING = ("<frozen importlib", importlib.metadata.__file__)
 SYSTEM = ("/proc/", "/sys/", "/dev/")
 FILES = {"open", "os.listdir", "os.scandir"}
 NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request"}
@@ -151,9 +153,9 @@ def _harmless(path: str) -> bool:
 
 
 def _importing() -> bool:
-    """Whether a module is being imported, which reads files of its own."""
+    """Whether a module is being imported or looked for, or an installed package, which reads files and folders."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
-        if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(IMPORTING):
             return True
     return False
