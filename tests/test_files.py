@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.files import cache_folder, replacing, write_atomically
+from textseg.files import cache_folder, remove_unfinished, replacing, write_atomically
 
 
 def test_a_file_is_written_whole_into_a_folder_that_may_be_missing(tmp_path: Path) -> None:
@@ -36,6 +36,21 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path, mistake: BaseExc
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = {".lock", "last.ckpt", ".gitignore", ".hidden.txt"}
+    for name in kept:
+        (tmp_path / name).touch()
+    for name in ("last.ckpt", "scores.csv", "no suffix"):
+        with replacing(tmp_path / name) as temporary:
+            (tmp_path / f"copy{temporary.name}").write_bytes(b"half")
+            half = (tmp_path / f"copy{temporary.name}").rename(tmp_path / f".again{temporary.name}")
+        assert half.exists()
+    (tmp_path / f".{'0f' * 16}.2_t1.mha").touch()  # as volumes are written
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"scores.csv", "no suffix"}
+    remove_unfinished(tmp_path / "nowhere")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,7 @@ def test_a_damaged_or_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None
 
 def test_an_interrupted_save_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
+    folder.update(seed=3)
     folder.save_checkpoint("last", {"step": 1})
 
     def fail(state: object, file: BinaryIO) -> None:
@@ -143,7 +144,7 @@ def test_an_interrupted_save_leaves_the_checkpoint(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="No space"):
         folder.save_checkpoint("last", {"step": 2})
-    assert folder.load_checkpoint("last") == {"step": 1}
+    assert folder.load_checkpoint("last") == {"step": 1, "record": {"seed": 3}}
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 

@@ -169,7 +169,7 @@ def test_an_interrupted_evaluation_is_done_again(
 
 
 def test_scores_of_an_earlier_checkpoint_do_not_pass_for_those_of_the_last(
-    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: Any, **named: Any) -> None:
         raise MemoryError
@@ -180,12 +180,15 @@ def test_scores_of_an_earlier_checkpoint_do_not_pass_for_those_of_the_last(
         patch.setattr(running, "evaluate", fail)
         with pytest.raises(RunError, match="Memory ran out. .*last.ckpt' is kept: the same command"):
             run(tiny_recipe, **longer)
+    line = "training.epochs is 4 and was 3: the schedule is planned anew, and what is left follows that of 4 epochs"
+    assert line in capsys.readouterr().out
     between = RunFolder(copied).read()
     assert between["wall_seconds"] > before["wall_seconds"]
     assert between["training_seconds"] > before["training_seconds"]
     assert between["peak_memory_bytes"] >= before["peak_memory_bytes"]
     forbid(monkeypatch, Training, "fit")
     run(tiny_recipe, **longer)
+    assert "planned anew" not in capsys.readouterr().out
     assert (copied / "report.html").exists()
     assert RunFolder(copied).read()["scored_step"] == RunFolder(copied).load_checkpoint("last")["progression"]["step"]
     assert len(RunFolder(copied).read_history()) == 4

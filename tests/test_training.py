@@ -24,7 +24,7 @@ from textseg.resuming import Progression
 from textseg.run_folder import RunFolder
 from textseg.training import Training
 
-MEASURED = ("seconds", "slices_per_second", "memory_bytes")
+MEASURED = ("seconds", "slices_per_second", "memory_bytes", "record")
 WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
 
 pytestmark = pytest.mark.usefixtures("stranger", "one_thread")
@@ -389,8 +389,12 @@ def test_outside_of_the_main_thread(tiny_recipe: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_says_how_far_it_is_in_plain_python(finished_run: Path) -> None:
     for name, keys in (("last", {"training", "optimizer", "average", "precision"}), ("best", set())):
         state = RunFolder(finished_run).load_checkpoint(name)
-        assert state.keys() == {"model", "progression"} | keys
+        assert state.keys() == {"model", "progression", "record"} | keys
         assert Progression(**state["progression"]).best_dsc >= 0
+        record = RunFolder(finished_run).read()
+        origin = ("versions", "plugins", "git_commit", "hardware", "numerics", "seed", "hashes", "bound", "parameters")
+        for key in (*origin, "multiply_accumulates", "milliseconds_per_slice"):
+            assert state["record"][key] == record[key], key
 
 
 def scaled_float16() -> MixedPrecision:

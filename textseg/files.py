@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 # The only portable way to read the mask is to set it; done once, at import, because threads share it.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_UNFINISHED = re.compile(r"\.(.+\.[a-z0-9_]{8}(\.\w+)?|[0-9a-f]{32}\..+)")  # names of `replacing` and of volumes
 
 
 @contextmanager
@@ -35,6 +37,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or none of it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that a killed process was writing there; only where no other process writes."""
+    for path in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

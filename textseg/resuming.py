@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from textseg.errors import RunError
 from textseg.model import Segmenter
 from textseg.run_folder import RunFolder, first_line, load_checkpoint
 from textseg.stages import Stage
+
+if TYPE_CHECKING:
+    from textseg.recipe import Training
 
 
 class Part(Protocol):
@@ -31,6 +34,17 @@ class Progression:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
     sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
+    planned_epochs: int | None = None  # what the schedule was made for
+
+    def plan(self, settings: Training, *, staged: bool = False) -> str:
+        """Plan what is left for the recipe's epochs; a line says so where the checkpoint was planned for others."""
+        before, self.planned_epochs = self.planned_epochs, settings.epochs
+        if before in (None, settings.epochs) or (settings.schedule == "constant" and not staged):
+            return ""
+        return (
+            f"training.epochs is {settings.epochs} and was {before}: the schedule is planned anew, and what is left "
+            f"follows that of {settings.epochs} epochs; a run of {settings.epochs} from its start gives other weights"
+        )
 
 
 def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequence[Stage], epochs: int) -> Progression:

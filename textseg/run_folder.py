@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textseg.errors import RunError
-from textseg.files import replacing, write_atomically
+from textseg.files import remove_unfinished, replacing, write_atomically
 
 if TYPE_CHECKING:
     from textseg.recipe import Recipe
@@ -96,7 +96,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One process at a time; the operating system frees the lock of a killed one."""
+        """One process at a time; the operating system frees the lock of a killed one, whose unfinished files go."""
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -108,6 +108,14 @@ class RunFolder:
                 f"'{self.path}' is in use by another process. Wait for it, or choose another --output."
             ) from None
         try:
+            for folder in (
+                self.path,
+                self.checkpoint("last").parent,
+                self.predictions,
+                self.log,
+                self.overlay(1).parent,
+            ):
+                remove_unfinished(folder)
             yield
         finally:
             lock.release()
@@ -179,9 +187,10 @@ class RunFolder:
         """Write a checkpoint under a temporary name in its folder, sync, rename."""
         import torch
 
+        content = {**state, "record": self.read()}  # a checkpoint that is copied elsewhere says where it came from
         # Into an open file: of a path, torch hides why it could not be written.
         with replacing(self.checkpoint(name)) as temporary, temporary.open("wb") as file:
-            torch.save(dict(state), file)
+            torch.save(content, file)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """Plain Python and tensors only; raises RunError for a damaged or missing file."""
@@ -196,7 +205,7 @@ class RunFolder:
                 "add --fresh to move the old run aside, or choose another --output."
             )
         # Through JSON, as the record went: tuples are lists there.
-        before, now = dict(_flat(recorded)), dict(_flat(json.loads(json.dumps(bound))))
+        before, now = flat(recorded), flat(json.loads(json.dumps(bound)))
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
             lines = [f"  {key}: was {_said(before.get(key))}, is {_said(now.get(key))}" for key in changed]
@@ -228,12 +237,11 @@ def first_line(error: BaseException) -> str:
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """The innermost values of run.json, by keys with dots between them."""
+    if not isinstance(nested, Mapping):
+        return {prefix.rstrip("."): nested}
+    return {key: value for name, part in nested.items() for key, value in flat(part, f"{prefix}{name}.").items()}
 
 
 def _said(value: Any) -> str:

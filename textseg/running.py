@@ -61,7 +61,7 @@ def run(
     check_loggers(resolved)
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     if dry_run:
-        print(dump(resolved), plan(_prepared(resolved)), sep="\n")
+        print(dump(resolved), plan(prepared(resolved)), sep="\n")
         return folder.path
     count = settings.devices * settings.nodes
     if count > 1 and not launched():
@@ -85,20 +85,19 @@ def run(
 
 def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
     started = time.monotonic()
-    experiment = _prepared(resolved) if rank == 0 else None  # the others wait in `launch`, and find it prepared
+    experiment = prepared(resolved) if rank == 0 else None  # the others wait in `launch`, and find it prepared
     if fresh and rank == 0 and folder.path.exists():
         with folder.lock():  # not under the feet of a process that writes it
             print(f"the earlier run stands in {folder.move_aside()}")
     precision, note = _precision(resolved.training.precision)
     with folder.lock() if rank == 0 else nullcontext(), deterministic(resolved.training.deterministic):
         fabric = _connected(resolved.training, precision)
-        experiment = experiment or _prepared(resolved)
+        experiment = experiment or prepared(resolved)
         bound, going_on = _bound(experiment), folder.checkpoint("last").exists()
         if going_on:
             folder.check_bound(bound)
         training = Training(experiment, folder, fabric)
-        if going_on:
-            training.resume()
+        replanned = training.resume() if going_on else ""
         if processes.gathered(training.finished and _scored(training))[0]:
             if rank == 0:
                 _print_result(training, read_scores(folder.scores))
@@ -130,6 +129,8 @@ def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None
                 print(_cost_of_determinism(training))
             if going_on:
                 print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
+                if replanned:
+                    print(replanned)
         before = folder.update(failure=None)
         experiment.registry.tell("textseg_run_started", experiment.run(folder.path, before))
         try:
@@ -145,7 +146,8 @@ def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None
         experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
 
 
-def _prepared(recipe: Recipe) -> Experiment:
+def prepared(recipe: Recipe) -> Experiment:
+    """The experiment of a recipe with its data in place, and a bar while they are put there."""
     with progress_bar() as bar:
         task = bar.add_task("preparing slices", total=None)
         return build(recipe, progress=lambda done, total: bar.update(task, completed=done, total=total))

@@ -22,7 +22,7 @@ from textseg.data import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.evaluation import Validation, validate
 from textseg.launching import check_shares
 from textseg.model import Segmenter
-from textseg.numerics import LOWEST_SCALE, NumberCheck, lost_numbers
+from textseg.numerics import LOWEST_SCALE, NumberCheck, lost_numbers, seed_step
 from textseg.objective import Objective
 from textseg.optimization import learning_rate, make_optimizer, moving_average
 from textseg.progress import progress_bar
@@ -70,7 +70,7 @@ class Training:
         self.average = (
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
         )
-        self.progression = Progression()
+        self.progression = Progression(planned_epochs=self.settings.epochs)
         self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
         self.slices: Slices | Volumes = experiment.training_slices()
         self.batch_size = self.settings.batch_size
@@ -173,8 +173,7 @@ class Training:
         rate = learning_rate(self.settings, *stage.place(step, self.steps_per_epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # Dropout and the like: a function of the step, and of the part of the batch.
-        torch.manual_seed(_key(self.experiment.recipe.seed, step, processes.rank()))
+        seed_step(self.experiment.recipe.seed, step, processes.rank())
         # Behind a function, because Fabric would take the batch apart to cast it, and cannot rebuild what is frozen.
         terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -305,16 +304,16 @@ class Training:
             state |= {key: None if part is None else part.state_dict() for key, part in self._parts.items()}
         self.folder.save_checkpoint(name, state)
 
-    def resume(self) -> None:
-        """Go on where `last` stands; raises RunError for a checkpoint that doesn't fit, or that has more epochs."""
+    def resume(self) -> str:
+        """Go on where `last` stands, and say whether its schedule was another one; empty if not.
+
+        Raises RunError for a checkpoint that doesn't fit, or that has more epochs.
+        """
         self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
+        return self.progression.plan(self.settings, staged=len(self.stages) > 1)
 
     @property
     def _parts(self) -> dict[str, Part | None]:
         """What training needs to go on, by its key in a checkpoint."""
         precision = self.fabric.strategy.precision
         return {"training": self.model, "optimizer": self.optimizer, "average": self.average, "precision": precision}
-
-
-def _key(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step + rank * 2**40) % 2**63
