@@ -172,6 +172,18 @@ def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch)
     assert running.calls == [((Path("x.yaml"),), named)]
 
 
+def test_a_run_is_repeated_from_its_folder(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeating = Recorder(monkeypatch, "reproducing", "reproduce")
+    assert call(monkeypatch, "run", "--from", "runs/x/seed1") == 0
+    assert call(monkeypatch, "run", "--from", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run") == 0
+    named: dict[str, Any] = {"overrides": [], "output": Path("repeated"), "fresh": False, "dry_run": False}
+    others: dict[str, Any] = {"overrides": ["a=1"], "output": Path("o"), "fresh": True, "dry_run": True}
+    assert repeating.calls == [((Path("runs/x/seed1"),), named), ((Path("r"),), others)]
+    for wrong in ([], ["x.yaml", "--from", "r"], ["--from", "r", "--seeds", "1"], ["--from", "r", "--jobs", "2"]):
+        assert call(monkeypatch, "run", *wrong) == 2
+    assert running.calls == []
+
+
 def test_several_runs_are_planned_and_their_exit_code_is_that_of_all(
     running: Recorder,
     running_all: list[tuple[list[PlannedRun], dict[str, Any]]],

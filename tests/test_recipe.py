@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from textseg.errors import RecipeError
-from textseg.recipe import Recipe, dump, load_recipe, required_components
+from textseg.recipe import Recipe, complete_settings, dump, load_recipe, required_components
 from textseg.registry import Plugin, Register, Registry
 
 GUIDED = """\
@@ -120,6 +120,19 @@ def test_a_recipe_becomes_typed(load: Loader) -> None:
     ]
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
+
+
+def test_settings_are_complete_with_the_defaults_of_builders(load: Loader) -> None:
+    assert complete_settings(load(GUIDED), load.registry) == {
+        "dataset slices": {"folder": "data/slices"},
+        "prompt_generator sentences": {"granularity": 3},
+        "text_encoder letters": {"length": 4, "note": "x"},
+        "vision_encoder pyramid": {"widths": [8, 16]},
+        "fusion mixer": {"mode": "gate"},
+        "auxiliary_loss agreement": {"temperature": 0.1},
+    }
+    whole = complete_settings(load(WHOLE), load.registry)
+    assert whole == {"dataset slices": {"folder": "data"}, "network net": {"depth": 2}}
 
 
 def test_a_whole_network_needs_no_prompts(load: Loader) -> None:

@@ -55,7 +55,11 @@ def _textseg(
 
 @app.command()
 def run(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipe files.")],
+    recipes: Annotated[list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipe files.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Instead of recipes: repeat this run and say what differs."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe; may be repeated."),
@@ -64,7 +68,9 @@ def run(
     folds: Annotated[
         str | None, typer.Option(help="Folds to run instead of the recipe's, such as 0,1 or all; needs `split.folds`.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
+    output: Annotated[
+        Path | None, typer.Option(help="The folder that holds the run folders; else runs, or with --from repeated.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")] = False,
     jobs: Annotated[
@@ -75,11 +81,22 @@ def run(
 
     Example: textseg run recipes/quickstart.yaml --set training.epochs=2 --seeds 1,2
     """
+    if bool(recipes) == (source is not None):
+        raise typer.BadParameter("name recipes, or a run with --from.")
+    if source is not None and (seeds or folds or jobs > 1):
+        raise typer.BadParameter("--seeds, --folds and --jobs go with recipes; --from repeats one run as it was.")
     chosen = _seeds(seeds)
     warn_of_faults()
+    if source is not None:
+        from textseg.reproducing import reproduce
+
+        place = output or Path("repeated")
+        reproduce(source, overrides=overrides or [], output=place, fresh=fresh, dry_run=dry_run)
+        return
     from textseg.many_runs import plan_runs, run_all
 
-    planned = plan_runs(recipes, overrides or [], chosen, folds, output)
+    output = output or Path("runs")
+    planned = plan_runs(recipes or [], overrides or [], chosen, folds, output)
     if len(planned) > 1:
         raise typer.Exit(run_all(planned, jobs=jobs, fresh=fresh, dry_run=dry_run))
     from textseg.running import run as run_recipe

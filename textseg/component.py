@@ -148,6 +148,12 @@ class Component:
                 mistakes.append(((key,), f"required by {self.kind} '{self.name}' but missing."))
         return values, mistakes
 
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, and the builder's defaults for those that are not given, as JSON holds them."""
+        defaults = {k: p.default for k, p in self.settings().items() if p.default is not p.empty}
+        whole: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}, default=str))
+        return whole
+
     def _validated(self, parameter: inspect.Parameter, value: Any) -> tuple[Any, list[Mistake]]:
         from pydantic import TypeAdapter, ValidationError
         from pydantic.errors import PydanticUserError

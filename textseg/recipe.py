@@ -40,6 +40,7 @@ __all__ = [
     "Split",
     "Training",
     "WeightedComponent",
+    "complete_settings",
     "dump",
     "load_recipe",
     "required_components",
@@ -110,6 +111,14 @@ def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
         *(("auxiliary_loss", loss) for loss in recipe.auxiliary_losses),
     ]
     return [(kind, spec) for kind, spec in parts if spec is not None]
+
+
+def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str, Any]]:
+    """Every setting of every component that the recipe uses, by kind and name, with the builders' own defaults."""
+    return {
+        f"{kind} {spec.use}": registry.component(kind, spec.use).complete(spec.settings)
+        for kind, spec in required_components(recipe)
+    }
 
 
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:

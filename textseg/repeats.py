@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from textseg.errors import RunError, TextsegError
-from textseg.run_folder import RunFolder
+from textseg.run_folder import RunFolder, flat
 from textseg.scores import Mark, Score, read_scores
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
@@ -243,7 +243,7 @@ def _check_repeats(repeats: Repeats) -> None:
 
 def _other_recipe(first: Run, other: Run) -> list[str]:
     """What the recipes of two runs say differently, seed and split left out, key by key."""
-    ours, theirs = ({**_flat({"bound": run.facts.get("bound"), "dataset": run.facts.get("dataset")})} for run in
+    ours, theirs = ({**flat({"bound": run.facts.get("bound"), "dataset": run.facts.get("dataset")})} for run in
                     (first, other))  # fmt: skip
     free = {f"bound.{key}" for key in _FREE}
     keys = [key for key in sorted({*ours, *theirs} - free) if ours.get(key) != theirs.get(key)]
@@ -252,12 +252,6 @@ def _other_recipe(first: Run, other: Run) -> list[str]:
         f"{said(theirs.get(key))}"
         for key in keys
     ]
-
-
-def _flat(nested: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(nested, Mapping):
-        return {prefix.rstrip("."): nested}
-    return {key: value for name, part in nested.items() for key, value in _flat(part, f"{prefix}{name}.").items()}
 
 
 def said(value: Any) -> str:

@@ -31,7 +31,7 @@ from textseg.launching import launched, launched_by_textseg, launched_rank, one_
 from textseg.model import Segmenter
 from textseg.numerics import deterministic, numeric_settings
 from textseg.progress import progress_bar
-from textseg.recipe import Recipe, dump, load_recipe
+from textseg.recipe import Recipe, complete_settings, dump, load_recipe
 from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, environment, first_line
 from textseg.scores import Score, read_scores
@@ -120,6 +120,7 @@ def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None
                 numerics=numeric_settings(),
                 hashes=experiment.hashes(),
                 bound=bound,
+                settings=complete_settings(resolved, experiment.registry),
                 **environment(experiment.components),
                 **measure_cost(training.segmenter, experiment.task, fabric.device),
                 **_derived(training.segmenter),
