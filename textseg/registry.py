@@ -250,12 +250,10 @@ def discover(entry_points: Sequence[EntryPoint]) -> Registry:
 def plugin_of(entry_point: EntryPoint) -> Plugin:
     """Which plug-in an entry point is, of which distribution."""
     distribution = entry_point.dist
-    return Plugin(
-        entry_point.name,
-        distribution.name if distribution else "unknown distribution",
-        distribution.version if distribution else "unknown version",
-        api=asked_api(distribution),
-    )
+    if distribution is None:
+        return Plugin(entry_point.name, "unknown distribution", "unknown version")
+    metadata = distribution.metadata  # parsed each time that it is asked for
+    return Plugin(entry_point.name, metadata["Name"], metadata["Version"], api=asked_api(distribution))
 
 
 def hook_caller() -> pluggy.PluginManager:
