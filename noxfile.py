@@ -58,26 +58,31 @@ def plugins(session: nox.Session, plugin: str) -> None:
 
 
 @nox.session
-@nox.parametrize("kind", KINDS, ids=KINDS)
-def new_plugins(session: nox.Session, kind: str) -> None:
-    """Write a plug-in of a kind, install it, run its recipe for two epochs, check its style and types, test it."""
+def new_plugins(session: nox.Session) -> None:
+    """For each kind: write a plug-in, install it, run its recipe for two epochs, check its style and types, test it.
+
+    Arguments after `--` are the kinds, all of them if there is none. One environment serves in turn: a plug-in is
+    uninstalled before the next one comes.
+    """
     if session.virtualenv.is_sandboxed:
         session.install("-c", "constraints.txt", ".", "mypy", "ruff")
-    folder = Path(session.create_tmp())
-    shutil.rmtree(folder / f"textseg-my-{kind.replace('_', '-')}", ignore_errors=True)
-    session.chdir(folder)
-    session.run("textseg", "plugins", "new", f"my_{kind}", "--kind", kind)
-    (plugin,) = Path().glob("textseg-*")
-    session.install(f"./{plugin}[test]")
-    session.run("textseg", "plugins", "doctor", "--check", f"my_{kind}")
-    (recipe,) = plugin.glob("recipes/*.yaml")
-    session.run("textseg", "run", str(recipe))
-    session.chdir(plugin)
-    files = sorted(str(path) for path in Path().rglob("*.py"))  # by name: ruff passes over what lies below .nox
-    session.run("ruff", "check", *files)
-    session.run("ruff", "format", "--check", *files)
-    session.run("mypy", "--strict", f"textseg_my_{kind}")
-    session.run("pytest", *session.posargs)
+    folder = Path(session.create_tmp()).resolve()
+    for kind in session.posargs or KINDS:
+        distribution = f"textseg-my-{kind.replace('_', '-')}"
+        shutil.rmtree(folder / distribution, ignore_errors=True)
+        with session.chdir(folder):
+            session.run("textseg", "plugins", "new", f"my_{kind}", "--kind", kind)
+            session.install(f"./{distribution}[test]")
+            session.run("textseg", "plugins", "doctor", "--check", f"my_{kind}")
+            (recipe,) = Path(distribution).glob("recipes/*.yaml")
+            session.run("textseg", "run", str(recipe), "--fresh")
+        with session.chdir(folder / distribution):
+            files = sorted(str(path) for path in Path().rglob("*.py"))  # by name: ruff passes over what lies below .nox
+            session.run("ruff", "check", *files)
+            session.run("ruff", "format", "--check", *files)
+            session.run("mypy", "--strict", "--cache-dir", str(folder / "mypy"), f"textseg_my_{kind}")
+            session.run("pytest")
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", distribution)
 
 
 @nox.session
