@@ -42,7 +42,10 @@ def seconds(command: list[str], byte_code: Path, path: str = "", **environment: 
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(byte_code)}
     start, before = time.perf_counter(), os.times()
     subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path, **compiled, **environment}
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path, **compiled, **environment},
     )
     after = os.times()
     used = after.children_user - before.children_user + after.children_system - before.children_system
