@@ -28,6 +28,8 @@ def test_every_source_at_every_granularity(sheet: PromptSheet) -> None:
     text = str(sheet)
     assert text.startswith(f"case {sheet.case.id}, slice 3 of 5")
     assert "ground truth (oracle), granularity 3: " in text
+    assert "interactive (simulated), granularity 3: " in text  # nobody named anything
+    assert '<h2 class="oracle">interactive (simulated), granularity 3: ' in sheet.page()
     assert text.endswith("The text encoder reads at most 512 tokens.")
 
 
@@ -36,6 +38,7 @@ def test_what_a_person_names_and_the_slice_that_shows_most(tiny_recipe: Path) ->
     named = prompt_sheet(recipe, named="L3:L5")
     interactive = next(entry for entry in named.entries if entry.source == "interactive")
     assert "L2" not in interactive.prompt.visibility.visible
+    assert "interactive, granularity 3: " in str(named)
     assert named.slice_index == 2  # the middle of five shows the canal, too
 
 

@@ -27,6 +27,14 @@ class Entry:
     granularity: int | None
     prompt: SlicePrompt
     tokens: int  # of the holistic text, special ones included
+    simulated: bool = False  # what a person would have named was read off the annotation
+
+    @property
+    def called(self) -> str:
+        """The source, marked where it knows the annotation."""
+        if self.source == "ground_truth":
+            return "ground truth (oracle)"
+        return f"{self.source} (simulated)" if self.simulated else self.source
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,9 @@ class PromptSheet:
         ]
         for entry in self.entries:
             lines += ["", _title(entry), f"  {entry.prompt.holistic}"]
-        for source, one in self._by_source():
+        for one in self._by_source():
             said = [text or "(silence)" for text in one.prompt.classwise]
-            lines += ["", f"class-wise, {_called(source)}:", *(f"  {text}" for text in said)]
+            lines += ["", f"class-wise, {one.called}:", *(f"  {text}" for text in said)]
         lines += ["", f"The text encoder reads at most {self.max_tokens} tokens."]
         return "\n".join(lines)
 
@@ -63,20 +71,20 @@ class PromptSheet:
             picture = f'<img src="data:image/png;base64,{data}" alt="the slice, its annotated structures named">'
         parts = []
         for entry in self.entries:
-            parts.append(f"<h2{_mark(entry.source)}>{escape(_title(entry))}</h2><blockquote>")
+            parts.append(f"<h2{_mark(entry)}>{escape(_title(entry))}</h2><blockquote>")
             parts.append(f"{escape(entry.prompt.holistic)}</blockquote>")
-        for source, one in self._by_source():
+        for one in self._by_source():
             rows = "".join(
                 f"<tr><th>{escape(name)}</th><td>{escape(text) or '<i>silence</i>'}</td></tr>"
                 for name, text in zip(self.atlas.names, one.prompt.classwise, strict=True)
             )
-            parts.append(f"<details><summary{_mark(source)}>class-wise, {escape(_called(source))}</summary>")
+            parts.append(f"<details><summary{_mark(one)}>class-wise, {escape(one.called)}</summary>")
             parts.append(f"<table>{rows}</table></details>")
         title = f"Prompts of case {escape(self.case.id)}, slice {self.slice_index + 1} of {self.slice_count}"
         return _PAGE.format(title=title, picture=picture, body="".join(parts))
 
-    def _by_source(self) -> Iterator[tuple[Source, Entry]]:
-        yield from {entry.source: entry for entry in self.entries}.items()
+    def _by_source(self) -> Iterator[Entry]:
+        yield from {entry.source: entry for entry in self.entries}.values()
 
 
 def prompt_sheet(
@@ -113,7 +121,8 @@ def prompt_sheet(
     for source in AVAILABLE:
         for granularity, generator in _generators(recipe, registry, dataset.atlas):
             prompt = slice_prompts(prepared, source, generator, dataset.atlas, knowledge)[index]
-            entries.append(Entry(source, granularity, prompt, encoder.count_tokens([prompt.holistic])[0]))
+            tokens = encoder.count_tokens([prompt.holistic])[0]
+            entries.append(Entry(source, granularity, prompt, tokens, source == "interactive" and not named))
     return PromptSheet(dataset.atlas, prepared.case, dataset, index, count, encoder.max_tokens, entries)
 
 
@@ -137,17 +146,13 @@ def _generators(recipe: Recipe, registry: Registry, atlas: Atlas) -> Iterator[tu
         yield level, registry.build("prompt_generator", use, atlas, settings=asked)
 
 
-def _called(source: Source) -> str:
-    return "ground truth (oracle)" if source == "ground_truth" else source
-
-
 def _title(entry: Entry) -> str:
     level = "" if entry.granularity is None else f", granularity {entry.granularity}"
-    return f"{_called(entry.source)}{level}: {entry.tokens} tokens"
+    return f"{entry.called}{level}: {entry.tokens} tokens"
 
 
-def _mark(source: Source) -> str:
-    return ' class="oracle"' if source == "ground_truth" else ""
+def _mark(entry: Entry) -> str:
+    return ' class="oracle"' if entry.source == "ground_truth" or entry.simulated else ""
 
 
 _PAGE = """<!doctype html>
