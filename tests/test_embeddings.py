@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textseg.embeddings import CHUNK, PromptRow, build_text_table, check_budget, write_prompt_table
+from textseg.embeddings import CHUNK, PromptRow, _Entry, build_text_table, check_budget, write_prompt_table
 from textseg.errors import PromptError
 
 TEXTS = ("a spine", "It contains L1.", "It does not contain the spinal canal.")
@@ -121,6 +121,19 @@ def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
     one, other = tmp_path.rglob("*.safetensors")
     shutil.copy(one, other)
     assert build_text_table(Words(), TEXTS[:2], text_length=7, cache=tmp_path).encoded_count == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 7), (12,), (1, 2, 6)])
+def test_an_entry_of_another_shape_is_noticed_and_rebuilt(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    good = build_text_table(Words(), TEXTS[:1], text_length=7, cache=tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = path.read_bytes()
+    _Entry(tmp_path, Words(), TEXTS[0]).write(torch.ones(shape, dtype=torch.float16))  # its checksum is right
+    assert path.read_bytes() != whole
+    rebuilt = build_text_table(Words(), TEXTS[:1], text_length=7, cache=tmp_path)
+    assert rebuilt.encoded_count == 1
+    assert torch.equal(rebuilt.tokens, good.tokens)
+    assert path.read_bytes() == whole
 
 
 def test_an_interrupted_job_keeps_what_it_wrote(tmp_path: Path) -> None:
