@@ -106,11 +106,13 @@ def test_no_page_names_a_flag_that_does_not_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_line_is_one_that_exists(page: Path) -> None:
     names = [name for name, _ in commands()]
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|shell)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for line in re.findall(r"(?:^|&& |bin/)(textseg .*)$", "\n".join(blocks), re.MULTILINE):
         assert any(line.startswith(name) for name in names), line
         for recipe in re.findall(r"\S+\.yaml", line):
-            written_by_the_page = recipe.startswith("textseg-")  # tests/test_tutorials.py follows it
+            # tests/test_tutorials.py follows such a page
+            written_by_the_page = recipe.startswith("textseg-") or f"```yaml\n# {recipe}\n" in text
             assert written_by_the_page or any(path.is_file() for path in ROOT.glob(recipe)), line
 
 
