@@ -2,7 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fusion.py [--sides 384,512] [--pairs 5] [--feature-size 48]
 
-Processor time, one thread. Each pair has a ratio; the table shows the median with the lowest and the highest.
+One slice at a time (batch 1). Processor time, not wall time, of one thread: what else the machine does changes it less.
+Each pair has a ratio; the table shows the median with the lowest and the highest. Operations are multiply-accumulates
+of convolutions, matrix products and attention in a forward pass, counted from shapes: they do not drift.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Structure, Task, TextFeatures
+from textseg.cost import count_cost
 from textseg.model import Segmenter, TextGuidedNetwork
 from textseg.registry import installed_registry
 
@@ -30,25 +34,31 @@ def main() -> None:
     parser.add_argument("--feature-size", type=int, default=48)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| side | model | forward | forward and backward |\n|---|---|---|---|")
+    print("| side | model | operations | forward | forward and backward |\n|---|---|---|---|---|")
     for side in map(int, options.sides.split(",")):
         image = torch.rand(1, 1, side, side)
-        bare, *guided = models(side, options.feature_size)
-        for name, model in zip(FUSIONS, guided, strict=True):
+        task, builders = models(side, options.feature_size)
+        operations = [count_cost(build, task)["multiply_accumulates"] for build in builders]
+        bare, *guided = (build() for build in builders)
+        for name, model, count in zip(FUSIONS, guided, operations[1:], strict=True):
             cells = [paired(step, bare, model, image, options.pairs) for step in (forward, both)]
-            print(f"| {side} | {name} | {' | '.join(cells)} |", flush=True)
+            print(f"| {side} | {name} | {count / operations[0]:.3f} | {' | '.join(cells)} |", flush=True)
 
 
-def models(side: int, feature_size: int) -> list[Segmenter]:
+def models(side: int, feature_size: int) -> tuple[Task, list[Callable[[], Segmenter]]]:
     structures = tuple(Structure(f"S{index}", "structure", index) for index in range(1, CLASSES))
     task = Task(1, (side, side), CLASSES, Atlas("benchmark", structures), text_size=WIDTH, text_length=TOKENS)
     registry, size = installed_registry(), {"feature_size": feature_size}
-    found = [Segmenter(registry.build("network", "swin_unetr", task, settings=size))]
-    for settings in FUSIONS.values():
+
+    def bare() -> Segmenter:
+        return Segmenter(registry.build("network", "swin_unetr", task, settings=size))
+
+    def guided(settings: dict[str, str]) -> Segmenter:
         encoder = registry.build("vision_encoder", "swin_unetr", task, settings=size)
         fusion = registry.build("fusion", "hasf", task, encoder.features, settings=settings)
-        found.append(Segmenter(TextGuidedNetwork(task, encoder, fusion)))
-    return found
+        return Segmenter(TextGuidedNetwork(task, encoder, fusion))
+
+    return task, [bare, *(partial(guided, settings) for settings in FUSIONS.values())]
 
 
 def text() -> TextFeatures:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from textseg.attention import Attention, WindowAttention, fuse_windows, plane_sinusoids, sinusoids
 
@@ -74,6 +76,29 @@ def test_window_attention_equals_monais_with_its_gradients(shifted: bool, batch:
         whole = ours(image[..., :24], mask)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(ours(image, mask).float(), whole, rtol=0.1, atol=0.05)
+
+
+class Softmaxes(TorchDispatchMode):
+    """Notes what type of numbers each softmax sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if "softmax" in str(function) and "backward" not in str(function):
+            self.types.append(arguments[0].dtype)
+        return function(*arguments, **(named or {}))
+
+
+def test_weights_in_windows_are_in_full_precision_under_autocast() -> None:
+    from monai.networks.nets import swin_unetr as monai
+
+    layer = WindowAttention(monai.WindowAttention(24, 3, (7, 7), qkv_bias=True))
+    image = torch.randn(2, 49, 24)
+    with torch.autocast("cpu", torch.bfloat16), Softmaxes() as softmaxes:
+        layer(image, None).float().sum().backward()
+    assert softmaxes.types == [torch.float32]
 
 
 def test_windows_are_fused_throughout_a_network_whose_state_stays() -> None:

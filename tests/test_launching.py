@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +106,82 @@ def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: P
     dsc = [[row.value for row in rows if row.metric == "dsc"] for rows in (one, other)]
     torch.testing.assert_close(torch.tensor(dsc[0]), torch.tensor(dsc[1]), rtol=0, atol=2e-2, equal_nan=True)
     assert folder.read()["processes"] == {"devices": 2, "nodes": 1}
+
+
+LEARNS = (
+    *(f"training.{value}" for value in ("epochs=50", "validate_every=25", "average_decay=null", "schedule=one_cycle")),
+    *(f"training.{value}" for value in ("optimizer=sgd", "momentum=0.9", "learning_rate=0.1", "gradient_clip=1.0")),
+    *("model.vision_encoder.channels=[16,32,64]", "augmentation={}"),
+)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one(tiny_recipe: Path, tmp_path: Path) -> None:
+    one = RunFolder(run(tiny_recipe, output=tmp_path / "one", overrides=LEARNS))
+    two = RunFolder(run(tiny_recipe, output=tmp_path / "two", overrides=[*LEARNS, "training.devices=2"]))
+    tests = [folder.read()["test"] for folder in (one, two)]
+    assert min(test["dsc"] for test in tests) > 0.2  # they have learned something
+    assert tests[1]["dsc"] == pytest.approx(tests[0]["dsc"], abs=0.02)
+    assert tests[1]["jaccard"] == pytest.approx(tests[0]["jaccard"], abs=0.02)
+    losses = [[float(row["train_loss"]) for row in folder.read_history()] for folder in (one, two)]
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-5)  # before rounding grows, step by step
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    scores = [read_scores(folder.scores) for folder in (one, two)]
+    assert [(row.place, row.metric) for row in scores[0]] == [(row.place, row.metric) for row in scores[1]]
+
+
+MORTAL = """
+import os, signal
+
+from torch import nn
+
+from textseg import hookimpl
+from textseg.contracts import SegmenterOutput, Task
+
+
+class Mortal(nn.Module):
+    uses_text = False
+    size_multiple = 1
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.layer = nn.Conv2d(task.image_channels, task.class_count, 3, padding=1)
+        self.steps = 0
+
+    def forward(self, image, text):
+        self.steps += self.training
+        if self.steps == 8 and "MORTAL" in os.environ and os.environ["LOCAL_RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return SegmenterOutput(self.layer(image))
+
+
+@hookimpl
+def textseg_register(register):
+    register.network("mortal", Mortal)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_lost_inside_an_epoch_ends_the_run_which_goes_on(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_into: Any, installed_from: Any
+) -> None:
+    (tmp_path / "site").mkdir()
+    install_into(tmp_path / "site", "mortal", "mortal_network", {"plugin": MORTAL})
+    network = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: mortal}}")
+    overrides = [*network, "training.devices=2", "evaluation.metrics=[dsc]"]
+    with installed_from(tmp_path / "site"):
+        whole = RunFolder(run(tiny_recipe, output=tmp_path / "whole", overrides=overrides))
+        with monkeypatch.context() as patch:
+            patch.setenv("MORTAL", "yes")
+            with pytest.raises(RunError, match="Process 2 of 2 was ended by SIGKILL, and the run with it. What was sa"):
+                run(tiny_recipe, output=tmp_path / "lost", overrides=overrides)
+        lost = RunFolder.existing(tmp_path / "lost" / "tiny")
+        progression = lost.load_checkpoint("last")["progression"]
+        assert (progression["step"], len(progression["history"])) == (5, 1)  # the second epoch was lost
+        run(tiny_recipe, output=tmp_path / "lost", overrides=overrides)
+    ours, theirs = lost.load_checkpoint("last")["model"], whole.load_checkpoint("last")["model"]
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert lost.scores.read_bytes() == whole.scores.read_bytes()
 
 
 def test_what_can_not_be_shared_is_a_message(
