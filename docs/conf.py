@@ -14,3 +14,5 @@ myst_enable_extensions = ["colon_fence"]
 
 html_theme = "furo"
 html_title = f"textseg {release}"
+html_static_path = ["style"]
+html_css_files = ["tables.css"]
