@@ -14,6 +14,9 @@ PLUGINS = sorted(path.parent.name for path in Path("plugins").glob("*/pyproject.
 KINDS = ["atlas", "dataset", "prompt_generator", "text_encoder"]
 KINDS += ["vision_encoder", "fusion", "auxiliary_loss", "network"]
 
+# What benchmarks/data.py compares with; without what they want for themselves, which contradicts our versions
+PEERS = ["blosc2", "batchgeneratorsv2", "fft-conv-pytorch", "acvl-utils", "batchgenerators", "ndindex", "msgpack"]
+
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["tests", "lint", "docs"]
@@ -83,6 +86,22 @@ def new_plugins(session: nox.Session) -> None:
             session.run("mypy", "--strict", "--cache-dir", str(folder / "mypy"), f"textseg_my_{kind}")
             session.run("pytest")
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", distribution)
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure on a CPU, each thing beside its peers, for hours; `-- --smallest` only sees that all of it runs."""
+    install(session, "minilm,test,timm")
+    if session.virtualenv.is_sandboxed:
+        session.install("--no-deps", *PEERS)
+    session.run("python", "benchmarks/all.py", "--output", "benchmarks.md", *session.posargs)
+
+
+@nox.session
+def benchmarks_gpu(session: nox.Session) -> None:
+    """Measure on a GPU; `-- --smallest` only sees that it runs."""
+    install(session, "minilm,test")
+    session.run("python", "benchmarks/all.py", "--gpu", "--output", "benchmarks_gpu.md", *session.posargs)
 
 
 @nox.session

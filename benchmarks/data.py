@@ -8,6 +8,7 @@ A peer that is not installed is left out.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from textseg.placement import Placement
 from textseg.preparation import PreparedCase
 from textseg.recipe import Augmentation as Settings
 
-SECONDS = 4.0  # for each row
+SMALLEST = "--smallest" in sys.argv
+SECONDS = 0.05 if SMALLEST else 4.0  # for each row
+CASES = 2 if SMALLEST else 200  # that the loader reads
 SLICES = 15
 DISTORTION = Settings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
 RECIPE = Settings(  # of recipes/atmnet_spider.yaml
@@ -138,7 +141,7 @@ def read(folder: Path, side: int = 512) -> Iterator[tuple[str, float]]:
 
 
 def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple[str, float]]:
-    cases = [stored(folder, side, f"case{number}") for number in range(200)]
+    cases = [stored(folder, side, f"case{number}") for number in range(CASES)]
     for workers in (0, 2):
         slices = Slices(cases, None, {}, Augmentation(RECIPE, 1))
         loader = iter(training_loader(slices, batch_size, seed=1, epoch=0, start=0, workers=workers, pin_memory=False))

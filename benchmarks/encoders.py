@@ -84,10 +84,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lines", type=int, default=len(LINES), help="how many of the lines, from the first")
     arguments = parser.parse_args()
     header = ("vision_encoder", "strides", "encoder [M]", "model [M]", "forward [GMAC]", "forward [ms]", "step [ms]")
     print("| " + " | ".join(header) + " |", "|---" * len(header) + "|", sep="\n")
-    for line in LINES:
+    for line in LINES[: arguments.lines]:
         try:
             print(
                 "| " + " | ".join(measure(arguments.recipe, line, arguments.repeats)) + " |",

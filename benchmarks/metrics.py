@@ -34,7 +34,7 @@ from textseg_spine.spider import Spider
 METRICS = ("dsc", "jaccard", "hd95", "asd")
 STRUCTURES = range(1, 20)
 KERNELS: tuple[Kernel, ...] = ("numpy", "numba")
-VOLUMES, METHODS = 45, 13
+VOLUMES, METHODS = (1, 2) if "--smallest" in sys.argv else (45, 13)
 
 
 def spine(*, slices: int, side: int) -> np.ndarray[Any, Any]:

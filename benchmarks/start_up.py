@@ -134,4 +134,5 @@ def print_medians(found: dict[str, list[tuple[float, float]]], runs: int) -> Non
 
 
 if __name__ == "__main__":
-    first_step() if "--first-step" in sys.argv else main()
+    benchmark = first_step if "--first-step" in sys.argv else main
+    benchmark(*[1] if "--smallest" in sys.argv else [])

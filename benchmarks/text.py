@@ -5,6 +5,7 @@ python benchmarks/text.py
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from textseg.preparation import PreparedCase
 from textseg.registry import installed_registry
 from textseg.text import build_text
 
-CASES, SLICES, BATCH = 800, 15, 8
+SMALLEST = "--smallest" in sys.argv
+CASES, SLICES, BATCH = (4 if SMALLEST else 800), 15, 8
 SOURCES = ("ground_truth", "interactive", "template")
 SEQUENCES = ("T1", "T2", "T2 SPACE")
 
@@ -108,7 +110,7 @@ def main() -> None:
         reading = median_seconds(lambda: slices.features(next(numbers), sources), len(batches))
         first = [said[number] for number in batches[0]]
         texts = [one for prompt in first for one in (prompt.holistic, *prompt.classwise)]
-        encoding = median_seconds(lambda: encoder(texts), 5)
+        encoding = median_seconds(lambda: encoder(texts), 1 if SMALLEST else 5)
         print(f"| reading the features of a batch of {BATCH} [ms] | {1000 * reading:.3f} |")
         print(f"| encoding the texts of a batch of {BATCH} [ms] | {1000 * encoding:.0f} |")
         print(f"| ratio | {encoding / reading:.0f} |")
