@@ -27,7 +27,7 @@ from textseg.recipe import Augmentation as Settings
 
 SMALLEST = "--smallest" in sys.argv
 SECONDS = 0.05 if SMALLEST else 4.0  # for each row
-CASES = 2 if SMALLEST else 200  # that the loader reads
+CASES = 6 if SMALLEST else 200  # that the loader reads
 SLICES = 15
 DISTORTION = Settings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
 RECIPE = Settings(  # of recipes/atmnet_spider.yaml

@@ -34,6 +34,7 @@ OTHER_PROGRAMS = {
     "--rdzv-endpoint",
     "--requeue",
     "--signal",
+    "--smallest",
     "--local-dir",
     "--no-venv",
 }  # of hf, nox, torchrun and SLURM
