@@ -49,7 +49,7 @@ CPU = (
     Benchmark("Data", "data"),
     Benchmark("Preparation", "preparation"),
     Benchmark("What 12,000 slices cost in text", "text"),
-    Benchmark("Fusion", "fusion", "", "--sides 64 --pairs 1 --feature-size 12"),
+    Benchmark("Fusion", "fusion", "", "--sides 64 --pairs 1 --feature-size 24"),
     Benchmark("One slice at full size", "full_size", SLICE, "recipes/quickstart.yaml"),
     Benchmark(
         "One vision encoder after the other",
