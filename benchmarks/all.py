@@ -60,9 +60,10 @@ CPU = (
     Benchmark("Engines", "engines", f"{RUN} {BUNDLE}", "", (QUICKSTART, f"export {RUN} --to onnx --output {BUNDLE}")),
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
 )
+TINY = "--side 64 --batch-size 2 --steps 1 --small"
 GPU = (
-    Benchmark("Training on a GPU", "gpu", "", "--side 64 --batch-size 2 --steps 1 --precision 32-true --small"),
-    Benchmark("The same with bfloat16", "gpu", "--precision bf16-mixed --workers 4", "--help"),
+    Benchmark("Training on a GPU", "gpu", "", f"{TINY} --precision 32-true"),
+    Benchmark("The same with bfloat16", "gpu", "--precision bf16-mixed --workers 4", f"{TINY} --precision bf16-mixed"),
 )
 
 
