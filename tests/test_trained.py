@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from textseg.contracts import Source
 from textseg.errors import PromptError, RunError
 from textseg.evaluation import load_segmenter
 from textseg.first_pass import told_slices
+from textseg.loading import ensemble
+from textseg.posterior import views
 from textseg.prediction import predict_case
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
@@ -64,6 +67,84 @@ def test_what_a_person_names_reaches_the_model(model: TrainedModel, finished_run
 def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel, finished_run: Path) -> None:
     path = next(iter(_images(model, finished_run, "test")))
     assert np.array_equal(model(read_volume(path)).array, model(path).array)
+
+
+def other_weights(model: TrainedModel) -> TrainedModel:
+    """The same model after a training that went otherwise."""
+    segmenter = copy.deepcopy(model.segmenter)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            parameter.add_(0.2 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator))
+    return replace(model, segmenter=segmenter, fingerprint="other", record=replace(model.record, seen={"b": "case b"}))
+
+
+def test_an_ensemble_is_the_mean_of_its_members_posteriors(model: TrainedModel, finished_run: Path) -> None:
+    other = other_weights(model)
+    both = ensemble([("one", model), ("other", other)])
+    path = next(iter(_images(model, finished_run, "test")))
+    volume = read_volume(path)
+    prepared = model.prepare(volume)
+    said = model.visibility(prepared, "T12:L5", None)
+    one, two = (torch.cat(list(part.logits(prepared, said))).softmax(1) for part in (model, other))
+    found = torch.cat(list(both.logits(prepared, said)))
+    assert (one.argmax(1) != two.argmax(1)).any()
+    torch.testing.assert_close(found.exp(), (one + two) / 2)
+    finder = {name: both(path, visible="T12:L5").confidence[name] for name in ("L5", "SC")}
+    expected = both.segment(prepared, volume.geometry, said)
+    assert finder == {name: expected.confidence[name] for name in finder}
+    assert (both.name, both.engine) == ("tiny x 2", "torch")
+    assert both.fingerprint not in (model.fingerprint, other.fingerprint)
+    assert both.record.seen == {**model.record.seen, "b": "case b"}
+    assert both(path, prompts="predicted").said is not None
+
+
+def test_an_ensemble_of_one_is_that_one(model: TrainedModel, finished_run: Path) -> None:
+    assert ensemble([("one", model)]) is model
+    twin = ensemble([("one", model), ("two", replace(model, fingerprint="twin"))])
+    path = next(iter(_images(model, finished_run, "test")))
+    assert np.array_equal(twin(path).array, model(path).array)
+
+
+def test_models_that_do_not_fit_are_no_ensemble(model: TrainedModel, finished_run: Path) -> None:
+    with pytest.raises(RunError, match=f"'{finished_run}' and '{finished_run}' hold the same weights"):
+        textseg.load(finished_run, finished_run)
+    other = replace(model, fingerprint="other")
+    size = model.recipe.preparation.model_copy(update={"size": (64, 40)})
+    larger = replace(other, recipe=model.recipe.model_copy(update={"preparation": size}))
+    with pytest.raises(
+        RunError, match=r"'b' can't be in one ensemble with 'a': preparation.size is \[48, 40\] against"
+    ):
+        ensemble([("a", model), ("b", larger)])
+    fewer = replace(model.atlas, name="fewer", groups={}, adjacent=(), structures=model.atlas.structures[:-1])
+    named = replace(other, record=replace(model.record, task=replace(model.task, atlas=fewer)))
+    with pytest.raises(
+        RunError, match=r"the name of their atlases differs \('lumbar.*' against 'fewer'\); the structures"
+    ):
+        ensemble([("a", model), ("b", named)])
+    assert model.recipe.prompts is not None
+    prompts = model.recipe.prompts.model_copy(update={"evaluation": "predicted"})
+    undecided = ensemble(
+        [("a", model), ("b", replace(other, recipe=model.recipe.model_copy(update={"prompts": prompts})))]
+    )
+    with pytest.raises(PromptError, match="'tiny' by template, 'tiny' by predicted.: say which"):
+        _ = undecided.default_prompts
+
+
+def test_views_are_averaged_and_nothing_is_mirrored(model: TrainedModel, finished_run: Path) -> None:
+    path = next(iter(_images(model, finished_run, "test")))
+    prepared = model.prepare(read_volume(path))
+    said = model.visibility(prepared, None, "template")
+    dark = views(["gamma"], model.task.image_size)
+    assert len(dark) == 3
+    by_hand = [
+        torch.cat(list(model.logits(replace(prepared, image=view.show(prepared.image)), said))).softmax(1)
+        for view in dark
+    ]
+    found = torch.cat(list(model.logits(prepared, said, test_time_augmentation=["gamma"])))
+    torch.testing.assert_close(found.exp(), torch.stack(by_hand).mean(0))
+    plain, all_views = model(path), model(path, test_time_augmentation=("shift", "scale", "gamma"))
+    assert 0 < (plain.array != all_views.array).mean() < 0.2
 
 
 def test_a_scan_of_the_training_is_recognised(model: TrainedModel, finished_run: Path) -> None:

@@ -17,12 +17,14 @@ __version__ = "0.1.0"
 __all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "load"]
 
 
-def load(path: Path | str, *, device: str | None = None, engine: Engine | None = None) -> TrainedModel:
-    """The trained model of a run folder or a bundle.
+def load(
+    path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None
+) -> TrainedModel:
+    """The trained model of a run folder or a bundle; several paths are one ensemble.
 
     `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.loading.load`. It is imported when it is called:
     `import textseg` must not import torch.
     """
     from textseg.loading import load as load_trained
 
-    return load_trained(path, device=device, engine=engine)
+    return load_trained(path, *others, device=device, engine=engine)

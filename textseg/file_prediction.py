@@ -19,6 +19,7 @@ from textseg.files import write_atomically
 from textseg.mask import Mask
 from textseg.mask_files import SLICER
 from textseg.placement import PreparedVolume
+from textseg.posterior import Change
 from textseg.prompts import read_named, spoken
 from textseg.trained import Prompting, TrainedModel
 from textseg.volumes import SUFFIXES, DicomSeries, Geometry, file_hash, read_volume
@@ -58,6 +59,7 @@ class _How:
     prompts: Prompting | None
     labels: str
     ordered: bool
+    test_time_augmentation: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,14 @@ def predict_files(
     prompts: Prompting | None = None,
     labels: str = "atlas",
     ordered: bool = False,
+    test_time_augmentation: Sequence[Change] = (),
 ) -> Iterator[Outcome]:
     """Segment each volume and write its mask and sidecar; one that fails is told and the others go on.
 
     The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
     same file in the same way is left as it is.
     """
-    how = _How(prompts, labels, ordered)
+    how = _How(prompts, labels, ordered, tuple(test_time_augmentation))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending = [reader.submit(_read, model, job, how) for job in jobs[:1]]
         written: list[Future[Outcome]] = []
@@ -193,7 +196,14 @@ def _computed(
         if read is None:
             return writer.submit(Outcome, job, "there")
         said = model.visibility(read.prepared, job.visible, how.prompts)
-        mask = model.segment(read.prepared, read.geometry, said, read.remarks, ordered=how.ordered)
+        mask = model.segment(
+            read.prepared,
+            read.geometry,
+            said,
+            read.remarks,
+            ordered=how.ordered,
+            test_time_augmentation=how.test_time_augmentation,
+        )
     except TextsegError as error:
         return writer.submit(Outcome, job, "failed", str(error))
     except MemoryError:
@@ -247,15 +257,18 @@ def said_of(mask: Mask) -> Mapping[str, Any]:
 
 def _made(model: TrainedModel, content: str, job: Job, how: _How) -> dict[str, Any]:
     """By what a mask was made: with the same, it would be the same."""
-    asked = job.visible or how.prompts or (model.default_prompts if model.recipe.prompts else "none")
+    asked = job.visible or how.prompts or (model.default_prompts if model.reads_text else "none")
     return {
         "input": job.input.name,
         "input_sha256": content,
         "model": model.name,
         "model_sha256": model.fingerprint,
+        "members": [{"model": one.name, "model_sha256": one.fingerprint} for one in model.members],
+        "engine": model.engine,
         "prompts": asked,
         "labels": how.labels,
         "ordered": how.ordered,
+        "test_time_augmentation": list(how.test_time_augmentation),
         "textseg": __version__,
     }
 

@@ -34,6 +34,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path, *, uses_text: bool, engine: Engine = "onnxruntime") -> None:
         super().__init__()
         self.uses_text = uses_text
+        self.engine = engine
         self.session = _SESSIONS[engine](path)
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:

@@ -15,6 +15,10 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Volumes: files, folders, or patterns.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that the masks go to.")],
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="Another run or bundle for an ensemble; may be repeated."),
+    ] = None,
     visible: Annotated[
         str | None,
         typer.Option(metavar="FIRST:LAST", help="What a person sees in the volumes, or a CSV file."),
@@ -29,6 +33,12 @@ def predict(
     ordered: Annotated[
         bool, typer.Option("--ordered", help="Name levels anew that contradict their order along the atlas.")
     ] = False,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(
+            "--test-time-augmentation", metavar="CHANGES", help="Average over views: shift, scale, gamma, or several."
+        ),
+    ] = None,
     suffix: Annotated[
         str | None,
         typer.Option("--format", metavar="SUFFIX", help="Such as .seg.nrrd; else that of each input."),
@@ -47,6 +57,7 @@ def predict(
     from textseg.file_prediction import check_names, find_inputs, plan_jobs, predict_files
     from textseg.loading import load
     from textseg.onnx_network import checked_engine
+    from textseg.posterior import checked_changes
     from textseg.trained import Prompting
 
     if prompts == "ground_truth":
@@ -58,14 +69,17 @@ def predict(
     if prompts is not None and visible is not None:
         raise RunError("--prompts and --visible exclude each other: a person has said what the prompts say.")
     source = cast("Prompting | None", prompts)
+    changes = checked_changes(augmentation) if augmentation is not None else ()
     jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=visible)
     if any(job.mask.suffix == DICOM for job in jobs):
         require_highdicom()
         if labels != "atlas":
             raise DataError(f"--labels: segments of a DICOM file have no '{labels}' values; add --format .nii.gz.")
-    trained = load(model, engine=checked_engine(engine) if engine else None)
-    if prompts is not None and trained.recipe.prompts is None:
+    trained = load(model, *(others or ()), engine=checked_engine(engine) if engine else None)
+    if prompts is not None and not trained.reads_text:
         raise RunError(f"--prompts: '{model}' reads no text.")
+    if prompts is None and any(job.visible is None for job in jobs):
+        _ = trained.default_prompts  # which an ensemble may not agree on
     trained.check_labels(labels)
     check_names(trained, jobs)
     try:
@@ -77,7 +91,9 @@ def predict(
 
     failed, written, there = [], 0, 0
     with progress_bar() as bar:
-        outcomes = predict_files(trained, jobs, prompts=source, labels=labels, ordered=ordered)
+        outcomes = predict_files(
+            trained, jobs, prompts=source, labels=labels, ordered=ordered, test_time_augmentation=changes
+        )
         for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
             written += outcome.state == "written"
             there += outcome.state == "there"

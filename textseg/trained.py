@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,11 +18,12 @@ from textseg.data import Slices
 from textseg.embeddings import TextTable, build_text_table
 from textseg.errors import DataError, PromptError
 from textseg.files import cache_folder
-from textseg.first_pass import StructureFinder, find_structures, predicted_visibility
+from textseg.first_pass import StructureFinder, predicted_visibility
 from textseg.level_order import order_levels
 from textseg.mask import Mask, label_values
 from textseg.model import Segmenter
 from textseg.placement import Placement, PreparedVolume, prepare_volume
+from textseg.posterior import Change, View, mean_posterior, views
 from textseg.prediction import slice_logits, take_classes
 from textseg.prompts import interactive_visibility, template_visibility
 from textseg.recipe import Recipe
@@ -73,6 +74,7 @@ class TrainedModel:
     generator: PromptGenerator | None
     texts: Texts | None  # gives a table that holds these texts
     device: torch.device
+    members: tuple[TrainedModel, ...] = ()  # of an ensemble, whose other fields are then those of the first
 
     @property
     def task(self) -> Task:
@@ -85,9 +87,36 @@ class TrainedModel:
         return self.record.task.atlas
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it, or a member of it, can be told anything."""
+        return bool(self._readers)
+
+    @property
+    def engine(self) -> str:
+        """What runs its network: "torch", or the engine of an ONNX bundle; of an ensemble, each that does."""
+        networks = [part.segmenter.network for part in self._parts]
+        return " + ".join(sorted({str(getattr(network, "engine", "torch")) for network in networks}))
+
+    @property
     def default_prompts(self) -> Prompting:
-        """What its prompts know where nobody says: as its recipe evaluates it."""
-        return cast(Prompting, self.recipe.prompts.evaluation) if self.recipe.prompts else "template"
+        """What its prompts know where nobody says: as its recipe evaluates it.
+
+        Raises PromptError where the recipes of an ensemble say different things.
+        """
+        recipes = [(part.name, part.recipe.prompts) for part in self._parts]
+        said = [(name, cast(Prompting, settings.evaluation)) for name, settings in recipes if settings]
+        if len({source for _, source in said}) > 1:
+            each = ", ".join(f"'{name}' by {source}" for name, source in said)
+            raise PromptError(f"The models of the ensemble are evaluated with different prompts ({each}): say which.")
+        return said[0][1] if said else "template"
+
+    @property
+    def _parts(self) -> tuple[TrainedModel, ...]:
+        return self.members or (self,)
+
+    @property
+    def _readers(self) -> list[TrainedModel]:
+        return [part for part in self._parts if part.recipe.prompts is not None]
 
     def __call__(
         self,
@@ -96,6 +125,7 @@ class TrainedModel:
         visible: Named | None = None,
         prompts: Prompting | None = None,
         ordered: bool = False,
+        test_time_augmentation: Sequence[Change] = (),
     ) -> Mask:
         """Segment a volume: a file, or what `textseg.volumes.read_volume` gave in the plane of the atlas.
 
@@ -105,6 +135,8 @@ class TrainedModel:
                 atlas, "L4, L5" or a list for these.
             prompts: without `visible`, what the prompts go by: "template" or "predicted"; else as the recipe evaluates.
             ordered: name pieces anew that contradict the order of the atlas: see `textseg.level_order`.
+            test_time_augmentation: "shift", "scale", "gamma": take the mean over views of the volume, none of them
+                mirrored: see `textseg.posterior`.
 
         Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
         `visible` to a model that reads no text.
@@ -118,7 +150,9 @@ class TrainedModel:
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(read)
         said = self.visibility(prepared, visible, prompts)
-        return self.segment(prepared, read.geometry, said, self.remarks_on(read, content), ordered=ordered)
+        remarks = self.remarks_on(read, content)
+        changes = test_time_augmentation
+        return self.segment(prepared, read.geometry, said, remarks, ordered=ordered, test_time_augmentation=changes)
 
     def prepare(self, volume: Volume) -> PreparedVolume:
         """The slices of a volume as the model reads them."""
@@ -128,7 +162,7 @@ class TrainedModel:
         self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None
     ) -> Visibility | None:
         """What the prompts will say of a volume; None for a model that reads no text. Raises PromptError."""
-        if self.recipe.prompts is None:
+        if not self.reads_text:
             if visible is not None or prompts is not None:
                 raise PromptError(_READS_NO_TEXT.format(self.name))
             return None
@@ -137,13 +171,16 @@ class TrainedModel:
         template = template_visibility(self.atlas)
         if (prompts or self.default_prompts) == "template":
             return template
-        slices = self._slices(prepared, template)
-        confidence = find_structures(self.segmenter, slices, self.atlas, device=self.device, batch_size=1)
-        return predicted_visibility(confidence, self.atlas, self.recipe.prompts.predicted_threshold)
+        finder = StructureFinder(self.atlas)
+        for logits in self.logits(prepared, template):
+            finder.add(logits)
+        first = self._readers[0].recipe.prompts
+        assert first is not None
+        return predicted_visibility(finder.confidence(), self.atlas, first.predicted_threshold)
 
     def visibility_of(self, visible: Named) -> Visibility:
         """What a person means by `visible`; raises PromptError for names that the atlas does not have."""
-        if self.recipe.prompts is None:
+        if not self.reads_text:
             raise PromptError(_READS_NO_TEXT.format(self.name))
         return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
 
@@ -165,10 +202,11 @@ class TrainedModel:
         remarks: tuple[str, ...] = (),
         *,
         ordered: bool = False,
+        test_time_augmentation: Sequence[Change] = (),
     ) -> Mask:
         """The mask of prepared slices, told what `said` says."""
         finder = StructureFinder(self.atlas)
-        logits = self.logits(prepared, said)
+        logits = self.logits(prepared, said, test_time_augmentation=test_time_augmentation)
         changes: list[str] = []
         if ordered:  # of the whole volume, so all of it at once in memory
             found, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
@@ -177,9 +215,31 @@ class TrainedModel:
         assert prediction.native is not None
         return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks, tuple(changes))
 
-    def logits(self, prepared: PreparedVolume, said: Visibility | None, *, batch_size: int = 1) -> Iterator[Tensor]:
-        """Logits [B, K, H, W] of the prepared slices, one batch after the other."""
-        return slice_logits(self.segmenter, self._slices(prepared, said), device=self.device, batch_size=batch_size)
+    def logits(
+        self,
+        prepared: PreparedVolume,
+        said: Visibility | None,
+        *,
+        batch_size: int = 1,
+        test_time_augmentation: Sequence[Change] = (),
+    ) -> Iterator[Tensor]:
+        """Logits [B, K, H, W] of the prepared slices, one batch after the other.
+
+        Of an ensemble, and with augmentation, the logarithm of the mean of all posteriors.
+        """
+        seen = views(test_time_augmentation, self.task.image_size)
+        if (len(self._parts), len(seen)) == (1, 1):
+            return self._parts[0]._logits(prepared, said, View(), batch_size)
+        return mean_posterior(
+            [(view, part._logits(prepared, said, view, batch_size)) for part in self._parts for view in seen]
+        )
+
+    def _logits(
+        self, prepared: PreparedVolume, said: Visibility | None, view: View, batch_size: int
+    ) -> Iterator[Tensor]:
+        shown = prepared if view == View() else replace(prepared, image=view.show(prepared.image))
+        slices = self._slices(shown, said if self.recipe.prompts is not None else None)
+        return slice_logits(self.segmenter, slices, device=self.device, batch_size=batch_size)
 
     def _slices(self, prepared: PreparedVolume, said: Visibility | None) -> Slices:
         # Through 16 bits, as the store of a run keeps them: the same volume gives the same mask.
