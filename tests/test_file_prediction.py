@@ -132,6 +132,18 @@ def test_levels_are_named_anew_where_that_is_asked_for(model: TrainedModel, scan
     assert np.array_equal(after, model(scan, ordered=True).array)
 
 
+def test_a_picture_stands_beside_the_mask_where_it_is_asked_for(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    [job] = plan_jobs([scan], tmp_path / "out", suffix=".nii.gz")
+    outcomes(model, [job])
+    assert not job.picture.exists()
+    for expected in ("written", "there"):  # the mask alone is not all that was asked for
+        assert [one.state for one in predict_files(model, [job], overlay=True)] == [expected]
+        assert job.picture == tmp_path / "out" / f"{stem(scan)}.png"
+        assert job.picture.read_bytes().startswith(b"\x89PNG")
+
+
 def _image(change: Callable[[sitk.Image], sitk.Image]) -> Callable[[Path, Path], None]:
     def write(scan: Path, path: Path) -> None:
         sitk.WriteImage(change(sitk.ReadImage(str(scan))), str(path))

@@ -1,15 +1,19 @@
-"""Pictures of a data set: a case with its structures named, and how often each structure is seen."""
+"""Pictures of volumes: a case of a data set or a mask with its structures named, and how often each is seen."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from textseg.colours import structure_colour
 from textseg.contracts import Atlas, Case
 from textseg.errors import DataError
-from textseg.pictures import draw_structures, figure_png, fullest_slice
+from textseg.mask import Mask
+from textseg.pictures import Panels, draw_structures, figure_png, fullest_slice, panels_png
 from textseg.preparation import map_labels
 from textseg.volumes import read_labels, read_volume
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 PANEL_INCHES = 5.0
 HEADER_INCHES = 0.95
+MONTAGE = 6  # slices of a mask
 INK = "#12161c"
 
 
@@ -66,6 +71,18 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
         axes.set_title(f"slice {index + 1} of {count}", color="white", size=10, pad=4)
         draw_structures(axes, volume.array[index], classes[index], names, pixel_aspect=row_mm / column_mm)
     return figure_png(figure)
+
+
+def mask_png(title: str, mask: Mask, image: NDArray[np.floating[Any]]) -> bytes:
+    """A PNG of up to six slices of a volume [S, H, W], evenly from those where its mask shows structures, named."""
+    shown = np.flatnonzero(mask.array.any(axis=(1, 2)))
+    if not len(shown):
+        shown = np.arange(len(mask.array))
+    places = np.linspace(0, len(shown) - 1, min(MONTAGE, len(shown)))
+    chosen = shown[np.unique(places.round().astype(int))]
+    panels = {f"slice {index + 1} of {len(mask.array)}": mask.array[index] for index in chosen.tolist()}
+    _, row_mm, column_mm = mask.geometry.spacing_mm
+    return panels_png([Panels(title, image[chosen], panels, mask.names, row_mm / column_mm)])
 
 
 def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) -> bytes:

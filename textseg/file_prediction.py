@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from textseg import __version__
 from textseg.component import cause
 from textseg.dicom_segmentation import SUFFIX as DICOM
 from textseg.dicom_series import find_series, is_dicom
 from textseg.errors import DataError, PromptError, TextsegError
+from textseg.figures import mask_png
 from textseg.files import write_atomically
 from textseg.mask import Mask
 from textseg.mask_files import SLICER
@@ -41,6 +45,11 @@ class Job:
         """What stands beside the mask, in words."""
         return self.mask.with_name(f"{stem(self.mask)}.json")
 
+    @property
+    def picture(self) -> Path:
+        """What shows the mask over its volume, where that is asked for."""
+        return self.mask.with_name(f"{stem(self.mask)}.png")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -60,6 +69,7 @@ class _How:
     labels: str
     ordered: bool
     test_time_augmentation: tuple[Change, ...]
+    overlay: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class _Read:
     geometry: Geometry
     remarks: tuple[str, ...]
     hash: str
+    image: NDArray[np.float32] | None  # [S, H, W] of the file, where it is to be drawn
 
 
 def stem(path: Path) -> str:
@@ -166,13 +177,14 @@ def predict_files(
     labels: str = "atlas",
     ordered: bool = False,
     test_time_augmentation: Sequence[Change] = (),
+    overlay: bool = False,
 ) -> Iterator[Outcome]:
-    """Segment each volume and write its mask and sidecar; one that fails is told and the others go on.
+    """Segment each volume; write mask, sidecar and, with `overlay`, picture. One that fails is told, the others go on.
 
     The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
     same file in the same way is left as it is.
     """
-    how = _How(prompts, labels, ordered, tuple(test_time_augmentation))
+    how = _How(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending = [reader.submit(_read, model, job, how) for job in jobs[:1]]
         written: list[Future[Outcome]] = []
@@ -210,7 +222,7 @@ def _computed(
         return writer.submit(Outcome, job, "failed", f"{job.input}: there is not enough memory for this volume.")
     except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
         return writer.submit(Outcome, job, "failed", f"{job.input} can't be segmented: {cause(error)}.")
-    return writer.submit(_write, model, job, mask, read.hash, how)
+    return writer.submit(_write, model, job, mask, read, how)
 
 
 def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
@@ -218,19 +230,22 @@ def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     if isinstance(job.input, Path) and not job.input.is_file():
         raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
     content = file_hash(job.input)
-    if _is_done(job, _made(model, content, job, how)):
+    if _is_done(job, _made(model, content, job, how)) and (job.picture.is_file() or not how.overlay):
         return None
     volume = read_volume(job.input, model.atlas.plane)
-    return _Read(model.prepare(volume), volume.geometry, model.remarks_on(volume, content), content)
+    remarks, image = model.remarks_on(volume, content), volume.array if how.overlay else None
+    return _Read(model.prepare(volume), volume.geometry, remarks, content, image)
 
 
-def _write(model: TrainedModel, job: Job, mask: Mask, content: str, how: _How) -> Outcome:
+def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:
     try:
         if job.mask.suffix == DICOM:
             assert isinstance(job.input, DicomSeries)
             mask.save_dicom(job.mask, job.input, model=model.name)
         else:
             mask.save(job.mask, how.labels)
+        if read.image is not None:
+            write_atomically(job.picture, mask_png(name_of(job.input), mask, read.image))
         sidecar = {
             "mask": job.mask.name,
             "mask_sha256": file_hash(job.mask),
@@ -240,7 +255,7 @@ def _write(model: TrainedModel, job: Job, mask: Mask, content: str, how: _How) -
             "said": None if mask.said is None else said_of(mask),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
-            "made": _made(model, content, job, how),
+            "made": _made(model, read.hash, job, how),
             "warning": "Not a medical device: for research only.",
         }
         write_atomically(job.sidecar, json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")

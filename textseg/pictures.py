@@ -43,7 +43,7 @@ class Panels:
     """A slice with several label maps to draw over it, by heading; None for the image alone."""
 
     title: str
-    image: NDArray[np.floating[Any]]  # [H, W]
+    image: NDArray[np.floating[Any]]  # [H, W], or [N, H, W]: one for each of N masks
     masks: Mapping[str, NDArray[np.integer[Any]] | None]  # each [H, W]
     names: Mapping[int, str]  # of the structures, by class index
     pixel_aspect: float = 1.0  # row distance / column distance
@@ -103,7 +103,7 @@ def panels_png(
     per_line = max(1, min(int((width - 0.2) / 1.26), 20))
     legend_inches = 0.32 * math.ceil(len(present) / per_line) + 0.1
     heights = [
-        min(max(panel_inches * p.image.shape[0] * p.pixel_aspect / p.image.shape[1], 1.5), 2.5 * panel_inches)
+        min(max(panel_inches * p.image.shape[-2] * p.pixel_aspect / p.image.shape[-1], 1.5), 2.5 * panel_inches)
         for p in pictures
     ]
     lines = [math.ceil(len(picture.masks) / columns) for picture in pictures]
@@ -127,7 +127,7 @@ def panels_png(
             axes.set_title(heading, color=ink, size=size, pad=4, parse_math=False)
             draw_structures(
                 axes,
-                picture.image,
+                picture.image if picture.image.ndim == 2 else picture.image[number],
                 mask,
                 picture.names,
                 pixel_aspect=picture.pixel_aspect,

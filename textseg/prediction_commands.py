@@ -39,6 +39,9 @@ def predict(
             "--test-time-augmentation", metavar="CHANGES", help="Average over views: shift, scale, gamma, or several."
         ),
     ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Beside each mask a PNG of slices with its structures named.")
+    ] = False,
     suffix: Annotated[
         str | None,
         typer.Option("--format", metavar="SUFFIX", help="Such as .seg.nrrd; else that of each input."),
@@ -92,7 +95,13 @@ def predict(
     failed, written, there = [], 0, 0
     with progress_bar() as bar:
         outcomes = predict_files(
-            trained, jobs, prompts=source, labels=labels, ordered=ordered, test_time_augmentation=changes
+            trained,
+            jobs,
+            prompts=source,
+            labels=labels,
+            ordered=ordered,
+            test_time_augmentation=changes,
+            overlay=overlay,
         )
         for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
             written += outcome.state == "written"
