@@ -1,4 +1,8 @@
-"""What naming levels anew (`textseg predict --ordered`) does to the test cases of a run: before and after."""
+"""What naming the visible levels, and naming levels anew (`textseg predict --ordered`), does to a run's test cases.
+
+Run: `python benchmarks/level_order.py RUN...`. Interactive is what a person would say who counts right: the first and
+the last level that the annotation of the volume shows, as `--visible FIRST:LAST`.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +20,53 @@ from textseg.run_folder import RunFolder
 
 
 def main() -> None:
-    """Print a table of the mean over test cases, for each run that is named."""
-    print("| run | ordered | DSC | order violations | duplicates | renamed or removed |\n|---|---|---|---|---|---|")
+    """Print a table of each run that is named, over its test cases."""
+    columns = (
+        "run",
+        "prompts",
+        "ordered",
+        "cases",
+        "DSC",
+        "level-shift rate",
+        "order violations",
+        "duplicates",
+        "renamed or removed",
+    )
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for name in sys.argv[1:]:
         folder = RunFolder.existing(Path(name))
-        experiment, model = build(load_recipe(folder.recipe)), textseg.load(folder.path)
-        for ordered in (False, True):
-            dsc, violations, duplicates, changes = [], 0, 0, 0
-            for prepared in experiment.cases["test"]:
-                mask = model(prepared.case.image_path, ordered=ordered)
-                reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
-                shown = [index for index in np.unique(reference).tolist() if index]
-                found = score(
-                    mask.array, reference, spacing=prepared.native_spacing_mm, structures=shown, metrics=["dsc"]
+        experiment, model = build(load_recipe(folder.recipe)), textseg.load(folder.path, device="cpu")
+        row = experiment.atlas.sequence
+        for mode in ("template", "interactive") if model.reads_text else ("none",):
+            for ordered in (False, True):
+                dsc, changes, shifted, violations, duplicates = [], 0, 0, 0, 0
+                for prepared in experiment.cases["test"]:
+                    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+                    shown = [index for index in np.unique(reference).tolist() if index]
+                    levels = [level for level in row if experiment.atlas[level].index in shown]
+                    visible = (levels[0], levels[-1]) if mode == "interactive" else None
+                    prompts = "template" if mode == "template" else None
+                    mask = model(prepared.case.image_path, visible=visible, prompts=prompts, ordered=ordered)
+                    spacing = prepared.native_spacing_mm
+                    found = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
+                    dsc.append(np.mean([one.values["dsc"] for one in found.values()]))
+                    names = enumerate_structures(mask.array, reference, experiment.atlas)
+                    shifted += names.shift != 0
+                    violations += names.order_violations
+                    duplicates += names.duplicates
+                    changes += len(mask.changes)
+                cells = (
+                    folder.path.parent.name,
+                    mode,
+                    "yes" if ordered else "no",
+                    len(dsc),
+                    f"{np.mean(dsc):.4f}",
+                    f"{shifted / len(dsc):.2f}",
+                    violations,
+                    duplicates,
+                    changes,
                 )
-                dsc.append(np.mean([one.values["dsc"] for one in found.values()]))
-                names = enumerate_structures(mask.array, reference, experiment.atlas)
-                violations += names.order_violations
-                duplicates += names.duplicates
-                changes += len(mask.changes)
-            label = "yes" if ordered else "no"
-            cells = (folder.path.parent.name, label, f"{np.mean(dsc):.4f}", violations, duplicates, changes)
-            print(f"| {' | '.join(map(str, cells))} |")
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

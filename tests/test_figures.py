@@ -8,10 +8,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from textseg import figures
 from textseg.colours import structure_colour
 from textseg.contracts import Atlas
 from textseg.errors import DataError
-from textseg.figures import case_png, frequency_png
+from textseg.figures import MONTAGE, case_png, frequency_png, mask_png
+from textseg.geometry import Geometry
+from textseg.mask import Mask
+from textseg.pictures import Panels, panels_png
 from textseg.registry import installed_registry
 
 
@@ -36,6 +40,27 @@ def test_a_case_shows_its_structures_in_their_colours(spider_folder: Path) -> No
         case_png(case, labels, dataset.atlas, [99])
     with pytest.raises(DataError, match="has no mask"):
         case_png(replace(case, mask_path=None), labels, dataset.atlas)
+
+
+def test_a_mask_is_drawn_where_it_shows_something(small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Panels] = []
+
+    def draw(panels: list[Panels]) -> bytes:
+        drawn.extend(panels)
+        return panels_png(panels)
+
+    monkeypatch.setattr(figures, "panels_png", draw)
+    labels = np.zeros((20, 32, 32), dtype=np.uint8)
+    image = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((32, 32), np.float32)
+    geometry = Geometry((20, 32, 32), (4.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    mask_png("none", Mask(labels, geometry, small_atlas, {}, None), image)
+    assert len(drawn[0].masks) == MONTAGE
+    labels[5:9, 4:20, 4:20] = 1
+    picture = pixels(mask_png("four", Mask(labels, geometry, small_atlas, {}, None), image))
+    assert list(drawn[1].masks) == [f"slice {number} of 20" for number in (6, 7, 8, 9)]
+    assert drawn[1].image[:, 0, 0].tolist() == [5, 6, 7, 8]  # each over its own image
+    assert drawn[1].pixel_aspect == 2
+    assert shows(picture, structure_colour(1))
 
 
 def test_a_frequency_plot_has_a_bar_for_what_is_seen(small_atlas: Atlas) -> None:
