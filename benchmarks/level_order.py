@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def main() -> None:
                     shown = [index for index in np.unique(reference).tolist() if index]
                     levels = [level for level in row if experiment.atlas[level].index in shown]
                     visible = (levels[0], levels[-1]) if mode == "interactive" else None
-                    prompts = "template" if mode == "template" else None
+                    prompts: Literal["template"] | None = "template" if mode == "template" else None
                     mask = model(prepared.case.image_path, visible=visible, prompts=prompts, ordered=ordered)
                     spacing = prepared.native_spacing_mm
                     found = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
