@@ -542,7 +542,7 @@ def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkey
     original = preparation._write_case
 
     def counting(case: Case, *arguments: Any) -> Any:
-        if case.patient == "4" and len(written) < 4:
+        if case.patient == "4" and "interrupted" not in written:
             raise KeyboardInterrupt
         written.append(case.patient)
         return original(case, *arguments)
@@ -556,7 +556,7 @@ def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkey
     written += ["again"] * 4
     prepare(cases, lambda _: LABELS, SETTINGS, tmp_path / "cache")
     assert sorted(patient for patient in written if patient.isdecimal()) == ["1", "2", "3", "4", "5"]
-    assert before >= 3
+    assert before
 
 
 def test_the_plane_decides_which_slices_are_prepared(tmp_path: Path) -> None:

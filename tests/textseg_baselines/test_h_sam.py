@@ -361,8 +361,8 @@ def test_a_run_holds_what_it_trained_resumes_to_the_bit_and_notices_another_base
     for name in ("last", "best"):
         first, second = (folder.load_checkpoint(name) for folder in (whole, parts))
         for state in (first, second):
-            for measured in (state["progression"], *state["progression"]["history"]):
-                for key in ("seconds", "slices_per_second", "memory_bytes"):
+            for measured in (state, state["progression"], *state["progression"]["history"]):
+                for key in ("seconds", "slices_per_second", "memory_bytes", "record"):
                     measured.pop(key, None)
         assert same(first, second), name
     assert parts.scores.read_text() == whole.scores.read_text()
