@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -293,6 +294,22 @@ def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
 
     with installed(third_party):
         return run(tiny_recipe, output=tiny_recipe.parent / "runs")
+
+
+@pytest.fixture
+def copied(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run of its own, for a test that changes it; `output` is its second parent."""
+    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny" / finished_run.name))
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """A run sets the threads of its process."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 class HtmlPage(HTMLParser):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,6 @@ from textseg.scores import Score, read_scores
 
 pytestmark = pytest.mark.usefixtures("stranger")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def copied(finished_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run, tmp_path / "tiny" / finished_run.name))
 
 
 class Guess(torch.nn.Module):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,20 +24,6 @@ from textseg.training import Training
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.usefixtures("stranger", "threads")
-
-
-@pytest.fixture
-def threads() -> Any:
-    """A run sets the threads of its process."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def copied(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run of its own, for a test that changes it; `output` is its second parent."""
-    return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny" / finished_run.name))
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

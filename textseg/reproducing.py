@@ -13,8 +13,7 @@ import torch
 
 from textseg.errors import RunError
 from textseg.recipe import Recipe, complete_settings, load_recipe
-from textseg.repeats import said
-from textseg.run_folder import RunFolder, environment, flat
+from textseg.run_folder import RunFolder, change_lines, environment, flat
 from textseg.running import prepared, run
 from textseg.scores import Score, read_scores
 
@@ -45,7 +44,7 @@ def reproduce(
     now = {**environment(experiment.components), "hashes": experiment.hashes()}
     now["settings"] = complete_settings(asked, experiment.registry)
     before = differences(recipe, asked, {key: record.get(key) for key in KNOWN_BEFORE}, now)
-    print(*(_lines(before) or ["recipe, data, prompts, versions and code are the same"]), sep="\n")
+    print(*(change_lines(before) or ["recipe, data, prompts, versions and code are the same"]), sep="\n")
     if dry_run:
         return folder.path
     del experiment
@@ -57,7 +56,13 @@ def reproduce(
         repeats={"run": str(original.path.resolve()), "differs": differs, "weights": weights, "scores": scores}
     )
     later = {key: pair for key, pair in differs.items() if key not in before}
-    print(f"beside '{original.path}':", *_lines(later), f"  weights: {weights}", f"  test scores: {scores}", sep="\n")
+    print(
+        f"beside '{original.path}':",
+        *change_lines(later),
+        f"  weights: {weights}",
+        f"  test scores: {scores}",
+        sep="\n",
+    )
     return folder.path
 
 
@@ -141,7 +146,3 @@ def _texts(path: Path) -> dict[str, None]:
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return dict.fromkeys(f"{row['source']}, {row['view']}: {row['text']}" for row in rows)
-
-
-def _lines(differs: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    return [f"  {key}: was {said(was)}, is {said(now)}" for key, (was, now) in differs.items()]

@@ -208,7 +208,7 @@ class RunFolder:
         before, now = flat(recorded), flat(json.loads(json.dumps(bound)))
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
-            lines = [f"  {key}: was {_said(before.get(key))}, is {_said(now.get(key))}" for key in changed]
+            lines = change_lines({key: (before.get(key), now.get(key)) for key in changed})
             raise RunError(
                 f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the change, add "
                 "--fresh to move the old run aside, or choose another --output or name."
@@ -244,8 +244,10 @@ def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, part in nested.items() for key, value in flat(part, f"{prefix}{name}.").items()}
 
 
-def _said(value: Any) -> str:
-    return "not given" if value is None else str(value)
+def change_lines(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What was and what is, a line for each key; None is what was not given."""
+    said = {key: ["not given" if value is None else value for value in pair] for key, pair in changes.items()}
+    return [f"  {key}: was {was}, is {now}" for key, (was, now) in said.items()]
 
 
 def environment(components: Sequence[Component]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import random
 import socket
@@ -234,6 +236,20 @@ def test_what_touches_its_surroundings_is_caught(touch: Any, came: str) -> None:
         assert torch.get_default_dtype() == torch.float32
     finally:
         HERE.with_suffix(".txt").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda: (importlib.invalidate_caches(), importlib.util.find_spec("no_such_module")),
+        lambda: importlib.metadata.version("textseg"),
+    ],
+    ids=["module", "package"],
+)
+def test_looking_for_what_is_installed_touches_nothing(look: Any) -> None:
+    """A finder reads whole folders."""
+    (check,) = [check for check in checks("fusion") if check.name == "surroundings"]
+    check(Subject.of("fusion", touching(look)))
 
 
 class Weighted(Mixer):

@@ -12,7 +12,8 @@ from textseg.contracts import Atlas, Batch, Task
 from textseg.errors import RecipeError
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter
-from textseg_baselines.spineparsenet import CoarseOutput, ResidualUNet, SpineParseNet, StructureGraph
+from textseg_baselines.spineparsenet import CoarseOutput, ResidualUNet, SpineParseNet
+from textseg_baselines.spineparsenet_coarse import StructureGraph
 
 TINY: dict[str, Any] = {"coarse_size": (6, 32, 16), "coarse_width": 4, "hidden": 16, "widths": (8, 16)}
 
