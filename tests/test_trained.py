@@ -122,6 +122,9 @@ def test_models_that_do_not_fit_are_no_ensemble(model: TrainedModel, finished_ru
         RunError, match=r"the name of their atlases differs \('lumbar.*' against 'fewer'\); the structures"
     ):
         ensemble([("a", model), ("b", named)])
+    uncoded = replace(model.atlas, structures=tuple(replace(some, snomed=None) for some in model.atlas.structures))
+    older = replace(other, record=replace(model.record, task=replace(model.task, atlas=uncoded)))
+    assert len(ensemble([("a", model), ("b", older)]).members) == 2  # codes have no part in a posterior
     assert model.recipe.prompts is not None
     prompts = model.recipe.prompts.model_copy(update={"evaluation": "predicted"})
     undecided = ensemble(

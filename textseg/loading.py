@@ -69,10 +69,12 @@ def _differences(one: TrainedModel, other: TrainedModel) -> list[str]:
     """In words, what keeps two models from being averaged."""
     found = []
     mine, theirs = one.atlas, other.atlas
-    for what in ("name", "plane", "structures", "sequence"):
+    for what in ("name", "plane", "sequence"):
         if getattr(mine, what) != getattr(theirs, what):
             said = f" ('{mine.name}' against '{theirs.name}')" if what == "name" else ""
-            found.append(f"the {what} of their atlases differ{'s' if what in ('name', 'plane') else ''}{said}")
+            found.append(f"the {what} of their atlases differs{said}")
+    if [(some.index, some.name) for some in mine.structures] != [(some.index, some.name) for some in theirs.structures]:
+        found.append("the structures of their atlases differ in name or class index")
     settings = one.recipe.preparation.model_dump(mode="json"), other.recipe.preparation.model_dump(mode="json")
     for key in settings[0]:
         if settings[0][key] != settings[1][key]:
