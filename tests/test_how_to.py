@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +80,13 @@ def test_the_commands_of_the_page_on_export_run(
     SimpleITK.WriteImage(SimpleITK.ReadImage(scan), "scan.mha")
     Path("runs").mkdir()
     Path("runs/quickstart").symlink_to(finished_run)
+    for fold in range(3):
+        folder = RunFolder(Path(shutil.copytree(finished_run, f"fold{fold}")))
+        state = folder.load_checkpoint("best")
+        next(iter(state["model"].values())).add_(0.01 * fold)  # the same weights twice are no ensemble
+        folder.save_checkpoint("best", state)
+        export = ["export", str(folder.path), "--to", "bundle", "--output", f"fold{fold}_bundle"]
+        assert CliRunner().invoke(app, export, catch_exceptions=False).exit_code == 0
     for language, code in blocks:
         if language == "python":
             exec(code, {})
@@ -92,4 +101,6 @@ def test_the_commands_of_the_page_on_export_run(
     spider = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage("mask.nii.gz"))
     assert all(mask.any() for mask in masks)
     assert np.array_equal(masks[0] > 0, spider > 0)  # told the same, with other values
+    sidecar = json.loads(Path("masks_ensemble/scan.json").read_text())
+    assert len({member["model_sha256"] for member in sidecar["made"]["members"]}) == 3
     assert Path("masks_container/scan.mha").exists()
