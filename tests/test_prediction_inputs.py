@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from typer.testing import CliRunner
 
 from textseg.build import build_segmenter
+from textseg.cli import app
 from textseg.contracts import Atlas, Task
-from textseg.file_prediction import find_inputs, plan_jobs, predict_files
+from textseg.file_prediction import find_inputs, plan_jobs, predict_files, stem
 from textseg.recipe import load_recipe
 from textseg.registry import installed_registry
 from textseg.task_record import TaskRecord
@@ -95,9 +97,13 @@ def test_a_real_scan_has_one_mask_in_every_orientation_and_format(
         to_ras = np.diag([-1, -1, 1])
         np.testing.assert_allclose(image.affine[:3, :3], to_ras @ matrix, atol=1e-6)
         np.testing.assert_allclose(image.affine[:3, 3], to_ras @ volume.geometry.origin, atol=1e-4)  # float32 in NIfTI
-    masks = _predicted(model, [one for one in found if str(one).endswith((".mha", ".nrrd"))], tmp_path / "own")
+    masks = _predicted(model, [one for one in found if isinstance(one, Path)], tmp_path / "own")
+    assert len(masks) == 6
     for path in masks:
         assert read_volume(tmp_path / "in" / path.name).geometry.differences(read_labels(path).geometry, 1e-6) == []
+        if ".nii" in path.suffixes:
+            affines = [nibabel.load(folder / path.name).affine for folder in (tmp_path / "in", tmp_path / "own")]
+            np.testing.assert_allclose(*affines, atol=1e-6)
 
 
 def _write(image: sitk.Image, path: Path, *, compressed: bool = False) -> Path:
@@ -158,7 +164,11 @@ def damaged_files(image: sitk.Image, folder: Path, write_series: Write) -> list[
 
 
 def test_three_hundred_damaged_inputs_have_a_line_each_and_the_sound_ones_a_mask(
-    model: TrainedModel, tmp_path: Path, write_series: Write, capfd: pytest.CaptureFixture[str]
+    model: TrainedModel,
+    tmp_path: Path,
+    write_series: Write,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 900, (5, 12, 10)).astype(np.int16))
     image.SetDirection(sitk.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation("PIR"))
@@ -168,17 +178,18 @@ def test_three_hundred_damaged_inputs_have_a_line_each_and_the_sound_ones_a_mask
     for number, suffix in enumerate([".mha", ".nii.gz", ".nrrd", ".nii"]):
         _write(image, tmp_path / "in" / f"{'bcde'[number]}30_sound{suffix}")
     write_series(image, tmp_path / "in" / "sound_series")
-    jobs = plan_jobs(find_inputs([str(tmp_path / "in")]), tmp_path / "out", suffix=".mha")
-    assert len(jobs) == 305
-    wrong = []
-    for outcome in predict_files(model, jobs):
-        name = str(outcome.job.input)
-        if outcome.state != ("written" if "sound" in name else "failed"):
-            wrong.append(f"{name}: {outcome.state} {outcome.message}")
-        assert outcome.job.mask.exists() == (outcome.state == "written")
-        if outcome.state == "failed":
-            assert name in outcome.message
-            assert len(outcome.message.splitlines()) == 1
-            assert len(outcome.message) < len(name) + 400
-    assert wrong == []
+    monkeypatch.setattr("textseg.loading.load", lambda *_, **__: model)
+    arguments = ["predict", "run", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--format", ".mha"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "5 masks written" in result.stdout
+    heading, *lines = result.stderr.splitlines()
+    assert heading == "300 of 305 volumes failed:"
+    assert len(lines) == 300
+    for path in damaged:
+        (line,) = [line for line in lines if f"{path}" in line]
+        assert len(line) < len(str(path)) + 400
+    masks = sorted(stem(path) for path in (tmp_path / "out").glob("*.mha"))
+    assert masks == ["b30_sound", "c30_sound", "d30_sound", "e30_sound", "sound_series"]
+    assert len(list((tmp_path / "out").iterdir())) == 10  # and their sidecars
     assert capfd.readouterr().err == ""
