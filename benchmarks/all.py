@@ -57,6 +57,7 @@ CPU = (
         "recipes/atmnet_spider.yaml",
         "recipes/quickstart.yaml --repeats 1 --lines 2",
     ),
+    Benchmark("Prediction", "prediction", "", "recipes/quickstart.yaml --pairs 1 --slices 2"),
     Benchmark("Engines", "engines", f"{RUN} {BUNDLE}", "", (QUICKSTART, f"export {RUN} --to onnx --output {BUNDLE}")),
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
 )

@@ -25,7 +25,7 @@ from scipy.ndimage import center_of_mass
 from textseg import preparation
 from textseg.contracts import Case
 from textseg.errors import DataError
-from textseg.placement import Placement, find_body, normalise, place
+from textseg.placement import Placement, find_body, highest, normalise, place
 from textseg.preparation import PreparedCase, prepare
 from textseg.recipe import Preparation as Settings
 from textseg.volumes import Geometry, Volume, read_volume, restore, write_labels
@@ -106,10 +106,9 @@ def test_restoring_undoes_preparing(
     assert set(mask.unique().tolist()) <= {0, 7, 9}
     logits = F.one_hot(mask.long(), 10).movedim(-1, 1).float()
     kept = logits.clone()
-    restored = placement.restore(logits)
-    assert restored.shape == (shape[0], 10, *shape[1:])
+    found = placement.restore(logits).numpy()
+    assert found.shape == shape
     assert torch.equal(logits, kept)
-    found = restored.argmax(1).numpy()
     for value in (7, 9):
         assert dice(found == value, labels == value) > 0.95
     # The centre stays, as far as prepared pixels can tell.
@@ -162,23 +161,42 @@ def test_pixels_lie_where_the_placement_says(placement: Placement) -> None:
         assert abs(float(difference.mean())) < 0.02
         assert float(difference.abs().max()) < 0.15
 
-    ramps = torch.stack([rows[:, None].expand(size), columns.expand(size)])[None]
-    restored = placement.restore(ramps)[0]
+    ramps = torch.stack([rows[:, None].expand(size), columns.expand(size)])
     box = torch.zeros(50, 37, dtype=torch.bool)
     box[
         max(0, placement.top) + 2 : placement.top + placement.height - 2,
         max(0, placement.left) + 2 : placement.left + placement.width - 2,
     ] = True
-    torch.testing.assert_close(restored[1][box], native[1][box], atol=1e-2, rtol=0)
-    torch.testing.assert_close(restored[0][box], native[0][box], atol=1e-2, rtol=0)
+    for ramp, expected in zip(ramps, native, strict=True):
+        for edge in torch.arange(0.5, float(expected.max())):
+            logits = torch.stack([torch.zeros_like(ramp), ramp - edge])[None]
+            for shift in (-0.02, 0.02):  # of the edge, which lies between two pixels whatever it is moved by
+                found = placement.restore(logits + torch.tensor([0, shift])[:, None, None])[0]
+                assert torch.equal(found[box], (expected > edge)[box].to(torch.uint8))
+
+
+def test_classes_are_those_of_enlarged_logits() -> None:
+    logits = torch.randn(2, 20, 31, 22, generator=torch.Generator().manual_seed(0))
+    placement = Placement(top=-7, left=6, height=64, width=24, native_size=(50, 37))
+    enlarged = F.interpolate(logits, (64, 24), mode="bilinear", align_corners=False).argmax(1)
+    expected = torch.zeros(2, 50, 37, dtype=torch.uint8)
+    expected[:, :, 6:30] = enlarged[:, 7:57]
+    assert torch.equal(placement.restore(logits), expected)
+
+
+def test_of_equal_maps_the_first_is_the_highest() -> None:
+    maps = torch.randint(0, 3, (9, 30, 40), generator=torch.Generator().manual_seed(0)).float()
+    values, found = highest(maps)
+    assert torch.equal(values, maps.amax(0))
+    assert torch.equal(found, maps.argmax(0).to(torch.uint8))
 
 
 def test_beyond_the_box_is_background_whatever_the_logits() -> None:
     placement = Placement(top=10, left=5, height=20, width=30, native_size=(50, 40))
     logits = torch.full((2, 3, 10, 15), -50.0)
     logits[:, 2] = 50.0
-    found = placement.restore(logits).argmax(1)
-    expected = torch.zeros(2, 50, 40, dtype=torch.int64)
+    found = placement.restore(logits)
+    expected = torch.zeros(2, 50, 40, dtype=torch.uint8)
     expected[:, 10:30, 5:35] = 2
     assert torch.equal(found, expected)
 
@@ -219,8 +237,9 @@ def test_noisy_air_is_no_body_and_an_even_volume_is_all_body() -> None:
 def test_intensities() -> None:
     array = np.random.default_rng(0).gamma(2, 100, (3, 50, 40)).astype(np.float32)
     array[0, 0, 0] = 1e6  # one bright voxel must not darken all others
-    shares, (low, high) = normalise(array, SETTINGS)
-    assert (low, high) == pytest.approx(np.percentile(array, (0.5, 99.5)))
+    shares, intensities = normalise(array, SETTINGS)
+    assert intensities == pytest.approx(np.percentile(array, (0.5, 25, 50, 75, 99.5)))
+    low, high = intensities[0], intensities[-1]
     assert (float(shares.min()), float(shares.max())) == pytest.approx((0, 1))
     np.testing.assert_allclose(shares, np.clip((array - low) / (high - low), 0, 1), atol=1e-5)
     scores, _ = normalise(array, Settings(size=(40, 32), intensity="zscore"))
@@ -299,6 +318,16 @@ def test_a_stored_case_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest
     first = prepare_one(case, tmp_path / "cache")
     monkeypatch.setattr(preparation, "read_volume", lambda path: pytest.fail("read again"))
     assert prepare_one(case, tmp_path / "cache") == first
+
+
+def test_a_store_of_a_version_that_knew_fewer_percentiles_is_written_anew(tmp_path: Path) -> None:
+    case = case_in(tmp_path)
+    first = prepare_one(case, tmp_path / "cache")
+    facts = json.loads((first.folder / "case.json").read_text())
+    (first.folder / "case.json").write_text(json.dumps({**facts, "intensities": facts["intensities"][::4]}))
+    again = prepare_one(case, tmp_path / "cache")
+    assert again == first
+    assert len(again.intensities) == 5
 
 
 def test_the_order_of_the_cases_is_kept_and_progress_told(tmp_path: Path) -> None:
@@ -480,7 +509,7 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     native = prepared.native_mask(dataset.label_map(case))
     logits = F.one_hot(torch.from_numpy(mask).long(), atlas.class_count).movedim(-1, 1).float()
     middle = len(mask) // 2
-    found = prepared.placement.restore(logits[middle : middle + 1]).argmax(1).numpy()[0]
+    found = prepared.placement.restore(logits[middle : middle + 1]).numpy()[0]
     assert dice(found > 0, native[middle] > 0) > 0.95
     assert read_volume(case.image_path).array.shape[1:] == prepared.placement.native_size
 
@@ -509,7 +538,7 @@ def test_every_orientation_is_prepared_alike_and_comes_back_in_its_own_geometry(
         case = Case(orientation, orientation, paths["image"], paths["mask"])
         found = prepared[orientation] = prepare_one(case, tmp_path / "cache")
         logits = F.one_hot(torch.from_numpy(found.mask.astype(np.int64)), 3).movedim(-1, 1).float()
-        labels = found.placement.restore(logits).argmax(1).numpy().astype(np.uint8)
+        labels = found.placement.restore(logits).numpy()
         geometry = read_volume(paths["image"]).geometry
         output = tmp_path / f"{orientation}_output{suffix}"
         write_labels(labels, geometry, output)

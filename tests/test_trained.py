@@ -23,7 +23,7 @@ from textseg.posterior import views
 from textseg.prediction import predict_case
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
-from textseg.trained import TrainedModel, unlike
+from textseg.trained import TrainedModel
 from textseg.volumes import Geometry, Volume, read_volume
 
 CPU = torch.device("cpu")
@@ -159,7 +159,8 @@ def test_no_data_set_is_needed(finished_run: Path, tmp_path: Path, stranger: Non
     shutil.copytree(finished_run, tmp_path / "run")
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.replace("/data", "/nowhere"))
-    volume = Volume(np.random.default_rng(1).random((3, 60, 50), dtype=np.float32), (4.0, 1.0, 1.0), _geometry())
+    geometry = Geometry((50, 60, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), (0, 0, -1, 1, 0, 0, 0, -1, 0))
+    volume = Volume(np.random.default_rng(1).random((3, 60, 50), dtype=np.float32), (4.0, 1.0, 1.0), geometry)
     assert textseg.load(tmp_path / "run")(volume).array.shape == (3, 60, 50)
 
 
@@ -176,16 +177,30 @@ def test_a_path_without_a_run_says_what_is_missing(tmp_path: Path) -> None:
         textseg.load(tmp_path)
 
 
-def test_what_lies_outside_of_the_training_is_said(model: TrainedModel) -> None:
-    spacings = model.task.fingerprint["native_spacings_mm"]
-    assert spacings
-    size = tuple(int(side) for side in model.task.fingerprint["native_sizes"][0])
-    usual = Volume(np.zeros(size, np.float32), tuple(spacings[0]), _geometry())
-    assert unlike(model.task, usual) == []
-    thick = replace(usual, spacing_mm=(9 * spacings[0][0], *spacings[0][1:]))
-    assert [line.partition(" is ")[0] for line in unlike(model.task, thick)] == ["the distance of its slices"]
-    small = Volume(usual.array[:, ::4], usual.spacing_mm, _geometry())
-    assert [line.partition(" is ")[0] for line in unlike(model.task, small)] == ["the height of its field of view"]
+def test_a_cpu_takes_one_slice_at_a_time_and_a_gpu_what_fits_into_half_of_its_memory(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.slices_at_once == 1
+    monkeypatch.setattr("textseg.trained.memory_of_a_slice", lambda *_: 100)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(
+            torch.cuda, name, lambda device, kept={"memory_reserved": 500, "memory_allocated": 300}[name]: kept
+        )
+    on_gpu = replace(model, device=torch.device("cuda"))
+    for free, expected in ((0, 1), (1800, 10), (10**9, 16)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert replace(on_gpu).slices_at_once == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_slices_together_are_labelled_as_one_by_one_on_a_gpu(finished_run: Path, stranger: None) -> None:
+    model = textseg.load(finished_run, device="cuda")
+    assert model.slices_at_once > 1
+    prepared = model.prepare(read_volume(next(_images(model, finished_run, "test"))))
+    said = model.visibility(prepared, None, None)
+    together, alone = (torch.cat(list(model.logits(prepared, said, batch_size=size))) for size in (None, 1))
+    assert (together.argmax(1) == alone.argmax(1)).float().mean() > 0.9999
 
 
 def test_importing_textseg_imports_no_torch_and_loading_no_lightning(finished_run: Path, stranger: None) -> None:
@@ -202,7 +217,3 @@ def test_importing_textseg_imports_no_torch_and_loading_no_lightning(finished_ru
 def _images(model: TrainedModel, finished_run: Path, part: str) -> Iterator[Path]:
     experiment = build(load_recipe(RunFolder(finished_run).recipe))
     yield from (case.case.image_path for case in experiment.cases[part])
-
-
-def _geometry() -> Geometry:
-    return Geometry((50, 60, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), (0, 0, -1, 1, 0, 0, 0, -1, 0))

@@ -45,6 +45,16 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     }
 
 
+def memory_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
+    """Bytes of a GPU's memory that one slice takes on its way through a model."""
+    _, image, text = _input(segmenter, task, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with _still(segmenter):
+        segmenter(image, text)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, device: torch.device) -> tuple[float, float]:
     """Milliseconds of a batch forward and backward, as torch likes it and with deterministic operators; medians of 5.
 

@@ -233,8 +233,8 @@ def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     if _is_done(job, _made(model, content, job, how)) and (job.picture.is_file() or not how.overlay):
         return None
     volume = read_volume(job.input, model.atlas.plane)
-    remarks, image = model.remarks_on(volume, content), volume.array if how.overlay else None
-    return _Read(model.prepare(volume), volume.geometry, remarks, content, image)
+    prepared, image = model.prepare(volume), volume.array if how.overlay else None
+    return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
 
 
 def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:

@@ -14,6 +14,7 @@ from textseg.contracts import Atlas, Source, Visibility
 from textseg.data import Slices
 from textseg.files import write_atomically
 from textseg.model import Segmenter
+from textseg.placement import highest
 from textseg.prediction import slice_logits
 from textseg.preparation import PreparedCase
 from textseg.prompts import ground_truth_visibility, predicted_visibilities, spoken
@@ -82,10 +83,13 @@ class StructureFinder:
 
     def add(self, logits: Tensor) -> None:
         """[B, K, H, W]."""
-        highest, found = logits.softmax(1).max(1)
-        found, highest = found.flatten().cpu(), highest.flatten().double().cpu()
+        values, found = highest(logits.unbind(1))
+        total = torch.zeros_like(values)
+        for one in logits.unbind(1):
+            total += (one - values).exp()
+        found, probability = found.flatten().cpu(), (1 / total).flatten().double().cpu()  # its softmax
         self.voxels += torch.bincount(found, minlength=self.atlas.class_count)
-        self.probability += torch.bincount(found, highest, minlength=self.atlas.class_count)
+        self.probability += torch.bincount(found, probability, minlength=self.atlas.class_count)
 
     def confidence(self) -> dict[str, float]:
         """From 0 to 1, by structure: see `find_structures`."""

@@ -72,7 +72,7 @@ class Mask:
             header = slicer_header(restore(array, self.geometry), table)
             write_labels(array, self.geometry, path, header=header, flat=False)
         elif name.endswith((".nii", ".nii.gz")):
-            write_labels(array, self.geometry, path, finish=partial(name_in_nifti, labels=table))
+            write_labels(array, self.geometry, path, edit=partial(name_in_nifti, labels=table))
         else:
             write_labels(array, self.geometry, path)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -76,13 +74,11 @@ def slicer_header(array: npt.NDArray[Any], labels: Sequence[Label]) -> dict[str,
     return header
 
 
-def name_in_nifti(path: Path, labels: Sequence[Label]) -> None:
-    """Put a table of labels into the header of a NIfTI file, as Connectome Workbench and nibabel read it.
+def name_in_nifti(content: bytes, labels: Sequence[Label]) -> bytes:
+    """The content of a NIfTI file with a table of labels in its header, as Connectome Workbench and nibabel read it.
 
     It is an extension of code 30, XML: a `LabelTable` with key, colour and name of each value.
     """
-    packed = path.name.lower().endswith(".gz")
-    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
     order = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
     start = int(struct.unpack_from(f"{order}f", content, 108)[0])  # of the voxels
     table = _label_table(labels)
@@ -91,8 +87,7 @@ def name_in_nifti(path: Path, labels: Sequence[Label]) -> None:
     header = bytearray(content[:352])
     struct.pack_into(f"{order}f", header, 108, 352 + size)
     header[348] = 1
-    whole = bytes(header) + extension + content[start:]
-    path.write_bytes(gzip.compress(whole, 6, mtime=0) if packed else whole)
+    return bytes(header) + extension + content[start:]
 
 
 def _label_table(labels: Sequence[Label]) -> bytes:

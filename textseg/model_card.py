@@ -51,7 +51,7 @@ def model_card(
         "",
         f"- It knows these structures only, and numbers levels by what it sees: {spoken(atlas, atlas.names)}.",
         "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`",
-        "  remarks on spacings and fields of view that it was not trained on.",
+        "  remarks on spacings, fields of view and a brightness that it was not trained on.",
         "- Its scores are those of few patients of one data set, and say nothing about other hospitals.",
         "",
         "## Provenance",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from textseg.volumes import Volume
 if TYPE_CHECKING:
     from textseg.recipe import Preparation as Settings
 
-PERCENTILES = (0.5, 99.5)
+PERCENTILES = (0.5, 25, 50, 75, 99.5)  # lowest and highest are the ends of what is kept of the intensities
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
 BODY_PIXELS = 0.02  # share of a row or column that must be body
 
@@ -40,14 +41,31 @@ class Placement:
         return _vote(box, size) if labels else _smooth(box, size)
 
     def restore(self, logits: Tensor) -> Tensor:
-        """[B, K, H, W] -> [B, K, H_native, W_native]; beyond the box the background's logit is the highest."""
-        box = F.interpolate(logits, (self.height, self.width), mode="bilinear", align_corners=False)
+        """[B, K, H, W] -> uint8 [B, H_native, W_native]: the class of the highest logit; beyond the box background.
+
+        Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
+        """
         height, width = self.native_size
         bottom, right = height - self.top - self.height, width - self.left - self.width
-        restored = F.pad(box, (self.left, right, self.top, bottom))
-        outside = F.pad(torch.zeros_like(box[:, 0]), (self.left, right, self.top, bottom), value=1.0)
-        restored[:, 0] += outside
-        return restored
+        size, slices = (self.height, self.width), []
+        for one in logits:  # K maps of this size would fit neither the cache of a CPU nor, of a batch, a small GPU
+            enlarged = (F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False) for plane in one)
+            slices.append(highest(enlarged)[1])
+        return F.pad(torch.cat(slices), (self.left, right, self.top, bottom))[:, 0]
+
+
+def highest(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The highest of up to 256 maps at each place, and, as uint8, which of them that is; of equal ones the first.
+
+    One after the other: on a CPU several times as fast as `argmax` over all of them.
+    """
+    maps = iter(maps)
+    values = next(maps).clone()
+    found = torch.zeros_like(values, dtype=torch.uint8)
+    for index, one in enumerate(maps, start=1):
+        torch.maximum(found, (one > values).to(torch.uint8) * index, out=found)  # who wins last has the greatest index
+        torch.maximum(values, one, out=values)
+    return values, found
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class PreparedVolume:
     image: Tensor  # [S, H, W] float32
     placement: Placement
     spacing_mm: tuple[float, float, float]  # slice, row, column distance of the prepared slices
-    intensities: tuple[float, ...]  # percentiles of the file
+    intensities: tuple[float, ...]  # `PERCENTILES` of the file
 
 
 def prepare_volume(volume: Volume, settings: Settings) -> PreparedVolume:
@@ -77,7 +95,7 @@ def prepare_volume(volume: Volume, settings: Settings) -> PreparedVolume:
 
 def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
     """Top, left, bottom, right of what is not air in a volume [S, H, W]; everything where nothing stands out."""
-    body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[1]) - array.min())
+    body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[-1]) - array.min())
     bounds = []
     for axis in (1, 0):
         filled = np.flatnonzero(body.mean(axis=axis) > BODY_PIXELS)
@@ -107,12 +125,16 @@ def place(volume: Volume, settings: Settings) -> Placement:
 
 
 def normalise(array: NDArray[np.float32], settings: Settings) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`)."""
-    low, high = (float(value) for value in np.percentile(array, PERCENTILES))
+    """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`).
+
+    Also gives their `PERCENTILES` before that.
+    """
+    intensities = tuple(float(value) for value in np.percentile(array, PERCENTILES))
+    low, high = intensities[0], intensities[-1]
     clipped = np.clip(array, low, high)
     if settings.intensity == "zscore":
-        return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), (low, high)
-    return (clipped - low) / max(high - low, 1e-6), (low, high)
+        return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), intensities
+    return (clipped - low) / max(high - low, 1e-6), intensities
 
 
 def _smooth(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textseg.data import Slices, batches_in_order
 from textseg.model import Segmenter
-from textseg.placement import Placement
+from textseg.placement import highest
 from textseg.preparation import PreparedCase
 
 
@@ -43,8 +43,13 @@ def predict_case(
         batch_size: slices at a time; all at once for a model that reads whole volumes.
         native: also at the file's own size.
     """
-    logits = slice_logits(segmenter, slices, device=device, batch_size=batch_size)
-    return take_classes(logits, prepared.placement, native=native)
+    small: list[Tensor] = []
+    large: list[Tensor] = []
+    for logits in slice_logits(segmenter, slices, device=device, batch_size=batch_size):
+        small.append(highest(logits.unbind(1))[1].cpu())
+        if native:
+            large.append(prepared.placement.restore(logits).cpu())
+    return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
 
 
 def slice_logits(segmenter: Segmenter, slices: Slices, *, device: torch.device, batch_size: int) -> Iterator[Tensor]:
@@ -54,18 +59,3 @@ def slice_logits(segmenter: Segmenter, slices: Slices, *, device: torch.device, 
         with torch.no_grad():  # inference mode would spoil what a network keeps of it for the next training step
             logits = segmenter(moved.image, moved.text).logits.float()
         yield logits
-
-
-def take_classes(logits: Iterable[Tensor], placement: Placement, *, native: bool = True) -> CasePrediction:
-    """The class of the highest logit, at the prepared and, with `native`, at the file's own size.
-
-    Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
-    """
-    small: list[Tensor] = []
-    large: list[Tensor] = []
-    for batch in logits:
-        small.append(batch.argmax(1).to(torch.uint8).cpu())
-        if native:  # one slice at a time: K float maps of a whole batch at the native size can fill a GPU
-            for one in batch:
-                large.append(placement.restore(one[None]).argmax(1).to(torch.uint8).cpu())
-    return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from textseg.contracts import Case, LabelMap, Plane
 from textseg.errors import DataError
 from textseg.files import replacing, write_atomically
-from textseg.placement import Placement, prepare_volume
+from textseg.placement import PERCENTILES, Placement, prepare_volume
 from textseg.volumes import Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class PreparedCase:
     placement: Placement
     spacing_mm: tuple[float, float, float]  # of the prepared slices: slice, row, column distance
     native_spacing_mm: tuple[float, float, float]
-    intensities: tuple[float, ...]  # percentiles of the file
+    intensities: tuple[float, ...]  # percentiles of the file: see `textseg.placement`
     present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
     image_hash: str  # of the file with the image
     plane: Plane = "sagittal"
@@ -156,12 +156,13 @@ def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Pa
 
 
 def _stored_facts(folder: Path) -> dict[str, Any] | None:
-    """What case.json says, or None where the folder isn't whole."""
+    """What case.json says, or None where the folder isn't whole, or of a version that knew fewer percentiles."""
     try:
         facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
     except (OSError, ValueError):
         return None
-    return facts if (folder / "image.npy").exists() and (folder / "mask.npy").exists() else None
+    whole = (folder / "image.npy").exists() and (folder / "mask.npy").exists()
+    return facts if whole and len(facts.get("intensities", ())) == len(PERCENTILES) else None
 
 
 def _write_case(

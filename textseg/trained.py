@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.contracts import Atlas, Case, PromptGenerator, Task, Visibility
+from textseg.cost import memory_of_a_slice
 from textseg.data import Slices
 from textseg.embeddings import TextTable, build_text_table
 from textseg.errors import DataError, PromptError
 from textseg.files import cache_folder
 from textseg.first_pass import StructureFinder, predicted_visibility
 from textseg.level_order import order_levels
+from textseg.likeness import unlike
 from textseg.mask import Mask, label_values
 from textseg.model import Segmenter
 from textseg.placement import Placement, PreparedVolume, prepare_volume
 from textseg.posterior import Change, View, mean_posterior, views
-from textseg.prediction import slice_logits, take_classes
+from textseg.prediction import slice_logits
 from textseg.prompts import interactive_visibility, template_visibility
 from textseg.recipe import Recipe
 from textseg.registry import Registry
@@ -33,7 +35,7 @@ from textseg.text import SliceText, prompts_saying
 from textseg.volumes import DicomSeries, Geometry, Volume, file_hash, read_volume
 
 _READS_NO_TEXT = "'{}' reads no text, so there is nobody to tell what is visible. Leave out --visible and --prompts."
-UNLIKE = 1.5  # times beyond what the training cases span, from which a volume is called unlike them
+AT_ONCE = 16  # slices on a GPU: more keep it no busier
 
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]
@@ -97,6 +99,16 @@ class TrainedModel:
         networks = [part.segmenter.network for part in self._parts]
         return " + ".join(sorted({str(getattr(network, "engine", "torch")) for network in networks}))
 
+    @cached_property
+    def slices_at_once(self) -> int:
+        """As many as fit into half of a GPU's free memory, at most `AT_ONCE`; 1 on a CPU, where more win nothing."""
+        if self.device.type != "cuda" or self.engine != "torch" or self.segmenter.batching == "volume":
+            return 1
+        needed = max(1, memory_of_a_slice(self.segmenter, self.task, self.device))
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + unused
+        return int(min(max(1, free // 2 // needed), AT_ONCE))
+
     @property
     def default_prompts(self) -> Prompting:
         """What its prompts know where nobody says: as its recipe evaluates it.
@@ -150,7 +162,7 @@ class TrainedModel:
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(read)
         said = self.visibility(prepared, visible, prompts)
-        remarks = self.remarks_on(read, content)
+        remarks = self.remarks_on(read, prepared, content)
         changes = test_time_augmentation
         return self.segment(prepared, read.geometry, said, remarks, ordered=ordered, test_time_augmentation=changes)
 
@@ -184,11 +196,11 @@ class TrainedModel:
             raise PromptError(_READS_NO_TEXT.format(self.name))
         return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
 
-    def remarks_on(self, volume: Volume, content: str | None) -> tuple[str, ...]:
+    def remarks_on(self, volume: Volume, prepared: PreparedVolume, content: str | None) -> tuple[str, ...]:
         """What makes a mask of this volume doubtful; `content` is the hash of its file."""
         seen = self.record.seen.get(content or "")
         known = [f"it is the {seen} of this model, so its mask says nothing about new scans"] if seen else []
-        return (*known, *unlike(self.task, volume))
+        return (*known, *unlike(self.task, volume, prepared.intensities))
 
     def check_labels(self, labels: str) -> None:
         """Raises DataError for a label scheme that the atlas does not have, or not for every structure."""
@@ -211,19 +223,18 @@ class TrainedModel:
         if ordered:  # of the whole volume, so all of it at once in memory
             found, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
             logits = iter(torch.from_numpy(found)[:, None])
-        prediction = take_classes(_passed(logits, finder), prepared.placement)
-        assert prediction.native is not None
-        return Mask(prediction.native, geometry, self.atlas, finder.confidence(), said, remarks, tuple(changes))
+        array = torch.cat([prepared.placement.restore(batch).cpu() for batch in _passed(logits, finder)]).numpy()
+        return Mask(array, geometry, self.atlas, finder.confidence(), said, remarks, tuple(changes))
 
     def logits(
         self,
         prepared: PreparedVolume,
         said: Visibility | None,
         *,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         test_time_augmentation: Sequence[Change] = (),
     ) -> Iterator[Tensor]:
-        """Logits [B, K, H, W] of the prepared slices, one batch after the other.
+        """Logits [B, K, H, W] of the prepared slices, one batch after the other, of `slices_at_once` if nobody says.
 
         Of an ensemble, and with augmentation, the logarithm of the mean of all posteriors.
         """
@@ -235,10 +246,11 @@ class TrainedModel:
         )
 
     def _logits(
-        self, prepared: PreparedVolume, said: Visibility | None, view: View, batch_size: int
+        self, prepared: PreparedVolume, said: Visibility | None, view: View, batch_size: int | None
     ) -> Iterator[Tensor]:
         shown = prepared if view == View() else replace(prepared, image=view.show(prepared.image))
         slices = self._slices(shown, said if self.recipe.prompts is not None else None)
+        batch_size = self.slices_at_once if batch_size is None else batch_size
         return slice_logits(self.segmenter, slices, device=self.device, batch_size=batch_size)
 
     def _slices(self, prepared: PreparedVolume, said: Visibility | None) -> Slices:
@@ -286,26 +298,3 @@ def _passed(logits: Iterable[Tensor], finder: StructureFinder) -> Iterator[Tenso
     for batch in logits:
         finder.add(batch)
         yield batch
-
-
-def unlike(task: Task, volume: Volume) -> list[str]:
-    """In words, where a volume lies far outside of what the training cases span: spacing, field of view."""
-    fingerprint = task.fingerprint
-    spacings = np.array(fingerprint.get("native_spacings_mm", ()), dtype=float)
-    sizes = np.array(fingerprint.get("native_sizes", ()), dtype=float)
-    if not len(spacings):
-        return []
-    found = []
-    views = sizes * spacings
-    mine = np.array(volume.spacing_mm)
-    for what, known, value in (
-        ("distance of its slices", spacings[:, 0], mine[0]),
-        ("size of its pixels", spacings[:, 1:].max(axis=1), mine[1:].max()),
-        ("height of its field of view", views[:, 1], volume.array.shape[1] * mine[1]),
-        ("width of its field of view", views[:, 2], volume.array.shape[2] * mine[2]),
-    ):
-        low, high = float(known.min()), float(known.max())
-        if not low / UNLIKE <= value <= high * UNLIKE:
-            span = f"{low:.4g}" if np.isclose(low, high) else f"{low:.4g} to {high:.4g}"
-            found.append(f"the {what} is {value:.4g} mm, and the training cases have {span} mm")
-    return found

@@ -5,6 +5,7 @@ Read and written: MHA, NRRD, NIfTI, each one file with header and voxels togethe
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import uuid
@@ -107,13 +108,13 @@ def write_labels(
     path: Path | str,
     *,
     header: Mapping[str, str] | None = None,
-    finish: Callable[[Path], None] | None = None,
+    edit: Callable[[bytes], bytes] | None = None,
     flat: bool = True,
 ) -> None:
     """Write canonical labels [S, H, W] with exactly `geometry`.
 
-    `header` are further keys for an NRRD or MHA file, `finish` changes the file before it gets its name, `flat` may be
-    False where a flat geometry is to have three dimensions nevertheless.
+    `header` are further keys for an NRRD or MHA file, `edit` changes the content of a NIfTI file before it is
+    compressed, `flat` may be False where a flat geometry is to have three dimensions nevertheless.
 
     Compressed, in the smallest unsigned type that holds the values, in one step: no reader ever sees half a file.
     Folders are made as needed. Raises DataError where the path can't be written, ValueError where labels are negative
@@ -134,17 +135,21 @@ def write_labels(
         image.SetMetaData(key, value)
 
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    packed = edit is not None and path.name.lower().endswith(".gz")
+    written = temporary.with_suffix("") if packed else temporary
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        quietly(lambda: sitk.WriteImage(image, str(temporary), useCompression=True))
-        if finish is not None:
-            finish(temporary)
+        quietly(lambda: sitk.WriteImage(image, str(written), useCompression=not packed))
+        if edit is not None:
+            content = edit(written.read_bytes())
+            temporary.write_bytes(gzip.compress(content, 6, mtime=0) if packed else content)
         temporary.replace(path)
     except (OSError, UnreadableError) as error:
         raise DataError(f"{path} can't be written: {error}. Check the folder, its rights and free space.") from error
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        for file in (temporary, written):
+            with suppress(OSError):
+                file.unlink()
 
 
 def file_hash(path: Path | str | DicomSeries) -> str:
