@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from torch import nn
 from typer.testing import CliRunner
 
 import textseg
 from textseg.build import build
 from textseg.cli import app
 from textseg.errors import DataError, RunError
-from textseg.grand_challenge import requirements
+from textseg.grand_challenge import made_of, requirements
 from textseg.recipe import load_recipe
 from textseg.run_folder import RunFolder
 
@@ -88,6 +89,14 @@ def test_its_requirements_are_pinned_with_what_they_need_in_turn() -> None:
     assert pinned["torch"] == importlib.metadata.version("torch").partition("+")[0]
     assert "sympy" in pinned  # torch's own
     assert "pytest" not in pinned
+
+
+def test_what_a_network_is_made_of_is_required_though_only_an_extra_brings_it() -> None:
+    def of_an_extra(name: str) -> nn.Module:
+        return type("Block", (nn.Module,), {"__module__": name})()
+
+    assert made_of(nn.Sequential(nn.ReLU(), of_an_extra("pytest.blocks"))) == {"torch", "pytest"}
+    assert made_of(of_an_extra("written_nowhere")) == set()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
+from torch import nn
+
 from textseg.bundle import check_bundle
 from textseg.errors import DataError, RunError
 from textseg.exporting import export_bundle
@@ -54,7 +56,8 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
     try:
         export_bundle(folder, model, temporary / "bundle")
         plugins = check_bundle(temporary / "bundle")["plugins"].values()
-        pinned = requirements(["textseg", *(part["distribution"] for part in plugins)])
+        needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
+        pinned = requirements(["textseg", *sorted(needed)])
         said = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
         write_atomically(temporary / "container.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
         write_atomically(temporary / "requirements.txt", "\n".join(pinned) + "\n")
@@ -72,6 +75,13 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
 def _written(name: str, words: Mapping[str, str]) -> str:
     template = TEMPLATES / f"{name.replace('/', '_')}.template"
     return Template(template.read_text(encoding="utf-8")).substitute(words)
+
+
+def made_of(network: nn.Module) -> set[str]:
+    """The distributions that the parts of a network come from, among them such as only an extra brings."""
+    packages = {type(part).__module__.partition(".")[0] for part in network.modules()}
+    known = importlib.metadata.packages_distributions()
+    return {distribution for package in packages for distribution in known.get(package, ())}
 
 
 def requirements(distributions: Sequence[str]) -> list[str]:
