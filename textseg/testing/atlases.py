@@ -6,7 +6,8 @@ import pickle
 from typing import cast
 
 from textseg.contracts import Atlas
-from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.conformance import Subject, check
+from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KIND = "atlas"

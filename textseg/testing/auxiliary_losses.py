@@ -6,7 +6,8 @@ import torch
 
 from textseg.testing import modules
 from textseg.testing.calls import built, example_for, few, results
-from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.conformance import Subject, check
+from textseg.testing.promises import promise
 
 
 @check("absent", "auxiliary_loss")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Task
 from textseg.model import Segmenter
-from textseg.testing.conformance import Subject, promise
+from textseg.testing.conformance import Subject
 from textseg.testing.examples import REGION, Example, task
+from textseg.testing.promises import promise
 
 
 def task_of(subject: Subject, atlas: Atlas | None = None, image_size: tuple[int, int] | None = None) -> Task:

@@ -12,6 +12,7 @@ from textseg.component import KINDS, Component, cause
 from textseg.contracts import Atlas, Features
 from textseg.errors import PluginError, TextsegError, suggestion
 from textseg.registry import Registry, installed_registry
+from textseg.testing.promises import BrokenPromiseError, promise
 
 PAGE = "docs/reference/conformance.md"
 IMAGE_SIZE = (64, 96)
@@ -31,20 +32,6 @@ _CHECKS = {  # where the checks of a kind are defined; they need torch, which py
 
 class ConformanceError(AssertionError):
     """A component breaks a promise of its kind: what was expected, what came, which page explains it."""
-
-
-class BrokenPromiseError(Exception):
-    """What a check found; the runner adds whose it is."""
-
-    def __init__(self, expected: str, came: str) -> None:
-        super().__init__(expected, came)
-        self.expected, self.came = expected, came
-
-
-def promise(kept: object, expected: str, came: object) -> None:
-    """Raise where a promise is not kept."""
-    if not kept:
-        raise BrokenPromiseError(expected, str(came))
 
 
 @dataclass(frozen=True)

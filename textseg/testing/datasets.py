@@ -11,7 +11,8 @@ from typing import cast
 import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset
-from textseg.testing.conformance import BrokenPromiseError, Subject, check, promise
+from textseg.testing.conformance import Subject, check
+from textseg.testing.promises import BrokenPromiseError, promise
 from textseg.testing.surroundings import undisturbed
 from textseg.volumes import read_labels
 

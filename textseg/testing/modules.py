@@ -16,8 +16,9 @@ from textseg.contracts import Features, Task
 from textseg.losses import SegmentationLoss
 from textseg.model import Segmenter
 from textseg.testing.calls import built, example_for, few, results, sum_of_squares, task_of
-from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import ONE_STRUCTURE, TEXT_LENGTH, Example
+from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KINDS = ("vision_encoder", "fusion", "auxiliary_loss", "network")

@@ -11,8 +11,9 @@ import torch
 
 from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Visibility
 from textseg.prompts import generate, template_visibility
-from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import REGION
+from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KIND = "prompt_generator"

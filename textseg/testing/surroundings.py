@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textseg.testing.conformance import BrokenPromiseError
+from textseg.testing.promises import BrokenPromiseError
 
 CODE = {".py", ".pyc", ".so", ".pyd", ".dll", ".dylib"}
 IMPORTING = ("<frozen importlib", importlib.metadata.__file__)

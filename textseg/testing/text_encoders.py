@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from textseg.contracts import TextEncoder
-from textseg.testing.conformance import Subject, check, promise
+from textseg.testing.conformance import Subject, check
+from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KIND = "text_encoder"

@@ -1,0 +1,17 @@
+"""A promise of a kind, kept or broken."""
+
+from __future__ import annotations
+
+
+class BrokenPromiseError(Exception):
+    """What a check found; the runner adds whose it is."""
+
+    def __init__(self, expected: str, came: str) -> None:
+        super().__init__(expected, came)
+        self.expected, self.came = expected, came
+
+
+def promise(kept: object, expected: str, came: object) -> None:
+    """Raise where a promise is not kept."""
+    if not kept:
+        raise BrokenPromiseError(expected, str(came))
