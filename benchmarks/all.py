@@ -50,6 +50,7 @@ CPU = (
     Benchmark("Preparation", "preparation"),
     Benchmark("What 12,000 slices cost in text", "text"),
     Benchmark("Fusion", "fusion", "", "--sides 64 --pairs 1 --feature-size 24"),
+    Benchmark("Backbone", "backbone", "", "--sides 64 --pairs 1 --feature-size 12"),
     Benchmark("One slice at full size", "full_size", SLICE, "recipes/quickstart.yaml"),
     Benchmark(
         "One vision encoder after the other",
