@@ -22,6 +22,7 @@ from textseg.contracts import Atlas, Case, PromptGenerator, Prompts, Source, Str
 
 if TYPE_CHECKING:
     import SimpleITK
+    from torch import nn
 
     from textseg.preparation import PreparedCase
     from textseg.text import SliceText
@@ -442,6 +443,33 @@ def cases(prepared_case: Callable[..., PreparedCase]) -> list[PreparedCase]:
 def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
     """What every source says of some cases, with random features."""
     return _text_of
+
+
+@pytest.fixture(scope="session")
+def across() -> type[nn.Module]:
+    """A network that must get whole volumes, and counts what it is shown."""
+    from torch import Tensor, nn
+
+    from textseg.contracts import SegmenterOutput, TextFeatures
+
+    class Across(nn.Module):
+        """Marks what differs from the middle slice of the volume: any other batch than a whole case would show."""
+
+        uses_text = False
+        size_multiple = 1
+        batching = "volume"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv3d(1, 3, (3, 1, 1), padding=(1, 0, 0), bias=False)
+            self.shown: list[int] = []
+
+        def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+            self.shown.append(len(image))
+            volume: Tensor = self.layer(image.transpose(0, 1)[None])[0]
+            return SegmenterOutput(volume.transpose(0, 1))
+
+    return Across
 
 
 @pytest.fixture(scope="session")

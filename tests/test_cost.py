@@ -76,24 +76,6 @@ class Keeper(nn.Module):
         return SegmenterOutput(self.layer(image) * self.kept)
 
 
-class Across(nn.Module):
-    """Marks what differs from the middle slice of the volume: any other batch than a whole case would show."""
-
-    uses_text = False
-    size_multiple = 1
-    batching = "volume"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv3d(1, 3, (3, 1, 1), padding=(1, 0, 0), bias=False)
-        self.shown: list[int] = []
-
-    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        self.shown.append(len(image))
-        volume: Tensor = self.layer(image.transpose(0, 1)[None])[0]
-        return SegmenterOutput(volume.transpose(0, 1))
-
-
 def task(size: tuple[int, int] = (8, 6), **text: Any) -> Task:
     return Task(image_channels=1, image_size=size, class_count=3, atlas=ATLAS, **text)
 
@@ -150,8 +132,8 @@ def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with() -> None:
     assert segmenter.network.layer.weight.grad is not None
 
 
-def test_a_slice_of_a_volume_costs_its_part() -> None:
-    segmenter = Segmenter(Across())
+def test_a_slice_of_a_volume_costs_its_part(across: type[nn.Module]) -> None:
+    segmenter = Segmenter(across())
     sizes = {"native_sizes": [(3, 9, 9), (6, 9, 9), (20, 9, 9)]}
     cost = measure_cost(segmenter, task((8, 6), fingerprint=sizes), CPU, repeats=1)
     assert set(segmenter.network.shown) == {6}

@@ -144,27 +144,9 @@ def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Pa
     assert segmenter.network.layer.weight.grad is not None
 
 
-class Across(nn.Module):
-    """Marks what differs from the middle slice of the volume: any other batch than a whole case would show."""
-
-    uses_text = False
-    size_multiple = 1
-    batching = "volume"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv3d(1, 3, (3, 1, 1), padding=(1, 0, 0), bias=False)
-        self.shown: list[int] = []
-
-    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        self.shown.append(len(image))
-        volume: Tensor = self.layer(image.transpose(0, 1)[None])[0]
-        return SegmenterOutput(volume.transpose(0, 1))
-
-
-def test_a_network_that_reads_volumes_gets_them_whole(tmp_path: Path) -> None:
+def test_a_network_that_reads_volumes_gets_them_whole(across: type[nn.Module], tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
-    segmenter = Segmenter(Across()).eval()
+    segmenter = Segmenter(across()).eval()
     found = predict_case(segmenter, prepared, Slices([prepared], None, {}), device=CPU, batch_size=2)
     assert segmenter.network.shown == [5]
     assert found.native is not None
