@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,10 @@ import SimpleITK as sitk
 from textseg.contracts import Atlas, Case, LabelMap
 from textseg.errors import DataError, RecipeError
 from textseg.phantom_files import PhantomFiles, check_settings, write_drawn
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
 class OneFile(PhantomFiles):
@@ -52,13 +60,50 @@ def test_files_are_drawn_once_and_read_by_the_reader_of_their_layout(tmp_path: P
     assert again.cases() == one.cases()
     assert other.cases() != one.cases()
     assert (one.drawn, again.drawn, other.drawn) == (1, 0, 1)
-    assert {path.name for path in tmp_path.iterdir()} == {one.folder.name, other.folder.name}
+    assert names_in(tmp_path) == {one.folder.name, other.folder.name}
 
 
 def test_a_drawing_that_fails_leaves_nothing_behind(tmp_path: Path, small_atlas: Atlas) -> None:
     with pytest.raises(DataError, match=r"can't be written.*no space left.*dataset.folder"):
         OneFile(str(tmp_path), number=-1, atlas=small_atlas).cases()
-    assert not list(tmp_path.iterdir())
+    assert names_in(tmp_path) == set()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from textseg.phantom_files import PhantomFiles
+
+class Killed(PhantomFiles):
+    def write(self, folder):
+        (folder / "number.txt").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def read(self, folder):
+        raise NotImplementedError
+
+Killed(sys.argv[1], [1]).cases()
+"""
+
+
+def test_what_a_killed_process_had_drawn_is_removed_by_the_next(tmp_path: Path, small_atlas: Atlas) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    phantom = OneFile(str(tmp_path), number=1, atlas=small_atlas)
+    (left,) = names_in(tmp_path)
+    assert left.startswith(f".{phantom.folder.name}.")
+    (tmp_path / ".of_somebody_else").mkdir()
+    assert [case.id for case in phantom.cases()] == ["1"]
+    assert names_in(tmp_path) == {phantom.folder.name, ".of_somebody_else"}
+
+
+def test_two_that_draw_at_once_draw_once(tmp_path: Path, small_atlas: Atlas) -> None:
+    phantoms = [OneFile(str(tmp_path), number=1, atlas=small_atlas) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda phantom: [case.id for case in phantom.cases()], phantoms))
+    assert found == [["1"]] * 4
+    assert sum(phantom.drawn for phantom in phantoms) == 1
+    assert names_in(tmp_path) == {phantoms[0].folder.name}
 
 
 def test_a_volume_is_stored_as_it_was_placed_also_when_turned(tmp_path: Path) -> None:

@@ -67,18 +67,29 @@ class PhantomFiles(ABC):
         return self.read(self.folder)
 
     def _generate(self) -> None:
-        """Write everything into a folder beside the final one, then rename: readers see all of it or nothing."""
-        unfinished = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}")
+        """Write everything into a folder beside the final one, then rename: readers see all of it or nothing.
+
+        One process at a time; the operating system frees the lock of a killed one, whose unfinished folder then goes.
+        """
+        from filelock import FileLock
+
+        name = self.folder.name
+        unfinished = self.folder.with_name(f".{name}.{uuid.uuid4().hex}")
         try:
-            unfinished.mkdir(parents=True)
-            self.write(unfinished)
-            unfinished.rename(self.folder)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_name(f".{name}.lock")):
+                if self.folder.is_dir():  # another process has just drawn it
+                    return
+                for left in self.folder.parent.glob(f".{name}.{'[0-9a-f]' * 32}"):
+                    shutil.rmtree(left, ignore_errors=True)
+                unfinished.mkdir()
+                self.write(unfinished)
+                unfinished.rename(self.folder)
         except OSError as error:
-            if not self.folder.is_dir():  # otherwise another process was faster, with the same files
-                raise DataError(
-                    f"The phantom can't be written to {self.folder}: {error}. "
-                    "Set `dataset.folder` to a folder that can be written to."
-                ) from error
+            raise DataError(
+                f"The phantom can't be written to {self.folder}: {error}. "
+                "Set `dataset.folder` to a folder that can be written to."
+            ) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
