@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -182,6 +183,39 @@ def test_a_process_lost_inside_an_epoch_ends_the_run_which_goes_on(
     ours, theirs = lost.load_checkpoint("last")["model"], whole.load_checkpoint("last")["model"]
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert lost.scores.read_bytes() == whole.scores.read_bytes()
+
+
+def srun(recipe: Path, output: Path, job: int) -> list[subprocess.Popen[bytes]]:
+    """Start a run as SLURM does: two tasks of one node, each told by its environment which it is."""
+    overrides = [part for value in ("training.devices=2", "training.epochs=8") for part in ("--set", value)]
+    command = [sys.executable, "-m", "textseg", "run", str(recipe), *overrides, "--output", str(output)]
+    shared = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    shared |= {"SLURM_NNODES": "1", "SLURM_NODELIST": "localhost", "SLURM_NODEID": "0"}
+    return [
+        subprocess.Popen(command, env={**os.environ, **shared, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in "01"
+    ]
+
+
+@pytest.mark.slow
+def test_a_job_of_slurm_saves_when_its_time_is_up_and_goes_on_when_it_is_queued_again(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    assert [task.wait() for task in srun(tiny_recipe, tmp_path / "whole", 1001)] == [0, 0]
+    whole, cut = (RunFolder(tmp_path / name / "tiny" / "seed2025") for name in ("whole", "cut"))
+    tasks = srun(tiny_recipe, tmp_path / "cut", 1002)
+    while not cut.checkpoint("last").exists():
+        assert [task.poll() for task in tasks] == [None, None]
+        time.sleep(0.05)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    assert [task.wait() for task in tasks] == [130, 130]  # by which the script knows that the job is to queue again
+    steps = [folder.load_checkpoint("last")["progression"]["step"] for folder in (cut, whole)]
+    assert 0 < steps[0] < steps[1]
+    assert [task.wait() for task in srun(tiny_recipe, tmp_path / "cut", 1002)] == [0, 0]
+    ours, theirs = cut.load_checkpoint("last")["model"], whole.load_checkpoint("last")["model"]
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert cut.scores.read_bytes() == whole.scores.read_bytes()
 
 
 def test_what_can_not_be_shared_is_a_message(
