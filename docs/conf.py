@@ -26,7 +26,7 @@ html_css_files = ["pages.css"]
 html_use_index = False
 
 LITERAL = re.compile(r'(?<=<span class="pre">)[^<]*(?=</span>)')
-COMMANDS = re.compile(r'<div class="highlight-bash .*?</pre>', re.DOTALL)
+COMMANDS = re.compile(r'<div class="highlight-(?:bash|shell) .*?</pre>', re.DOTALL)
 DRAWING = re.compile(r'<img [^>]*src="[^"]*/(\w+\.svg)"[^>]*/>')
 
 
