@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "mask spacing 2 % off": (change("masks", stretched), "spacing 0.5 x 0.6 x 3 mm against 0.51 x 0.6 x 3 mm"),
     "mask one slice away": (change("masks", moved), "origin 10 x -20 x 30 mm against 10 x -20 x 33 mm"),
     "mask direction mirrored": (change("masks", mirrored), "direction .* against"),
-    "unknown value in one voxel": (voxels("masks", one_voxel), "holds the value 77 in 1 voxels"),
+    "unknown value in one voxel": (voxels("masks", one_voxel), "holds the value 77 in 1 voxel"),
     "a vertebra missing between two": (relabel((3, 0)), "label gap: L3 missing between T12 and L5$"),
     "a disc missing between two": (relabel((204, 0)), "label gap: L2/L3 missing"),
     "neighbours swapped": (relabel((2, 3), (3, 2)), "wrong order: L3 lies .* mm below L4"),
@@ -267,7 +267,7 @@ def test_a_patient_in_both_official_subsets(folder: Path) -> None:
         (lambda f: (f / "masks/2_t2.mha").unlink(), "2_t2", "there is no mask for"),
         (lambda f: (f / "images/2_t2.mha").unlink(), "2_t2", "this mask has no image of its name"),
         (relabel((LEVELS, LEVELS + 1)), "2_t2", "label gap"),
-        (voxels("masks", nearly_gone), "2_t2", "T12 has 1 voxels only"),
+        (voxels("masks", nearly_gone), "2_t2", "T12 has 1 voxel only"),
         (miscounted, "2_t2", "num_vertebrae 7, and the mask has 6"),
     ],
 )

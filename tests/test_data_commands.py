@@ -127,5 +127,5 @@ def test_cache_shows_and_cleans(
     assert call(monkeypatch, "cache", "--clean", "--older-than", "1") == 0
     assert entry.exists()
     assert call(monkeypatch, "cache", "--clean") == 0
-    assert "removed 1 entries, 2.00 MB" in capsys.readouterr().out
+    assert "removed 1 entry, 2.00 MB" in capsys.readouterr().out
     assert not entry.exists()

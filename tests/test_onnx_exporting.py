@@ -84,7 +84,7 @@ def test_the_command_takes_an_engine_where_there_is_a_graph(
 ) -> None:
     arguments = ["predict", str(bundle), str(scan), "--output", str(tmp_path), "--engine"]
     result = CliRunner().invoke(app, [*arguments, "onnxruntime"], catch_exceptions=False)
-    assert "1 masks written" in result.stdout
+    assert "1 mask written" in result.stdout
     with pytest.raises(RunError, match="no engine 'onnxruntme'. Did you mean 'onnxruntime'"):
         CliRunner().invoke(app, [*arguments, "onnxruntme"], catch_exceptions=False)
     with pytest.raises(RunError, match="holds no ONNX network for onnxruntime. Make one: textseg export"):

@@ -31,13 +31,13 @@ def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(
     arguments = ["predict", str(finished_run), str(scan), str(tmp_path / "bad.mha"), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert f"1 masks written to {tmp_path / 'out'}" in result.stdout
+    assert f"1 mask written to {tmp_path / 'out'}" in result.stdout
     assert "1 of 2 volumes failed:\n  " in result.stderr
     assert "bad.mha" in result.stderr
     again = CliRunner().invoke(app, [*arguments[:3], *arguments[4:]])
     assert again.exit_code == 0
     assert "0 masks written" in again.stdout
-    assert "1 were there already" in again.stdout
+    assert "1 was there already" in again.stdout
 
 
 def test_an_ensemble_says_of_whom_it_is_and_what_it_averaged(finished_run: Path, scan: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.errors import DataError
 from textseg.geometry import downward_axis
 from textseg.volumes import Geometry, Volume, file_hash, read_labels, read_volume
+from textseg.wording import counted
 
 FEW_VOXELS = 10  # a structure this small is more likely a slip of the pen
 UNLIKE = 3.0  # times the median spacing, or a third of it
@@ -138,7 +139,8 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     findings += _geometry(case, image.geometry, labels.geometry)
     counts = {int(v): int(n) for v, n in zip(*np.unique(labels.array, return_counts=True), strict=True)}
     for value in sorted(counts.keys() - label_map.keys()):
-        what = f"the mask holds the value {value} in {counts[value]} voxels, which the data set's labels don't name"
+        what = f"the mask holds the value {value} in {counted(counts[value], 'voxel')}, "
+        what += "which the data set's labels don't name"
         findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
     slices, rows, sizes = _structures(labels, label_map, atlas)
     if not sizes:
@@ -147,7 +149,9 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     findings += _sequence(case, atlas, rows)
     for name, size in sizes.items():
         if size < FEW_VOXELS:
-            findings.append(Finding(case.id, "doubt", f"{name} has {size} voxels only", "is it a slip of the pen?"))
+            findings.append(
+                Finding(case.id, "doubt", f"{name} has {counted(size, 'voxel')} only", "is it a slip of the pen?")
+            )
     return CaseCheck(case.id, tuple(findings), file, voxels, image.spacing_mm, counts, slices)
 
 

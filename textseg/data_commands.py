@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from textseg.errors import DataError, RecipeError, suggestion
+from textseg.wording import counted
 
 if TYPE_CHECKING:
     from textseg.contracts import Dataset
@@ -55,17 +56,19 @@ def check(
     """
     from textseg.checking import check_dataset
     from textseg.files import write_atomically
+    from textseg.progress import counting
 
     found = _dataset(dataset, folder, overrides)
     parts = _parts(split)
-    with _cases_bar() as report:
+    with counting("checking cases", transient=True) as report:
         checked = check_dataset(found, parts, progress=report)
     if json is not None:
         write_atomically(json, checked.as_json())
     for finding in checked.findings:
         print(f"{finding.severity}  {finding.case or 'data set'}: {finding.what}\n       {finding.remedy}")
     doubts = sum(finding.severity == "doubt" for finding in checked.findings)
-    print(f"{len(checked.sound)} of {len(checked.cases)} cases are sound; {doubts} doubts")
+    sound, are = len(checked.sound), "is" if len(checked.sound) == 1 else "are"
+    print(f"{sound} of {counted(len(checked.cases), 'case')} {are} sound; {counted(doubts, 'doubt')}")
     if checked.faulty:
         print(f"To train on the sound ones: --set 'leave_out=[{', '.join(checked.faulty)}]'")
     if not checked.clean:
@@ -88,15 +91,16 @@ def show(
     from textseg.checking import check_dataset
     from textseg.figures import case_png, frequency_png
     from textseg.files import write_atomically
+    from textseg.progress import counting
 
     found = _dataset(dataset, folder, overrides)
     if case is None:
         if slices is not None:
             raise typer.BadParameter("--slices goes with a case.")
-        with _cases_bar() as report:
+        with counting("checking cases", transient=True) as report:
             checked = check_dataset(found, progress=report)
         shown = [one.slices for one in checked.cases if one.slices]
-        title = f"{Path(dataset).stem}: {len(shown)} cases with masks"
+        title = f"{Path(dataset).stem}: {counted(len(shown), 'case')} with masks"
         target, content = output or Path(f"{Path(dataset).stem}.png"), frequency_png(title, found.atlas, shown)
     else:
         by_id = {one.id: one for one in found.cases()}
@@ -147,7 +151,8 @@ def cache(
     place = cache_folder()
     if clean:
         removed = clean_cache(place, older_than_days=older_than, leftovers_only=leftovers)
-        print(f"removed {len(removed)} entries, {_size(sum(entry.bytes for entry in removed))}, from {place}")
+        size = _size(sum(entry.bytes for entry in removed))
+        print(f"removed {counted(len(removed), 'entry', 'entries')}, {size}, from {place}")
         return
     print(place)
     entries = cache_entries(place)
@@ -162,11 +167,12 @@ def evaluate_predictions(
     """What `textseg evaluate --predictions` does."""
     from textseg.evaluation import headline
     from textseg.mask_evaluation import evaluate_masks
+    from textseg.progress import counting
     from textseg.recipe import Evaluation
 
     found = _dataset(name, references, None)
     target, parts = output or Path("runs") / predictions.name, _parts(split)
-    with _cases_bar("scoring cases") as report:
+    with counting("scoring cases", transient=True) as report:
         scores, missing, extra = evaluate_masks(
             predictions, found, target.name, Evaluation(), target, patients=parts and parts["test"], progress=report
         )
@@ -225,15 +231,6 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
-
-
-@contextmanager
-def _cases_bar(what: str = "checking cases") -> Iterator[Callable[[int, int], None]]:
-    from textseg.progress import progress_bar
-
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

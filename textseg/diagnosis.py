@@ -22,6 +22,7 @@ from textseg.compatibility import API_VERSION
 from textseg.component import Component, Plugin, cause
 from textseg.errors import PluginError, TextsegError
 from textseg.registry import collision, hook_caller, plugin_of, register
+from textseg.wording import counted
 
 HEAVY = frozenset(
     {"jax", "lightning", "matplotlib", "monai", "pandas", "scipy", "SimpleITK", "sklearn"}
@@ -204,4 +205,4 @@ def _summary(diagnoses: Sequence[Diagnosis]) -> str:
     broken = [diagnosis.plugin.name for diagnosis in diagnoses if diagnosis.broken]
     count = sum(len(diagnosis.components) for diagnosis in diagnoses)
     state = f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "nothing is broken"
-    return f"{len(diagnoses)} plug-ins, {count} components; {state}."
+    return f"{counted(len(diagnoses), 'plug-in')}, {counted(count, 'component')}; {state}."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from textseg.contracts import Source, TextEncoder
 from textseg.errors import PromptError, suggestion
 from textseg.files import write_atomically
+from textseg.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,7 @@ def check_budget(encoder: TextEncoder, texts: Sequence[str]) -> int:
     counts = encoder.count_tokens(distinct)
     over = sorted(((n, text) for n, text in zip(counts, distinct, strict=True) if n > encoder.max_tokens), reverse=True)
     if over:
-        lines = [f"  {count} tokens: {_shortened(text)}" for count, text in over[:LISTED]]
+        lines = [f"  {counted(count, 'token')}: {_shortened(text)}" for count, text in over[:LISTED]]
         if len(over) > LISTED:
             lines.append(f"  and {len(over) - LISTED} more")
         raise PromptError(

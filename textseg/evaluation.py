@@ -24,7 +24,7 @@ from textseg.model import Segmenter
 from textseg.pictures import OverlayPicture, fullest_slice
 from textseg.prediction import CasePrediction, predict_case
 from textseg.preparation import PreparedCase
-from textseg.progress import progress_bar
+from textseg.progress import counting, progress_bar
 from textseg.recipe import load_recipe
 from textseg.reporting import write_report
 from textseg.run_folder import RunFolder, first_line
@@ -33,6 +33,7 @@ from textseg.scoring import label_maps, score_case
 from textseg.side_by_side import best_median_worst
 from textseg.task_record import write_task
 from textseg.volumes import read_labels, read_volume
+from textseg.wording import counted
 
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
 
@@ -155,14 +156,8 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
     if visible is not None and source != "interactive":
         raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts ask nobody.")
-    with progress_bar() as bar:
-        task = bar.add_task("preparing slices", total=None)
-        experiment = build(
-            recipe,
-            also=[source] if source else [],
-            named=visible,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counting("preparing slices") as report:
+        experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
     check_data(experiment, folder)
     write_task(folder.task, experiment.record)  # of a run that stems from a version without it
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -222,8 +217,8 @@ def headline(
         "simulated": " SIMULATED (first and last structure from the annotation)",
     }.get(told or "", "")
     return (
-        f"test: {means}; mean over {first.n} structures {of}, {cases} cases, {first.missed} missed, "
-        f"{first.spurious} spurious; prompts: {told or 'none'}{mark}"
+        f"test: {means}; mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}, "
+        f"{first.missed} missed, {first.spurious} spurious; prompts: {told or 'none'}{mark}"
     )
 
 

@@ -16,6 +16,7 @@ from textseg.mask import Mask
 from textseg.pictures import Panels, draw_structures, figure_png, fullest_slice, panels_png
 from textseg.preparation import map_labels
 from textseg.volumes import read_labels, read_volume
+from textseg.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
     figure = _figure((PANEL_INCHES * len(slices), panel + HEADER_INCHES), INK)
     facts = ", ".join(f"{key} {value}" for key, value in case.facts.items())
     title = f"{case.id}  patient {case.patient}"
-    size = f"{count} slices, {slice_mm:.3g} x {row_mm:.3g} x {column_mm:.3g} mm"
+    size = f"{counted(count, 'slice')}, {slice_mm:.3g} x {row_mm:.3g} x {column_mm:.3g} mm"
     figure.text(
         0.01,
         1 - 0.1 / (panel + HEADER_INCHES),

@@ -16,6 +16,7 @@ from typing import Any
 
 from textseg.errors import TextsegError
 from textseg.fetching import Progress
+from textseg.wording import counted
 
 CONFIGURATION = "config.json"
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order of preference; the second is a pickle
@@ -146,8 +147,9 @@ class HubModel:
             raise self.error(f"The weights of {what} '{self.name}' can't be read: {cause}. {self.remedy}") from error
         if absent := sorted(key for key in report["missing_keys"] if own is None or own not in key):
             raise self.error(
-                f"The weights of {what} '{self.name}' lack {len(absent)} tensors, {', '.join(absent[:3])} among them; "
-                "they would be random. Use weights that match the configuration, or none."
+                f"The weights of {what} '{self.name}' lack {counted(len(absent), 'tensor')}, "
+                f"{', '.join(absent[:3])} among them; they would be random. "
+                "Use weights that match the configuration, or none."
             )
         return model
 
@@ -182,7 +184,7 @@ class HubModel:
         size = sum(sizes[name] for name in wanted) / 1e6
         pin = "" if self.revision == information.sha else f"; `revision: {information.sha}` pins it"
         return (
-            f"{self.what} '{self.name}', commit {information.sha}: {len(wanted)} files, {size:.1f} MB, in "
+            f"{self.what} '{self.name}', commit {information.sha}: {counted(len(wanted), 'file')}, {size:.1f} MB, in "
             f"{self.folder}{pin}"
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from textseg import processes
 from textseg.errors import RecipeError, RunError, TextsegError
 from textseg.termination import on_termination
+from textseg.wording import counted
 
 PAUSE = 0.1  # seconds between two looks at the processes
 GRACE = 5.0  # seconds that a process with an error of its own waits, so that the one that caused it is heard first
@@ -59,8 +60,8 @@ def check_shares(size: int, batching: str) -> None:
     if size % count:
         possible = ", ".join(str(number) for number in range(1, size + 1) if size % number == 0)
         raise RecipeError(
-            f"training.devices: a batch of {size} slices can't be divided among {count} processes. Its parts must be "
-            f"equal: with this batch, {possible} are possible."
+            f"training.devices: a batch of {counted(size, 'slice')} can't be divided among {count} processes. "
+            f"Its parts must be equal: with this batch, {possible} are possible."
         )
 
 

@@ -11,6 +11,7 @@ from textseg.leaderboard_sections import bound, mark, picked, title_of
 from textseg.published import PublishedRow
 from textseg.reporting import format_value
 from textseg.tabulation import prompts_of
+from textseg.wording import counted
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -131,7 +132,7 @@ def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[st
 
 def _caption(board: Leaderboard) -> str:
     settings = board.settings
-    sizes = f"{len(board.structures)} structures, {len(board.patients)} test patients"
+    sizes = f"{counted(len(board.structures), 'structure')}, {counted(len(board.patients), 'test patient')}"
     protocol = f"per {settings.get('per')} in {settings.get('space')} space"
     said = (
         f"{settings.get('dataset')}: means over {sizes}, {protocol}; 95 % intervals (BCa bootstrap over patients). "

@@ -16,6 +16,7 @@ from textseg.page import breakable, page, section
 from textseg.reporting import format_value
 from textseg.statistics import DRAWS, small_sample_warning
 from textseg.tabulation import prompts_of
+from textseg.wording import counted
 
 SHOWN: Aggregate = "penalised"  # at first; ranks are by it
 _COST = (
@@ -61,12 +62,15 @@ def _headline(board: Leaderboard) -> str:
     settings = board.settings
     methods = sum(len(table.rows) for table in board.tables)
     tiles = [
-        (methods, "method" if methods == 1 else "methods"),
-        (len(board.patients), "test patients"),
-        (len(board.cases), "cases"),
-        (len(board.structures), "structures"),
+        counted(methods, "method"),
+        counted(len(board.patients), "test patient"),
+        counted(len(board.cases), "case"),
+        counted(len(board.structures), "structure"),
     ]
-    cells = "".join(f'<div class="tile"><b>{number}</b><span>{what}</span></div>' for number, what in tiles)
+    cells = "".join(
+        f'<div class="tile"><b>{number}</b><span>{what}</span></div>'
+        for number, what in (tile.split(" ", 1) for tile in tiles)
+    )
     about = f"scores per {settings.get('per')} in {settings.get('space')} space, distances in {settings.get('unit')}"
     warnings = [(line, "forced") for line in mark(board)]
     warnings += [(line, "warning") for table in board.tables for line in table.warnings]
@@ -187,7 +191,8 @@ def _lines(board: Leaderboard, table: Table, aggregate: Aggregate) -> Iterator[s
 
 def _mean(board: Leaderboard, metric: str, number: Number, kind: str) -> str:
     unit = "" if number.unit == board.unit[metric] else f" {number.unit}"
-    said = f"{number.used} values of {number.patients} patients, {number.missed} missed, {number.spurious} spurious"
+    said = f"{counted(number.used, 'value')} of {counted(number.patients, 'patient')}, "
+    said += f"{number.missed} missed, {number.spurious} spurious"
     between = [
         f"± {format_value(sd, number.unit)} {what}"
         for sd, what in ((number.seed_sd, "seeds"), (number.fold_sd, "folds"))

@@ -15,6 +15,7 @@ from textseg.published import PROTOCOL
 from textseg.reporting import format_value, metric_title
 from textseg.statistics import DRAWS, small_sample_warning
 from textseg.tabulation import prompts_of
+from textseg.wording import counted
 
 MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
 
@@ -152,7 +153,7 @@ def _scopes(board: Leaderboard, table: Table) -> Section:
     header = ["run"]
     for name in board.scopes:
         header += [f"over {name}" if name in (STRUCTURES, CASES) else name.replace("_", " "), "n/missed"]
-    rare = ", ".join(f"{name} ({shown} of {cases} cases)" for name, (shown, cases) in board.rare.items())
+    rare = ", ".join(f"{name} ({shown} of {counted(cases, 'case')})" for name, (shown, cases) in board.rare.items())
     notes = [
         f"Rare, below {board.rare_share:.0%} of the test cases: {rare}."
         if rare
@@ -267,9 +268,9 @@ def notes(board: Leaderboard) -> list[str]:
     settings = board.settings
     patients = len(board.patients)
     means = (
-        f"Means over the {len(board.structures)} structures that occur in the training data of every run; "
-        f"{patients} test patients, {len(board.cases)} cases; scores per {settings.get('per')} in "
-        f"{settings.get('space')} space; distances in {settings.get('unit')}."
+        f"Means over the {counted(len(board.structures), 'structure')} that occur in the training data of every run; "
+        f"{counted(patients, 'test patient')}, {counted(len(board.cases), 'case')}; scores per {settings.get('per')} "
+        f"in {settings.get('space')} space; distances in {settings.get('unit')}."
     )
     intervals = f"Intervals: 95 %, bias-corrected and accelerated bootstrap of {DRAWS} draws over patients."
     return [means, POLICY, intervals, *filter(None, [small_sample_warning(patients)])]

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from textseg.contracts import Atlas
 from textseg.errors import DataError
+from textseg.wording import counted
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
 SKIPPED = 0.1  # what leaving out a level between two pieces costs, against 1 for a piece of which the model is certain
@@ -180,4 +181,4 @@ def _rename(logits: Floats, piece: _Piece, new: int, names: dict[int, str], chan
     old = logits[slices, piece.label, rows, columns]
     logits[slices, piece.label, rows, columns] = logits[slices, new, rows, columns]
     logits[slices, new, rows, columns] = old
-    changes.append(f"{piece.size} voxels of {names[piece.label]} became {names.get(new, 'background')}")
+    changes.append(f"{counted(piece.size, 'voxel')} of {names[piece.label]} became {names.get(new, 'background')}")

@@ -19,6 +19,7 @@ from textseg.launching import run_command
 from textseg.recipe import Recipe, load_recipe
 from textseg.run_folder import RunFolder
 from textseg.termination import on_termination
+from textseg.wording import counted
 
 PAUSE = 0.1  # seconds between two looks at the processes
 
@@ -91,7 +92,7 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
     if signals:
         print("interrupted: the same command goes on from here")
         raise KeyboardInterrupt
-    print(f"\n{len(finished)} of {len(runs)} runs finished")
+    print(f"\n{len(finished)} of {counted(len(runs), 'run')} finished")
     for run, code, line in failed:
         print(f"  {run.folder} failed ({_meaning(code)}): {line or 'it said nothing'}")
     if not dry_run:

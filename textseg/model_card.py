@@ -11,6 +11,7 @@ from textseg.run_folder import RunFolder
 from textseg.scores import read_scores, summarise
 from textseg.statistics import small_sample_warning
 from textseg.trained import TrainedModel
+from textseg.wording import counted
 
 PARTS = ("train", "validation", "test")
 
@@ -29,7 +30,7 @@ def model_card(
     lines = [
         f"# {model.name}",
         "",
-        f"Segments {len(atlas.structures)} structures in volumes and names each: {', '.join(atlas.names)}.",
+        f"Segments {counted(len(atlas.structures), 'structure')} in volumes and names each: {', '.join(atlas.names)}.",
         "",
         "## Use",
         "",
@@ -119,7 +120,7 @@ def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
         rows.append([metric_title(metric, mean.unit), format_value(mean.value, mean.unit), between, *counts])
     patients = len({row.patient for row in scores})
     sources = ", ".join(sorted({row.prompt_source for row in scores}))
-    said = f"On {patients} test patients, with prompts of source {sources}; macro means over structures."
+    said = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
     warning = small_sample_warning(patients)
     header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
     return [said, "", markdown_table(header, rows), "", *filter(None, [warning])]

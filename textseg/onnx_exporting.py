@@ -24,6 +24,7 @@ from textseg.registry import installed_registry
 from textseg.run_folder import RunFolder
 from textseg.trained import TrainedModel
 from textseg.volumes import read_volume
+from textseg.wording import counted
 
 SAME = 0.9999  # of the labels must be equal
 SCANS, SLICES = 2, 8  # on how many scans of the run, and slices of each, that is looked at
@@ -40,7 +41,9 @@ class Agreement:
     equal: float  # share of the pixels that got the same label
 
     def __str__(self) -> str:
-        where = f"slices of {self.scans} scans" if self.scans else "slices of noise, for want of the run's scans"
+        where = (
+            f"slices of {counted(self.scans, 'scan')}" if self.scans else "slices of noise, for want of the run's scans"
+        )
         return (
             f"On {self.slices} {where}, {100 * self.equal:.4f} % of the labels are those of torch, and logits differ "
             f"by at most {self.difference:.1e}."

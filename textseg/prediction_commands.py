@@ -62,6 +62,7 @@ def predict(
     from textseg.onnx_network import checked_engine
     from textseg.posterior import checked_changes
     from textseg.trained import Prompting
+    from textseg.wording import counted
 
     if prompts == "ground_truth":
         raise RunError(
@@ -110,9 +111,12 @@ def predict(
                 failed.append(outcome)
             for remark in outcome.remarks:
                 bar.console.print(f"{outcome.job.input}: {remark}", highlight=False, soft_wrap=True)
-    print(f"{written} masks written to {output}" + (f", {there} were there already" if there else ""))
+    print(
+        f"{counted(written, 'mask')} written to {output}"
+        + (f", {there} {'was' if there == 1 else 'were'} there already" if there else "")
+    )
     if failed:
-        print(f"{len(failed)} of {len(jobs)} volumes failed:", file=sys.stderr)
+        print(f"{len(failed)} of {counted(len(jobs), 'volume')} failed:", file=sys.stderr)
         for outcome in failed:
             print(f"  {outcome.message}", file=sys.stderr)
         raise typer.Exit(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -9,3 +12,20 @@ def progress_bar(*, transient: bool = False) -> Progress:
     """How far a long job is, with the time that is left; a `transient` one vanishes at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, transient=transient)
+
+
+@contextmanager
+def counting(what: str, *, transient: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Reports done of total on a bar that appears with the first report; a job that fails before shows none."""
+    bar = progress_bar(transient=transient)
+    task = bar.add_task(what, total=None)
+
+    def report(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -17,6 +17,7 @@ from textseg.preparation import PreparedCase, prepare
 from textseg.recipe import Recipe
 from textseg.registry import Registry, installed_registry
 from textseg.text import AVAILABLE, Knowledge, SlicePrompt, slice_prompts
+from textseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _generators(recipe: Recipe, registry: Registry, atlas: Atlas) -> Iterator[tu
 
 def _title(entry: Entry) -> str:
     level = "" if entry.granularity is None else f", granularity {entry.granularity}"
-    return f"{entry.called}{level}: {entry.tokens} tokens"
+    return f"{entry.called}{level}: {counted(entry.tokens, 'token')}"
 
 
 def _mark(entry: Entry) -> str:

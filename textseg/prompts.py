@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from textseg.contracts import Atlas, Plane, PromptGenerator, Prompts, Visibility
 from textseg.errors import DataError, PromptError, suggestion
+from textseg.wording import counted
 
 Granularity = Literal[1, 2, 3]
 Wording = Literal["corrected", "paper"]
@@ -156,8 +157,9 @@ def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -
         )
     if len(prompts.classwise) != len(atlas.structures):
         raise PromptError(
-            f"Prompt generator '{name}' gave {len(prompts.classwise)} class-wise prompts for atlas '{atlas.name}'; it "
-            f"must give one for each of its {len(atlas.structures)} structures, in class order."
+            f"Prompt generator '{name}' gave {counted(len(prompts.classwise), 'class-wise prompt')} for atlas "
+            f"'{atlas.name}'; it must give one for each of its {counted(len(atlas.structures), 'structure')}, "
+            "in class order."
         )
     return prompts
 

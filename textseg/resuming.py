@@ -11,6 +11,7 @@ from textseg.errors import RunError
 from textseg.model import Segmenter
 from textseg.run_folder import RunFolder, first_line, load_checkpoint
 from textseg.stages import Stage
+from textseg.wording import counted
 
 if TYPE_CHECKING:
     from textseg.recipe import Training
@@ -43,7 +44,8 @@ class Progression:
             return ""
         return (
             f"training.epochs is {settings.epochs} and was {before}: the schedule is planned anew, and what is left "
-            f"follows that of {settings.epochs} epochs; a run of {settings.epochs} from its start gives other weights"
+            f"follows that of {counted(settings.epochs, 'epoch')}; a run of {settings.epochs} from its start "
+            "gives other weights"
         )
 
 
@@ -63,15 +65,15 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
     trained = len(progression.history)
     if trained > epochs:
         raise RunError(
-            f"'{folder.path}' has trained {trained} epochs, more than training.epochs ({epochs}). Raise it, or add "
-            "--fresh to move the old run aside."
+            f"'{folder.path}' has trained {counted(trained, 'epoch')}, more than training.epochs ({epochs}). "
+            "Raise it, or add --fresh to move the old run aside."
         )
     now = stages[min(progression.stage, len(stages) - 1)]
     if now.first > trained:
         raise RunError(
-            f"'{folder.path}' is in stage '{now.name}' after {trained} epochs, which with training.epochs {epochs} "
-            f"would begin after {now.first}. Let the run end before you raise it so far, or add --fresh to move the "
-            "old run aside."
+            f"'{folder.path}' is in stage '{now.name}' after {counted(trained, 'epoch')}, which with "
+            f"training.epochs {epochs} would begin after {now.first}. Let the run end before "
+            "you raise it so far, or add --fresh to move the old run aside."
         )
     return progression
 

@@ -30,7 +30,7 @@ from textseg.files import cache_folder, write_atomically
 from textseg.launching import launched, launched_by_textseg, launched_rank, one_of_several, run_command, run_together
 from textseg.model import Segmenter
 from textseg.numerics import deterministic, numeric_settings
-from textseg.progress import progress_bar
+from textseg.progress import counting
 from textseg.recipe import Recipe, complete_settings, dump, load_recipe
 from textseg.recipe import Training as Settings
 from textseg.run_folder import RunFolder, environment, first_line
@@ -39,6 +39,7 @@ from textseg.stages import divide_epochs
 from textseg.task_record import write_task
 from textseg.training import Training
 from textseg.watching import check_loggers, peak_memory, watching
+from textseg.wording import counted
 
 LOST_AFTER = timedelta(hours=2)  # how long a process waits for one that neither ends nor answers
 
@@ -149,9 +150,8 @@ def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None
 
 def prepared(recipe: Recipe) -> Experiment:
     """The experiment of a recipe with its data in place, and a bar while they are put there."""
-    with progress_bar() as bar:
-        task = bar.add_task("preparing slices", total=None)
-        return build(recipe, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    with counting("preparing slices") as report:
+        return build(recipe, progress=report)
 
 
 def _connected(settings: Settings, precision: Any) -> Fabric:
@@ -179,16 +179,16 @@ def _connected(settings: Settings, precision: Any) -> Fabric:
 def plan(experiment: Experiment) -> str:
     """What a run is about to do: cases, slices, prompts, parameters."""
     lines = [
-        f"{part}: {len({case.case.patient for case in cases})} patients, {len(cases)} cases, "
-        f"{sum(case.slice_count for case in cases)} slices"
+        f"{part}: {counted(len({case.case.patient for case in cases}), 'patient')}, {counted(len(cases), 'case')}, "
+        f"{counted(sum(case.slice_count for case in cases), 'slice')}"
         for part, cases in experiment.cases.items()
     ]
     if experiment.text is not None:
         table = experiment.text.table
         lines.append(
-            f"prompts: {len(table.texts)} distinct texts ({table.encoded_count} encoded now), at most "
-            f"{max(table.token_counts)} tokens; T = {experiment.task.text_length}, D = {experiment.task.text_size}; "
-            f"evaluation with '{experiment.evaluation_source}'"
+            f"prompts: {counted(len(table.texts), 'distinct text')} ({table.encoded_count} encoded now), at most "
+            f"{counted(max(table.token_counts), 'token')}; T = {experiment.task.text_length}, "
+            f"D = {experiment.task.text_size}; evaluation with '{experiment.evaluation_source}'"
         )
     return "\n".join([*lines, _plan_of_training(experiment, experiment.segmenter())])
 
@@ -204,8 +204,8 @@ def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
         slices = sum(case.slice_count for case in cases)
         steps, content = ShuffledBatches.per_epoch(slices, settings.batch_size), ""
     return (
-        f"model: {count / 1e6:.2f} M parameters; {settings.epochs} epochs{sequence}, "
-        f"{settings.epochs * steps} steps{content}"
+        f"model: {count / 1e6:.2f} M parameters; {counted(settings.epochs, 'epoch')}{sequence}, "
+        f"{counted(settings.epochs * steps, 'step')}{content}"
     )
 
 

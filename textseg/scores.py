@@ -15,6 +15,7 @@ from textseg.contracts import Source
 from textseg.errors import RunError, suggestion
 from textseg.files import write_atomically
 from textseg.metrics import Status
+from textseg.wording import counted
 
 Told = Source | Literal["simulated"]  # what the prompts of scores knew
 Mark = Literal["", "simulated", "oracle"]  # whether the prompts of scores said what only the annotation shows
@@ -105,7 +106,9 @@ def read_scores(path: Path) -> list[Score]:
 def _score(path: Path, number: int, line: Sequence[str]) -> Score:
     where = f"'{path}', line {number}"
     if len(line) != len(COLUMNS):
-        raise RunError(f"{where}: {len(line)} columns instead of {len(COLUMNS)}. Restore the file or evaluate again.")
+        raise RunError(
+            f"{where}: {counted(len(line), 'column')} instead of {len(COLUMNS)}. Restore the file or evaluate again."
+        )
     cells = dict(zip(COLUMNS, line, strict=True))
     statuses = get_args(Status)
     if cells["status"] not in statuses:
@@ -145,8 +148,8 @@ def summarise(scores: Sequence[Score], *, structures: Sequence[str]) -> Summary:
     if twice:
         case, position, structure, metric = twice[0]
         raise RunError(
-            f"{len(twice)} values stand in the scores more than once, the first: {metric} of '{structure}' in case "
-            f"'{case}'{'' if position is None else f', slice {position}'}. Evaluate the run again."
+            f"{counted(len(twice), 'value')} more than once in the scores, the first: {metric} of '{structure}' in "
+            f"case '{case}'{'' if position is None else f', slice {position}'}. Evaluate the run again."
         )
     for row in scores:
         rows.setdefault((row.structure, row.metric), []).append(row)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from textseg.errors import PluginError, RecipeError
+from textseg.wording import counted
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ def divide_epochs(shares: Mapping[str, float], epochs: int) -> tuple[Stage, ...]
         raise PluginError(f"The network gives its stage '{empty[0]}' {shares[empty[0]]} of the epochs; give it more.")
     if epochs < len(shares):
         raise RecipeError(
-            f"training.epochs is {epochs}, and the network is trained in {len(shares)} stages ({', '.join(shares)}), "
-            f"one after the other. Give it at least {len(shares)}."
+            f"training.epochs is {epochs}, and the network is trained in {counted(len(shares), 'stage')} "
+            f"({', '.join(shares)}), one after the other. Give it at least {len(shares)}."
         )
     total, done, first = sum(shares.values()), 0.0, 0
     stages: list[Stage] = []

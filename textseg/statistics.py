@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from textseg.wording import counted
+
 Floats = NDArray[np.float64]
 
 DRAWS = 2000
@@ -171,8 +173,8 @@ def small_sample_warning(patients: int) -> str:
     if patients >= MINIMUM_PATIENTS:
         return ""
     return (
-        f"{patients} patients: intervals and tests of fewer than {MINIMUM_PATIENTS} are rough; they show what is not "
-        "known rather than who is better."
+        f"{counted(patients, 'patient')}: intervals and tests of fewer than {MINIMUM_PATIENTS} are rough; they show "
+        "what is not known rather than who is better."
     )
 
 

@@ -32,6 +32,7 @@ from textseg.run_folder import RunFolder
 from textseg.stages import Stage, divide_epochs
 from textseg.termination import on_termination
 from textseg.watching import PICTURES, describe, drawn_in, peak_memory, watching
+from textseg.wording import counted
 
 
 class Training:
@@ -160,8 +161,8 @@ class Training:
                     raise KeyboardInterrupt
                 if self.finished and epoch + 1 < self.settings.epochs:
                     bar.console.print(
-                        f"finished early: nothing better in {self.settings.patience} validations after epoch "
-                        f"{progression.best_epoch}",
+                        f"finished early: nothing better in {counted(self.settings.patience or 0, 'validation')} "
+                        f"after epoch {progression.best_epoch}",
                         highlight=False,
                     )
                     break
