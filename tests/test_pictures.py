@@ -124,3 +124,9 @@ def test_every_point_lies_inside_the_chart(curve):
     ElementTree.fromstring(svg)
     assert all(54 <= x <= 426 and 12 <= y <= 216 for x, y in points_of(svg)[0])
     assert "nan" not in svg
+
+
+def test_the_axis_of_a_curve_holds_all_epochs_though_few_were_validated():
+    svg = line_chart("t", {"a": [(2, 0.5)]}, epochs=[1, 2])
+    labels = [float(x) for x in re.findall(r'text-anchor="middle">([\d.]+)<', svg)]
+    assert (min(labels), max(labels)) == (1, 2)

@@ -54,6 +54,7 @@ def facts(**changes):
         "evaluation": {"metrics": ["dsc", "hd95"], "per": "volume", "space": "native", "unit": "mm"},
         "structures_in_training": ["L4", "L5"],
         "parameters": 1234567,
+        "trainable_parameters": 1000000,
         "peak_memory_bytes": 2**30,
         "wall_seconds": 3725.4,
         "best": {"epoch": 1, "validation_dsc": 0.75},
@@ -144,7 +145,7 @@ def test_prompts_show_each_source_with_token_counts(report, tmp_path):
 
 def test_provenance_shows_all_of_run_json_readably(report, tmp_path):
     _, page = report(tmp_path)
-    for words in ("1,234,567", "1.00 GiB", "1 h 02 min 05 s", "abc123", "torch 2.9", "fold –"):
+    for words in ("1,234,567", "1,000,000", "1.00 GiB", "1 h 02 min 05 s", "abc123", "torch 2.9", "fold –"):
         assert words in page.text
 
 

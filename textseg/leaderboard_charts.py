@@ -15,6 +15,7 @@ from textseg.pictures import ticks
 from textseg.reporting import format_value
 from textseg.scores import Mean
 from textseg.statistics import Floats
+from textseg.wording import counted
 
 ALPHA = 0.05
 
@@ -45,7 +46,7 @@ def heat_map(
             else:
                 share = 1 - mean.value / highest if lower and highest else min(max(mean.value, 0.0), 1.0)
             value = format_value(mean.value, mean.unit)
-            counts = f"{mean.n} values, {mean.missed} missed, {mean.spurious} spurious"
+            counts = f"{counted(mean.n, 'value')}, {mean.missed} missed, {mean.spurious} spurious"
             said = escape(f"{label}, {name}: {value} {mean.unit}".strip() + f" ({counts})")
             short = "–" if math.isnan(mean.value) else f"{mean.value:.1f}" if mean.unit else f"{mean.value:.2f}"
             miss = f'<sup aria-hidden="true">{mean.missed}</sup>' if mean.missed else ""
@@ -165,7 +166,7 @@ def significance_matrix(methods: Sequence[str], differences: Sequence[Difference
             p = f"{one.adjusted:.3g}" if known else "–"
             said = (
                 f"{method} - {other}: mean {value} {unit}, effect {effect:+.2f}, p {one.test.p:.3g}, p (Holm) {p}, "
-                f"{one.test.patients} patients; {_SAID[verdict]}"
+                f"{counted(one.test.patients, 'patient')}; {_SAID[verdict]}"
             )
             cells.append(f'<td class="{verdict}" title="{escape(said)}"><b>{value}</b><small>p {p}</small></td>')
         lines.append(f'<tr><th scope="row">{number} {breakable(method)}</th>{"".join(cells)}</tr>')
@@ -173,8 +174,10 @@ def significance_matrix(methods: Sequence[str], differences: Sequence[Difference
     return (
         '<div class="scroll" tabindex="0"><table class="matrix"><thead>'
         f'<tr><th scope="col">row - column</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        f'<p class="quiet"><span class="key better"></span>row significantly better ({better}) '
-        f'<span class="key worse"></span>significantly worse: p (Holm) below {ALPHA}. No colour: not known.</p>'
+        '<p class="quiet"><span class="kept"><span class="key better"></span>'
+        f"row significantly better ({better})</span>"
+        f' <span class="kept"><span class="key worse"></span>significantly worse:</span> p (Holm) below {ALPHA}. '
+        "No colour: not known.</p>"
     )
 
 

@@ -251,12 +251,21 @@ def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int,
         )
 
 
-def line_chart(title: str, series: Mapping[str, Points], *, mark: tuple[float, float, str] | None = None) -> str:
-    """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point."""
+def line_chart(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    epochs: Sequence[float] = (),
+    mark: tuple[float, float, str] | None = None,
+) -> str:
+    """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point.
+
+    Its axis spans all `epochs`, so that charts beside each other have the same one.
+    """
     width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
     points = [point for curve in series.values() for point in curve]
-    xs, ys = ticks([x for x, _ in points], whole=True), ticks([y for _, y in points])
-    (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *(x for x, _ in points))), (ys[0], ys[-1])
+    xs, ys = ticks([*epochs, *(x for x, _ in points)], whole=True), ticks([y for _, y in points])
+    (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *epochs, *(x for x, _ in points))), (ys[0], ys[-1])
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (

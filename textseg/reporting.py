@@ -16,6 +16,7 @@ from textseg.page import page, section
 from textseg.pictures import OverlayPicture, line_chart, overlay_png
 from textseg.run_folder import RunFolder
 from textseg.scores import Score, Summary, summarise
+from textseg.wording import counted
 
 __all__ = [
     "OverlayPicture",
@@ -137,10 +138,11 @@ def _headline(run: Mapping[str, Any], scores: Sequence[Score], summary: Summary)
     elif reference:
         about += f" · {escape(reference)}"
     tiles = [
-        (format_value(mean.value, mean.unit), f"mean {metric_title(metric, mean.unit)}, {mean.n} structures")
+        (format_value(mean.value, mean.unit), f"mean {metric_title(metric, mean.unit)}, {counted(mean.n, 'structure')}")
         for metric, mean in summary.overall.items()
     ]
-    tiles.append((str(len({row.patient for row in scores})), "test patients"))
+    patients = len({row.patient for row in scores})
+    tiles.append((str(patients), "test patient" if patients == 1 else "test patients"))
     first = next(iter(summary.overall.values()), None)
     if first is not None:
         tiles.append((f"{first.missed} / {first.spurious}", "missed / spurious"))
@@ -201,6 +203,7 @@ def _curves(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str
     if best.get("epoch") is not None and _number(best.get("validation_dsc")) is not None:
         epoch, dsc = float(best["epoch"]), float(best["validation_dsc"])
         mark = (epoch, dsc, f"best: {dsc:.4f} at epoch {epoch:g}")
+    epochs = [number for row in history if (number := _number(row.get("epoch"))) is not None]
     charts = []
     for heading, keys in (
         ("Loss", losses),
@@ -210,7 +213,7 @@ def _curves(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str
         series = {key.removeprefix("train_"): curve for key in keys if (curve := _by_epoch(history, key))}
         if not series:
             continue
-        chart = line_chart(heading, series, mark=mark if keys == ["validation_dsc"] else None)
+        chart = line_chart(heading, series, epochs=epochs, mark=mark if keys == ["validation_dsc"] else None)
         names = enumerate(series) if len(series) > 1 else ()
         legend = "".join(f'<span><i class="key c{i % 8}"></i>{escape(name)}</span>' for i, name in names)
         charts.append(f'<figure><figcaption>{heading}</figcaption>{chart}<div class="legend">{legend}</div></figure>')
@@ -253,7 +256,7 @@ def _prompts(prompts: Sequence[Mapping[str, Any]]) -> str:
         parts.append(
             f'<h3><span class="badge{oracle}">{escape(source.replace("_", " "))}</span> '
             f'<span class="quiet">{escape(_SOURCES.get(source, ""))}</span></h3>'
-            f'<p class="quiet">{len(holistic)} holistic and {len(classwise)} class-wise texts, '
+            f'<p class="quiet">{len(holistic)} holistic and {counted(len(classwise), "class-wise text")}, '
             f"the longest of {max(int(row['tokens']) for row in rows)} tokens. Examples:</p>"
         )
         one_each = {str(row.get("structure") or row["text"]): row for row in reversed(classwise)}
@@ -263,7 +266,7 @@ def _prompts(prompts: Sequence[Mapping[str, Any]]) -> str:
                 if row["view"] == "holistic"
                 else f"class-wise, {row.get('structure') or 'several structures'}"
             )
-            note = f'<span class="quiet">{escape(what)} · {int(row["tokens"])} tokens</span>'
+            note = f'<span class="quiet">{escape(what)} · {counted(int(row["tokens"]), "token")}</span>'
             parts.append(f"<blockquote>{escape(str(row['text']))}<br>{note}</blockquote>")
     return "".join(parts)
 
@@ -289,7 +292,7 @@ def _shown(key: str, value: Any) -> str:
             return f"{value / 2**30:.2f} GiB"
         if key == "wall_seconds":
             return f"{int(value) // 3600} h {int(value) % 3600 // 60:02d} min {int(value) % 60:02d} s"
-        if key in ("parameters", "multiply_accumulates"):
+        if "parameters" in key or key == "multiply_accumulates":
             return f"{value:,}"
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     return escape(str(value))
