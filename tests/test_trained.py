@@ -177,6 +177,14 @@ def test_a_path_without_a_run_says_what_is_missing(tmp_path: Path) -> None:
         textseg.load(tmp_path)
 
 
+def test_an_inverted_scan_is_called_unlike_those_of_the_training(model: TrainedModel, finished_run: Path) -> None:
+    scan = read_volume(next(_images(model, finished_run, "test")))
+    inverted = replace(scan, array=scan.array.max() - scan.array)
+    found, plain = (" ".join(model(volume).remarks) for volume in (inverted, scan))
+    assert "of its range of intensities, of the training cases below" in found
+    assert "range of intensities" not in plain
+
+
 def test_a_cpu_takes_one_slice_at_a_time_and_a_gpu_what_fits_into_half_of_its_memory(
     model: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
