@@ -88,6 +88,14 @@ def test_what_hardly_overlaps_is_not_the_same_thing(spine: Atlas) -> None:
     assert enumerate_structures(prediction, reference, spine).misnamed == 1
 
 
+def test_a_poor_structure_with_the_right_name_costs_nothing_by_its_name(spine: Atlas) -> None:
+    reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
+    reference[0, :10] = spine["V1"].index
+    prediction[0, 8:18] = spine["V1"].index  # too little to be a match
+    found = enumerate_structures(prediction, reference, spine)
+    assert (found.matched, found.dsc, found.dsc_without_names) == (0, 0.2, 0.2)
+
+
 def test_a_disc_is_no_misnamed_vertebra(spine: Atlas) -> None:
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index

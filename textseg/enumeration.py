@@ -66,7 +66,8 @@ def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> E
     dsc = np.divide(2 * overlap, sizes, out=np.zeros_like(overlap), where=sizes > 0)
     shown = [structure.index for structure in atlas.structures if overlap[structure.index].sum()]
     matches = _matches(dsc, shown, atlas)
-    by_place = {expected: dsc[expected, found] for expected, found in matches}
+    matched = dict(matches)
+    by_place = [dsc[index, matched.get(index, index)] for index in shown]  # one without a match may bear its name
     names = tuple((atlas.names[expected - 1], atlas.names[found - 1]) for expected, found in matches)
     return Enumeration(
         matched=len(matches),
@@ -75,7 +76,7 @@ def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> E
         order_violations=_order_violations(prediction, atlas),
         duplicates=_duplicates(prediction, atlas),
         dsc=float(np.mean([dsc[index, index] for index in shown])) if shown else math.nan,
-        dsc_without_names=float(np.mean([by_place.get(index, 0.0) for index in shown])) if shown else math.nan,
+        dsc_without_names=float(np.mean(by_place)) if shown else math.nan,
         names=names,
     )
 
