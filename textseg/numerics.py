@@ -14,6 +14,7 @@ from textseg import processes
 from textseg.errors import RunError
 from textseg.run_folder import RunFolder
 
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 LOOK_EVERY = 100  # steps between two looks on a GPU, each of which makes it wait
 LOWEST_SCALE = 2.0**-24  # of a loss in 16-mixed; float16 knows no smaller number
 NEVER = torch.iinfo(torch.int64).max
@@ -83,7 +84,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    set_here = CUBLAS not in os.environ
+    os.environ.setdefault(CUBLAS, ":4096:8")  # read when cuBLAS starts
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -98,6 +100,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = benchmark
+        if set_here:
+            del os.environ[CUBLAS]
 
 
 def numeric_settings() -> dict[str, Any]:
@@ -108,5 +112,5 @@ def numeric_settings() -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        "cublas_workspace": os.environ.get(CUBLAS),
     }

@@ -257,6 +257,7 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
     from textseg import __version__
 
     libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    libraries["torch"] = str(torch.__version__)  # which names its build, such as +cu130
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": {"textseg": __version__, "python": platform.python_version(), **libraries},
