@@ -112,5 +112,6 @@ def numeric_settings() -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cublas_workspace": os.environ.get(CUBLAS),
+        # Of a deterministic run alone: otherwise it says whether somebody has imported MONAI yet, which sets it.
+        "cublas_workspace": os.environ.get(CUBLAS) if torch.are_deterministic_algorithms_enabled() else None,
     }
