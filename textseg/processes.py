@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -22,9 +23,13 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Part, when all is done."""
+    """Part, when all is done; the threads that talk end here, since one that outlives Python may abort the process.
+
+    The group goes last, for torch then waits for them without Python's lock, which they may need to end.
+    """
     global _talk
     if _talk is not None:
+        gc.collect()  # what wraps a model holds the group, and is part of a circle
         dist.destroy_process_group()
         _talk = None
 
