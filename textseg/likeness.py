@@ -9,16 +9,15 @@ import numpy as np
 from textseg.contracts import Task
 from textseg.volumes import Volume
 
-BEYOND = 1.5  # times beyond what the training cases span, from which a length is called unlike
-DARKER = 0.15  # of the range of intensities, by which a volume may be darker or lighter than the training cases
+LENGTH_BEYOND = 1.5  # times beyond what the training cases span, from which a length is called unlike
+MEDIAN_BEYOND = 0.15  # of the range of intensities, by which a median may lie outside of those of the training
 
 
 def unlike(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:
     """In words, where a volume lies outside of what the training cases span: spacing, field of view, intensities.
 
     `intensities` are percentiles of the volume from low to high, as `textseg.placement` takes them. Their unit means
-    nothing in MRI, so what is compared is where the median lies between the lowest and the highest: in a spine that is
-    weighted by T2 far down, in one weighted by T1 or in a CT higher up.
+    nothing in MRI, so what is compared is where the median lies between the lowest and the highest.
     """
     fingerprint = task.fingerprint
     spacings = np.array(fingerprint.get("native_spacings_mm", ()), dtype=float)
@@ -35,12 +34,12 @@ def unlike(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str
         ("width of its field of view", views[:, 2], volume.array.shape[2] * mine[2]),
     ):
         low, high = float(known.min()), float(known.max())
-        if not low / BEYOND <= value <= high * BEYOND:
+        if not low / LENGTH_BEYOND <= value <= high * LENGTH_BEYOND:
             found.append(f"the {what} is {value:.4g} mm, and the training cases have {_span(low, high, '.4g')} mm")
     medians = [_median(percentiles) for percentiles in fingerprint.get("intensities", ()) if len(percentiles) > 2]
     if medians:
         low, high, value = min(medians), max(medians), _median(intensities)
-        if not low - DARKER <= value <= high + DARKER:
+        if not low - MEDIAN_BEYOND <= value <= high + MEDIAN_BEYOND:
             found.append(
                 f"half of it lies below {value:.0%} of its range of intensities, of the training cases below "
                 f"{_span(low, high, '.0%')}"
