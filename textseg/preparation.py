@@ -192,7 +192,7 @@ def _write_case(
         with replacing(temporary / "mask.npy") as path:
             np.save(path, mask.numpy())
         write_atomically(temporary / "case.json", json.dumps(facts))
-        if folder.exists() and _stored_facts(folder) is None:  # somebody deleted a part of it
+        if folder.exists() and _stored_facts(folder) is None:  # a part deleted, or of an earlier version
             shutil.rmtree(folder)
         temporary.replace(folder)
     except OSError as error:
