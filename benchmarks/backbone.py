@@ -8,10 +8,8 @@ lowest and the highest. The last column is the largest difference of a logit, be
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from fusion import both, forward, paired
+from fusion import both, forward, paired, read_options
 from monai.networks.nets import swin_unetr
 from torch import Tensor, nn
 
@@ -35,11 +33,7 @@ class MonaisOwn(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default="384,512")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--feature-size", type=int, default=48)
-    options = parser.parse_args()
+    options = read_options(__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     registry = installed_registry()

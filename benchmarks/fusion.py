@@ -28,11 +28,7 @@ FUSIONS = {"hasf": {}, "hasf, reduction: positions": {"reduction": "positions"}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default="384,512")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--feature-size", type=int, default=48)
-    options = parser.parse_args()
+    options = read_options(__doc__)
     torch.set_num_threads(1)
     print("| side | model | operations | forward | forward and backward |\n|---|---|---|---|---|")
     for side in map(int, options.sides.split(",")):
@@ -43,6 +39,14 @@ def main() -> None:
         for name, model, count in zip(FUSIONS, guided, operations[1:], strict=True):
             cells = [paired(step, bare, model, image, options.pairs) for step in (forward, both)]
             print(f"| {side} | {name} | {count / operations[0]:.3f} | {' | '.join(cells)} |", flush=True)
+
+
+def read_options(description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", default="384,512")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--feature-size", type=int, default=48)
+    return parser.parse_args()
 
 
 def models(side: int, feature_size: int) -> tuple[Task, list[Callable[[], Segmenter]]]:
