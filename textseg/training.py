@@ -153,11 +153,9 @@ class Training:
                     stopping = processes.any_says(self.stop_requested)  # the signal may have come during validation
                 if stopping:
                     self._save("last")
-                    bar.console.print(
-                        f"stopped after step {progression.step} of {self.total_steps} and saved; the same command "
-                        "goes on from there",
-                        highlight=False,
-                    )
+                    processes.gathered("saved")  # a process that ended sooner could be the end of the one that saves
+                    said = f"stopped after step {progression.step} of {self.total_steps} and saved"
+                    bar.console.print(f"{said}; the same command goes on from there", highlight=False)
                     raise KeyboardInterrupt
                 if self.finished and epoch + 1 < self.settings.epochs:
                     bar.console.print(
