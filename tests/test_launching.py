@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,6 +90,67 @@ def test_only_the_first_one_speaks(capsys: pytest.CaptureFixture[str], monkeypat
         with one_of_several(rank):
             print(f"process {rank}")
     assert capsys.readouterr().out == "process 0\n"
+
+
+STEP = """
+import sys
+from pathlib import Path
+
+import torch
+
+from textseg import processes
+from textseg.recipe import load_recipe
+from textseg.run_folder import RunFolder
+from textseg.running import _connected, prepared
+from textseg.training import Training
+
+
+def step(recipe, folder, *overrides):
+    resolved = load_recipe(Path(recipe), overrides)
+    torch.set_num_threads(1)
+    training = Training(prepared(resolved), RunFolder(Path(folder)), _connected(resolved.training, "32-true"))
+    gradients = {}
+    training.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({name: p.grad.clone() for name, p in training.model.named_parameters()})
+    )
+    training._start_epoch(0)
+    batch = next(training._batches(0))
+    terms = {name: value.item() for name, value in training.training_step(batch).items()}
+    shares = processes.gathered((len(batch.case), terms))
+    if processes.rank() == 0:
+        torch.save({"gradients": gradients, "shares": shares}, Path(folder) / "step.pt")
+
+
+step(*sys.argv[1:])
+processes.gathered("saved")
+processes.disconnect()
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]  # none where it is not Linux
+assert not [name for name in threads if "gloo" in name], threads  # one that outlives Python may abort the process
+"""
+
+
+def first_step(recipe: Path, folder: Path, count: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """The gradients by which the first step moves the weights; size of the batch and terms of the loss by process."""
+    folder.mkdir()
+    command = [sys.executable, "-c", STEP, str(recipe), str(folder)]
+    if count > 1:
+        run_together([*command, f"training.devices={count}"], count)
+    else:
+        subprocess.run(command, check=True)
+    step = torch.load(folder / "step.pt")
+    return step["gradients"], step["shares"]
+
+
+def test_a_step_of_two_processes_has_the_gradients_of_one(tiny_recipe: Path, tmp_path: Path) -> None:
+    one, [(size, loss)] = first_step(tiny_recipe, tmp_path / "one", 1)
+    two, shares = first_step(tiny_recipe, tmp_path / "two", 2)
+    assert (size, [count for count, _ in shares]) == (4, [2, 2])
+    for name, value in loss.items():
+        assert sum(terms[name] for _, terms in shares) / 2 == pytest.approx(value, rel=1e-6)
+    assert one.keys() == two.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    for name, gradient in one.items():  # what is left is the order of additions
+        torch.testing.assert_close(two[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
 def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -198,8 +260,9 @@ def srun(recipe: Path, output: Path, job: int) -> list[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])  # before the time is up, and on preemption
 def test_a_job_of_slurm_saves_when_its_time_is_up_and_goes_on_when_it_is_queued_again(
-    tiny_recipe: Path, tmp_path: Path
+    number: signal.Signals, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     assert [task.wait() for task in srun(tiny_recipe, tmp_path / "whole", 1001)] == [0, 0]
     whole, cut = (RunFolder(tmp_path / name / "tiny" / "seed2025") for name in ("whole", "cut"))
@@ -208,7 +271,7 @@ def test_a_job_of_slurm_saves_when_its_time_is_up_and_goes_on_when_it_is_queued_
         assert [task.poll() for task in tasks] == [None, None]
         time.sleep(0.05)
     for task in tasks:
-        task.send_signal(signal.SIGUSR1)
+        task.send_signal(number)
     assert [task.wait() for task in tasks] == [130, 130]  # by which the script knows that the job is to queue again
     steps = [folder.load_checkpoint("last")["progression"]["step"] for folder in (cut, whole)]
     assert 0 < steps[0] < steps[1]
@@ -216,6 +279,25 @@ def test_a_job_of_slurm_saves_when_its_time_is_up_and_goes_on_when_it_is_queued_
     ours, theirs = cut.load_checkpoint("last")["model"], whole.load_checkpoint("last")["model"]
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     assert cut.scores.read_bytes() == whole.scores.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("code", "requeued"),
+    [(0, False), (1, False), (2, False), (130, True), (137, False), (138, True), (139, False), (143, True)],
+)
+def test_the_script_for_slurm_queues_the_job_again_only_when_its_time_was_up(
+    code: int, requeued: bool, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parent.parent / "docs/how_to/many_devices.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for name, last in (("srun", f"exit {code}"), ("scontrol", "")):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> "{tmp_path}/called"\n{last}\n')
+        (tmp_path / name).chmod(0o755)
+    surroundings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1003"}
+    assert subprocess.run(["bash", "-c", script], env=surroundings, check=False).returncode == code
+    run_of_tasks, *later = (tmp_path / "called").read_text().splitlines()
+    assert run_of_tasks.startswith("srun --kill-on-bad-exit=1 textseg run recipes/atmnet_spider.yaml")
+    assert later == (["scontrol requeue 1003"] if requeued else [])
 
 
 def test_what_can_not_be_shared_is_a_message(
