@@ -13,6 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 
+from textseg import processes
 from textseg import training as module
 from textseg.build import Experiment, build
 from textseg.contracts import Batch
@@ -421,6 +422,29 @@ def test_mixed_precision_trains_near_full_precision_with_losses_in_full(
     for row, full in zip(training.progression.history, whole, strict=True):
         assert row["train_loss"] == pytest.approx(full["train_loss"], rel=0.05)
     assert all(parameter.dtype == torch.float32 for parameter in training.parameters)
+
+
+def test_the_processes_meet_after_the_first_has_saved(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(experiment(tiny_recipe), RunFolder(tmp_path), Fabric(accelerator="cpu", devices=1))
+    happened: list[str] = []
+    save, gathered = training._save, processes.gathered
+
+    def saving(name: str) -> None:
+        save(name)
+        happened.append(f"saved {name}")
+
+    def meeting(value: Any) -> list[Any]:
+        happened.append("met")
+        return gathered(value)
+
+    monkeypatch.setattr(training, "_save", saving)
+    monkeypatch.setattr(processes, "gathered", meeting)
+    training.request_stop()
+    with pytest.raises(KeyboardInterrupt):
+        training.fit()
+    assert happened[-2:] == ["saved last", "met"]
 
 
 def test_a_scaled_run_goes_on_with_its_scale(
