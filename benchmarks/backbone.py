@@ -14,7 +14,7 @@ from monai.networks.nets import swin_unetr
 from torch import Tensor, nn
 
 from textseg.contracts import Atlas, SegmenterOutput, Structure, Task, TextFeatures
-from textseg.registry import installed_registry
+from textseg.registry.discovery import installed_registry
 
 CLASSES = 20
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from textseg.augmentation import Augmentation
 from textseg.contracts import Case
-from textseg.data import Slices, training_loader
-from textseg.placement import Placement
-from textseg.preparation import PreparedCase
-from textseg.recipe import Augmentation as Settings
+from textseg.data.augmentation import Augmentation
+from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import Placement
+from textseg.data.slices import Slices, training_loader
+from textseg.recipe.loading import Augmentation as Settings
 
 SMALLEST = "--smallest" in sys.argv
 SECONDS = 0.05 if SMALLEST else 4.0  # for each row

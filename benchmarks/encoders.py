@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from textseg.build import Experiment
 from textseg.contracts import Task
-from textseg.cost import empty_text, measure_cost
 from textseg.errors import RecipeError
-from textseg.recipe import load_recipe
-from textseg.registry import installed_registry
+from textseg.models.cost import empty_text, measure_cost
+from textseg.recipe.loading import load_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.runs.experiment import Experiment
 from textseg_spine.atlas import lumbar_spider
 
 TEXT_LENGTH, TEXT_SIZE = 217, 768

@@ -15,8 +15,8 @@ import time
 import torch
 
 from textseg import load
-from textseg.cost import empty_text
-from textseg.trained import TrainedModel
+from textseg.inference.trained_model import TrainedModel
+from textseg.models.cost import empty_text
 
 
 def milliseconds(model: TrainedModel, image: torch.Tensor) -> float:

@@ -23,11 +23,11 @@ def measure(path: Path) -> dict[str, object]:
     """The figures of one recipe, in this process."""
     import torch
 
-    from textseg.build import Experiment
     from textseg.contracts import Batch, Task, TextFeatures
-    from textseg.cost import measure_cost
-    from textseg.recipe import load_recipe
-    from textseg.registry import installed_registry
+    from textseg.models.cost import measure_cost
+    from textseg.recipe.loading import load_recipe
+    from textseg.registry.discovery import installed_registry
+    from textseg.runs.experiment import Experiment
     from textseg_spine.atlas import lumbar_spider
 
     recipe, atlas = load_recipe(path), lumbar_spider()

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Structure, Task, TextFeatures
-from textseg.cost import count_cost
-from textseg.model import Segmenter, TextGuidedNetwork
-from textseg.registry import installed_registry
+from textseg.models.cost import count_cost
+from textseg.models.segmenter import Segmenter, TextGuidedNetwork
+from textseg.registry.discovery import installed_registry
 
 CLASSES, TOKENS, WIDTH = 20, 192, 384  # K, and T and D of MiniLM
 FUSIONS = {"hasf": {}, "hasf, reduction: positions": {"reduction": "positions"}}

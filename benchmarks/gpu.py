@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from textseg.build import build
 from textseg.contracts import Batch
-from textseg.cost import measure_cost
-from textseg.recipe import load_recipe
-from textseg.run_folder import RunFolder
-from textseg.training import Training
-from textseg.watching import peak_memory
+from textseg.models.cost import measure_cost
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+from textseg.training.loggers import peak_memory
+from textseg.training.loop import Training
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ("atmnet_spider", "swin_unetr_spider", "nnunet_v2_spider")

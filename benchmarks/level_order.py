@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 import textseg
-from textseg.build import build
-from textseg.enumeration import enumerate_structures
-from textseg.metrics import score
-from textseg.recipe import load_recipe
-from textseg.run_folder import RunFolder
+from textseg.levels.level_naming import enumerate_structures
+from textseg.metrics.definitions import score
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import find_objects, shift
 
-from textseg.metrics import Kernel, score
-from textseg.preparation import map_labels
-from textseg.volumes import read_labels
+from textseg.data.preparation import map_labels
+from textseg.metrics.definitions import Kernel, score
+from textseg.volumes.files import read_labels
 from textseg_spine.atlas import lumbar_spider
 from textseg_spine.spider import Spider
 
@@ -92,7 +92,7 @@ def compare(cases: dict[str, tuple[Any, Any, tuple[float, ...], int, int]]) -> N
 def first_call() -> None:
     """Seconds of the first score in a process: where numba compiles, and where it finds what it compiled."""
     code = (
-        "import time, numpy as np; from textseg.metrics import score; a = np.ones((9, 9), np.uint8); "
+        "import time, numpy as np; from textseg.metrics.definitions import score; a = np.ones((9, 9), np.uint8); "
         "start = time.process_time(); score(a, a, spacing=(1, 1), structures=[1], metrics=['hd95'], kernel='{}'); "
         "print(time.process_time() - start)"
     )

@@ -22,16 +22,16 @@ import numpy as np
 import SimpleITK
 import torch
 
-from textseg.build import build_segmenter
 from textseg.contracts import Task
-from textseg.data import Batch, batches_in_order
-from textseg.file_prediction import Job, predict_files
-from textseg.prompts import template_visibility
-from textseg.recipe import load_recipe
-from textseg.registry import installed_registry
-from textseg.task_record import TaskRecord
-from textseg.trained import EncodedTexts, TrainedModel, prompt_generator
-from textseg.volumes import read_volume
+from textseg.data.slices import Batch, batches_in_order
+from textseg.inference.files import Job, predict_files
+from textseg.inference.trained_model import EncodedTexts, TrainedModel, prompt_generator
+from textseg.recipe.loading import load_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.runs.experiment import build_segmenter
+from textseg.runs.task_record import TaskRecord
+from textseg.text.prompts import template_visibility
+from textseg.volumes.files import read_volume
 
 TEXT_LENGTH, TEXT_SIZE = 256, 384  # T and D of minilm
 

@@ -16,8 +16,8 @@ import numpy as np
 import SimpleITK
 
 from textseg.contracts import Case
-from textseg.preparation import prepare
-from textseg.recipe import Preparation
+from textseg.data.preparation import prepare
+from textseg.recipe.loading import Preparation
 
 
 def write(folder: Path, count: int) -> list[Case]:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from textseg.contracts import Case, TextEncoder
-from textseg.placement import Placement
-from textseg.preparation import PreparedCase
-from textseg.registry import installed_registry
-from textseg.text import build_text
+from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import Placement
+from textseg.registry.discovery import installed_registry
+from textseg.text.slice_text import build_text
 
 SMALLEST = "--smallest" in sys.argv
 CASES, SLICES, BATCH = (4 if SMALLEST else 800), 15, 8

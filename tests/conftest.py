@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import SimpleITK
     from torch import nn
 
-    from textseg.preparation import PreparedCase
-    from textseg.text import SliceText
+    from textseg.data.preparation import PreparedCase
+    from textseg.text.slice_text import SliceText
 
 pytest_plugins = ["textseg.testing.pytest"]
 
@@ -240,7 +240,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
     """As if a distribution were installed, also for subprocesses."""
-    from textseg.registry import installed_registry
+    from textseg.registry.discovery import installed_registry
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -291,7 +291,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
     """The folder of a run of the tiny recipe that was never interrupted; tests don't change it."""
-    from textseg.running import run
+    from textseg.training.run import run
 
     with installed(third_party):
         return run(tiny_recipe, output=tiny_recipe.parent / "runs")
@@ -371,8 +371,8 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
     """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
     import numpy as np
 
-    from textseg.placement import Placement
-    from textseg.preparation import PreparedCase
+    from textseg.data.preparation import PreparedCase
+    from textseg.data.slice_geometry import Placement
 
     folder = folder / name
     folder.mkdir(parents=True)
@@ -399,8 +399,8 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
 def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
     import torch
 
-    from textseg.embeddings import TextTable
-    from textseg.text import SliceText, slice_prompts
+    from textseg.text.embeddings import TextTable
+    from textseg.text.slice_text import SliceText, slice_prompts
 
     prompts = {source: [p for case in cases for p in slice_prompts(case, source, _speak, atlas)] for source in SOURCES}
     texts = list(dict.fromkeys(t for said in prompts.values() for p in said for t in (p.holistic, *p.classwise)))

@@ -12,11 +12,11 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from textseg.build import build
-from textseg.prediction import predict_case
-from textseg.recipe import load_recipe
-from textseg.run_folder import RunFolder
-from textseg.training import Training
+from textseg.inference.slices import predict_case
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+from textseg.training.loop import Training
 
 ROOT = Path(__file__).parent.parent
 ABLATIONS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))

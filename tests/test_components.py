@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import SimpleITK
 
-from textseg.registry import installed_registry
+from textseg.registry.discovery import installed_registry
 
 SMALL: Mapping[tuple[str, str], Mapping[str, Any] | None] = {  # makes a component quick; others keep their defaults
     ("vision_encoder", "swin_unetr"): {"feature_size": 12},

@@ -10,8 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from textseg import errors, hookspecs, registry, scores
+from textseg import errors, hookspecs
 from textseg.contracts import Atlas, Visibility
+from textseg.metrics import scores
+from textseg.registry import discovery as registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -72,7 +74,7 @@ def rows(text: str) -> dict[str, str]:
 def commands() -> Iterator[tuple[str, Any]]:
     import typer.main
 
-    from textseg.cli import app
+    from textseg.cli.entry import app
 
     def walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
         if children := getattr(command, "commands", None):
@@ -134,7 +136,7 @@ def written(default: object) -> str:
 
 def test_every_recipe_key_is_described_with_its_default() -> None:
 
-    from textseg.recipe_schema import Recipe
+    from textseg.recipe.schema import Recipe
 
     page = read("docs/reference/recipe.md")
 
@@ -201,7 +203,7 @@ def test_every_column_of_the_scores_is_described() -> None:
 
 
 def test_every_metric_and_status_is_defined() -> None:
-    from textseg import metrics
+    from textseg.metrics import definitions as metrics
 
     page = read("docs/reference/metrics.md")
     described = rows(page)
@@ -241,7 +243,7 @@ def test_every_page_of_the_docs_is_in_a_table_of_contents() -> None:
 
 
 def test_the_recipe_of_the_reference_is_a_recipe(tmp_path: Path) -> None:
-    from textseg.recipe import load_recipe
+    from textseg.recipe.loading import load_recipe
 
     block = re.search(r"^```yaml\n(.*?)^```", read("docs/reference/recipe.md"), re.MULTILINE | re.DOTALL)
     assert block
@@ -255,7 +257,7 @@ def test_the_recipe_of_the_reference_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_the_mistakes_of_the_reference_are_reported_as_it_says(tmp_path: Path) -> None:
-    from textseg.recipe import load_recipe
+    from textseg.recipe.loading import load_recipe
 
     page = read("docs/reference/recipe.md")
     block = re.search(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from textseg.registry import installed_registry
-from textseg.running import run as run_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.training.run import run as run_recipe
 
 LISTENER = """
     import json

@@ -17,12 +17,12 @@ import SimpleITK
 from typer.testing import CliRunner
 
 from textseg import testing
-from textseg.build import build
-from textseg.cli import app
-from textseg.component import KINDS, Plugin
-from textseg.recipe import load_recipe
-from textseg.registry import Register
-from textseg.run_folder import RunFolder
+from textseg.cli.entry import app
+from textseg.recipe.loading import load_recipe
+from textseg.registry.component import KINDS, Plugin
+from textseg.registry.discovery import Register
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs/how_to").glob("add_a*.md"))

@@ -11,16 +11,16 @@ import torch
 from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 
-from textseg.build import Experiment, build
-from textseg.component import Component
-from textseg.cost import empty_text
-from textseg.data import batches_in_order
-from textseg.evaluation import validate
-from textseg.prediction import predict_case
-from textseg.recipe import load_recipe, required_components
-from textseg.registry import installed_registry
-from textseg.run_folder import RunFolder
-from textseg.training import Training
+from textseg.data.slices import batches_in_order
+from textseg.evaluation.evaluate import validate
+from textseg.inference.slices import predict_case
+from textseg.models.cost import empty_text
+from textseg.recipe.loading import load_recipe, required_components
+from textseg.registry.component import Component
+from textseg.registry.discovery import installed_registry
+from textseg.runs.experiment import Experiment, build
+from textseg.runs.folder import RunFolder
+from textseg.training.loop import Training
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from textseg.published import published_rows
+from textseg.comparison.published import published_rows
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textseg.compatibility import API_VERSION
 from textseg.hookspecs import ReportSection, Run, hookimpl
+from textseg.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from textseg.onnx_network import Engine
-    from textseg.trained import TrainedModel
+    from textseg.inference.onnx_networks import Engine
+    from textseg.inference.trained_model import TrainedModel
 
-__version__ = "0.1.0"
-__all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "load"]
+__all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "load", "run"]
 
 
 def load(
@@ -22,9 +22,28 @@ def load(
 ) -> TrainedModel:
     """The trained model of a run folder or a bundle; several paths are one ensemble.
 
-    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.loading.load`. It is imported when it is called:
-    `import textseg` must not import torch.
+    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.inference.loading.load`. It is imported when it
+    is called: `import textseg` must not import torch.
     """
-    from textseg.loading import load as load_trained
+    from textseg.inference.loading import load as load_trained
 
     return load_trained(path, *others, device=device, engine=engine)
+
+
+def run(
+    recipe: Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    output: Path | None = None,
+    fresh: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Take a recipe to its report: prepare, train (or go on), evaluate. Returns the run folder.
+
+    Like `textseg run`; see `textseg.training.run.run`. Raises a TextsegError for what the user can mend.
+    """
+    from textseg.training.run import run as run_recipe
+
+    place = {} if output is None else {"output": output}
+    return run_recipe(recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, **place)

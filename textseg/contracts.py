@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from textseg.devices import Movable
 from textseg.errors import PromptError, suggestion
+from textseg.system.devices import Movable
 
 if TYPE_CHECKING:  # listing components must not import torch
     from torch import Tensor
@@ -218,7 +218,7 @@ class SegmenterOutput:
 class Dataset(Protocol):
     """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError.
 
-    Optional: `fetch(*, progress: textseg.fetching.Progress) -> str` brings the data and says what is there;
+    Optional: `fetch(*, progress: textseg.system.fetching.Progress) -> str` brings the data and says what is there;
     `doubts(values)` gives, by case id, sentences about what looks wrong in the values of each case's mask.
     """
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from textseg.registry import Register
+    from textseg.registry.discovery import Register
 
 hookspec = pluggy.HookspecMarker("textseg")
 hookimpl = pluggy.HookimplMarker("textseg")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from textseg.prompts import SequencePrompts
+from textseg.text import SequencePrompts
 
 
 class ATPGLumbar(SequencePrompts):

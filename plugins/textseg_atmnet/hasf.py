@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.attention import Attention, plane_sinusoids, sinusoids
 from textseg.contracts import Features, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models import Attention, plane_sinusoids, sinusoids
 
 
 class FusionBlock(nn.Module):

@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from textseg.errors import PromptError
-from textseg.fetching import Progress
-from textseg.hub import CODE, HubModel, quiet_transformers
+from textseg.system import CODE, HubModel, Progress, quiet_transformers
 
 BATCH_SIZE = 32
 TEXT_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # configuration and tokenizer

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError, TextsegError, suggestion
-from textseg.fetching import Progress
-from textseg.hub import HubModel, quiet_transformers
+from textseg.system import HubModel, Progress, quiet_transformers
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
 BACKBONES = "transformers.models.auto.modeling_auto"  # the module that lists them

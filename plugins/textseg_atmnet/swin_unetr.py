@@ -5,8 +5,8 @@ from __future__ import annotations
 from monai.networks.nets.swin_unetr import SwinUNETR, WindowAttention
 from torch import Tensor, nn
 
-from textseg.attention import fuse_windows
 from textseg.contracts import Features, Task
+from textseg.models import fuse_windows
 
 
 class SwinUNETREncoder(nn.Module):

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError
-from textseg.fetching import Progress
-from textseg.hub import HubModel, carried
+from textseg.system import HubModel, Progress, carried
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from textseg.contracts import SegmenterOutput, Task, TextFeatures
-from textseg.fetching import Progress
+from textseg.system import Progress
 from textseg_baselines.convnext import ConvNeXt, fetch_weights, find_weights
 from textseg_baselines.guide_decoder import GuideDecoder, SubPixelHead, guide_decoders, spoken
 

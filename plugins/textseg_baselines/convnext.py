@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 
 from textseg.errors import RecipeError
-from textseg.fetching import Progress
-from textseg.hub import HubModel
+from textseg.system import HubModel, Progress
 
 STEM_STRIDE = 4
 

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from monai.networks.blocks import UnetrUpBlock
 from torch import Tensor, nn
 
-from textseg.attention import Attention, plane_sinusoids, sinusoids
 from textseg.contracts import Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models import Attention, plane_sinusoids, sinusoids
 from textseg_baselines.convnext import STEM_STRIDE
 
 NORM = ("INSTANCE", {"affine": True})

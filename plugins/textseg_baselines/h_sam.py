@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.fetching import Progress
+from textseg.system import Progress
 from textseg_baselines.h_sam_decoders import FirstDecoder, SecondDecoder
 from textseg_baselines.sam import (
     DEVIATION,

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.component import cause
 from textseg.errors import RecipeError, suggestion
-from textseg.hub import HubModel, quiet_transformers
+from textseg.registry import cause
+from textseg.system import HubModel, quiet_transformers
 
 VIT_B = "facebook/sam-vit-base"
 VIT_B_REVISION = "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f"

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.losses import SegmentationLoss
+from textseg.models import SegmentationLoss
 from textseg_baselines.spineparsenet_coarse import CoarseNetwork, normalisation
 
 

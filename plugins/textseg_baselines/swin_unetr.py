@@ -5,8 +5,8 @@ from __future__ import annotations
 from monai.networks.nets import swin_unetr
 from torch import Tensor, nn
 
-from textseg.attention import fuse_windows
 from textseg.contracts import SegmenterOutput, Task, TextFeatures
+from textseg.models import fuse_windows
 
 
 class SwinUNETR(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.fetching import Progress
+from textseg.system import Progress
 from textseg_baselines.convnext import STEM_STRIDE, ConvNeXt, fetch_weights, find_weights
 from textseg_baselines.guide_decoder import GuideDecoder, SubPixelHead, guide_decoders, spoken
 

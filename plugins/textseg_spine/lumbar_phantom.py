@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.anatomy import Anatomy, Level, Part
-from textseg.phantom_files import Patient, Series, SpinePhantom
+from textseg.data.phantoms import Anatomy, Level, Part, Patient, Series, SpinePhantom
 from textseg_spine.atlas import lumbar_spider
 from textseg_spine.spider import PARTIAL_OFFSET, Spider
 

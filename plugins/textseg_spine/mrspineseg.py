@@ -9,7 +9,7 @@ from pathlib import Path
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
-from textseg.fetching import Progress
+from textseg.system import Progress
 from textseg_spine.atlas import DISCS, SACRUM, VERTEBRAE, lumbar_mrspineseg
 
 SERIES = 172

@@ -11,7 +11,7 @@ from typing import Literal
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
-from textseg.fetching import Progress, RemoteFile, fetch_file, unpack_zip
+from textseg.system import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
 
 LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom

@@ -10,7 +10,7 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from textseg import Run
-from textseg.scores import read_scores, summarise
+from textseg.metrics import read_scores, summarise
 
 LOG = "log"  # where the curves of the training stand, so that all is one run there
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.attention import plane_sinusoids, sinusoids
 from textseg.contracts import Atlas, Features, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models.attention import plane_sinusoids, sinusoids
 from textseg.testing import check_fusion
 from textseg_atmnet.hasf import HASF, FusionBlock
 

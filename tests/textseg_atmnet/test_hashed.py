@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from textseg.embeddings import build_text_table
 from textseg.errors import PromptError
+from textseg.text.embeddings import build_text_table
 from textseg_atmnet.hashed import Hashed
 
 TEXTS = ["Sagittal MRI: L4, L4/L5.", "L4", "", "l4 sagittal"]

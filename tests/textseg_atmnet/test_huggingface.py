@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from textseg.embeddings import build_text_table
 from textseg.errors import PromptError
+from textseg.text.embeddings import build_text_table
 from textseg_atmnet.huggingface import PRESETS, HuggingFace
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "contains", "l", "##1", "##2", "spine", "the", "."]

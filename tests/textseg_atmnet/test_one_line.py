@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.running import run
+from textseg.training.run import run
 
 QUICKSTART = Path(__file__).parents[2] / "recipes/quickstart.yaml"
 ENCODERS = {

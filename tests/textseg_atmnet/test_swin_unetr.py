@@ -5,7 +5,7 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Task
 from textseg.errors import PluginError
-from textseg.registry import installed_registry
+from textseg.registry.discovery import installed_registry
 from textseg_atmnet.swin_unetr import SwinUNETREncoder
 
 

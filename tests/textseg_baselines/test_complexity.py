@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import textseg
-from textseg.attention import WindowAttention
-from textseg.cost import META, count_cost, empty_text, usual_task
-from textseg.model import Segmenter
-from textseg.registry import installed_registry
+from textseg.models.attention import WindowAttention
+from textseg.models.cost import META, count_cost, empty_text, usual_task
+from textseg.models.segmenter import Segmenter
+from textseg.registry.discovery import installed_registry
 
 ROOT = Path(textseg.__file__).parent
 PAGE = ROOT.parent / "docs" / "explanation" / "complexity.md"
 PUBLISHED = {
     row["method"]: (float(row["parameters_m"]), float(row["flops_g"]))
-    for row in csv.DictReader((ROOT / "published_results" / "complexity.csv").read_text(encoding="utf-8").splitlines())
+    for row in csv.DictReader(
+        (ROOT / "comparison" / "published_results" / "complexity.csv").read_text(encoding="utf-8").splitlines()
+    )
 }
 TASK = usual_task((384, 384))
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.attention import plane_sinusoids, sinusoids
 from textseg.contracts import Atlas, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models.attention import plane_sinusoids, sinusoids
 from textseg_baselines.guide_decoder import GuideDecoder, SubPixelHead, guide_decoders, spoken
 
 T, D = 6, 10

@@ -11,17 +11,17 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from textseg.build import build
 from textseg.contracts import Atlas, Structure, Task
-from textseg.cost import META, usual_task
 from textseg.errors import RecipeError, RunError
-from textseg.evaluation import evaluate_run, load_segmenter
-from textseg.model import Segmenter
-from textseg.recipe import load_recipe
-from textseg.registry import installed_registry
-from textseg.run_folder import RunFolder
-from textseg.running import run
-from textseg.training import Training
+from textseg.evaluation.evaluate import evaluate_run, load_segmenter
+from textseg.models.cost import META, usual_task
+from textseg.models.segmenter import Segmenter
+from textseg.recipe.loading import load_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+from textseg.training.loop import Training
+from textseg.training.run import run
 from textseg_baselines.h_sam import HSAM
 from textseg_baselines.h_sam_decoders import FirstDecoder, MaskGuidedSelfAttention, TwoWayTransformer
 from textseg_baselines.sam import LowRankAdapted, SamEncoder, fitting

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import textseg
 from textseg.contracts import Atlas, SegmenterOutput, Structure, Task
-from textseg.model import Segmenter
-from textseg.registry import installed_registry
+from textseg.models.segmenter import Segmenter
+from textseg.registry.discovery import installed_registry
 
-PUBLISHED = Path(textseg.__file__).parent / "published_results" / "complexity.csv"
+PUBLISHED = Path(textseg.__file__).parent / "comparison" / "published_results" / "complexity.csv"
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "attention_unet": {"channels": [4, 6, 8]},
     "modified_bisenet": {"channels": 4},

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Task
 from textseg.errors import RecipeError
-from textseg.losses import SegmentationLoss
-from textseg.model import Segmenter
+from textseg.models.losses import SegmentationLoss
+from textseg.models.segmenter import Segmenter
 from textseg_baselines.nnunet_v2 import (
     NNUNetV2,
     count_values,

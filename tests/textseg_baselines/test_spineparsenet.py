@@ -10,8 +10,8 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Task
 from textseg.errors import RecipeError
-from textseg.losses import SegmentationLoss
-from textseg.model import Segmenter
+from textseg.models.losses import SegmentationLoss
+from textseg.models.segmenter import Segmenter
 from textseg_baselines.spineparsenet import CoarseOutput, ResidualUNet, SpineParseNet
 from textseg_baselines.spineparsenet_coarse import StructureGraph
 
@@ -49,7 +49,7 @@ def test_it_has_about_the_published_size(small_atlas: Atlas) -> None:
 
 
 def twenty() -> Atlas:
-    from textseg.registry import installed_registry
+    from textseg.registry.discovery import installed_registry
 
     built: Atlas = installed_registry().build("atlas", "lumbar_spider", settings={})
     return built

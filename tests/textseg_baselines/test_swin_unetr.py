@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 
 from textseg.contracts import Atlas, Task
-from textseg.model import Segmenter
+from textseg.models.segmenter import Segmenter
 from textseg_baselines.swin_unetr import SwinUNETR
 
 

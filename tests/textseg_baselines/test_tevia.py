@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from textseg.build import build
 from textseg.contracts import Atlas, Batch, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.losses import SegmentationLoss
-from textseg.recipe import load_recipe
-from textseg.run_folder import RunFolder
-from textseg.training import Training
+from textseg.models.losses import SegmentationLoss
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+from textseg.training.loop import Training
 from textseg_baselines.tevia import TeViA, TeViAOutput
 
 T, D, E = 6, 10, 4

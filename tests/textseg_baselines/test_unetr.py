@@ -6,7 +6,7 @@ from monai.networks import nets
 
 from textseg.contracts import Atlas, Task
 from textseg.errors import RecipeError
-from textseg.model import Segmenter
+from textseg.models.segmenter import Segmenter
 from textseg_baselines.unetr import UNETR
 
 SMALL = {"feature_size": 4, "hidden_size": 24, "feed_forward_size": 32, "heads": 3}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from textseg.build import build
 from textseg.errors import DataError, RecipeError
-from textseg.recipe import load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
 from textseg_folders.nifti_folder import NiftiFolder
 
 LABELS = {0: "background", 1: "L5", 2: "L4", 7: "SC", 9: "background"}

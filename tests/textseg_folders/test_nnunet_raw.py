@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from textseg.build import build
 from textseg.errors import DataError
-from textseg.recipe import load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
 from textseg_folders.nnunet_raw import NnunetRaw
 
 VERSION_2 = {"background": 0, "l5": 1, "L4": 2, "canal": 3}

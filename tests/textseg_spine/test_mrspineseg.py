@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from textseg.data.preparation import map_labels
 from textseg.errors import DataError
-from textseg.preparation import map_labels
-from textseg.volumes import read_labels
+from textseg.volumes.files import read_labels
 from textseg_spine.mrspineseg import MRSpineSeg
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from textseg import Run
-from textseg.enumeration import POLICY, Enumeration, write_enumeration
+from textseg.levels.level_naming import POLICY, Enumeration, write_enumeration
 from textseg_spine.order_of_levels import order_of_levels
 
 FOUND = {

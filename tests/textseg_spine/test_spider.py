@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from textseg.errors import DataError
-from textseg.fetching import Progress, RemoteFile
+from textseg.system.fetching import Progress, RemoteFile
 from textseg_spine.spider import Spider
 
 OVERVIEW = "new_file_name,num_vertebrae,num_discs,sex,birth_date,subset\r\n"

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from textseg.scores import read_scores, summarise
+from textseg.metrics.scores import read_scores, summarise
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Task
-from textseg.model import Segmenter
+from textseg.models.segmenter import Segmenter
 from textseg.testing.conformance import Subject
 from textseg.testing.examples import REGION, Example, task
 from textseg.testing.promises import promise

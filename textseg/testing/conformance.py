@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from textseg.component import KINDS, Component, cause
 from textseg.contracts import Atlas, Features
 from textseg.errors import PluginError, TextsegError, suggestion
-from textseg.registry import Registry, installed_registry
+from textseg.registry.component import KINDS, Component, cause
+from textseg.registry.discovery import Registry, installed_registry
 from textseg.testing.promises import BrokenPromiseError, promise
 
 PAGE = "docs/reference/conformance.md"

@@ -14,7 +14,7 @@ from textseg.contracts import Atlas, Case, Dataset
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import BrokenPromiseError, promise
 from textseg.testing.surroundings import undisturbed
-from textseg.volumes import read_labels
+from textseg.volumes.files import read_labels
 
 KIND = "dataset"
 

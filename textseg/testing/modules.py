@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from textseg.contracts import Features, Task
-from textseg.losses import SegmentationLoss
-from textseg.model import Segmenter
+from textseg.models.losses import SegmentationLoss
+from textseg.models.segmenter import Segmenter
 from textseg.testing.calls import built, example_for, few, results, sum_of_squares, task_of
 from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import ONE_STRUCTURE, TEXT_LENGTH, Example

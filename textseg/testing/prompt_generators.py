@@ -10,11 +10,11 @@ from typing import get_args
 import torch
 
 from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Visibility
-from textseg.prompts import generate, template_visibility
 from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import REGION
 from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
+from textseg.text.prompts import generate, template_visibility
 
 KIND = "prompt_generator"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from textseg import run
 from textseg.contracts import Case, Visibility
 from textseg.errors import DataError, PromptError, RecipeError
-from textseg.prompts import interactive_visibility, template_visibility
 from textseg.registry import installed_registry
-from textseg.running import run
+from textseg.text import interactive_visibility, template_visibility
 from textseg.volumes import read_labels, read_volume, write_labels
 from textseg_cardiac.acdc import ACDC
 from textseg_cardiac.atlas import heart_acdc, heart_short_axis

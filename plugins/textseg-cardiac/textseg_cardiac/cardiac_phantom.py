@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from textseg.contracts import Atlas
-from textseg.phantom_files import PhantomFiles, check_settings, write_drawn
+from textseg.data.phantoms import PhantomFiles, check_settings, write_drawn
 from textseg_cardiac.acdc import ACDC
 from textseg_cardiac.atlas import LA, LV, MYO, RA, RV, heart_short_axis
 

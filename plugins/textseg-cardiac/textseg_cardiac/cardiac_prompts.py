@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from textseg.contracts import Visibility
-from textseg.prompts import RegionPrompts
+from textseg.text import RegionPrompts
 from textseg_cardiac.atlas import ENCLOSED, LA, MYO, RA, RV
 
 NEIGHBOURS = ((RV, MYO), (LA, RA))
@@ -20,7 +20,7 @@ class CardiacPrompts(RegionPrompts):
     ventricle, myocardium and left ventricle, the left ventricle inside the myocardium and the right ventricle beside
     the myocardium." Slices run from base to apex, unless the fact `first_slice` of a case is "apex".
 
-    Settings and errors are those of `textseg.prompts.RegionPrompts`.
+    Settings and errors are those of `textseg.text.RegionPrompts`.
     """
 
     image: ClassVar[str] = "short-axis MRI of the heart"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from textseg import run
 from textseg.contracts import Dataset
 from textseg.errors import PromptError
-from textseg.prompts import interactive_visibility, template_visibility
 from textseg.registry import installed_registry
-from textseg.running import run
+from textseg.text import interactive_visibility, template_visibility
 from textseg_cervical.atlas import cervical_spine
 from textseg_cervical.cervical_phantom import CervicalPhantom
 from textseg_cervical.cervical_prompts import CervicalPrompts

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from textseg.anatomy import Anatomy, Level, Part
 from textseg.contracts import Dataset
-from textseg.phantom_files import SpinePhantom
+from textseg.data.phantoms import Anatomy, Level, Part, SpinePhantom
 from textseg.registry import installed_registry
 from textseg_cervical.atlas import CORD, cervical_spine
 

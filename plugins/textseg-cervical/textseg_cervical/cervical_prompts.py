@@ -2,13 +2,13 @@
 
 from typing import ClassVar
 
-from textseg.prompts import SequencePrompts
+from textseg.text import SequencePrompts
 
 
 class CervicalPrompts(SequencePrompts):
     """Prompts of the cervical spine, in the words that ATM-Net (arXiv 2504.03476) has for the lumbar one.
 
-    Settings and errors are those of `textseg.prompts.SequencePrompts`.
+    Settings and errors are those of `textseg.text.SequencePrompts`.
     """
 
     image: ClassVar[str] = "sagittal MRI of the cervical spine"

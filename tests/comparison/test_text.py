@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+
+from textseg.comparison.comparability import Mismatch
+from textseg.comparison.finished_runs import Repeats, Run
+from textseg.comparison.published import PROTOCOL, published_rows
+from textseg.comparison.sections import picked, sections
+from textseg.comparison.tabulation import make_leaderboard
+from textseg.comparison.text import as_markdown, as_text, print_text
+from textseg.metrics.definitions import POLICY
+from textseg.metrics.scores import Score
+
+NAMES = {"cases": 3, "level_shift_rate": 1 / 3, "matched": 4, "misnamed": 1, "order_violations": 3, "duplicates": 6,
+         "dsc": 0.5, "dsc_without_names": 0.75}  # fmt: skip
+
+
+def run(name, values, *, seed=1, source="template", **facts):
+    """Values are (dsc, hd95) by case."""
+    rows = []
+    for case, pair in enumerate(values):
+        for metric, unit, value in zip(("dsc", "hd95"), ("", "mm"), pair, strict=True):
+            status = "missed" if math.isnan(pair[1]) else "ok"
+            rows.append(
+                Score(
+                    f"c{case}",
+                    f"p{case}",
+                    None,
+                    "L5",
+                    metric,
+                    unit,
+                    "native",
+                    value,
+                    90.0 if unit else 0.0,
+                    status,
+                    source,
+                )
+            )
+    known = {"name": name, "seed": seed, "structures_in_training": ["L5", "T9"], "groups": {"vertebrae": ["L5", "T9"]},
+             "evaluation": {"per": "volume", "space": "native", "unit": "mm"}}  # fmt: skip
+    return Run(Path(name), {**known, **facts}, rows)
+
+
+CAREFUL = run("careful", [(0.9, 2.0), (0.8, 4.0), (0.5, 9.0)], enumeration=NAMES, parameters=2_000_000,
+              multiply_accumulates=3.5e9, milliseconds_per_slice=12.34, peak_memory_bytes=2**30)  # fmt: skip
+HASTY = run("hasty", [(0.7, 3.0), (0.6, 3.0), (0.0, math.nan)])
+
+
+def board(*rows, **options):
+    compared = [Repeats(tuple(one) if isinstance(one, list) else (one,)) for one in rows]
+    return make_leaderboard(compared, rare_share=0.5, **options)
+
+
+def line(text, start):
+    return re.sub(r" {2,}", " | ", next(line for line in text.splitlines() if line.startswith(start)))
+
+
+def test_every_number_stands_with_what_it_is_made_of():
+    text = as_text(board(CAREFUL, HASTY))
+    assert line(text, "careful (seed 1)") == (
+        "careful (seed 1) | 1 | 0.7333 [0.500, 0.867] | 5.00 [2.7, 9.0] | 0 | 0 | template"
+    )
+    three = [re.sub(r" {2,}", " | ", row) for row in text.splitlines() if row.startswith("hasty (seed 1)")][1:4]
+    assert three == [
+        "hasty (seed 1) | as_published | 0.4333 (2) | 3 | 3.00 (1) | 2 | 1 | 0",
+        "hasty (seed 1) | common | 0.6500 (2) | 2 | 3.00 (1) | 2 | 1 | 0",
+        "hasty (seed 1) | penalised | 0.4333 (2) | 3 | 32.00 (2) | 3 | 1 | 0",
+    ]
+    assert "Warning: ranks by HD95 (mm) depend" in text
+    assert "Rare, below 50% of the test cases: T9 (0 of 3 cases)." in text
+    assert "careful (seed 1) - hasty (seed 1)" in text
+    assert "Kendall's tau" in text
+    assert "33.3 % | 25.0 % | 1.00 | 2.00 | 0.5000 | 0.7500" in re.sub(r" {2,}", " | ", text)
+    assert "2.00 | 3.50 | 12.3 | 1024" in re.sub(r" {2,}", " | ", text)
+    assert text.count(POLICY) == 1
+    assert "3 patients: intervals and tests of fewer than 50 are rough" in text
+
+
+def test_seeds_have_a_table_and_single_runs_have_none():
+    titles = [section.title for section in sections(board(CAREFUL, HASTY))]
+    assert titles == ["Leaderboard", "Three ways to count a miss", "DSC, penalised, by what is averaged", "Names",
+                      "Size and speed", "Differences in DSC", "Ranks by DSC, penalised"]  # fmt: skip
+    twice = [run("a", [(0.9, 2.0), (0.8, 4.0)]), run("a", [(0.7, 2.0), (0.6, 4.0)], seed=2)]
+    found = {section.title: section for section in sections(board(twice))}
+    assert found["Seeds and folds"].rows == [["a (2 seeds)", "2", "0.7500", "0.1414", "–", "3.00", "0.00", "–"]]
+    assert "Differences in DSC" not in found
+
+
+def test_the_same_bytes_each_time_and_colours_only_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    found = board(CAREFUL, HASTY, published=published_rows("spider"))
+    plain, terminal = io.StringIO(), Terminal()
+    print_text(found, plain)
+    assert plain.getvalue() == as_text(board(CAREFUL, HASTY, published=published_rows("spider")))
+    assert "\x1b" not in plain.getvalue()
+    print_text(found, terminal)
+    shown = terminal.getvalue()
+    assert "\x1b[1m" in shown
+    flat = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "Leaderboard" in flat
+    assert "[95 %]" in flat  # no mark-up of rich's
+    assert "hasty" in flat
+
+
+def test_published_results_are_beside_in_their_own_unit():
+    text = as_text(board(CAREFUL, published=published_rows("spider")))
+    assert "Published on spider: another protocol, not ranked" in text
+    assert line(text, "atmnet") == "atmnet | 0.7939 | 9.91 pixel | 19 | 64.87 | 75.00"
+    assert PROTOCOL in text
+    assert len(board(CAREFUL, published=published_rows("spider")).tables[0].rows) == 1
+
+
+def test_a_forced_comparison_says_so_above_everything_and_picks_nobody():
+    other = run("other", [(0.7, 3.0)], evaluation={"per": "slice", "space": "native", "unit": "mm"})
+    different = [Mismatch("evaluation.per", "'volume'", "'slice'", "evaluation.per: a has 'volume', b has 'slice'")]
+    found = board(CAREFUL, other, mismatches=different)
+    for text in (as_text(found), as_markdown(found)):
+        first, second, *_ = (line for line in text.splitlines() if line)
+        assert "NOT COMPARABLE: these runs differ in evaluation.per." in first
+        assert "evaluation.per: a has 'volume', b has 'slice'" in second
+        assert "NOT COMPARABLE: Leaderboard" in text
+    assert not any(section.best or section.second for section in sections(found))
+
+
+def test_a_unit_that_is_not_the_headings_stands_in_the_cell():
+    pixels = run("pixels", [(0.7, 3.0)])
+    pixels = Run(pixels.folder, pixels.facts, [Score(**{**vars(row), "unit": row.unit and "pixel"})
+                                               for row in pixels.scores])  # fmt: skip
+    text = as_text(board(CAREFUL, pixels))
+    assert "3.00 pixel" in text
+    assert "5.00 mm" not in text
+
+
+def test_only_what_can_be_seen_wins():
+    assert picked(["0.8000", "0.8000", "0.7000", "–"], lower=False) == ([0, 1], [])
+    assert picked(["3.00", "1.00", "2.00", "2.00"], lower=True) == ([1], [2, 3])
+    assert picked(["–", "–"], lower=True) == ([], [])
+    assert picked(["1.00"], lower=True) == ([0], [])

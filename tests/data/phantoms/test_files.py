@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from textseg.contracts import Atlas, Case, LabelMap
+from textseg.data.phantoms.files import PhantomFiles, check_settings, write_drawn
+from textseg.errors import DataError, RecipeError
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
+class OneFile(PhantomFiles):
+    """Draws nothing but a number, and says how often it has done so."""
+
+    def __init__(self, folder: str, *, number: int, atlas: Atlas) -> None:
+        self.atlas, self.number, self.drawn = atlas, number, 0
+        super().__init__(folder, [number])
+
+    def write(self, folder: Path) -> None:
+        self.drawn += 1
+        (folder / "number.txt").write_text(str(self.number))
+        if self.number < 0:
+            raise OSError("no space left")
+
+    def read(self, folder: Path) -> Reader:
+        return Reader(folder, self.atlas)
+
+
+class Reader:
+    def __init__(self, folder: Path, atlas: Atlas) -> None:
+        self.folder, self.atlas = folder, atlas
+
+    def cases(self) -> Sequence[Case]:
+        return [Case((self.folder / "number.txt").read_text(), "p", self.folder / "number.txt")]
+
+    def label_map(self, case: Case) -> LabelMap:
+        return {0: 0, 7: 1}
+
+    def official_split(self) -> Mapping[str, Sequence[str]] | None:
+        return {"train": [], "test": ["p"]}
+
+
+def test_files_are_drawn_once_and_read_by_the_reader_of_their_layout(tmp_path: Path, small_atlas: Atlas) -> None:
+    one, again, other = (OneFile(str(tmp_path), number=number, atlas=small_atlas) for number in (1, 1, 2))
+    assert not list(tmp_path.iterdir())
+    assert [case.id for case in one.cases()] == ["1"]
+    assert one.label_map(one.cases()[0])[7] == 1
+    assert one.official_split() == {"train": [], "test": ["p"]}
+    assert again.cases() == one.cases()
+    assert other.cases() != one.cases()
+    assert (one.drawn, again.drawn, other.drawn) == (1, 0, 1)
+    assert names_in(tmp_path) == {one.folder.name, other.folder.name}
+
+
+def test_a_drawing_that_fails_leaves_nothing_behind(tmp_path: Path, small_atlas: Atlas) -> None:
+    with pytest.raises(DataError, match=r"can't be written.*no space left.*dataset.folder"):
+        OneFile(str(tmp_path), number=-1, atlas=small_atlas).cases()
+    assert names_in(tmp_path) == set()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from textseg.phantom_files import PhantomFiles
+
+class Killed(PhantomFiles):
+    def write(self, folder):
+        (folder / "number.txt").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def read(self, folder):
+        raise NotImplementedError
+
+Killed(sys.argv[1], [1]).cases()
+"""
+
+
+def test_what_a_killed_process_had_drawn_is_removed_by_the_next(tmp_path: Path, small_atlas: Atlas) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    phantom = OneFile(str(tmp_path), number=1, atlas=small_atlas)
+    (left,) = names_in(tmp_path)
+    assert left.startswith(f".{phantom.folder.name}.")
+    (tmp_path / ".of_somebody_else").mkdir()
+    assert [case.id for case in phantom.cases()] == ["1"]
+    assert names_in(tmp_path) == {phantom.folder.name, ".of_somebody_else"}
+
+
+def test_two_that_draw_at_once_draw_once(tmp_path: Path, small_atlas: Atlas) -> None:
+    phantoms = [OneFile(str(tmp_path), number=1, atlas=small_atlas) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda phantom: [case.id for case in phantom.cases()], phantoms))
+    assert found == [["1"]] * 4
+    assert sum(phantom.drawn for phantom in phantoms) == 1
+    assert names_in(tmp_path) == {phantoms[0].folder.name}
+
+
+def test_a_volume_is_stored_as_it_was_placed_also_when_turned(tmp_path: Path) -> None:
+    volume = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    direction = (0, 0, -1, 1, 0, 0, 0, -1, 0)
+    for orientation in (None, "LPS", "RAS"):
+        path = tmp_path / f"{orientation}.nii.gz"
+        write_drawn(
+            volume, path, spacing_mm=(6, 2, 1.5), origin=(1, 2, 3), direction=direction, orientation=orientation
+        )
+        image = sitk.DICOMOrient(sitk.ReadImage(str(path)), "PIR")
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume)
+        assert image.GetSpacing() == pytest.approx((1.5, 2, 6))
+        assert image.GetOrigin() == pytest.approx((1, 2, 3))
+
+
+def test_settings_that_draw_nothing_are_refused() -> None:
+    check_settings(seed=0, cases=1, spacing_mm=0.5)
+    with pytest.raises(RecipeError, match="spacing_mm is 0, but must be above 0"):
+        check_settings(seed=0, cases=1, spacing_mm=0)
+    with pytest.raises(RecipeError, match="seed is -2, but must not be below 0"):
+        check_settings(seed=-2, cases=1)

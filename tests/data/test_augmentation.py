@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import affine_transform, gaussian_filter
+from torch import Tensor
+
+from textseg.contracts import Batch
+from textseg.data import augmentation as module
+from textseg.data.augmentation import Augmentation
+from textseg.randomness import case_key, slice_key, slice_keys
+from textseg.recipe.loading import Augmentation as Settings
+
+HEIGHT, WIDTH = 60, 44
+EVERYTHING: dict[str, Any] = {
+    "distortion": 1.0,
+    "rotation_degrees": 15,
+    "scale": 0.2,
+    "translation": 0.1,
+    "elastic_pixels": 2,
+    "gamma": 0.3,
+    "noise": 0.05,
+    "contrast": 0.2,
+    "flip": "horizontal",
+}
+GEOMETRY = {
+    key: EVERYTHING[key] for key in ("distortion", "rotation_degrees", "scale", "translation", "elastic_pixels")
+}
+
+
+class Chosen(np.random.Generator):
+    """A generator whose uniform draws are given: angle, scale, row of shifts (columns first)."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.values = list(values)
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Any = None) -> Any:
+        if size is None:
+            return self.values.pop(0)
+        taken, self.values = self.values[:size], self.values[size:]
+        return np.array(taken)
+
+
+def disc(height: int = HEIGHT, width: int = WIDTH, radius: float = 12.0) -> Tensor:
+    """A disc off the centre, with a soft border of two pixels; 0.5 is its edge."""
+    rows, columns = np.mgrid[:height, :width]
+    distance = np.hypot(rows - 0.45 * height, columns - 0.55 * width)
+    return torch.from_numpy(np.clip((radius + 1 - distance) / 2, 0, 1).astype(np.float32))
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    return disc()[None], (disc() > 0.5).long()
+
+
+def test_nothing_changes_where_every_setting_is_zero() -> None:
+    image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
+    for slice_id in range(5):
+        moved, classes = Augmentation(Settings(), seed=3)(image, mask, epoch=1, slice_id=slice_id)
+        assert torch.equal(moved, image)
+        assert torch.equal(classes, mask)
+
+
+def test_a_distortion_of_size_zero_moves_nothing() -> None:
+    image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
+    moved, classes = Augmentation(Settings(distortion=1.0), seed=3)(image, mask, epoch=1, slice_id=2)
+    torch.testing.assert_close(moved, image, atol=1e-4, rtol=0)
+    assert torch.equal(classes, mask)
+
+
+def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
+    image, mask = pair()
+    settings = Settings(**EVERYTHING)
+
+    def draw(seed: int, epoch: int, slice_id: int) -> Tensor:
+        return Augmentation(settings, seed)(image, mask, epoch=epoch, slice_id=slice_id)[0]
+
+    augmentation = Augmentation(settings, 7)
+    earlier = [augmentation(image, mask, epoch=4, slice_id=slice_id)[0] for slice_id in (9, 2**32 - 1, 0)]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    for slice_id, before in zip((0, 2**32 - 1, 9), reversed(earlier), strict=True):
+        assert torch.equal(draw(7, 4, slice_id), before)
+    for other in (draw(8, 4, 9), draw(7, 5, 9), draw(7, 4, 8)):
+        assert not torch.equal(other, earlier[0])
+
+
+def test_the_inputs_are_left_alone() -> None:
+    image, mask = pair()
+    Augmentation(Settings(**EVERYTHING), 0)(image, mask, epoch=0, slice_id=0)
+    assert torch.equal(image, pair()[0])
+    assert torch.equal(mask, pair()[1])
+
+
+@pytest.mark.parametrize("slice_id", range(8))
+def test_image_and_mask_move_alike(slice_id: int) -> None:
+    image, mask = pair()
+    settings = Settings(**GEOMETRY, flip="horizontal")
+    moved, classes = Augmentation(settings, 1)(image, mask, epoch=0, slice_id=slice_id)
+    assert moved.shape == image.shape
+    assert classes.shape == mask.shape
+    assert classes.dtype == torch.int64
+    assert set(classes.unique().tolist()) <= {0, 1}
+    shown = moved[0] > 0.5
+    assert 2 * (shown & (classes == 1)).sum() / (shown.sum() + classes.sum()) > 0.95
+    # Wherever they differ, the picture is at the soft border: nearest and linear sampling agree but for one pixel.
+    assert (moved[0][shown != (classes == 1)] - 0.5).abs().max() < 0.5
+    assert (classes != mask).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 44), (33, 71), (48, 48)])
+@pytest.mark.parametrize(
+    ("angle", "scale", "shift"), [(1, 0, (0, 0)), (0, 1, (0, 0)), (0, 0, (0.5, -1)), (-0.7, 0.5, (1, 0.3))]
+)
+def test_the_affine_part_is_that_of_scipy(
+    height: int, width: int, angle: float, scale: float, shift: tuple[float, float]
+) -> None:
+    settings = Settings(rotation_degrees=20, scale=0.2, translation=0.1)
+    grid = Augmentation(settings, 0).sampling_grid(Chosen(angle, scale, *shift), height, width)
+    image = disc(height, width, 9.0) * torch.linspace(0.5, 1, width)
+    found = torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
+
+    radians, zoom = math.radians(20 * angle), 1 + 0.2 * scale
+    cos, sin = math.cos(radians) / zoom, math.sin(radians) / zoom
+    matrix = np.array([[cos, sin], [-sin, cos]])  # from (row, column) to (row, column)
+    centre = np.array([(height - 1) / 2, (width - 1) / 2])
+    offset = centre - matrix @ centre + 0.1 * np.array([shift[1] * height, shift[0] * width])
+    expected = affine_transform(image.numpy(), matrix, offset, order=1, mode="grid-constant")
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+
+
+def test_a_larger_scale_makes_structures_larger() -> None:
+    grid = Augmentation(Settings(scale=0.2), 0).sampling_grid(Chosen(0, 1, 0, 0), HEIGHT, WIDTH)
+    moved = torch.nn.functional.grid_sample(disc(radius=8)[None, None], grid, align_corners=False)
+    assert float(moved.sum() / disc(radius=8).sum()) == pytest.approx(1.2**2, rel=0.02)
+
+
+def test_draws_fill_their_ranges_and_stay_inside_them() -> None:
+    settings = Settings(rotation_degrees=15, scale=0.2, translation=0.1)
+    augmentation = Augmentation(settings, 0)
+    angles, zooms, shifts = [], [], []
+    for slice_id in range(300):
+        grid = augmentation.sampling_grid(np.random.default_rng((0, 0, slice_id)), HEIGHT, WIDTH)[0]
+        pixels = (grid + 1) / 2 * torch.tensor([WIDTH, HEIGHT])  # columns, rows
+        step = (pixels[0, -1] - pixels[0, 0]) / (WIDTH - 1)
+        zooms.append(1 / float(step.norm()))
+        angles.append(math.degrees(math.atan2(step[1], step[0])))
+        shifts.append((grid.mean((0, 1)) / 2).tolist())  # of the side
+    for values, limits in ((angles, (-15, 15)), (zooms, (0.8, 1.2)), (np.ravel(shifts), (-0.1, 0.1))):
+        middle, reach = np.mean(limits), np.ptp(limits) / 2
+        assert np.abs(np.array(values) - middle).max() <= reach * 1.001
+        assert np.abs(np.array(values) - middle).max() > reach * 0.95
+        assert np.mean(values) == pytest.approx(middle, abs=reach * 0.15)
+
+
+def test_the_elastic_field_is_smooth_and_as_large_as_asked_for() -> None:
+    settings = Settings(elastic_pixels=3)
+    fields = []
+    for slice_id in range(40):
+        grid = Augmentation(settings, 0).sampling_grid(np.random.default_rng((slice_id,)), HEIGHT, WIDTH)[0]
+        rows, columns = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
+        fields.append(grid * torch.tensor([WIDTH, HEIGHT]) / 2 + torch.tensor([WIDTH, HEIGHT]) / 2)
+        fields[-1] = fields[-1] - torch.stack([columns, rows], -1)
+    field = torch.stack(fields)
+    assert 2 < float(field.std()) < 3.5
+    assert float(field.diff(dim=1).abs().mean()) < 0.5
+    assert float(field.diff(dim=2).abs().mean()) < 0.6
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1.5, 0.25])
+def test_what_comes_from_outside_is_as_dark_as_the_darkest_part(lowest: float) -> None:
+    image = torch.full((1, HEIGHT, WIDTH), lowest)
+    image[:, 20:40, 15:30] = 2.0
+    mask = torch.ones(HEIGHT, WIDTH, dtype=torch.int64)
+    settings = Settings(distortion=1.0, translation=1.0, rotation_degrees=45)
+    outside = 0
+    for slice_id in range(20):
+        moved, classes = Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)
+        torch.testing.assert_close(moved[0][classes == 0], torch.full_like(moved[0][classes == 0], lowest))
+        outside += int((classes == 0).sum())
+    assert outside > 0
+
+
+def test_intensities_change_within_their_settings_and_never_the_mask() -> None:
+    image, mask = disc()[None] * 0.8 + 0.1, pair()[1]
+
+    def drawn(settings: Settings) -> list[Tensor]:
+        results = [Augmentation(settings, 5)(image, mask, epoch=0, slice_id=slice_id) for slice_id in range(200)]
+        assert all(torch.equal(classes, mask) for _, classes in results)
+        return [moved for moved, _ in results]
+
+    factors = [float(moved.sum() / image.sum()) for moved in drawn(Settings(contrast=0.3))]
+    assert 0.7 <= min(factors) < 0.72
+    assert 1.28 < max(factors) <= 1.3
+    for moved in drawn(Settings(gamma=0.5)):
+        assert float(moved.min()) == pytest.approx(float(image.min()), abs=1e-6)
+        assert float(moved.max()) == pytest.approx(float(image.max()), abs=1e-6)
+        assert torch.isfinite(moved).all()
+    amounts = [float((moved - image).std()) for moved in drawn(Settings(noise=0.1))]
+    assert max(amounts) == pytest.approx(0.1, rel=0.1)
+    assert np.mean(amounts) == pytest.approx(0.05, rel=0.15)
+
+
+def test_gamma_leaves_an_even_slice_as_it_is() -> None:
+    image = torch.full((1, 8, 8), -0.4)
+    moved, _ = Augmentation(Settings(gamma=0.5), 0)(image, torch.zeros(8, 8).long(), epoch=0, slice_id=0)
+    torch.testing.assert_close(moved, image)
+
+
+def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
+    image, mask = pair()
+    flipped = 0
+    for slice_id in range(400):
+        moved, classes = Augmentation(Settings(flip="horizontal"), 0)(image, mask, epoch=0, slice_id=slice_id)
+        if torch.equal(moved, image.flip(-1)):
+            assert torch.equal(classes, mask.flip(-1))
+            flipped += 1
+        else:
+            assert torch.equal(moved, image)
+            assert torch.equal(classes, mask)
+    assert 160 < flipped < 240
+
+    settings = Settings(distortion=0.25, rotation_degrees=20)
+    changed = sum(
+        not torch.equal(Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)[0], image)
+        for slice_id in range(400)
+    )
+    assert 70 < changed < 130
+
+
+QUALITY = {"bias": 0.4, "blur_pixels": 2.0, "low_resolution": 3.0}
+
+
+def test_the_settings_of_quality_move_no_other_draw() -> None:
+    settings: dict[str, Any] = {**GEOMETRY, "gamma": 0.3, "contrast": 0.2, "noise": 0.05, "flip": "horizontal"}
+    image, mask = pair()
+    before = Augmentation(Settings(**settings), 7)(image, mask, epoch=3, slice_id=5)
+    generator = np.random.default_rng((7, 3, 5, 2))
+    augmentation = Augmentation(Settings(**settings, **QUALITY), 7)
+    after = augmentation(image, mask, epoch=3, slice_id=5)
+    assert torch.equal(after[1], before[1])
+    assert torch.equal(after[0], augmentation.change_quality(generator, before[0]))
+    assert not torch.equal(after[0], before[0])
+
+
+def test_blur_is_that_of_scipy_and_keeps_an_even_slice() -> None:
+    image = torch.rand(1, 40, 33)
+    expected = gaussian_filter(image[0].double().numpy(), 1.7, radius=math.ceil(3 * 1.7), mode="nearest")
+    np.testing.assert_allclose(module._blurred(image, 1.7)[0].numpy(), expected, atol=1e-5)
+    assert torch.equal(module._blurred(image, 0.0), image)
+    even = torch.full((1, 20, 20), 3.0)
+    for found in (module._blurred(even, 2.0), module._coarsened(even, 2.5)):
+        torch.testing.assert_close(found, even)
+
+
+def test_low_resolution_loses_detail_and_keeps_the_rest() -> None:
+    rows = torch.arange(64.0)
+    fine, coarse = torch.sin(rows * 2.5).expand(64, 64)[None], torch.sin(rows * 0.1).expand(64, 64)[None]
+    assert module._coarsened(fine, 4.0).std() < 0.2 * fine.std()
+    assert (module._coarsened(coarse, 4.0) - coarse).abs().mean() < 0.05
+
+
+def test_bias_is_a_smooth_shade_within_its_setting() -> None:
+    image = torch.ones(1, 64, 48)
+    image[0, 0, 0] = 0.0  # the floor
+    shades = [
+        Augmentation(Settings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0] for i in range(50)
+    ]
+    values = torch.stack(shades)[:, :, 1:, 1:]
+    assert values.max() < math.exp(0.3 * 1.5)  # a bicubic curve may leave the range of its points a little
+    assert values.min() > math.exp(-0.3 * 1.5)
+    assert values.std() > 0.05
+    assert max(float(shade[0, 1:, 1:].diff(dim=0).abs().max()) for shade in shades) < 0.1
+
+
+@pytest.mark.parametrize(("flip", "axes"), [("vertical", {(-2,), ()}), ("both", {(), (-1,), (-2,), (-1, -2)})])
+def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
+    image = torch.rand(1, 8, 6)
+    mask = (image[0] * 20).long()
+    seen = set()
+    for slice_id in range(60):
+        found, moved = Augmentation(Settings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
+        which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(found, image.flip(axis)))
+        assert torch.equal(moved, mask.flip(which))
+        seen.add(which)
+    assert seen == axes
+
+
+def batch_of(images: Tensor, masks: Tensor) -> Batch:
+    count = len(images)
+    return Batch(
+        image=images,
+        mask=masks,
+        text=None,
+        case=tuple(f"case{number}" for number in range(count)),
+        slice_index=torch.arange(count),
+        slice_count=torch.full((count,), count),
+        spacing_mm=torch.ones(count, 3),
+    )
+
+
+def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
+    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
+    augmentation = Augmentation(settings, 11)
+    images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
+    batch = batch_of(images, masks)
+    found = augmentation.of_batch(batch, slice_keys(batch), epoch=2)
+    for number in range(4):
+        key = slice_key(f"case{number}", number)
+        image, mask = augmentation(images[number], masks[number], epoch=2, slice_id=key)
+        assert torch.equal(found.image[number], image)
+        assert torch.equal(found.mask[number], mask)
+    assert found.case == batch.case
+
+
+def test_slices_of_a_volume_stay_aligned() -> None:
+    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
+    plane, labels = torch.rand(1, HEIGHT, WIDTH), torch.randint(0, 20, (HEIGHT, WIDTH))
+    batch = replace(batch_of(plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1)), case=("one",) * 5)
+    found = Augmentation(settings, 11).of_volume(batch, epoch=2)
+    image, mask = Augmentation(settings, 11)(plane, labels, epoch=2, slice_id=case_key("one"))
+    torch.testing.assert_close(found.image, image.expand(5, 1, -1, -1))
+    assert torch.equal(found.mask, mask.expand(5, -1, -1))
+    assert not torch.equal(found.mask, batch.mask)
+    noisy = Augmentation(Settings(noise=0.5), 11).of_volume(batch, epoch=2).image - batch.image
+    assert not torch.equal(noisy[0], noisy[1])
+    torch.testing.assert_close(noisy.std(dim=(1, 2, 3)), noisy.std().expand(5), rtol=0.1, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
+    augmentation = Augmentation(Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
+    batch = batch_of(torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH)))
+    keys = slice_keys(batch)
+    here, there = augmentation.of_batch(batch, keys, epoch=2), augmentation.of_batch(batch.to("cuda"), keys, epoch=2)
+    torch.testing.assert_close(there.image.cpu(), here.image, atol=1e-4, rtol=0)
+    assert (there.mask.cpu() == here.mask).float().mean() > 0.999
+    noisy = Augmentation(Settings(noise=0.1), 11)
+    first, second = (noisy.of_batch(batch.to("cuda"), keys, epoch=2).image for _ in range(2))
+    assert torch.equal(first, second)

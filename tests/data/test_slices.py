@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, Batch, Source
+from textseg.data.augmentation import Augmentation
+from textseg.data.preparation import PreparedCase
+from textseg.data.slices import ShuffledBatches, Slices, Volumes, batches_in_order, training_loader
+from textseg.recipe.loading import Augmentation as AugmentationSettings
+from textseg.text.slice_text import SliceText, TextRows
+
+SIZE = (12, 10)  # of the slices of `cases`
+SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
+TextOf = Callable[[Sequence[PreparedCase], Atlas], SliceText]
+DISTORTED = AugmentationSettings(
+    distortion=0.8, rotation_degrees=20, scale=0.2, translation=0.1, elastic_pixels=1, noise=0.1, gamma=0.2
+)
+
+
+def tensors(batch: Batch) -> dict[str, Tensor]:
+    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    if batch.text is not None:
+        found |= {f"text.{field.name}": getattr(batch.text, field.name) for field in fields(batch.text)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def require_equal(one: Sequence[Batch], other: Sequence[Batch]) -> None:
+    assert len(one) == len(other)
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.case == theirs.case
+        assert tensors(mine).keys() == tensors(theirs).keys()
+        for name, tensor in tensors(mine).items():
+            assert tensor.dtype == tensors(theirs)[name].dtype
+            assert torch.equal(tensor, tensors(theirs)[name]), name
+
+
+def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
+    slices = Slices(cases, text_of(cases, small_atlas), {"template": 1.0})
+    batches = list(batches_in_order(slices, 4))
+    assert [len(batch.case) for batch in batches] == [4, 4, 4, 1]
+    assert "".join(name[0] for batch in batches for name in batch.case) == "aaaaabbcccccc"
+    assert torch.cat([batch.slice_index for batch in batches]).tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4, 5]
+    assert torch.cat([batch.slice_count for batch in batches]).tolist() == [5] * 5 + [2] * 2 + [6] * 6
+    images, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("image", "mask"))
+    assert (images.shape, images.dtype) == ((13, 1, *SIZE), torch.float32)
+    assert (masks.shape, masks.dtype) == ((13, *SIZE), torch.uint8)
+    assert np.array_equal(images[:, 0].numpy(), np.concatenate([case.image for case in cases]))
+    assert np.array_equal(masks.numpy(), np.concatenate([case.mask for case in cases]))
+    torch.testing.assert_close(
+        batches[1].spacing_mm, torch.tensor([[4, 6, 1.5], [4, 3, 1.5], [4, 3, 1.5], [4, 7, 1.5]])
+    )
+
+
+def test_a_model_without_text_gets_none(cases: list[PreparedCase]) -> None:
+    (batch,) = batches_in_order(Slices(cases[1:2], None, {}), 8)
+    assert batch.text is None
+
+
+def order(slice_count: int, batch_size: int, **place: int) -> list[list[tuple[int, int]]]:
+    return list(ShuffledBatches(slice_count, batch_size, **{"seed": 3, "epoch": 2, **place}))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    first = order(50, 8)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    assert order(50, 8) == first
+    assert order(50, 8, seed=4) != first
+    other = order(50, 8, epoch=3)
+    assert [[number for _, number in batch] for batch in other] != [[number for _, number in batch] for batch in first]
+    assert {epoch for batch in other for epoch, _ in batch} == {3}
+
+
+def test_an_epoch_shows_no_slice_twice_and_leaves_out_less_than_a_batch() -> None:
+    for slice_count, batch_size in ((50, 8), (48, 8), (8, 8), (9, 1)):
+        batches = order(slice_count, batch_size)
+        assert len(batches) == ShuffledBatches.per_epoch(slice_count, batch_size) == slice_count // batch_size
+        assert {len(batch) for batch in batches} == {batch_size}
+        numbers = [number for batch in batches for _, number in batch]
+        assert len(set(numbers)) == len(numbers) > slice_count - batch_size
+        assert set(numbers) <= set(range(slice_count))
+    assert sorted(number for batch in order(5, 8) for _, number in batch) == [0, 1, 2, 3, 4]  # the only batch stays
+
+
+def test_over_epochs_no_slice_is_left_out() -> None:
+    seen = {number for epoch in range(20) for batch in order(15, 8, epoch=epoch) for _, number in batch}
+    assert seen == set(range(15))
+
+
+def test_the_rest_of_an_epoch_is_its_tail() -> None:
+    whole = order(50, 8)
+    for start in range(7):
+        rest = ShuffledBatches(50, 8, seed=3, epoch=2, start=start)
+        assert list(rest) == whole[start:]
+        assert len(rest) == len(whole) - start
+
+
+def loader_of(
+    cases: Sequence[PreparedCase],
+    text: SliceText,
+    *,
+    start: int = 0,
+    epoch: int = 1,
+    workers: int = 0,
+    sources: Mapping[Source, float] | None = None,
+) -> list[Batch]:
+    chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
+    slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
+    loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
+    batches: list[Any] = list(loader)
+    assert all(isinstance(batch.text, TextRows) for batch in batches)  # no features go from process to process
+    return [slices.complete(batch) for batch in batches]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases, small_atlas)
+    alone = loader_of(cases, text)
+    assert len(alone) == 4
+    require_equal(alone, loader_of(cases, text, workers=2))
+
+
+def test_a_resumed_epoch_gives_the_batches_that_were_left(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases, small_atlas)
+    whole = loader_of(cases, text)
+    torch.manual_seed(99)
+    require_equal(loader_of(cases, text, start=2), whole[2:])
+
+
+def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase]) -> None:
+    slices = Slices(cases, None, {}, Augmentation(DISTORTED, 5), 5)
+    images = {(epoch, number): slices[epoch, number][0] for epoch in range(3) for number in (5, 6)}
+    assert len({image.numpy().tobytes() for image in images.values()}) == 6
+    assert torch.equal(images[2, 6], slices[2, 6][0])
+
+
+def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5}
+    both = Slices(cases, text_of(cases, small_atlas), chances, Augmentation(DISTORTED, 5), 5)
+    last = Slices(cases[2:], text_of(cases[2:], small_atlas), chances, Augmentation(DISTORTED, 5), 5)
+    for epoch in range(6):
+        (one, mask, _, source), (other, other_mask, _, other_source) = both[epoch, 9], last[epoch, 2]
+        assert torch.equal(one, other)
+        assert torch.equal(mask, other_mask)
+        assert source == other_source
+
+
+def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    chances: dict[Source, float] = {"template": 0.5, "interactive": 0.2, "ground_truth": 0.3}
+    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
+    drawn = [[slices[epoch, number][3] for number in range(13)] for epoch in range(100)]
+    flat = [source for epoch in drawn for source in epoch]
+    for source, chance in chances.items():
+        assert flat.count(source) / len(flat) == pytest.approx(chance, abs=0.05)
+    assert len({tuple(epoch) for epoch in drawn}) == 100
+    again = Slices(cases, slices.text, dict(reversed(chances.items())), seed=1)
+    assert [again[3, number][3] for number in range(13)] == drawn[3]
+    other = Slices(cases, slices.text, chances, seed=2)
+    assert [other[3, number][3] for number in range(13)] != drawn[3]
+
+
+def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases, small_atlas)
+    thirds: Any = {"template": 0.3333333, "interactive": 0.3333333, "ground_truth": 0.3333333}
+    assert {Slices(cases, text, thirds)[epoch, 0][3] for epoch in range(30)} == set(SOURCES)
+    never: Any = {"template": 0.0, "ground_truth": 1.0}
+    assert {Slices(cases, text, never)[epoch, 0][3] for epoch in range(30)} == {"ground_truth"}
+
+
+def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5}
+    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
+    items = [slices[4, number] for number in (3, 1, 11)]
+    batch = slices.collate(items)
+    assert batch.text is not None
+    expected = slices.text.features([3, 1, 11], [source for *_, source in items])  # type: ignore[union-attr,misc]
+    assert torch.equal(batch.text.tokens, expected.tokens)
+    assert torch.equal(batch.text.present, expected.present)
+
+
+def volumes_of(
+    cases: Sequence[PreparedCase], text: SliceText | None = None, augmentation: Augmentation | None = None
+) -> Volumes:
+    chances: Any = {"template": 0.5, "ground_truth": 0.5} if text else {}
+    return Volumes(Slices(cases, text, chances, augmentation, 5))
+
+
+def test_a_volume_is_all_slices_of_a_case_in_order(cases: list[PreparedCase]) -> None:
+    volumes = volumes_of(cases)
+    assert len(volumes) == 3
+    for number, case in enumerate(cases):
+        batch = volumes[1, number]
+        require_equal([batch], list(batches_in_order(Slices([case], None, {}), 99)))
+    assert volumes[1, 1].slice_index.tolist() == [0, 1]
+
+
+def test_volumes_in_order_are_the_cases(cases: list[PreparedCase]) -> None:
+    slices = Slices(cases, None, {})
+    found = list(batches_in_order(slices, 4, "volume"))
+    assert [batch.case for batch in found] == [("a",) * 5, ("bb",) * 2, ("ccc",) * 6]
+    volumes = Volumes(slices)
+    require_equal(found, [volumes[0, number] for number in range(3)])
+
+
+def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
+    still = DISTORTED.model_copy(update={"noise": 0.0, "distortion": 1.0, "flip": "both"})
+    text = text_of(cases, small_atlas)
+    volumes = volumes_of(cases, text, Augmentation(still, 5))
+    sources = []
+    for epoch in range(12):
+        batch, plain = volumes[epoch, 2], volumes_of(cases)[epoch, 2]
+        again = volumes[epoch, 2]
+        require_equal([batch], [again])
+        assert not torch.equal(batch.mask, plain.mask)
+        key = zlib.crc32(b"ccc")
+        for index in range(6):  # each slice through the same grid as the volume
+            _, mask = Augmentation(still, 5)(plain.image[index], plain.mask[index], epoch=epoch, slice_id=key)
+            assert torch.equal(batch.mask[index], mask)
+        assert batch.text is not None
+        possible = [text.features(range(7, 13), [source] * 6) for source in ("template", "ground_truth")]
+        sources.append([torch.equal(batch.text.tokens, one.tokens) for one in possible])
+    assert {tuple(found) for found in sources} == {
+        (True, False),
+        (False, True),
+    }  # one for all slices, now this now that
+
+
+def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:
+    def loaded(start: int, workers: int) -> list[Batch]:
+        volumes = volumes_of(cases, None, Augmentation(DISTORTED, 5))
+        return list(training_loader(volumes, 1, seed=5, epoch=3, start=start, workers=workers, pin_memory=False))
+
+    whole = loaded(0, 0)
+    assert sorted(batch.case[0] for batch in whole) == ["a", "bb", "ccc"]
+    require_equal(whole, loaded(0, 2))
+    require_equal(whole[1:], loaded(1, 0))

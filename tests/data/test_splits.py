@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from textseg.data.splits import PARTS, Split, make_split
+from textseg.errors import DataError
+from textseg.recipe.loading import Split as Settings
+
+PATIENTS = [f"p{number:02}" for number in range(40)]
+OFFICIAL = {"train": PATIENTS[:30], "test": PATIENTS[30:]}
+
+
+def split(patients: list[str] = PATIENTS, **settings: Any) -> Split:
+    return make_split(Settings(**settings), patients, None)
+
+
+def require_whole(found: Split, patients: list[str]) -> None:
+    everybody = [patient for part in PARTS for patient in getattr(found, part)]
+    assert sorted(everybody) == sorted(patients)  # nobody twice, nobody missing
+    assert all(list(getattr(found, part)) == sorted(getattr(found, part)) for part in PARTS)
+
+
+FORMS = [
+    {"fractions": (0.7, 0.1, 0.2)},
+    {"fractions": (0.34, 0.33, 0.33)},
+    {"folds": 5, "fold": 3},
+    {"folds": 3, "fold": 0, "validation": 0.3},
+    {"official": True, "official_patients": OFFICIAL},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
+    settings = {key: value for key, value in form.items() if key != "official_patients"}
+    found = make_split(Settings(**settings), PATIENTS, form.get("official_patients"))
+    require_whole(found, PATIENTS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_order_and_number_of_a_patients_cases_do_not_matter(form: dict[str, Any]) -> None:
+    settings = Settings(**{key: value for key, value in form.items() if key != "official_patients"})
+    official = form.get("official_patients")
+    found = make_split(settings, PATIENTS, official)
+    again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official)
+    assert again == found
+    assert again.hash == found.hash
+    other = make_split(settings.model_copy(update={"seed": 1}), PATIENTS, official)
+    assert other != found
+    assert other.hash != found.hash
+
+
+def test_fractions_are_of_the_patients() -> None:
+    found = split(fractions=(0.7, 0.1, 0.2))
+    assert [len(getattr(found, part)) for part in PARTS] == [28, 4, 8]
+
+
+def test_folds_test_every_patient_exactly_once() -> None:
+    tested = []
+    for fold in range(7):
+        found = split(folds=7, fold=fold, validation=0.2)
+        require_whole(found, PATIENTS)
+        assert len(found.test) in (5, 6)
+        assert len(found.validation) == round(0.2 * (40 - len(found.test)))
+        tested += found.test
+    assert sorted(tested) == PATIENTS
+
+
+def test_the_official_test_patients_stay_and_validation_comes_from_the_training_patients() -> None:
+    found = make_split(Settings(official=True, validation=0.2), PATIENTS, OFFICIAL)
+    assert list(found.test) == OFFICIAL["test"]
+    assert len(found.validation) == 6
+    assert sorted((*found.train, *found.validation)) == OFFICIAL["train"]
+
+
+def test_an_official_split_leaves_out_whom_it_does_not_name() -> None:
+    found = make_split(Settings(official=True), [*PATIENTS, "extra"], OFFICIAL)
+    require_whole(found, PATIENTS)
+
+
+def test_a_patient_more_moves_few_others() -> None:
+    before, after = split(fractions=(0.5, 0.25, 0.25)), split([*PATIENTS, "p40"], fractions=(0.5, 0.25, 0.25))
+    assert len(set(before.train) - set(after.train)) <= 1
+
+
+def test_the_hash_is_of_who_is_where_however_it_came_about(tmp_path: Path) -> None:
+    drawn = split(fractions=(0.7, 0.1, 0.2))
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({part: list(reversed(getattr(drawn, part))) for part in PARTS}))
+    read = split(file=path)
+    assert read == drawn
+    assert read.hash == drawn.hash
+    swapped = Split(drawn.validation, drawn.train, drawn.test)
+    assert swapped.hash != drawn.hash
+
+
+def test_a_run_folders_own_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"train": ["1", 2, "1"], "validation": [3], "test": [4], "hash": "x"}))
+    assert split(["1", "2", "3", "4", "5"], file=path) == Split(("1", "2"), ("3",), ("4",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["p01"], "validation": ["p02"], "test": ["p03", "p01"]}, "both train and test have p01"),
+        ({"train": ["p01"], "validation": ["p01"], "test": ["p03"]}, "both train and validation have p01"),
+        ({"train": ["p01"], "validation": ["p02"], "test": ["q7", "q1"]}, "the data set lacks.*: q1, q7"),
+        ({"train": ["p01"], "validation": [], "test": ["p03"]}, "no patient is left for validation"),
+        ({"train": ["p01"], "test": ["p03"]}, "must be JSON with one list"),
+        ({"train": "p01", "validation": ["p02"], "test": ["p03"]}, "must be JSON with one list"),
+        (["p01"], "must be JSON with one list"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        split(file=path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        split(file=tmp_path / "missing.json")
+    with pytest.raises(DataError, match="can't be read: Is a directory"):
+        split(file=tmp_path)
+    (tmp_path / "broken.json").write_bytes(b'{"train": ["\xff')
+    with pytest.raises(DataError, match="must be JSON"):
+        split(file=tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("patients", "settings", "message"),
+    [
+        (["a", "b"], {"fractions": (0.8, 0.1, 0.1)}, "split.fractions: no patient is left for validation and test"),
+        (["a", "b", "c"], {"fractions": (0.5, 0.5, 0.0)}, "no patient is left for test .3 in all"),
+        (["a", "b", "c"], {"folds": 5, "fold": 4}, "split.folds: no patient is left for test"),
+        (["a", "b"], {"folds": 2, "fold": 0}, "no patient is left for train"),
+        ([], {"folds": 2, "fold": 0}, "no patient is left"),
+        (["a", "b"], {"official": True}, "no official split; use fractions"),
+    ],
+)
+def test_a_part_without_a_patient_is_refused(patients: list[str], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split(patients, **settings)
+
+
+def test_an_official_split_with_a_patient_on_two_sides_is_refused() -> None:
+    official = {"train": ["a", "b", "c"], "test": ["c", "d"]}
+    with pytest.raises(DataError, match="split.official: both train and test have c"):
+        make_split(Settings(official=True), ["a", "b", "c", "d"], official)
+
+
+def test_an_official_split_without_a_known_test_patient_is_refused() -> None:
+    with pytest.raises(DataError, match="split.official: no patient is left for test"):
+        make_split(Settings(official=True), PATIENTS[:30], OFFICIAL)
+
+
+def test_an_official_split_without_one_of_its_sides() -> None:
+    with pytest.raises(DataError, match="split.official: .* no list of patients for test"):
+        make_split(Settings(official=True), PATIENTS, {"train": OFFICIAL["train"]})
+
+
+STRATA = {patient: "three" if number % 4 == 0 else "one" for number, patient in enumerate(PATIENTS)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_parts_have_their_share_of_every_kind(seed: int) -> None:
+    for form in ({"fractions": (0.6, 0.2, 0.2)}, {"folds": 5, "fold": 2, "validation": 0.25}):
+        found = make_split(Settings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
+        require_whole(found, PATIENTS)
+        assert [sum(STRATA[patient] == "three" for patient in getattr(found, part)) for part in PARTS] == [6, 2, 2]
+
+
+def test_an_unstratified_division_does_not_change_with_the_setting_off() -> None:
+    assert make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=False), PATIENTS, None) == split(
+        fractions=(0.6, 0.2, 0.2)
+    )
+
+
+def test_kinds_of_one_patient_each_are_spread_over_the_parts() -> None:
+    alone = {patient: patient for patient in PATIENTS}
+    found = [make_split(Settings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
+    assert sorted(patient for fold in found for patient in fold.test) == sorted(PATIENTS)
+    drawn = make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=True), PATIENTS, None, alone)
+    require_whole(drawn, PATIENTS)
+    assert {patient > PATIENTS[19] for patient in drawn.test} == {True, False}

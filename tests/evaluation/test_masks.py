@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medpy.metric import binary
+
+from textseg.cli import entry as cli
+from textseg.comparison.compare import compare
+from textseg.contracts import Dataset
+from textseg.errors import DataError, RunError
+from textseg.evaluation.masks import evaluate_masks
+from textseg.metrics.scores import read_scores
+from textseg.recipe.loading import Evaluation
+from textseg.registry.discovery import installed_registry
+from textseg.volumes.files import Geometry, read_labels, write_labels
+
+SETTINGS = Evaluation()
+
+
+@pytest.fixture
+def dataset(spider_folder: Path) -> Dataset:
+    built: Dataset = installed_registry().build("dataset", "spider", settings={"folder": str(spider_folder)})
+    return built
+
+
+def predict(dataset: Dataset, folder: Path, rows: int = 1, *, suffix: str = ".nii.gz") -> Path:
+    """The references, a few rows lower."""
+    for case in dataset.cases():
+        if case.mask_path is not None:
+            labels = read_labels(case.mask_path)
+            write_labels(np.roll(labels.array, rows, axis=1), labels.geometry, folder / f"{case.id.upper()}{suffix}")
+    return folder
+
+
+def first_case(dataset: Dataset) -> str:
+    return next(case.id for case in dataset.cases() if case.mask_path is not None)
+
+
+def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
+    predictions = predict(dataset, tmp_path / "other_tool")
+    scores, missing, extra = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
+    assert missing == extra == []
+    assert repr(read_scores(tmp_path / "out/scores.csv")) == repr(scores)  # NaN is not equal to itself
+    case = next(case for case in dataset.cases() if case.mask_path is not None)
+    assert case.mask_path is not None
+    reference = read_labels(case.mask_path)
+    found = np.roll(reference.array, 1, axis=1)
+    values = {row.metric: row.value for row in scores if (row.case, row.structure) == (case.id, "L5")}
+    assert values["dsc"] == pytest.approx(binary.dc(found == 1, reference.array == 1))
+    distance = binary.hd95(found == 1, reference.array == 1, voxelspacing=reference.spacing_mm)
+    assert values["hd95"] == pytest.approx(distance, rel=1e-5)
+    assert {row.structure for row in read_scores(tmp_path / "out/group_scores.csv")} == {"vertebrae", "discs", "canal"}
+
+
+def test_a_missing_mask_is_a_miss_of_everything_and_a_foreign_one_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    predictions, case = predict(dataset, tmp_path / "masks"), first_case(dataset)
+    moved = predictions / "999_t2.nii.gz"
+    (predictions / f"{case.upper()}.nii.gz").rename(moved)
+    scores, missing, extra = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
+    assert (missing, extra) == ([case], [str(moved)])
+    mine = [row for row in scores if row.case == case]
+    assert {row.status for row in mine} == {"missed", "absent"}
+    assert json.loads((tmp_path / "out/run.json").read_text())["missing_files"] == [case]
+
+
+def test_two_tools_are_compared_and_a_run_is_told_apart(
+    dataset: Dataset, tmp_path: Path, finished_run: Path, stranger: None
+) -> None:
+    for name, rows in (("near", 1), ("far", 3)):
+        evaluate_masks(predict(dataset, tmp_path / f"masks_{name}", rows), dataset, name, SETTINGS, tmp_path / name)
+    board = compare([tmp_path / "far", tmp_path / "near"])
+    assert board.index("near") < board.index("far")
+    with pytest.raises(RunError, match="hashes.data: .* has '.*', .* has '.*'"):
+        compare([tmp_path / "near", finished_run])
+
+
+def test_only_the_patients_asked_for(dataset: Dataset, tmp_path: Path) -> None:
+    predictions = predict(dataset, tmp_path / "masks")
+    patients = sorted({case.patient for case in dataset.cases()})[:1]
+    scores, missing, extra = evaluate_masks(
+        predictions, dataset, "other", SETTINGS, tmp_path / "out", patients=patients
+    )
+    assert {row.patient for row in scores} == set(patients)
+    assert missing == extra == []
+
+
+def test_what_can_not_be_scored(dataset: Dataset, tmp_path: Path, finished_run: Path) -> None:
+    predictions, case = predict(dataset, tmp_path / "masks"), first_case(dataset)
+    path = predictions / f"{case.upper()}.nii.gz"
+    labels = read_labels(path)
+    g = labels.geometry
+    write_labels(labels.array, Geometry(g.size, g.spacing, (g.origin[0] + 3, *g.origin[1:]), g.direction), path)
+    with pytest.raises(DataError, match=r"does not lie on its reference .*: origin .* Resample it"):
+        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
+    write_labels(np.where(labels.array == 1, 77, labels.array), g, path)
+    with pytest.raises(DataError, match="holds 77, and the data set's labels name only"):
+        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
+    shutil.copy(path, predictions / f"{case}.nii")
+    with pytest.raises(DataError, match="are masks of the same case"):
+        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="bears the name of a case; these are"):
+        evaluate_masks(tmp_path / "empty", dataset, "x", SETTINGS, tmp_path / "out")
+    with pytest.raises(DataError, match="There is no folder"):
+        evaluate_masks(tmp_path / "nowhere", dataset, "x", SETTINGS, tmp_path / "out")
+    with pytest.raises(DataError, match="is the folder of a run"):
+        evaluate_masks(predictions, dataset, "x", SETTINGS, finished_run)
+    with pytest.raises(DataError, match="scored in their own grid"):
+        evaluate_masks(predictions, dataset, "x", Evaluation(space="prepared"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["textseg", "evaluate", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command_line(
+    dataset: Dataset,
+    spider_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    predictions = predict(dataset, tmp_path / "other_tool")
+    (predictions / f"{first_case(dataset).upper()}.nii.gz").unlink()
+    monkeypatch.chdir(tmp_path)
+    options = ("--predictions", "other_tool", "--dataset", "spider", "--references", str(spider_folder))
+    assert call(monkeypatch, *options) == 0
+    out = capsys.readouterr().out
+    assert f"every structure is missed: {first_case(dataset)}" in out
+    assert "structures in the references" in out
+    assert (tmp_path / "runs/other_tool/scores.csv").exists()
+    for wrong in ((), ("run", "--predictions", "x"), ("--predictions", "x"), ("run", "--dataset", "spider")):
+        assert call(monkeypatch, *wrong) == 2

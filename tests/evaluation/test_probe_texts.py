@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from textseg.evaluation.probe_texts import CONDITIONS, Subject
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import Experiment, build
+from textseg.text.slice_text import slice_prompts
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+@pytest.fixture(scope="module")
+def experiment(finished_run: Path) -> Experiment:
+    return build(load_recipe(finished_run / "recipe.yaml"), also=["interactive", "ground_truth"])
+
+
+@pytest.fixture
+def tested(experiment: Experiment) -> Subject:
+    assert experiment.text is not None
+    prepared, generator, atlas = experiment.cases["test"][0], experiment.text.generator, experiment.atlas
+    said = {
+        source: slice_prompts(prepared, source, generator, atlas)  # type: ignore[arg-type]
+        for source in ("template", "interactive", "ground_truth")
+    }
+    return Subject(prepared, said, said["template"], experiment, random.Random(1))  # type: ignore[arg-type]
+
+
+def shown(experiment: Experiment, tested: Subject) -> set[str]:
+    return {experiment.atlas.names[index - 1] for plane in tested.prepared.present for index in plane}
+
+
+def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: Experiment, tested: Subject) -> None:
+    tell = {condition.name: condition.tell for condition in CONDITIONS}
+    truth = shown(experiment, tested)
+    for name, more in (("claimed", 1), ("denied", -1)):
+        found = tell[name]
+        assert found is not None
+        prompts = found(tested)
+        told = {frozenset(prompt.visibility.visible) for prompt in prompts}
+        assert len(told) == 1
+        visible = set(told.pop())
+        assert len(visible ^ truth) == 1
+        assert len(visible) == len(truth) + more
+        changed = (visible ^ truth).pop()
+        sentence = prompts[0].classwise[experiment.atlas[changed].index - 1]
+        assert sentence.startswith("It contains" if name == "claimed" else "It does not contain")
+
+
+def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subject) -> None:
+    tell = {condition.name: condition.tell for condition in CONDITIONS}
+    template = tested.said["template"]
+    shuffled, nonsense, empty, other = (tell[n] for n in ("shuffled", "nonsense", "empty", "paraphrased"))
+    assert shuffled
+    assert nonsense
+    assert empty
+    assert other
+    for told in (shuffled(tested), nonsense(tested), empty(tested), other(tested)):
+        assert [prompt.visibility for prompt in told] == [prompt.visibility for prompt in template]
+    assert sorted(shuffled(tested)[0].holistic.split()) == sorted(template[0].holistic.split())
+    assert shuffled(tested)[0].holistic != template[0].holistic
+    words = nonsense(tested)[0].holistic.split()
+    assert len(words) == len(template[0].holistic.split())
+    assert not set(words) & set(template[0].holistic.split())
+    assert {prompt.holistic for prompt in empty(tested)} == {"."}
+    assert all(name in other(tested)[0].holistic for name in template[0].visibility.visible)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import textseg
+from textseg.errors import DataError, PromptError
+from textseg.inference.files import Job, Outcome, check_names, find_inputs, plan_jobs, predict_files, stem
+from textseg.inference.trained_model import TrainedModel
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+from textseg.volumes.files import read_labels, read_volume
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path, stranger: None) -> TrainedModel:
+    return textseg.load(finished_run)
+
+
+@pytest.fixture(scope="module")
+def scan(finished_run: Path, stranger: None) -> Path:
+    """A volume of a test case."""
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def outcomes(model: TrainedModel, jobs: list[Job], **options: str) -> list[Outcome]:
+    return list(predict_files(model, jobs, **options))  # type: ignore[arg-type]
+
+
+def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.mha", "a/b/2.nii.gz", "a/notes.txt", "a/.hidden.mha", "c/3.nrrd", "c/4.MHA")
+    found = find_inputs([str(tmp_path / "a"), str(tmp_path / "a" / "1.mha"), str(tmp_path / "c" / "*.nrrd")])
+    assert [path.name for path in found] == ["1.mha", "2.nii.gz", "3.nrrd"]
+    assert [path.name for path in find_inputs([str(tmp_path / "c")])] == ["3.nrrd", "4.MHA"]
+
+
+def test_a_name_that_stands_for_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no file '.*/x.mha', and no file fits it as a pattern"):
+        find_inputs([str(tmp_path / "x.mha")])
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match="holds no volume; textseg reads .mha"):
+        find_inputs([str(tmp_path)])
+
+
+def test_masks_are_named_like_their_volumes(tmp_path: Path) -> None:
+    inputs = touch(tmp_path, "a/1.mha", "b/1.nii.gz", "b/2.nii.gz")
+    out = tmp_path / "out"
+    assert [job.mask.name for job in plan_jobs(inputs, out)] == ["a_1.mha", "b_1.nii.gz", "2.nii.gz"]
+    assert [job.mask.name for job in plan_jobs(inputs, out, suffix=".nrrd")] == ["a_1.nrrd", "b_1.nrrd", "2.nrrd"]
+    assert plan_jobs(inputs, out)[2].sidecar == out / "2.json"
+    assert stem(Path("x.y.NII.GZ")) == "x.y"
+
+
+def test_masks_never_take_each_others_place_nor_an_inputs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="would give one mask 'a_1'"):
+        plan_jobs(touch(tmp_path, "x/a/1.mha", "y/a/1.mha"), tmp_path / "out")
+    [path] = touch(tmp_path, "in/1.mha")
+    with pytest.raises(DataError, match="would take its place"):
+        plan_jobs([path], path.parent)
+    with pytest.raises(DataError, match="can't be written as 'png'"):
+        plan_jobs([path], tmp_path / "out", suffix="png")
+
+
+def test_a_table_says_what_each_volume_shows(tmp_path: Path, model: TrainedModel) -> None:
+    inputs = touch(tmp_path, "1.mha", "2.mha")
+    (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L5\n1,T12:L3\n")
+    jobs = plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv"))
+    assert [job.visible for job in jobs] == ["T12:L3", "T10:L5"]
+    check_names(model, jobs)
+    (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L9\n1,T12:L3\n")
+    with pytest.raises(PromptError, match="--visible: 2: 'T10:L9'"):
+        check_names(model, plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv")))
+
+
+def test_a_mask_lies_on_its_volume_with_a_sidecar_that_says_what_it_is(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    [job] = plan_jobs([scan], tmp_path / "out", suffix=".nii.gz", visible="T12:L5")
+    [outcome] = outcomes(model, [job], labels="spider")
+    assert outcome.state == "written"
+    volume, mask = read_volume(scan), read_labels(job.mask)
+    assert volume.geometry.differences(mask.geometry, 1e-5) == []
+    assert np.array_equal(mask.array, model(scan, visible="T12:L5").labelled("spider"))
+    sidecar = json.loads(job.sidecar.read_text())
+    assert sidecar["labels"]["100"] == "SC"
+    assert sidecar["said"] == {"source": "interactive", "visible": "T12:L5"}
+    assert sidecar["made"]["prompts"] == "T12:L5"
+    assert set(sidecar["confidence"]) == set(model.atlas.names)
+    voxels = int((mask.array == 100).sum())
+    assert sidecar["volume_ml"]["SC"] == pytest.approx(voxels * np.prod(mask.spacing_mm) / 1000, abs=1e-3)
+
+
+def test_what_is_done_is_not_done_again_unless_something_differs(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    [job] = plan_jobs([scan], tmp_path / "out")
+    assert [one.state for one in outcomes(model, [job])] == ["written"]
+    written = job.mask.stat().st_mtime_ns
+    assert [one.state for one in outcomes(model, [job])] == ["there"]
+    assert job.mask.stat().st_mtime_ns == written
+    assert [one.state for one in outcomes(model, [job], labels="spider")] == ["written"]
+    assert [one.state for one in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
+    job.mask.write_bytes(job.mask.read_bytes()[:-5])
+    assert [one.state for one in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
+    assert read_labels(job.mask).array.any()
+
+
+def test_levels_are_named_anew_where_that_is_asked_for(model: TrainedModel, scan: Path, tmp_path: Path) -> None:
+    [plain] = plan_jobs([scan], tmp_path / "plain")
+    [ordered] = plan_jobs([scan], tmp_path / "ordered")
+    outcomes(model, [plain])
+    assert [one.state for one in predict_files(model, [ordered], ordered=True)] == ["written"]
+    said = json.loads(ordered.sidecar.read_text())
+    assert said["made"]["ordered"] is True
+    assert said["changes"]  # a model that was trained for seconds leaves islands
+    assert json.loads(plain.sidecar.read_text())["changes"] == []
+    before, after = (read_labels(job.mask).array for job in (plain, ordered))
+    assert (before != after).any()
+    assert np.array_equal(after, model(scan, ordered=True).array)
+
+
+def test_a_picture_stands_beside_the_mask_where_it_is_asked_for(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    [job] = plan_jobs([scan], tmp_path / "out", suffix=".nii.gz")
+    outcomes(model, [job])
+    assert not job.picture.exists()
+    for expected in ("written", "there"):  # the mask alone is not all that was asked for
+        assert [one.state for one in predict_files(model, [job], overlay=True)] == [expected]
+        assert job.picture == tmp_path / "out" / f"{stem(scan)}.png"
+        assert job.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def _image(change: Callable[[sitk.Image], sitk.Image]) -> Callable[[Path, Path], None]:
+    def write(scan: Path, path: Path) -> None:
+        sitk.WriteImage(change(sitk.ReadImage(str(scan))), str(path))
+
+    return write
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path, Path], None]:
+    def write(scan: Path, path: Path) -> None:
+        path.write_bytes(change(scan.read_bytes()))
+
+    return write
+
+
+def _header(old: bytes, new: bytes) -> Callable[[Path, Path], None]:
+    def change(content: bytes) -> bytes:
+        assert old in content
+        return content.replace(old, new, 1)
+
+    return _bytes(change)
+
+
+def _nan(image: sitk.Image) -> sitk.Image:
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    array[0, 0, 0] = np.nan
+    return sitk.GetImageFromArray(array)
+
+
+DAMAGE = {
+    "half": _bytes(lambda content: content[: len(content) // 2]),
+    "empty": _bytes(lambda content: b""),
+    "text": _bytes(lambda content: b"Dear colleague,\n"),
+    "zeros": _bytes(lambda content: bytes(len(content))),
+    "cut_header": _bytes(lambda content: content[:80]),
+    "gigantic": _header(b"DimSize = ", b"DimSize = 9"),
+    "no_size": _header(b"DimSize = ", b"DimSize = 0 0 0\nX = "),
+    "negative_spacing": _header(b"ElementSpacing = ", b"ElementSpacing = -"),
+    "not_a_number": _image(_nan),
+    "colour": _image(lambda image: sitk.Compose([image, image, image])),
+    "four_dimensions": _image(lambda image: sitk.JoinSeries([image, image])),
+}
+
+
+def test_damaged_volumes_are_named_and_the_others_are_segmented(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    inputs = []
+    for number, (name, write) in enumerate(DAMAGE.items()):
+        write(scan, tmp_path / f"{name}.mha")
+        inputs.append(tmp_path / f"{name}.mha")
+        if number % 4 == 0:
+            (tmp_path / f"sound{number}.mha").write_bytes(scan.read_bytes())
+            inputs.append(tmp_path / f"sound{number}.mha")
+    found = outcomes(model, plan_jobs(inputs, tmp_path / "out"))
+    assert [outcome.job.input for outcome in found] == inputs
+    for outcome in found:
+        name = stem(outcome.job.input)
+        assert outcome.state == ("written" if name.startswith("sound") else "failed"), name
+        assert outcome.job.mask.exists() == (outcome.state == "written")
+        if outcome.state == "failed":
+            assert name in outcome.message
+            assert len(outcome.message.splitlines()) == 1
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json"] * 3 + [".mha"] * 3
+
+
+def test_one_slice_is_a_volume_too(model: TrainedModel, scan: Path, tmp_path: Path) -> None:
+    image = sitk.ReadImage(str(scan))
+    axis = read_volume(scan).geometry.axes[0][0]
+    start = [0, 0, 0]
+    size = [*image.GetSize()]
+    start[axis], size[axis] = size[axis] // 2, 1
+    sitk.WriteImage(sitk.RegionOfInterest(image, size, start), str(tmp_path / "one.nii"))
+    [outcome] = outcomes(model, plan_jobs([tmp_path / "one.nii"], tmp_path / "out"))
+    assert outcome.state == "written"
+    assert read_labels(outcome.job.mask).array.shape[0] == 1

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from textseg.contracts import Atlas, Task
+from textseg.data.slice_geometry import prepare_volume
+from textseg.inference.training_domain import unlike
+from textseg.recipe.loading import Preparation
+from textseg.volumes.files import Geometry, Volume, read_volume
+
+SETTINGS = Preparation(size=(160, 128))
+GEOMETRY = Geometry((50, 60, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), (0, 0, -1, 1, 0, 0, 0, -1, 0))
+LIKE = (0.0, 5.0, 30.0, 60.0, 100.0)  # percentiles of the training's kind: their median at 30 %
+
+
+def trained_on(atlas: Atlas, volumes: list[Volume], intensities: list[tuple[float, ...]]) -> Task:
+    fingerprint = {
+        "native_sizes": [volume.array.shape for volume in volumes],
+        "native_spacings_mm": [volume.spacing_mm for volume in volumes],
+        "intensities": intensities,
+    }
+    return Task(1, (160, 128), atlas.class_count, atlas, fingerprint=fingerprint)
+
+
+@pytest.fixture
+def volume() -> Volume:
+    return Volume(np.zeros((3, 60, 50), np.float32), (4.0, 1.0, 1.0), GEOMETRY)
+
+
+def kinds(lines: list[str]) -> list[str]:
+    return [line.partition(" is ")[0] for line in lines]
+
+
+def test_lengths_beyond_those_of_the_training_are_said(small_atlas: Atlas, volume: Volume) -> None:
+    thin = replace(volume, spacing_mm=(3.0, 1.0, 1.0))
+    task = trained_on(small_atlas, [volume, thin], [LIKE, LIKE])
+    assert unlike(task, volume, LIKE) == []
+    thick = replace(volume, spacing_mm=(6.1, 1.0, 1.0))
+    assert unlike(task, thick, LIKE) == ["the distance of its slices is 6.1 mm, and the training cases have 3 to 4 mm"]
+    assert unlike(task, replace(volume, spacing_mm=(5.9, 1.0, 1.0)), LIKE) == []
+    small = Volume(volume.array[:, ::4], volume.spacing_mm, GEOMETRY)
+    assert kinds(unlike(task, small, LIKE)) == ["the height of its field of view"]
+
+
+def test_a_median_far_from_those_of_the_training_is_said(small_atlas: Atlas, volume: Volume) -> None:
+    task = trained_on(small_atlas, [volume, volume], [LIKE, (100.0, 0.0, 200.0, 0.0, 600.0)])  # at 30 % and 20 %
+    for median, like in ((6.0, True), (4.0, False), (44.0, True), (46.0, False)):
+        assert (unlike(task, volume, (0.0, 1.0, median, 99.0, 100.0)) == []) == like
+    assert unlike(task, volume, (-50.0, 0.0, 70.0, 0.0, 100.0)) == [
+        "half of it lies below 80% of its range of intensities, of the training cases below 20% to 30%"
+    ]
+
+
+def test_a_task_that_knows_of_no_case_calls_nothing_unlike(small_atlas: Atlas, volume: Volume) -> None:
+    assert unlike(Task(1, (160, 128), small_atlas.class_count, small_atlas), volume, LIKE) == []
+    older = trained_on(small_atlas, [volume], [(0.0, 100.0)])  # which knew the ends alone
+    assert unlike(older, volume, (0.0, 80.0, 90.0, 95.0, 100.0)) == []
+
+
+def test_each_real_scan_is_like_the_others_and_inverted_it_is_not(small_atlas: Atlas, spider_folder: Path) -> None:
+    volumes = [read_volume(path) for path in sorted((spider_folder / "images").glob("*.mha"))]
+    intensities = [prepare_volume(volume, SETTINGS).intensities for volume in volumes]
+    for number, volume in enumerate(volumes):
+        others = [other for other in range(len(volumes)) if other != number]
+        task = trained_on(small_atlas, [volumes[other] for other in others], [intensities[other] for other in others])
+        assert unlike(task, volume, intensities[number]) == []
+        inverted = tuple(-value for value in reversed(intensities[number]))
+        assert "of its range of intensities" in unlike(task, volume, inverted)[-1]

@@ -1,0 +1,229 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textseg.contracts import Atlas, Features, SegmenterOutput, Task, TextFeatures
+from textseg.errors import PluginError, RunError
+from textseg.models.segmenter import Segmenter, TextGuidedNetwork
+from textseg.runs.folder import RunFolder
+
+SIZES = [(16, 24), (13, 21), (8, 30), (1, 9), (17, 8)]
+
+
+class Convolutions(nn.Module):
+    """A whole network whose logits have a stride, and that notes the text that it is given."""
+
+    def __init__(self, *, uses_text: bool = False, stride: int = 1) -> None:
+        super().__init__()
+        self.uses_text, self.size_multiple = uses_text, 8
+        self.layer = nn.Conv2d(1, 3, 3, stride=stride, padding=1)
+        self.seen: list[TextFeatures | None] = []
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        assert all(side % self.size_multiple == 0 for side in image.shape[-2:])
+        self.seen.append(text)
+        return SegmenterOutput(self.layer(image), deep_logits=(self.layer(image),))
+
+
+class Encoder(nn.Module):
+    size_multiple = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Features((4, 6), (2, 4))
+        self.levels = nn.ModuleList([nn.Conv2d(1, 4, 2, stride=2), nn.Conv2d(4, 6, 2, stride=2)])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        fine = self.levels[0](image)
+        return fine, self.levels[1](fine)
+
+
+class Addition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Features((4, 6), (2, 4))
+
+    def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
+        said = text.tokens.mean((1, 2))[:, None, None, None]
+        return tuple(feature + said for feature in image_features)
+
+
+def some_text(batch: int, value: float = 1.0) -> TextFeatures:
+    return TextFeatures(
+        torch.full((batch, 5, 7), value),
+        torch.ones(batch, 5, dtype=torch.bool),
+        None,
+        torch.ones(batch, 4, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_size_equals_padding_by_hand(size: tuple[int, int], stride: int) -> None:
+    torch.manual_seed(0)
+    network = Convolutions(stride=stride)
+    image = torch.randn(2, 1, *size)
+    height, width = ((side + 7) // 8 * 8 for side in size)
+    padded = torch.zeros(2, 1, height, width)
+    padded[..., : size[0], : size[1]] = image
+    expected = F.interpolate(network.layer(padded), (height, width), mode="bilinear")
+    output = Segmenter(network)(image)
+    assert output.logits.shape == (2, 3, *size)
+    torch.testing.assert_close(output.logits, expected[..., : size[0], : size[1]])
+    assert output.deep_logits[0].shape == (2, 3, height // stride, width // stride)
+
+
+def test_an_image_that_fits_is_not_touched() -> None:
+    network = Convolutions()
+    image = torch.randn(1, 1, 16, 8)
+    assert torch.equal(Segmenter(network)(image).logits, network.layer(image))
+
+
+def test_a_network_without_text_never_sees_text() -> None:
+    network = Convolutions()
+    segmenter = Segmenter(network)
+    assert not segmenter.uses_text
+    assert segmenter.fused_features is None
+    segmenter(torch.zeros(1, 1, 8, 8), some_text(1))
+    assert network.seen == [None]
+
+
+def test_a_network_with_text_sees_it() -> None:
+    network, text = Convolutions(uses_text=True), some_text(1)
+    Segmenter(network)(torch.zeros(1, 1, 8, 8), text)
+    assert network.seen[0] is text
+
+
+def test_text_guides_the_composition_from_image_to_logits(small_atlas: Atlas) -> None:
+    torch.manual_seed(0)
+    task = Task(1, (12, 20), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
+    encoder, fusion = Encoder(), Addition()
+    segmenter = Segmenter(TextGuidedNetwork(task, encoder, fusion))
+    assert segmenter.uses_text
+    assert segmenter.fused_features == fusion.features
+    image, text = torch.randn(2, 1, 10, 19), some_text(2, 0.5)
+    output = segmenter(image, text)
+    assert output.logits.shape == (2, task.class_count, 10, 19)
+    assert output.text is text
+    padded = F.pad(image, (0, 1, 0, 2))
+    for found, expected in zip(output.image_features, encoder(padded), strict=True):
+        torch.testing.assert_close(found, expected)
+    for fused, plain in zip(output.fused_features, output.image_features, strict=True):
+        torch.testing.assert_close(fused, plain + 0.5)
+    assert not torch.equal(output.logits, segmenter(image, some_text(2, 5.0)).logits)
+
+
+def test_a_composition_without_text_is_refused(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
+    with pytest.raises(ValueError, match="needs text"):
+        Segmenter(TextGuidedNetwork(task, Encoder(), Addition()))(torch.zeros(1, 1, 8, 8))
+
+
+class Planned(nn.Module):
+    """A fusion with a schedule of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = Features((2,), (1,))
+        self.epochs: list[tuple[int, int]] = []
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.epochs.append((epoch, epochs))
+
+
+class Whole(nn.Module):
+    """A network with and without parts."""
+
+    uses_text, size_multiple = True, 1
+
+    def __init__(self, fusion: nn.Module | None = None) -> None:
+        super().__init__()
+        self.fusion = fusion
+
+
+def test_a_fusion_may_define_what_a_network_may() -> None:
+    fusion = Planned()
+    segmenter = Segmenter(Whole(fusion))  # type: ignore[arg-type]
+    start_epoch = segmenter.optional("start_epoch")
+    assert start_epoch is not None
+    start_epoch(1, 5)
+    assert fusion.epochs == [(1, 5)]
+    assert segmenter.optional("losses") is None
+    assert Segmenter(Whole()).optional("start_epoch") is None  # type: ignore[arg-type]
+
+
+class Adapted(nn.Module):
+    """A large layer that is read from elsewhere and stays as it is, and a small one that is trained."""
+
+    uses_text, size_multiple, reads_frozen = False, 1, True
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.large = nn.Conv2d(1, 500, 1).requires_grad_(False)
+        nn.init.constant_(self.large.weight, value)
+        self.small = nn.Conv2d(500, 3, 1)
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        return SegmenterOutput(self.small(self.large(image)))
+
+
+def trained(value: float = 1.0) -> Segmenter:
+    torch.manual_seed(3)
+    segmenter = Segmenter(Adapted(value))
+    segmenter.network.large.bias.data.fill_(2.0)
+    return Segmenter(segmenter.network)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_leaves_out_what_is_read_elsewhere_and_is_completed_from_there(wrapped: bool, tmp_path: Path) -> None:
+    """Also below another module, and of a copy, as an average of weights is one."""
+    segmenter = trained()
+    module = nn.ModuleDict({"segmenter": copy.deepcopy(segmenter)}) if wrapped else segmenter
+    place = "segmenter.network." if wrapped else "network."
+    state = module.state_dict()
+    assert {key for key in state if key.startswith(place)} == {f"{place}small.weight", f"{place}small.bias"}
+    assert set(segmenter.network.state_dict()) == {"large.weight", "large.bias", "small.weight", "small.bias"}
+    RunFolder(tmp_path).save_checkpoint("best", {"model": state})
+    state = RunFolder(tmp_path).load_checkpoint("best")["model"]
+    other = trained()
+    nn.init.zeros_(other.network.small.weight)
+    (nn.ModuleDict({"segmenter": other}) if wrapped else other).load_state_dict(state)
+    image = torch.randn(1, 1, 4, 4)
+    assert torch.equal(other(image).logits, segmenter(image).logits)
+    assert state.keys() == module.state_dict().keys()  # loading took nothing out of it
+
+
+def test_weights_do_not_go_onto_another_frozen_part() -> None:
+    state = trained().state_dict()
+    with pytest.raises(RunError, match="the recipe reads it from has changed"):
+        trained(value=1.5).load_state_dict(state)
+    everything = {f"network.{key}": value for key, value in trained().network.state_dict().items()}
+    with pytest.raises(RunError, match="fingerprint None"):
+        trained().load_state_dict(everything)
+
+
+def test_what_is_read_elsewhere_must_stay_frozen() -> None:
+    segmenter = trained()
+    segmenter.network.requires_grad_(True)
+    with pytest.raises(PluginError, match=r"'network\.large\.weight'.*trains it"):
+        segmenter.state_dict()
+
+
+def test_all_of_another_network_is_in_its_state() -> None:
+    network = Convolutions()
+    network.layer.weight.requires_grad_(False)
+    assert set(Segmenter(network).state_dict()) == {"network.layer.weight", "network.layer.bias"}
+
+
+def test_a_vision_encoder_may_be_read_elsewhere(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
+    encoder = Encoder()
+    encoder.reads_frozen = True
+    encoder.levels[0].requires_grad_(False)
+    state = Segmenter(TextGuidedNetwork(task, encoder, Addition())).state_dict()
+    assert "network.vision_encoder.levels.0.weight" not in state
+    assert {"network.vision_encoder.levels.1.weight", "network.head.weight", "frozen"} <= state.keys()

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from textseg.errors import RecipeError
+from textseg.recipe.loading import Recipe, complete_settings, dump, load_recipe, required_components
+from textseg.registry.discovery import Plugin, Register, Registry
+
+GUIDED = """\
+format: 1
+name: guided
+dataset:
+  use: slices
+  folder: ${oc.env:TEXTSEG_TEST_FOLDER,data}/slices
+split: {fractions: [0.8, 0.1, 0.1]}
+preparation: {size: [384, 256]}
+prompts:
+  generator: {use: sentences}
+  text_encoder:
+    use: letters
+    length: 4
+  training: {ground_truth: 0.75, template: 0.25}
+model:
+  vision_encoder: {use: pyramid, widths: [8, 16]}
+  fusion: {use: mixer, mode: gate}
+segmentation_loss: {dice: 1, focal: 0.5}
+auxiliary_losses:
+  - use: agreement
+    weight: 0.2
+training:
+  epochs: 3
+  learning_rate: 1e-3
+evaluation: {}
+"""
+WHOLE = """\
+format: 1
+name: whole
+dataset: {use: slices}
+split: {official: true}
+preparation: {size: [64, 64]}
+model: {network: {use: net}}
+segmentation_loss: {}
+training: {epochs: 1}
+evaluation: {}
+"""
+
+
+def slices(*, folder: Path = Path("data")) -> None: ...
+def sentences(atlas: Any, *, granularity: int = 3) -> None: ...
+def letters(*, length: int, note: str | None = "x") -> None: ...
+def pyramid(task: Any, *, widths: tuple[int, ...] = (8,)) -> None: ...
+def mixer(task: Any, features: Any, *, mode: Literal["add", "gate"] = "add") -> None: ...
+def agreement(task: Any, features: Any, *, temperature: float = 0.1) -> None: ...
+def net(task: Any, *, depth: int = 2) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    register = Register(Plugin("here", "here", "1"))
+    register.dataset("slices", slices)
+    register.prompt_generator("sentences", sentences)
+    register.text_encoder("letters", letters)
+    register.vision_encoder("pyramid", pyramid)
+    register.fusion("mixer", mixer)
+    register.auxiliary_loss("agreement", agreement)
+    register.network("net", net)
+    return Registry([register.plugin], register.components)
+
+
+class Loader:
+    def __init__(self, folder: Path, registry: Registry) -> None:
+        self.folder, self.registry = folder, registry
+
+    def __call__(self, text: str, *overrides: str, name: str | None = None) -> Recipe:
+        path = self.folder / f"{name or yaml.safe_load(text)['name']}.yaml"
+        path.write_text(text)
+        return load_recipe(path, overrides, self.registry)
+
+    def mistakes(self, text: str, *overrides: str, name: str) -> list[str]:
+        with pytest.raises(RecipeError) as caught:
+            self(text, *overrides, name=name)
+        return str(caught.value).replace(f"{self.folder}/", "").split("\n")
+
+
+@pytest.fixture
+def load(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    monkeypatch.delenv("TEXTSEG_TEST_FOLDER", raising=False)
+    return Loader(tmp_path, registry)
+
+
+def test_a_recipe_becomes_typed(load: Loader) -> None:
+    recipe = load(GUIDED)
+    assert (recipe.format, recipe.name, recipe.seed, recipe.reference) == (1, "guided", 2025, "")
+    assert recipe.dataset.settings == {"folder": "data/slices"}
+    assert recipe.split.fractions == (0.8, 0.1, 0.1)
+    assert recipe.preparation.size == (384, 256)
+    assert recipe.augmentation.distortion == 0
+    assert recipe.prompts is not None
+    assert recipe.prompts.training == {"ground_truth": 0.75, "template": 0.25}
+    assert recipe.prompts.evaluation == "template"
+    assert recipe.model.vision_encoder is not None
+    assert recipe.model.vision_encoder.settings == {"widths": [8, 16]}
+    assert (recipe.segmentation_loss.dice, recipe.segmentation_loss.focal_gamma) == (1.0, 2.0)
+    assert isinstance(recipe.segmentation_loss.dice, float)
+    assert (recipe.auxiliary_losses[0].weight, recipe.auxiliary_losses[0].settings) == (0.2, {})
+    assert recipe.training.learning_rate == 1e-3
+    assert recipe.training.gradient_clip is None
+    assert recipe.evaluation.metrics == ("dsc", "jaccard", "hd95", "asd")
+    assert [(kind, spec.use) for kind, spec in required_components(recipe)] == [
+        ("dataset", "slices"),
+        ("prompt_generator", "sentences"),
+        ("text_encoder", "letters"),
+        ("vision_encoder", "pyramid"),
+        ("fusion", "mixer"),
+        ("auxiliary_loss", "agreement"),
+    ]
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1
+
+
+def test_settings_are_complete_with_the_defaults_of_builders(load: Loader) -> None:
+    assert complete_settings(load(GUIDED), load.registry) == {
+        "dataset slices": {"folder": "data/slices"},
+        "prompt_generator sentences": {"granularity": 3},
+        "text_encoder letters": {"length": 4, "note": "x"},
+        "vision_encoder pyramid": {"widths": [8, 16]},
+        "fusion mixer": {"mode": "gate"},
+        "auxiliary_loss agreement": {"temperature": 0.1},
+    }
+    whole = complete_settings(load(WHOLE), load.registry)
+    assert whole == {"dataset slices": {"folder": "data"}, "network net": {"depth": 2}}
+
+
+def test_a_whole_network_needs_no_prompts(load: Loader) -> None:
+    recipe = load(WHOLE)
+    assert [kind for kind, _ in required_components(recipe)] == ["dataset", "network"]
+    assert recipe.split.validation == 0.1
+
+
+def test_the_environment_reaches_a_recipe(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTSEG_TEST_FOLDER", "/elsewhere")
+    assert load(GUIDED).dataset.settings == {"folder": "/elsewhere/slices"}
+
+
+def test_six_mistakes_give_six_lines(load: Loader) -> None:
+    text = (
+        GUIDED.replace("name: guided", "name: guidde")
+        .replace(",data}", "}")
+        .replace("use: letters", "use: leters")
+        .replace("mode: gate", "mode: gte")
+        .replace("epochs: 3", "epochs: '3'")
+        .replace("learning_rate: 1e-3", "learning_rat: 1e-3")
+    )
+    lines = load.mistakes(text, name="guided")
+    assert [line.partition("Possible: average_decay")[0] for line in lines] == [
+        "guided.yaml:2: name: 'guidde' must be the name of its file: write 'guided', or rename the file.",
+        (
+            "guided.yaml:5: dataset.folder: the environment variable TEXTSEG_TEST_FOLDER is not set; set it, or write "
+            "a default: ${oc.env:TEXTSEG_TEST_FOLDER,DEFAULT}."
+        ),
+        (
+            "guided.yaml:11: prompts.text_encoder.use: There is no text_encoder 'leters'. Did you mean 'letters'? "
+            "Possible: letters."
+        ),
+        "guided.yaml:16: model.fusion.mode: unknown value 'gte'. Did you mean 'gate'? Possible: add, gate.",
+        "guided.yaml:22: training.epochs: should be a valid integer, not '3'.",
+        "guided.yaml:23: training.learning_rat: unknown key. Did you mean 'learning_rate'? ",
+    ]
+
+
+def test_mistakes_of_set_name_the_set_value(load: Loader) -> None:
+    lines = load.mistakes(
+        GUIDED,
+        "training.epochs=ten",
+        "training.epochz=3",
+        "auxiliary_losses.0.weight=-1",
+        "auxiliary_losses.3.weight=1",
+        "prompts.text_encoder={use: letters}",
+        "format.x=1",
+        "augmentation.flip=updown",
+        "epochs",
+        "training.batch_size=[1",
+        name="guided",
+    )
+    assert lines[0] == "--set training.epochs=ten: should be a valid integer, not 'ten'."
+    assert lines[1].startswith("--set training.epochz=3: unknown key. Did you mean 'epochs'? Possible: average_decay, ")
+    assert lines[2:8] == [
+        "--set auxiliary_losses.0.weight=-1: should be greater than or equal to 0, not -1.",
+        (
+            "--set prompts.text_encoder={use: letters}: prompts.text_encoder.length: required by text_encoder "
+            "'letters' but missing."
+        ),
+        "--set augmentation.flip=updown: unknown value 'updown'. Possible: both, horizontal, none, vertical.",
+        "--set auxiliary_losses.3.weight=1: 'auxiliary_losses' is a list of 1; write an index below that, not '3'.",
+        "--set format.x=1: 'format' holds no keys, it is 1.",
+        "--set epochs: write KEY=VALUE, such as training.epochs=5.",
+    ]
+    assert lines[8].startswith("--set training.batch_size=[1: the value can't be read as YAML: ")
+    assert len(lines) == 9
+
+
+def test_set_puts_values_in(load: Loader) -> None:
+    recipe = load(
+        GUIDED,
+        "training.epochs=5",
+        "training.final_learning_rate=1e-7",
+        "auxiliary_losses.0.weight=1",
+        "preparation.size=[32,48]",
+        "augmentation.gamma=0.2",
+        "reference=a=b",
+        "evaluation={metrics: [assd]}",
+        "dataset.folder=${oc.env:TEXTSEG_TEST_FOLDER,there}",
+        "training.epochs=6",
+    )
+    assert (recipe.training.epochs, recipe.training.final_learning_rate) == (6, 1e-7)
+    assert (recipe.auxiliary_losses[0].weight, recipe.preparation.size) == (1.0, (32, 48))
+    assert (recipe.augmentation.gamma, recipe.reference) == (0.2, "a=b")
+    assert (recipe.evaluation.metrics, recipe.dataset.settings["folder"]) == (("assd",), "there")
+
+
+def test_set_replaces_a_whole_form(load: Loader) -> None:
+    recipe = load(GUIDED, "model={network: {use: net, depth: 3}}", "prompts=null", "auxiliary_losses=[]")
+    assert [kind for kind, _ in required_components(recipe)] == ["dataset", "network"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mistake"),
+    [
+        (
+            "{official: true}",
+            "{official: true, folds: 5}",
+            "4: split: give exactly one of fractions, official, folds",
+        ),
+        (
+            "{official: true}",
+            "{}",
+            "4: split: give exactly one of fractions, official, folds",
+        ),
+        ("{official: true}", "{official: false}", "4: split.official: should be True, not False."),
+        ("{official: true}", "{folds: 5, fold: 5}", "4: split: 'folds: 5' needs a 'fold' from 0 to 4, not 5."),
+        ("{official: true}", "{folds: 5}", "4: split: 'folds: 5' needs a 'fold' from 0 to 4, not None."),
+        ("{official: true}", "{fractions: [0.5, 0.1, 0.1]}", "4: split: fractions [0.5, 0.1, 0.1] sum to 0.7;"),
+        ("{official: true}", "{fractions: [0.5, 0.5]}", "4: split.fractions.2: a value is missing here."),
+        ("{official: true}", "{file: a, validation: 0.1}", "4: split: 'validation' goes with official and folds;"),
+        ("{official: true}", "{file: a, seed: 1}", "4: split: 'seed' goes with fractions, official and folds;"),
+        ("[64, 64]", "[64, 0]", "5: preparation.size.1: should be greater than 0, not 0."),
+        ("[64, 64]", "[1, 2, 3]", "5: preparation.size: Tuple should have at most 2 items after validation, not 3."),
+        ("{network: {use: net}}", "{}", "6: model: vision_encoder and fusion, or network must be given."),
+        ("{network: {use: net}}", "{network: {depth: 1}}", "6: model.network.use: required but missing."),
+        ("{network: {use: net}}", "{network: net}", "6: model.network: should be keys and values, not 'net'."),
+        (
+            "segmentation_loss: {}",
+            "segmentation_loss: {dice: 0, focal: 0}",
+            "7: segmentation_loss: dice, focal",
+        ),
+        ("{epochs: 1}", "{epochs: 0}", "8: training.epochs: should be greater than 0, not 0."),
+        (
+            "{epochs: 1}",
+            "{epochs: 1, learning_rate: .nan}",
+            "8: training.learning_rate: should be a finite number",
+        ),
+        ("{epochs: 1}", "{epochs: 1, epochs: 2}", "8: found duplicate key epochs."),
+        ("{epochs: 1}", "{epochs: '???'}", "8: training.epochs: '???' is left open; give it a value."),
+        (
+            "{epochs: 1}",
+            '{epochs: "${oc.nope:1}"}',
+            "8: training.epochs: '${oc.nope:1}' can't be resolved: ",
+        ),
+        ("{epochs: 1}", '{epochs: "${oc"}', "8: training.epochs: this can't be read: no viable alternative"),
+        ("{epochs: 1}", "{epochs: 1, threads: all}", "8: training.threads: should be a valid integer, not 'all'."),
+        ("{epochs: 1}", "{}", "8: training.epochs: required but missing."),
+        ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: unknown value 'hd'."),
+        (
+            "evaluation: {}",
+            "evaluation: {per: volum}",
+            "9: evaluation.per: unknown value 'volum'. Did you mean",
+        ),
+        ("evaluation: {}", "evaluation: {}\nprompt: 1", "10: prompt: unknown key. Did you mean 'prompts'?"),
+        ("evaluation: {}", "evaluation: [1", "10: "),
+        ("evaluation: {}", "", "1: evaluation: required but missing."),
+    ],
+)
+def test_one_mistake_gives_one_line(load: Loader, old: str, new: str, mistake: str) -> None:
+    lines = load.mistakes(WHOLE.replace(old, new), name="whole")
+    assert [line[: len(mistake) + len("whole.yaml:")] for line in lines] == [f"whole.yaml:{mistake}"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "mistake"),
+    [
+        ("  fusion: {use: mixer, mode: gate}\n", "", "14: model: fusion must be given."),
+        (
+            "  fusion:",
+            "  network: {use: net}\n  fusion:",
+            "14: model: give either network, or vision_encoder",
+        ),
+        ("{use: sentences}", "{use: sentences, granularity: x}", "9: prompts.generator.granularity: should be a valid"),
+        (
+            "ground_truth: 0.75",
+            "ground_truth: 0.5",
+            "13: prompts.training: the probabilities sum to 0.75; they must",
+        ),
+        ("template: 0.25", "templat: 0.25", "13: prompts.training.templat: unknown key. Did you mean 'template'?"),
+        (
+            "  training: {g",
+            "  evaluation: interactive\n  training: {g",
+            "13: prompts.evaluation: 'interactive' prompts are read off the annotation",
+        ),
+        ("    weight: 0.2\n", "", "19: auxiliary_losses.0.weight: required but missing."),
+    ],
+)
+def test_one_mistake_in_a_guided_recipe_gives_one_line(load: Loader, old: str, new: str, mistake: str) -> None:
+    lines = load.mistakes(GUIDED.replace(old, new), name="guided")
+    assert [line[: len(mistake) + len("guided.yaml:")] for line in lines] == [f"guided.yaml:{mistake}"]
+
+
+@pytest.mark.parametrize("source", ["ground_truth", "interactive"])
+def test_prompts_that_know_the_annotation_need_the_explicit_flag(load: Loader, source: str) -> None:
+    (line,) = load.mistakes(GUIDED, f"prompts.evaluation={source}", name="guided")
+    assert line.startswith(f"--set prompts.evaluation={source}: '{source}' prompts are read off the annotation")
+    assert line.endswith(f"textseg evaluate RUN --prompts {source}")
+
+
+def test_a_guided_model_needs_prompts(load: Loader) -> None:
+    (line,) = load.mistakes(GUIDED, "prompts=null", name="guided")
+    assert line.startswith("--set prompts=null: required by vision_encoder and fusion but missing;")
+
+
+@pytest.mark.parametrize("text", ["- 1", "3", ""])
+def test_what_is_no_mapping_is_no_recipe(load: Loader, text: str) -> None:
+    assert load.mistakes(text, name="odd")[0].startswith("odd.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"absent\.yaml: there is no such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", [GUIDED, WHOLE, WHOLE.replace("{official: true}", "{folds: 5, fold: 1, validation: 0.2}")]
+)
+def test_a_dump_reads_back(load: Loader, text: str) -> None:
+    recipe = load(text)
+    written = dump(recipe)
+    assert load(written) == recipe
+    assert load(written, name="recipe") == recipe  # the copy in a run folder
+    assert "null" not in written
+    assert yaml.safe_load(written)["training"]["batch_size"] == 8
+
+
+def test_a_recipe_of_a_newer_format_says_so(load: Loader) -> None:
+    (line,) = load.mistakes(WHOLE.replace("format: 1", "format: 2"), name="whole")
+    assert line.endswith("format: this version of textseg reads format 1; a recipe of format 2 needs a newer one.")
+
+
+def test_a_dump_keeps_texts_that_look_like_something_else(load: Loader) -> None:
+    text = GUIDED.replace("length: 4", "length: 4\n    note: null").replace(
+        "guided\n", "guided\nreference: '\\${seed}'\n"
+    )
+    for recipe in (load(text), load(text, "reference='1e-4'"), load(text, "reference='true'")):
+        assert load(dump(recipe)) == recipe
+    assert load(text).reference == "${seed}"
+    assert load(dump(load(text))).prompts.text_encoder.settings == {"length": 4, "note": None}  # type: ignore[union-attr]
+
+
+def test_the_split_file_lies_beside_the_recipe(load: Loader, tmp_path: Path) -> None:
+    recipe = load(WHOLE.replace("{official: true}", "{file: splits/a.json}"))
+    assert recipe.split.file == tmp_path.resolve() / "splits" / "a.json"
+    assert load(dump(recipe)) == recipe

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from textseg.errors import RunError
+from textseg.reports.figure import (
+    draw_pixels,
+    features_figure,
+    named,
+    predictions_figure,
+    probabilities_figure,
+    trained_runs,
+)
+from textseg.runs.folder import RunFolder
+from textseg.runs.saved_predictions import read_kept
+from textseg.volumes.files import write_labels
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+def pixels(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def copy_of(run: Path, place: Path, **facts: object) -> Path:
+    """A run that differs in what run.json says; a prompt source puts it where those scores stand."""
+    shutil.copytree(run, place)
+    RunFolder(place).update(**facts)
+    return place
+
+
+@pytest.fixture
+def other(finished_run: Path, tmp_path: Path) -> Path:
+    """The same run under another name, which predicted nothing in its first case."""
+    place = copy_of(finished_run, tmp_path / "seed1", name="other")
+    case = next(iter(read_kept(RunFolder(place)).cases.values()))
+    array, geometry = case.read_prediction()
+    write_labels(np.zeros_like(array), geometry, case.prediction)
+    return place
+
+
+def test_panels_differ_where_predictions_differ_and_nowhere_else(finished_run: Path, other: Path) -> None:
+    case = next(iter(read_kept(RunFolder(other)).cases))
+    same = pixels(
+        predictions_figure([finished_run, copy_of(finished_run, other.parent / "seed2", name="other")], cases=[case])
+    )
+    different = pixels(predictions_figure([finished_run, other], cases=[case]))
+    assert same.shape[1] == different.shape[1]
+    # The legend may be shorter, so the panels are compared from the top.
+    height = min(len(same), len(different)) // 2
+    columns = np.flatnonzero((same[:height] != different[:height]).any(axis=(0, 2)))
+    assert len(columns)
+    assert columns.min() > 0.7 * same.shape[1]  # image, reference and the first run are the same
+
+
+def test_without_cases_the_typical_ones_are_drawn(finished_run: Path) -> None:
+    one = pixels(predictions_figure([finished_run], cases=list(read_kept(RunFolder(finished_run)).cases)[:1]))
+    assert len(pixels(predictions_figure([finished_run]))) > 1.4 * len(one)
+
+
+def test_probabilities_are_those_of_the_checkpoint(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(
+        "textseg.reports.figure.probability_png", lambda title, lines: drawn.update({title: lines}) or b""
+    )
+    probabilities_figure([finished_run], slice_number=2, structures=["L4", "SC"])
+    ((title, (line,)),) = drawn.items()
+    (trained,) = trained_runs([finished_run])
+    prepared = trained.case(None)
+    assert title == f"Probability in case {prepared.case.id}, slice 3 of {prepared.slice_count}"
+    logits = np.concatenate([output.logits.numpy() for output in trained.outputs(prepared)])[2].astype(np.float64)
+    expected = np.exp(logits - logits.max(0)) / np.exp(logits - logits.max(0)).sum(0)
+    for name in ("L4", "SC"):
+        np.testing.assert_allclose(line.maps[name], expected[trained.experiment.atlas[name].index], atol=1e-6)
+    np.testing.assert_array_equal(
+        line.references["SC"], np.asarray(prepared.mask)[2] == trained.experiment.atlas["SC"].index
+    )
+
+
+def test_features_are_the_fused_ones_where_the_pixels_lie(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def keep(points: np.ndarray) -> np.ndarray:
+        seen["points"] = points
+        return points[:, :2]
+
+    monkeypatch.setattr("textseg.reports.figure.tsne", keep)
+    monkeypatch.setattr("textseg.reports.figure.pixel_png", lambda title, maps, names: seen.update(maps=maps) or b"")
+    (trained,) = trained_runs([finished_run])
+    prepared = trained.case(None)
+    features_figure([finished_run], cases=[prepared.case.id])
+    fused = np.concatenate([output.fused_features[0].numpy() for output in trained.outputs(prepared)])
+    mask = np.asarray(prepared.mask)
+    (places,) = draw_pixels([mask], 1000)
+    stride = mask.shape[1] // fused.shape[2]
+    expected = [fused[s, :, r // stride, c // stride] for s, r, c in places]
+    np.testing.assert_allclose(seen["points"], expected, atol=1e-6)
+    assert seen["maps"][0].features == f"{fused.shape[1]} fused features"
+    np.testing.assert_array_equal(seen["maps"][0].classes, mask[tuple(places.T)])
+
+
+def test_pixels_are_drawn_evenly_from_the_structures() -> None:
+    mask = np.zeros((2, 30, 30), np.uint8)
+    mask[0, :10, :10], mask[1, 0, :4] = 1, 2
+    first, second = draw_pixels([mask[:1], mask[1:]], 60)
+    classes = np.concatenate([mask[:1][tuple(first.T)], mask[1:][tuple(second.T)]])
+    assert np.bincount(classes).tolist() == [20, 20, 4]
+
+
+def test_runs_are_named_apart(finished_run: Path, tmp_path: Path) -> None:
+    runs = [
+        finished_run,
+        copy_of(finished_run, tmp_path / "seed7", seed=7),
+        copy_of(finished_run, tmp_path / "b", name="tall", evaluation={"prompts": "ground_truth"}),
+        finished_run,
+    ]
+    seed = json.loads((finished_run / "run.json").read_text())["seed"]
+    assert list(named(runs)) == [f"tiny, seed {seed}", "tiny, seed 7", "tall ORACLE"]
+    same = copy_of(finished_run, tmp_path / "again")
+    assert list(named([finished_run, same])) == [f"tiny, {finished_run}", f"tiny, {same}"]
+
+
+def test_mistakes_are_said(finished_run: Path, other: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="'tiny' has no test case 'x'"):
+        probabilities_figure([finished_run], case="x")
+    with pytest.raises(RunError, match="--structures: atlas 'lumbar_spider' has no 'L44'. Did you mean 'L4'"):
+        probabilities_figure([finished_run], structures=["L44"])
+    with pytest.raises(RunError, match="has slices 1 to 5, and no 6"):
+        probabilities_figure([finished_run], slice_number=5)
+    RunFolder(other).update(predictions="masks")
+    with pytest.raises(RunError, match="holds masks of another tool: there is no model to look into"):
+        features_figure([other])
+    shutil.rmtree(other / "predictions")
+    with pytest.raises(RunError, match="keeps no predictions to draw"):
+        predictions_figure([finished_run, other])

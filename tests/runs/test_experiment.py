@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from textseg.errors import DataError, RecipeError
+from textseg.recipe.loading import load_recipe
+from textseg.runs import experiment as module
+from textseg.runs.experiment import Experiment, build
+
+WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+
+@pytest.fixture(scope="module")
+def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
+    return build(load_recipe(tiny_recipe), also=["interactive"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (WITHOUT_TEXT[2:], "auxiliary_losses: 'ccae' needs the fused features of a vision encoder and a fusion"),
+        (WITHOUT_TEXT[1:], "prompts: model.network 'plain' reads no text, and its results would look as if it did"),
+        ((*WITHOUT_TEXT[:2], "model={network: {use: reader}}"), "'reader' reads text, and the recipe has no prompts"),
+        (
+            ("auxiliary_losses=[{use: ccae, weight: 1.0}, {use: ccae, weight: 0.5}]",),
+            "auxiliary_losses: ccae stands there more than once",
+        ),
+        (WITHOUT_TEXT[:1], "required by vision_encoder and fusion but missing"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_preparation(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], message: str
+) -> None:
+    def called(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("cases were prepared")
+
+    monkeypatch.setattr(module, "prepare", called)
+    with pytest.raises(RecipeError, match=message):
+        build(load_recipe(tiny_recipe, overrides))
+
+
+def test_a_network_that_only_knows_when_built_is_refused_then(tiny_recipe: Path, experiment: Experiment) -> None:
+    recipe = load_recipe(tiny_recipe, [*WITHOUT_TEXT[:2], "model={network: {use: reader}}"])
+    with pytest.raises(RecipeError, match="reads text, and the recipe has no prompts"):
+        replace(experiment, recipe=recipe, text=None).segmenter()
+
+
+def test_no_annotated_case(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = module.installed_registry().build
+
+    def bare(kind: str, name: str, *wired: Any, settings: Any) -> Any:
+        built = original(kind, name, *wired, settings=settings)
+        if kind == "dataset":
+            cases = [replace(case, mask_path=None) for case in built.cases()]
+            monkeypatch.setattr(built, "cases", lambda: cases)
+        return built
+
+    monkeypatch.setattr(module.installed_registry(), "build", bare, raising=False)
+    with pytest.raises(DataError, match="'lumbar_phantom' has no case with a mask"):
+        build(load_recipe(tiny_recipe))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wrong", "message"),
+    [
+        (
+            "cases",
+            lambda cases: lambda: [replace(case, id="one") for case in cases()],
+            "more than one case called one;",
+        ),
+        (
+            "label_map",
+            lambda label_map: lambda case: {**label_map(case), 77: 20},
+            "maps labels of case '.*' to 20, and the classes of atlas '.*' are 0 to 19",
+        ),
+    ],
+)
+def test_cases_that_would_spoil_a_run_are_refused_before_preparation(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, attribute: str, wrong: Any, message: str
+) -> None:
+    original = module.installed_registry().build
+
+    def spoilt(kind: str, name: str, *wired: Any, settings: Any) -> Any:
+        built = original(kind, name, *wired, settings=settings)
+        if kind == "dataset":
+            monkeypatch.setattr(built, attribute, wrong(getattr(built, attribute)))
+        return built
+
+    monkeypatch.setattr(module.installed_registry(), "build", spoilt, raising=False)
+    monkeypatch.setattr(module, "prepare", lambda *_, **__: pytest.fail("cases were prepared"))
+    with pytest.raises(DataError, match=message):
+        build(load_recipe(tiny_recipe))
+
+
+def test_patients_stand_on_one_side(experiment: Experiment) -> None:
+    sides = {part: {case.case.patient for case in cases} for part, cases in experiment.cases.items()}
+    assert sides == {part: set(getattr(experiment.split, part)) for part in ("train", "validation", "test")}
+    assert len(set.union(*sides.values())) == sum(map(len, sides.values())) == 7
+    assert sum(map(len, experiment.cases.values())) == 8
+
+
+def test_the_task_is_that_of_the_data_and_the_text(experiment: Experiment) -> None:
+    task = experiment.task
+    assert (task.image_channels, task.image_size, task.class_count, task.text_size) == (1, (48, 40), 20, 16)
+    assert experiment.text is not None
+    assert task.text_length == experiment.text.table.tokens.shape[1] >= max(experiment.text.table.token_counts)
+    assert len(task.fingerprint["native_sizes"]) == len(experiment.cases["train"])
+    assert task.fingerprint["native_sizes"][0] == (5, 96, 80)
+
+
+def test_the_text_is_as_long_as_any_that_can_be_said(experiment: Experiment) -> None:
+    """Also where the scans at hand would not say it: T belongs to the model."""
+    atlas = experiment.atlas
+    everything = f"{atlas.sequence[0]}:{atlas.sequence[-1]}"
+    assert experiment.task.text_length is not None
+    generator = experiment.registry.build("prompt_generator", "atpg_lumbar", atlas, settings={})
+    lengths = [
+        len(generator(visibility.at(index, 9)).holistic.split())
+        for visibility in atlas.visibilities()
+        for index in range(9)
+    ]
+    assert experiment.task.text_length >= max(lengths), everything
+
+
+def test_template_prompts_know_nothing_of_the_annotation(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    said: dict[int, set[tuple[str, ...]]] = {}
+    for prepared in experiment.cases["test"]:
+        for index, prompt in enumerate(experiment.text.prompts[prepared.case.id]["template"]):
+            said.setdefault(index, set()).add((prompt.holistic, *prompt.classwise))
+            assert prompt.visibility.visible == experiment.atlas.names
+    assert len(experiment.cases["test"]) > 1
+    assert {index: len(texts) for index, texts in said.items()} == dict.fromkeys(range(5), 1)
+    features = [next(iter(batches(experiment, prepared))).text.tokens for prepared in experiment.cases["test"]]
+    assert all(torch.equal(features[0], other) for other in features)
+
+
+def batches(experiment: Experiment, prepared: Any, source: Any = "template") -> Any:
+    from textseg.data.slices import batches_in_order
+
+    return batches_in_order(experiment.slices(prepared, source), 5)
+
+
+def test_ground_truth_prompts_name_what_the_slice_shows(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    for prepared in experiment.cases["train"]:
+        said = experiment.text.prompts[prepared.case.id]
+        assert set(said) == {"ground_truth", "template"}
+        for index, prompt in enumerate(said["ground_truth"]):
+            shown = {experiment.atlas.names[value - 1] for value in np.unique(prepared.mask[index]) if value}
+            assert set(prompt.visibility.visible) == shown
+
+
+def test_each_part_has_the_prompts_that_it_needs(experiment: Experiment) -> None:
+    assert experiment.text is not None
+    needed = {"train": {"ground_truth", "template"}, "validation": {"template"}, "test": {"template", "interactive"}}
+    for part, cases in experiment.cases.items():
+        for prepared in cases:
+            assert set(experiment.text.prompts[prepared.case.id]) == needed[part]
+    rows = experiment.text.rows
+    assert {row.text for row in rows} == set(experiment.text.table.texts)
+    assert {row.structure for row in rows if row.view == "holistic"} == {None}
+    assert all(row.tokens == len(row.text.split()) for row in rows)
+
+
+def test_training_slices_are_distorted_and_mix_sources_and_others_are_not(experiment: Experiment) -> None:
+    slices = experiment.training_slices()
+    assert len(slices) == sum(case.slice_count for case in experiment.cases["train"])
+    drawn = [slices[epoch, number][3] for epoch in range(3) for number in range(len(slices))]
+    assert set(drawn) == {"ground_truth", "template"}
+    prepared = experiment.cases["test"][0]
+    (batch,) = batches(experiment, prepared, "interactive")
+    np.testing.assert_array_equal(batch.image[:, 0].numpy(), np.asarray(prepared.image, np.float32))
+    assert any(not torch.equal(slices[0, n][0], slices[1, n][0]) for n in range(len(slices)))
+
+
+def test_a_mixture_with_a_person_who_miscounts(tiny_recipe: Path, experiment: Experiment) -> None:
+    mixture = ["prompts.training={interactive: 0.7, template: 0.3}", "prompts.interactive_error=1.0"]
+    built = build(load_recipe(tiny_recipe, mixture))
+    assert built.text is not None
+    slices = built.training_slices()
+    drawn = [slices[epoch, number][3] for epoch in range(3) for number in range(len(slices))]
+    assert set(drawn) == {"interactive", "template"}
+    assert drawn.count("interactive") > drawn.count("template")
+    for prepared in built.cases["train"]:
+        (said,) = {prompt.visibility.visible for prompt in built.text.prompts[prepared.case.id]["interactive"]}
+        present = {index for plane in prepared.present for index in plane}
+        truth = [name for name in built.atlas.sequence if built.atlas[name].index in present]
+        told = [name for name in built.atlas.sequence if name in said]
+        assert (told[0], told[-1]) != (truth[0], truth[-1])  # always miscounted, by one level
+        row = built.atlas.sequence
+        assert max(abs(row.index(a) - row.index(b)) for a, b in ((told[0], truth[0]), (told[-1], truth[-1]))) <= 2
+
+
+def test_structures_in_training(experiment: Experiment) -> None:
+    shown = np.unique(np.concatenate([np.unique(case.mask) for case in experiment.cases["train"]]))
+    assert experiment.structures_in_training == [experiment.atlas.names[index - 1] for index in shown if index]
+
+
+def test_hashes_change_with_what_they_are_of(tiny_recipe: Path, experiment: Experiment) -> None:
+    first = experiment.hashes()
+    again = build(load_recipe(tiny_recipe), also=["interactive"]).hashes()
+    assert again == first
+    other = build(load_recipe(tiny_recipe, ["split.seed=1", "prompts.generator.granularity=2"])).hashes()
+    assert other["preparation"] == first["preparation"]
+    assert other["data"] == first["data"]
+    assert other["split"] != first["split"]
+    assert other["prompts"] != first["prompts"]
+    repeat = build(load_recipe(tiny_recipe, ["seed=1"]), also=["interactive"]).hashes()
+    assert repeat == first  # runs with several seeds can be compared
+    prepared = build(load_recipe(tiny_recipe, ["preparation.size=[40, 40]"])).hashes()
+    assert prepared["split"] == first["split"]
+    assert prepared["preparation"] != first["preparation"]
+    assert prepared["data"] != first["data"]
+
+
+def test_fresh_weights_follow_the_seed(experiment: Experiment) -> None:
+    def weights(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return list(experiment.segmenter().parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(weights(1), weights(1), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(1), weights(2), strict=True))
+
+
+def test_components_of_the_recipe(experiment: Experiment) -> None:
+    assert [(component.kind, component.name) for component in experiment.components] == [
+        ("dataset", "lumbar_phantom"),
+        ("prompt_generator", "atpg_lumbar"),
+        ("text_encoder", "hashed_words"),
+        ("vision_encoder", "residual_convolutions"),
+        ("fusion", "hasf"),
+        ("auxiliary_loss", "ccae"),
+    ]
+
+
+def test_a_stratified_split_knows_sequences_and_visible_levels(tiny_recipe: Path) -> None:
+    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    prepared = [case for cases in found.cases.values() for case in cases]
+    strata = module._strata(prepared, found.atlas)
+    assert set(strata) == {case.case.patient for case in prepared}
+    for case in prepared:
+        shown = {found.atlas.names[index - 1] for plane in case.present for index in plane}
+        row = [name for name in found.atlas.sequence if name in shown]
+        assert strata[case.case.patient].split()[-2:] == [row[0], row[-1]]
+
+
+def test_every_mask_is_prepared_once_for_a_stratified_split(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, asked = module.prepare, []
+
+    def counting(cases: Any, *arguments: Any, **named: Any) -> Any:
+        asked.append(len(cases))
+        return original(cases, *arguments, **named)
+
+    monkeypatch.setattr(module, "prepare", counting)
+    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    assert asked == [sum(map(len, found.cases.values()))]
+
+
+def test_cases_that_are_left_out_are_nowhere(tiny_recipe: Path, experiment: Experiment) -> None:
+    ids = [case.case.id for cases in experiment.cases.values() for case in cases]
+    found = build(load_recipe(tiny_recipe, [f"leave_out=[{experiment.cases['train'][0].case.id}]"]))
+    kept = [case.case.id for cases in found.cases.values() for case in cases]
+    assert sorted([*kept, experiment.cases["train"][0].case.id]) == sorted(ids)
+    with pytest.raises(DataError, match="leave_out: there is no case 'nobody'"):
+        build(load_recipe(tiny_recipe, ["leave_out=[nobody]"]))

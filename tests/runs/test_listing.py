@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from textseg.errors import RunError
+from textseg.runs.folder import RunFolder
+from textseg.runs.listing import as_json, as_text, list_runs
+
+
+def make(path: Path, *, epochs: int = 3, history: tuple[float, ...] = (), **record: object) -> RunFolder:
+    run = RunFolder(path)
+    path.mkdir(parents=True)
+    run.recipe.write_text(f"name: {path.parent.name}\nseed: 4\nsplit: {{fold: 1}}\ntraining: {{epochs: {epochs}}}\n")
+    if history:
+        run.write_history([{"epoch": n, "validation_dsc": dsc} for n, dsc in enumerate(history, start=1)])
+    if record:
+        run.update(**record)
+    return run
+
+
+def test_a_finished_run(finished_run: Path) -> None:
+    (run,) = list_runs(finished_run.parent.parent)
+    assert (run.folder, run.name, run.seed, run.fold) == ("tiny/seed2025", "tiny", 2025, None)
+    assert (run.state, run.epoch, run.epochs, run.prompts, run.failure) == ("finished", 3, 3, "template", None)
+    record = RunFolder(finished_run).read()
+    assert run.best == record["best"]["validation_dsc"]
+    assert run.test == record["test"]
+    assert run.test.keys() == {"dsc", "jaccard", "hd95", "asd"}
+    for folder in (finished_run.parent, finished_run):  # named more closely
+        assert [one.test for one in list_runs(folder)] == [run.test]
+    assert json.loads(json.dumps(as_json([run])))[0]["state"] == "finished"
+    header, _, row = as_text([run]).splitlines()
+    assert header.split()[:4] == ["name", "seed", "fold", "state"]
+    assert f"dsc {run.test['dsc']:.4f}" in row
+    assert "3 of 3" in row
+
+
+def test_states_and_order(tmp_path: Path) -> None:
+    make(tmp_path / "b" / "seed10", history=(0.2, 0.4, 0.3), epochs=9, name="b", seed=10, fold=None)
+    make(tmp_path / "b" / "seed2_fold1", name="b", seed=2, fold=1, failure="Out of memory.")
+    make(tmp_path / "b" / "seed2_fold0", name="b", seed=2, fold=0)
+    make(tmp_path / "a" / "seed4")  # has written nothing but its recipe
+    make(tmp_path / "a" / "seed4_until_20260101_000000_000000")
+    (tmp_path / "stray.txt").write_text("")
+    with RunFolder(tmp_path / "b" / "seed2_fold0").lock():
+        found = list_runs(tmp_path)
+    assert [(run.folder, run.state) for run in found] == [
+        ("a/seed4", "interrupted"),
+        ("b/seed2_fold0", "running"),
+        ("b/seed2_fold1", "failed"),
+        ("b/seed10", "interrupted"),
+    ]
+    assert (found[0].name, found[0].seed, found[0].fold, found[0].epoch, found[0].best) == ("a", 4, 1, 0, None)
+    assert (found[3].epoch, found[3].epochs, found[3].best) == (3, 9, 0.4)
+    assert as_text(found).splitlines()[-1] == "b/seed2_fold1: Out of memory."
+    assert list_runs(tmp_path)[1].state == "interrupted"
+
+
+def test_a_damaged_record_does_not_hide_the_others(tmp_path: Path) -> None:
+    make(tmp_path / "a" / "seed4").record.write_text("{")
+    make(tmp_path / "b" / "seed4")
+    damaged, sound = list_runs(tmp_path)
+    assert (damaged.state, sound.state) == ("failed", "interrupted")
+    assert "is damaged" in str(damaged.failure)
+
+
+def test_no_folder_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="There is no folder .* textseg runs FOLDER"):
+        list_runs(tmp_path / "gone")
+
+
+def test_the_command_imports_nothing_heavy(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "tiny" / finished_run.name, ignore=shutil.ignore_patterns("*.ckpt"))
+    program = (
+        "import sys; from textseg import cli; sys.argv = ['textseg', 'runs', *sys.argv[1:]]\n"
+        "try: cli.main()\n"
+        "finally: print(sorted({'torch', 'monai', 'lightning', 'numpy', 'scipy'} & set(sys.modules)), "
+        "file=sys.stderr)"
+    )
+    for options, expected in (([], "tiny"), (["--json"], '"state": "finished"')):
+        command = [sys.executable, "-c", program, str(tmp_path), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+        assert done.stderr == "[]\n"

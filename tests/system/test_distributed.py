@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from textseg.system import distributed as processes
+from textseg.training.launching import run_together
+
+SEVERAL = """
+import os, sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from textseg import processes
+from textseg.losses import dice_loss
+
+dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
+processes.connect()
+rank, count = processes.rank(), processes.count()
+done = []
+items = list("abcde")
+results = list(processes.in_turns(items, lambda item: done.append(item) or (item, rank)))
+
+logits = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+mask = torch.randint(3, (4, 6, 5), generator=torch.Generator().manual_seed(1))
+mine = slice(2 * rank, 2 * rank + 2)
+loss = dice_loss(logits[mine], mask[mine])
+loss.backward()
+dist.all_reduce(logits.grad)
+
+buffer = torch.nn.BatchNorm2d(1)
+buffer.running_mean.fill_(rank + 1.0)
+processes.same_buffers(buffer)
+said = processes.any_says(rank == 1), processes.any_says(False)
+torch.save(
+    {"done": done, "results": results, "gathered": processes.gathered(rank), "said": said, "mean": buffer.running_mean,
+     "loss": loss.detach(), "gradient": logits.grad / count, "logits": logits.detach(), "mask": mask},
+    Path(sys.argv[1]) / f"{rank}.pt",
+)
+processes.disconnect()
+"""
+
+
+def test_alone_nothing_is_asked_of_others() -> None:
+    assert (processes.rank(), processes.count()) == (0, 1)
+    assert processes.gathered("x") == ["x"]
+    assert list(processes.in_turns([1, 2, 3], lambda item: item * item)) == [1, 4, 9]
+    assert not processes.any_says(False)
+    tensor = torch.ones(2)
+    assert processes.summed(tensor) is tensor
+
+
+def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:
+    from textseg.models.losses import dice_loss
+
+    run_together([sys.executable, "-c", SEVERAL, str(tmp_path)], 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (first["done"], second["done"]) == (["a", "c", "e"], ["b", "d"])  # each once, none twice
+    assert first["results"] == second["results"] == [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)]
+    for one in (first, second):
+        assert one["gathered"] == [0, 1]
+        assert one["said"] == (True, False)
+        assert one["mean"] == 1.0
+        whole = one["logits"].requires_grad_()
+        loss = dice_loss(whole, one["mask"])  # of the whole batch, in one process
+        (gradient,) = torch.autograd.grad(loss, whole)
+        torch.testing.assert_close(one["loss"], loss.detach())
+        torch.testing.assert_close(one["gradient"], gradient)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,0 +1,200 @@
+"""A run that is killed at any moment and started again ends as one that was left alone, bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from textseg.recipe.loading import Training
+from textseg.runs.folder import RunFolder
+from textseg.training.checkpoints import Progression
+
+pytestmark = pytest.mark.usefixtures("stranger")
+
+MEASURED = {"seconds", "slices_per_second", "memory_bytes", "record"}
+
+# One process that imports torch, and forks for each run. What a run does to files, and each step of its training, is an
+# event. A killed run is told the event that it dies at; where that is a file given its name, the file is half written.
+FORKS = """
+import json, os, signal, sys, traceback
+from pathlib import Path
+
+recipe, place = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
+import matplotlib.pyplot, SimpleITK, torch
+import textseg.evaluation, textseg.running, textseg.watching
+from textseg.training import Training
+
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkstemp"}
+step = Training.training_step
+
+
+def described(event, arguments):
+    if event not in CHANGES or not isinstance(arguments[0], (str, os.PathLike)):
+        return None
+    path = os.fspath(arguments[0])
+    writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    return f"{event} {os.path.relpath(path, place)}" if writes and path.startswith(str(place)) else None
+
+
+def watch(last):
+    events, main = [], os.getpid()
+
+    def note(event, arguments):
+        if os.getpid() == main and (found := described(event, arguments)):
+            happen(found, arguments)
+
+    def happen(event, arguments=()):
+        events.append(event)
+        if len(events) == last:
+            if event.startswith("os.rename") and os.path.isfile(arguments[0]):
+                os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def noted_step(self, batch):
+        happen(f"step {self.progression.step}")
+        return step(self, batch)
+
+    Training.training_step = noted_step
+    sys.addaudithook(note)
+    return events
+
+
+def run(folder, last):
+    global place
+    place = place / folder
+    os.environ["TEXTSEG_CACHE"] = str(place / "cache")
+    events = watch(last)
+    with (place.parent / f"{folder}.out").open("a") as out:
+        os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
+    values = [f"dataset.folder={place}/data", "training.epochs=2", "evaluation.metrics=[dsc]"]
+    textseg.training.run.run(recipe, overrides=values, output=place / "runs")
+    sys.stdout.flush()
+    (place.parent / f"{folder}.json").write_text(json.dumps(events))
+
+
+for line in sys.stdin:
+    folder, last = line.split()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            run(folder, int(last))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def moments(events: list[str]) -> list[int]:
+    """Twenty events, counted from 1, of every part of a run."""
+    first = events.index("step 0")
+    last = max(number for number, event in enumerate(events) if event.startswith("step "))
+    trained = max(number for number, event in enumerate(events) if "metrics.csv" in event)
+    parts: list[tuple[int, Callable[[int, str], bool]]] = [
+        (2, lambda number, event: " data" in event),
+        (3, lambda number, event: " cache/slices" in event),
+        (3, lambda number, event: " cache/text" in event),
+        (2, lambda number, event: " runs" in event and number < first),
+        (4, lambda number, event: event.startswith("step ")),
+        (2, lambda number, event: event.startswith("os.rename") and "last.ckpt" in event),
+        (1, lambda number, event: event.startswith("os.rename") and "best.ckpt" in event),
+        (3, lambda number, event: number > max(last, trained)),
+    ]
+    draw, found = random.Random(2025), set[int]()
+    for count, belongs in parts:
+        found |= set(draw.sample([n + 1 for n, event in enumerate(events) if belongs(n, event)], count))
+    assert len(found) == 20
+    return sorted(found)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit by bit, at any depth, but for times and memory."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - MEASURED:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def files(run: RunFolder) -> set[str]:
+    """What a run leaves; TensorBoard begins a file each time that it is asked."""
+    found = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    return {name for name in found if "events.out.tfevents" not in name}
+
+
+def assert_same_run(run: RunFolder, whole: RunFolder) -> None:
+    assert files(run) == files(whole)
+    for name in ("last", "best"):
+        assert_same(run.load_checkpoint(name), whole.load_checkpoint(name))
+    for name in ("scores.csv", "group_scores.csv", "enumeration.json", "split.json", "prompts.jsonl", "task.json"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    for path in whole.predictions.glob("*.mha"):
+        assert (run.predictions / path.name).read_bytes() == path.read_bytes(), path.name
+    rows = [[{k: v for k, v in row.items() if k not in MEASURED} for row in r.read_history()] for r in (run, whole)]
+    assert rows[0] == rows[1]
+
+
+def test_other_epochs_are_said_where_they_change_the_schedule() -> None:
+    def settings(epochs: int, schedule: Any = "cosine") -> Training:
+        return Training(epochs=epochs, schedule=schedule)
+
+    progression = Progression(planned_epochs=5)
+    assert progression.plan(settings(5)) == ""
+    assert progression.plan(settings(8)).startswith("training.epochs is 8 and was 5: the schedule is planned anew")
+    assert progression.plan(settings(8)) == ""  # from now on
+    assert progression.plan(settings(6)).startswith("training.epochs is 6 and was 8: ")  # fewer, too
+    assert progression.plan(settings(9, "constant")) == ""
+    assert progression.plan(settings(10, "constant"), staged=True) != ""  # a stage has its share of the epochs
+    assert Progression(step=3).plan(settings(5)) == ""  # of a version that did not say it
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_and_started_again_is_the_same(tiny_recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKS, str(tiny_recipe), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as forks:
+
+        def run(folder: str, last: int) -> int:
+            assert forks.stdin is not None
+            assert forks.stdout is not None
+            forks.stdin.write(f"{folder} {last}\n")
+            forks.stdin.flush()
+            return int(forks.stdout.readline())
+
+        def said(folder: str) -> str:
+            return (tmp_path / f"{folder}.out").read_text()
+
+        assert run("whole", 0) == 0, said("whole")
+        events = json.loads((tmp_path / "whole.json").read_text())
+        whole = RunFolder(tmp_path / "whole/runs/tiny/seed2025")
+        total = sum(event.startswith("step ") for event in events)
+        for last in moments(events):
+            folder = f"killed_at_{last}"
+            assert run(folder, last) == -signal.SIGKILL, (events[last - 1], said(folder))
+            killed = RunFolder(tmp_path / folder / "runs/tiny/seed2025")
+            begun = killed.checkpoint("last").exists()
+            saved = killed.load_checkpoint("last")["progression"]["step"] if begun else 0
+            assert run(folder, 0) == 0, (events[last - 1], said(folder))
+            again = json.loads((tmp_path / f"{folder}.json").read_text())
+            assert [event for event in again if event.startswith("step ")] == [f"step {n}" for n in range(saved, total)]
+            assert_same_run(killed, whole)

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from textseg.errors import DataError, RunError
+from textseg.evaluation.evaluate import evaluate_run
+from textseg.metrics.scores import read_scores
+from textseg.recipe.loading import load_recipe
+from textseg.runs.folder import RunFolder
+from textseg.training import run as running
+from textseg.training.loop import Training
+from textseg.training.run import run
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("stranger", "threads")
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    def called(*arguments: Any, **named: Any) -> None:
+        raise AssertionError(f"{name} was called")
+
+    monkeypatch.setattr(owner, name, called)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of both checkpoints, with what the optimiser remembers."""
+    found = {}
+    for name in ("last", "best"):
+        state = RunFolder(folder).load_checkpoint(name)
+        found |= {f"{name} {key}": tensor for key, tensor in state["model"].items()}
+        for number, memory in state.get("optimizer", {"state": {}})["state"].items():
+            found |= {f"{name} {number} {key}": tensor for key, tensor in memory.items()}
+    return found
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_leaves_everything(finished_run: Path, tiny_recipe: Path) -> None:
+    names = ("recipe.yaml", "run.json", "split.json", "prompts.jsonl", "scores.csv", "report.html", "log/metrics.csv")
+    names += ("checkpoints/last.ckpt", "checkpoints/best.ckpt")
+    assert [name for name in names if not (finished_run / name).is_file()] == []
+    assert list((finished_run / "log").glob("events.out.tfevents.*"))
+    assert load_recipe(finished_run / "recipe.yaml") == load_recipe(tiny_recipe)
+    split = json.loads((finished_run / "split.json").read_text())
+    assert {part: len(split[part]) for part in ("train", "validation", "test")} == {
+        "train": 4,
+        "validation": 1,
+        "test": 2,
+    }
+    rows = [json.loads(line) for line in (finished_run / "prompts.jsonl").read_text().splitlines()]
+    assert {row["source"] for row in rows} == {"template", "ground_truth"}
+    scores = read_scores(finished_run / "scores.csv")
+    assert {row.patient for row in scores} == set(split["test"])
+    assert {row.prompt_source for row in scores} == {"template"}
+    assert "tiny" in (finished_run / "report.html").read_text()
+
+
+def test_the_record_says_what_ran(finished_run: Path) -> None:
+    record = RunFolder(finished_run).read()
+    state = RunFolder(finished_run).load_checkpoint("last")
+    assert (record["name"], record["seed"], record["fold"], record["dataset"]) == ("tiny", 2025, None, "lumbar_phantom")
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["plugins"]["stranger"] == "stranger 1.2"
+    assert record["hashes"].keys() == {"data", "split", "preparation", "prompts"}
+    assert record["hashes"]["split"] == json.loads((finished_run / "split.json").read_text())["hash"]
+    assert record["parameters"] == sum(tensor.numel() for tensor in state["model"].values())
+    assert record["multiply_accumulates"] > 0
+    assert record["milliseconds_per_slice"] > 0
+    assert record["peak_memory_bytes"] > 2**20
+    assert record["wall_seconds"] >= record["training_seconds"] > 0
+    assert record["precision"] == {"requested": "32-true", "used": "32-true", "note": ""}
+    assert record["best"]["epoch"] == state["progression"]["best_epoch"]
+    assert record["evaluation"]["prompts"] == "template"
+    assert "SC" in record["structures_in_training"]
+
+
+def test_the_record_holds_the_plan_of_a_network_that_plans_itself(
+    tiny_recipe: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    assert "plan" not in RunFolder(finished_run).read()
+    overrides = (
+        "prompts=null",
+        "auxiliary_losses=[]",
+        "model={network: {use: nnunet_v2, features: 4, max_features: 8}}",
+        "training.epochs=1",
+    )
+    plan = RunFolder(run(tiny_recipe, overrides=overrides, output=tmp_path)).read()["plan"]
+    assert plan["features"] == [4, 8, 8, 8]  # 48 x 40, 24 x 20, 12 x 10, 6 x 5
+    assert plan["strides"] == [[1, 1], [2, 2], [2, 2], [2, 2]]
+    assert (plan["patch"], plan["batch_size"]) == ([48, 40], 2)
+    assert plan["median_native_size"] == [96, 80]
+
+
+def test_running_again_changes_nothing(
+    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(copied)
+    forbid(monkeypatch, Training, "fit")
+    forbid(monkeypatch, running, "evaluate")
+    assert run(tiny_recipe, output=copied.parent.parent) == copied
+    assert content(copied) == before
+    printed = capsys.readouterr().out
+    assert "test: dsc " in printed
+    assert f"report: {copied}/report.html" in printed
+
+
+def test_another_evaluation_is_done_without_training(
+    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = RunFolder(copied).read()
+    forbid(monkeypatch, Training, "fit")
+    forbid(monkeypatch, running, "environment")  # where the weights come from stays as it is
+    run(tiny_recipe, output=copied.parent.parent, overrides=["evaluation.metrics=[jaccard]", "evaluation.per=slice"])
+    scores = read_scores(copied / "scores.csv")
+    assert {row.metric for row in scores} == {"jaccard"}
+    assert {row.slice for row in scores} == set(range(5))
+    after = RunFolder(copied).read()
+    assert after["evaluation"]["per"] == load_recipe(copied / "recipe.yaml").evaluation.per == "slice"
+    assert after["wall_seconds"] > before["wall_seconds"]
+    same = ("versions", "git_commit", "command", "milliseconds_per_slice", "training_seconds", "bound")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+@pytest.mark.parametrize("missing", ["scores.csv", "report.html"])
+def test_an_interrupted_evaluation_is_done_again(
+    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    before = (copied / "scores.csv").read_bytes()
+    (copied / missing).unlink()
+    forbid(monkeypatch, Training, "fit")
+    run(tiny_recipe, output=copied.parent.parent)
+    assert (copied / "scores.csv").read_bytes() == before
+    assert (copied / "report.html").exists()
+
+
+def test_scores_of_an_earlier_checkpoint_do_not_pass_for_those_of_the_last(
+    tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise MemoryError
+
+    longer = {"overrides": ["training.epochs=4", "training.workers=1"], "output": copied.parent.parent}
+    before = RunFolder(copied).read()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "evaluate", fail)
+        with pytest.raises(RunError, match="Memory ran out. .*last.ckpt' is kept: the same command"):
+            run(tiny_recipe, **longer)
+    line = "training.epochs is 4 and was 3: the schedule is planned anew, and what is left follows that of 4 epochs"
+    assert line in capsys.readouterr().out
+    between = RunFolder(copied).read()
+    assert between["wall_seconds"] > before["wall_seconds"]
+    assert between["training_seconds"] > before["training_seconds"]
+    assert between["peak_memory_bytes"] >= before["peak_memory_bytes"]
+    forbid(monkeypatch, Training, "fit")
+    run(tiny_recipe, **longer)
+    assert "planned anew" not in capsys.readouterr().out
+    assert (copied / "report.html").exists()
+    assert RunFolder(copied).read()["scored_step"] == RunFolder(copied).load_checkpoint("last")["progression"]["step"]
+    assert len(RunFolder(copied).read_history()) == 4
+
+
+def test_a_changed_experiment_is_refused_with_the_keys(tiny_recipe: Path, copied: Path) -> None:
+    before = content(copied)
+    overrides = ["training.batch_size=2", "model.fusion.heads=1", "preparation.intensity=zscore", "training.workers=1"]
+    with pytest.raises(RunError) as caught:
+        run(tiny_recipe, output=copied.parent.parent, overrides=overrides)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:-1]] == [
+        "data",
+        "model.fusion.heads",
+        "preparation.intensity",
+        "training.batch_size",
+    ]
+    assert lines[-2] == "  training.batch_size: was 4, is 2"
+    assert content(copied) == before
+
+
+def test_fresh_moves_the_old_run_aside(
+    tiny_recipe: Path, copied: Path, capsys: pytest.CaptureFixture[str], finished_run: Path
+) -> None:
+    before = content(copied)
+    overrides = ["training.epochs=1", "training.batch_size=16"]
+    assert run(tiny_recipe, output=copied.parent.parent, overrides=overrides, fresh=True) == copied
+    (aside,) = (path for path in copied.parent.iterdir() if path != copied)
+    assert content(aside) == before
+    assert str(aside) in capsys.readouterr().out
+    assert len(RunFolder(copied).read_history()) == 1
+    assert RunFolder.existing(copied.parent).path == copied
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_run_in_use_is_refused(tiny_recipe: Path, copied: Path, fresh: bool) -> None:
+    with RunFolder(copied).lock(), pytest.raises(RunError, match="is in use by another process. Wait for it"):
+        run(tiny_recipe, output=copied.parent.parent, fresh=fresh)
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+
+
+def test_a_damaged_checkpoint_is_a_message(tiny_recipe: Path, copied: Path) -> None:
+    last = RunFolder(copied).checkpoint("last")
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(RunError, match="last.ckpt' is damaged .* Restore it from a copy, or add --fresh"):
+        run(tiny_recipe, output=copied.parent.parent)
+
+
+def test_a_dry_run_checks_and_writes_nothing(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(tiny_recipe, output=tmp_path / "runs", dry_run=True, seed=3)
+    assert path == tmp_path / "runs" / "tiny" / "seed3"
+    assert not (tmp_path / "runs").exists()
+    printed = capsys.readouterr().out
+    assert "batch_size: 4" in printed
+    assert "train: 4 patients, " in printed
+    assert "test: 2 patients, " in printed
+    assert "evaluation with 'template'" in printed
+    assert "M parameters; 3 epochs, " in printed
+
+
+def test_sixteen_bits_need_a_gpu(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert running._precision("16-mixed")[0] == "32-true"
+    assert "needs a CUDA device" in running._precision("16-mixed")[1]
+    assert running._precision("bf16-mixed") == ("bf16-mixed", "")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+
+import torch
+from textseg.running import run
+from textseg.training import Training
+
+moment, recipe, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+step, save = Training.training_step, torch.save
+
+
+def killed_in_a_step(self, batch):
+    if self.progression.step == self.steps_per_epoch + 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch)
+
+
+def killed_in_a_save(state, file):
+    if "training" in state and len(state["progression"]["history"]) == 2:
+        save(state, file)
+        file.flush()
+        os.truncate(file.name, os.path.getsize(file.name) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+
+
+if moment == "step":
+    Training.training_step = killed_in_a_step
+else:
+    torch.save = killed_in_a_save
+run(recipe, output=output)
+"""
+
+
+def test_killed_and_started_again_is_the_same(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / finished_run.name
+    for moment, epochs in (("step", 1), ("save", 1)):  # first in the second epoch, then while its end is written
+        command = [sys.executable, "-c", KILLED, moment, str(tiny_recipe), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert len(RunFolder(folder).load_checkpoint("last")["progression"]["history"]) == epochs
+        # Not a terminal: lines that a log file can hold.
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\r" not in done.stdout
+        lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+        assert [line.split(":")[0] for line in lines] == (["epoch 1 of 3"] if moment == "step" else [])
+    assert "going on from step " in done.stdout
+    run(tiny_recipe, output=tmp_path)
+    assert_same_weights(folder, finished_run)
+    assert (folder / "scores.csv").read_bytes() == (finished_run / "scores.csv").read_bytes()
+    ours, theirs = RunFolder(folder).read_history(), RunFolder(finished_run).read_history()
+    for row in (*ours, *theirs):
+        assert float(row.pop("slices_per_second")) > 0
+        assert float(row.pop("memory_bytes")) > 2**20
+    assert ours == theirs
+
+
+def test_missing_data_are_one_message_of_the_command_line(tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "small" / "atmnet_spider_small.yaml"
+    command = [sys.executable, "-c", "from textseg.cli.entry import main; main()", "run", str(recipe)]
+    environment = {**os.environ, "TEXTSEG_DATA": str(tmp_path / "nowhere")}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "runs")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path / 'nowhere'}/spider" in done.stderr
+    assert "zenodo" in done.stderr.lower()  # where the data are to be had
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_split_without_test_patients_is_a_message(tiny_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no patient is left for test"):
+        run(tiny_recipe, output=tmp_path, overrides=["split={fractions: [0.8, 0.2, 0.0]}"])
+
+
+def test_a_run_without_text(tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}", "training.epochs=1"]
+    folder = run(tiny_recipe, output=tmp_path, overrides=overrides)
+    assert not (folder / "prompts.jsonl").exists()
+    assert {row.prompt_source for row in read_scores(folder / "scores.csv")} == {"none"}
+    record = RunFolder(folder).read()
+    assert record["hashes"]["prompts"] is None
+    assert record["evaluation"]["prompts"] == "none"
+    assert "prompts: none" in capsys.readouterr().out
+    assert all(math.isnan(row.value) or row.value >= 0 for row in read_scores(folder / "scores.csv"))
+    with pytest.raises(RunError, match="reads no text, so there are no 'ground_truth' prompts"):
+        evaluate_run(folder, prompts="ground_truth")

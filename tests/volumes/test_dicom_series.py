@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from textseg.errors import DataError
+from textseg.volumes.dicom_series import find_series, in_order, is_dicom, only_series
+from textseg.volumes.files import file_hash, read_volume
+
+pydicom = pytest.importorskip("pydicom")
+
+Write = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def image() -> sitk.Image:
+    """Six oblique sagittal slices of 12 x 10."""
+    image = sitk.GetImageFromArray(np.arange(6 * 12 * 10, dtype=np.int16).reshape(6, 12, 10) - 50)
+    turn = sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.05)
+    base = np.reshape(sitk.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation("PIR"), (3, 3))
+    image.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ base).ravel().tolist())
+    image.SetSpacing((0.7, 0.8, 3.3))
+    image.SetOrigin((-31.25, 12.5, 100.75))
+    return image
+
+
+def test_slices_are_put_in_order_by_where_they_lie(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    write_series(image, tmp_path / "scan", slope=2.0, shuffle=True)
+    sitk.WriteImage(sitk.Cast(image, sitk.sitkInt16) * 2, str(tmp_path / "scan.nrrd"))
+    found, expected = read_volume(tmp_path / "scan"), read_volume(tmp_path / "scan.nrrd")
+    assert expected.geometry.differences(found.geometry, 1e-6) == []
+    np.testing.assert_array_equal(found.array, expected.array)
+
+
+def test_several_series_in_one_folder_are_told_apart(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    write_series(image, tmp_path, number=4, suffix="", shuffle=True)
+    write_series(image[:, :, :3], tmp_path, number=7, prefix="x")
+    (tmp_path / "notes.txt").write_text("Dear colleague,")
+    files = [file for file in tmp_path.iterdir() if is_dicom(file)]
+    assert len(files) == 9
+    series = find_series(files)
+    assert sorted((one.name, len(one.files)) for one in series) == [
+        (f"{tmp_path.name}_4", 6),
+        (f"{tmp_path.name}_7", 3),
+    ]
+    with pytest.raises(DataError, match="holds 2 DICOM series .*; give each a folder of its own"):
+        only_series(tmp_path)
+    assert {read_volume(one).array.shape for one in series} == {(6, 12, 10), (3, 12, 10)}
+
+
+def test_two_series_of_one_number_have_two_names(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    for prefix in ("a", "b"):
+        write_series(image, tmp_path, prefix=prefix)
+    assert len({one.name for one in find_series(tmp_path.iterdir())}) == 2
+
+
+def test_objects_that_are_no_images_are_left_out(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    first, *_ = write_series(image, tmp_path)
+    report = pydicom.dcmread(first)
+    report.file_meta.MediaStorageSOPClassUID = pydicom.uid.ComprehensiveSRStorage
+    report.save_as(tmp_path / "report.dcm")
+    assert is_dicom(first)
+    assert not is_dicom(tmp_path / "report.dcm")
+    assert not is_dicom(tmp_path / "nowhere.dcm")
+
+
+def test_the_same_slices_have_one_hash_in_whatever_files(
+    image: sitk.Image, write_series: Write, tmp_path: Path
+) -> None:
+    for number, file in enumerate(write_series(image, tmp_path / "a")):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "b" / f"{9 - number}")
+    assert file_hash(tmp_path / "a") == file_hash(tmp_path / "b")
+    (tmp_path / "b" / "9").unlink()
+    assert file_hash(tmp_path / "a") != file_hash(tmp_path / "b")
+
+
+def test_one_slice_has_its_thickness(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    write_series(image[:, :, 2:3], tmp_path)
+    volume = read_volume(tmp_path)
+    assert volume.array.shape == (1, 12, 10)
+    assert volume.spacing_mm[0] == pytest.approx(3.3)
+
+
+def _edited(**values: object) -> Callable[[list[Path]], None]:
+    def edit(files: list[Path]) -> None:
+        dataset = pydicom.dcmread(files[2])
+        for key, value in values.items():
+            setattr(dataset, key, value)
+        dataset.save_as(files[2])
+
+    return edit
+
+
+def _without(key: str) -> Callable[[list[Path]], None]:
+    def edit(files: list[Path]) -> None:
+        dataset = pydicom.dcmread(files[2])
+        delattr(dataset, key)
+        dataset.save_as(files[2])
+
+    return edit
+
+
+def _cut(files: list[Path]) -> None:
+    files[2].write_bytes(files[2].read_bytes()[:-20])
+
+
+def _sheared(files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        dataset = pydicom.dcmread(file)
+        across = np.array(dataset.ImageOrientationPatient[:3], dtype=float)
+        dataset.ImagePositionPatient = [
+            f"{part:.9f}" for part in np.array(dataset.ImagePositionPatient, float) + number * across
+        ]
+        dataset.save_as(file)
+
+
+DAMAGE = {
+    "missing": (lambda files: files[2].unlink(), "it is 6.6 mm, and 3.3 mm between the other slices; a slice is miss"),
+    "twice": (lambda files: shutil.copy(files[2], files[2].with_name("y.dcm")), "lie at the same place"),
+    "turned": (_edited(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]), "differ in their orientation"),
+    "zoomed": (_edited(PixelSpacing=[0.9, 0.7]), "differ in their pixel spacing"),
+    "unplaced": (_without("ImagePositionPatient"), "its header does not say where the slice lies"),
+    "skewed": (_edited(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "makes no sense"),
+    "negative": (_edited(PixelSpacing=[-0.8, 0.7]), "makes no sense"),
+    "frames": (_edited(NumberOfFrames=2), "holds several frames"),
+    "cut": (_cut, "003.dcm can't be read"),
+    "text": (lambda files: files[2].write_text("Dear colleague,"), "003.dcm can't be read"),
+    "empty": (lambda files: files[2].write_bytes(b""), "003.dcm can't be read"),
+    "sheared": (_sheared, "lie beside one another"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_no_volume_is_refused(image: sitk.Image, write_series: Write, tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGE[name]
+    damage(write_series(image, tmp_path))  # type: ignore[no-untyped-call, operator]
+    with pytest.raises(DataError, match=message) as caught:
+        read_volume(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_reading_the_order_reads_no_pixel(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    files = write_series(image, tmp_path, shuffle=True)
+    ordered, geometry = in_order(only_series(tmp_path))
+    assert sorted(ordered) == sorted(files)
+    assert geometry.size == (10, 12, 6)

@@ -1,0 +1,369 @@
+import gzip
+import hashlib
+import os
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from textseg.errors import DataError
+from textseg.volumes import files as volumes
+from textseg.volumes.files import Geometry, canonical, file_hash, read_labels, read_volume, restore, write_labels
+
+SPACING = {"slice": 3.3, "row": 0.75, "column": 0.5}
+# ITK's letters say where an axis runs to: canonical columns to Posterior, rows to Inferior, slices to Right.
+ORIENTATIONS = [
+    "".join(letters)
+    for order in permutations(("LR", "AP", "SI"))
+    for letters in product(*order)
+]  # fmt: skip
+
+
+def phantom() -> np.ndarray:
+    """[S, H, W] = [3, 4, 5] without any symmetry."""
+    return np.arange(1, 61, dtype=np.uint8).reshape(3, 4, 5)
+
+
+def save(array: np.ndarray, path: Path, **geometry: tuple[float, ...]) -> Path:
+    image = sitk.GetImageFromArray(array)
+    for name, value in geometry.items():
+        getattr(image, f"Set{name.title()}")(value)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def spine_image(array: np.ndarray) -> sitk.Image:
+    """The canonical array as a file of orientation PIR, which needs no turning."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((SPACING["column"], SPACING["row"], SPACING["slice"]))
+    image.SetOrigin((12.5, -7.25, 100.0))
+    image.SetDirection(sitk.DICOMOrientImageFilter.GetDirectionCosinesFromOrientation("PIR"))
+    return image
+
+
+def same_geometry(one: Geometry, other: Geometry) -> bool:
+    return (
+        one.size == other.size
+        and np.allclose(one.spacing, other.spacing, rtol=0, atol=1e-6)
+        and np.allclose(one.origin, other.origin, rtol=0, atol=1e-5)
+        and np.allclose(one.direction, other.direction, rtol=0, atol=1e-6)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_every_orientation_gives_the_same_canonical_array_and_writes_back(tmp_path: Path, suffix: str) -> None:
+    assert len(set(ORIENTATIONS)) == 48
+    expected = phantom()
+    for orientation in ORIENTATIONS:
+        image = sitk.DICOMOrient(spine_image(expected), orientation)
+        path, copy = tmp_path / f"{orientation}{suffix}", tmp_path / f"{orientation}_copy{suffix}"
+        sitk.WriteImage(image, str(path))
+
+        for read, dtype in ((read_volume, np.float32), (read_labels, np.uint8)):
+            volume = read(path)
+            assert volume.array.dtype == dtype
+            assert volume.array.flags.c_contiguous
+            np.testing.assert_array_equal(volume.array, expected, err_msg=orientation)
+            assert volume.spacing_mm == pytest.approx((3.3, 0.75, 0.5), abs=1e-6)
+            assert volume.geometry.shape == (3, 4, 5)
+
+        write_labels(volume.array, volume.geometry, copy)
+        again = sitk.ReadImage(str(copy))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(image))
+        assert again.GetPixelID() == sitk.sitkUInt8
+        assert same_geometry(read_labels(copy).geometry, volume.geometry), orientation
+        if suffix == ".mha":
+            assert read_labels(copy).geometry == volume.geometry
+
+
+def test_itk_agrees_on_what_is_canonical(tmp_path: Path) -> None:
+    """Oblique by up to 40 degrees about a random axis: ITK's own reorientation to PIR gives the same array."""
+    random = np.random.default_rng(0)
+    array = random.integers(0, 9, (3, 4, 5)).astype(np.uint8)
+    for index in range(20):
+        rotation = sitk.VersorTransform(random.normal(size=3).tolist(), float(random.uniform(0.05, 0.7)))
+        turned = np.reshape(rotation.GetMatrix(), (3, 3))
+        axes = np.eye(3)[:, random.permutation(3)] * random.choice([-1.0, 1.0], 3)
+        direction = tuple((turned @ axes).ravel())
+        path = save(
+            array, tmp_path / f"{index}.mha", spacing=(0.5, 0.75, 3.3), origin=(1.0, 2.0, 3.0), direction=direction
+        )
+        volume = read_labels(path)
+        reference = sitk.DICOMOrient(sitk.ReadImage(str(path)), "PIR")
+        np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(reference))
+        assert volume.spacing_mm == pytest.approx(reference.GetSpacing()[::-1])
+        write_labels(volume.array, volume.geometry, tmp_path / "back.mha")
+        assert read_labels(tmp_path / "back.mha").geometry == volume.geometry
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "back.mha"))), array)
+
+
+def test_equally_near_axes_are_chosen_alike_in_spite_of_float_noise() -> None:
+    chosen = set()
+    for noise in (-1e-8, 0.0, 1e-8):
+        c, s = np.cos(np.pi / 4 + noise), np.sin(np.pi / 4 + noise)
+        chosen.add(Geometry((2, 3, 4), (1, 1, 1), (0, 0, 0), (c, -s, 0, s, c, 0, 0, 0, 1)).axes)
+    assert len(chosen) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii", ".nii.gz"])
+def test_geometry_survives_writing(tmp_path: Path, suffix: str) -> None:
+    c, s = np.cos(0.3), np.sin(0.3)
+    path = save(
+        np.zeros((4, 3, 2), np.int16),
+        tmp_path / f"image{suffix}",
+        spacing=(0.46875 / 3, 0.7123456789, 3.3),
+        origin=(-123.456789, 1 / 3, 77.7),
+        direction=(c, -s, 0, s, c, 0, 0, 0, 1),
+    )
+    volume = read_volume(path)
+    write_labels(np.ones(volume.geometry.shape, bool), volume.geometry, tmp_path / f"mask{suffix}")
+    mask = read_labels(tmp_path / f"mask{suffix}")
+    assert same_geometry(mask.geometry, volume.geometry)
+    assert mask.geometry.differences(volume.geometry) == []
+
+
+def test_canonical_and_restore_are_inverse_and_check_the_shape() -> None:
+    geometry = Geometry((2, 3, 4), (1, 1, 1), (0, 0, 0), (0, 0, 1, -1, 0, 0, 0, 1, 0))
+    array = np.arange(24).reshape(4, 3, 2)
+    np.testing.assert_array_equal(restore(canonical(array, geometry), geometry), array)
+    with pytest.raises(ValueError, match="shape"):
+        restore(np.zeros((1, 2, 3)), geometry)
+    with pytest.raises(ValueError, match="shape"):
+        canonical(np.zeros((1, 2, 3)), geometry)
+
+
+def test_differences_in_words() -> None:
+    one = Geometry((5, 4, 3), (0.5, 0.75, 3.3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    assert one.differences(one) == []
+    other = Geometry((5, 4, 2), (0.5, 0.75, 3.0), (0, 0, 1e-4), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    size, spacing, direction = one.differences(other)
+    assert size == "size 5 x 4 x 3 against 5 x 4 x 2"
+    assert spacing == "spacing 0.5 x 0.75 x 3.3 mm against 0.5 x 0.75 x 3 mm"
+    assert direction.startswith("direction ")
+    assert any(text.startswith("origin ") for text in one.differences(other, tolerance=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [(0, np.uint8), (255, np.uint8), (256, np.uint16), (65535, np.uint16), (65536, np.uint32)],
+)
+def test_labels_are_written_in_the_smallest_type(tmp_path: Path, largest: int, expected: type) -> None:
+    geometry = Geometry((2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    array = np.full((2, 2, 2), largest, np.int64)
+    for suffix in (".mha", ".nii.gz", ".nrrd"):
+        path = tmp_path / "new folder" / f"mask{suffix}"
+        write_labels(array, geometry, path)
+        assert read_labels(path).array.dtype == expected
+        np.testing.assert_array_equal(read_labels(path).array, array)
+
+
+def test_written_labels_are_compressed(tmp_path: Path) -> None:
+    geometry = Geometry((64, 64, 64), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    for suffix in (".mha", ".nii.gz", ".nrrd"):
+        write_labels(np.zeros((64, 64, 64), np.uint8), geometry, tmp_path / f"mask{suffix}")
+        assert (tmp_path / f"mask{suffix}").stat().st_size < 64**3 / 10
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = Geometry((2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    path = tmp_path / "mask.mha"
+    write_labels(np.ones((2, 2, 2), np.uint8), geometry, path)
+    before = path.read_bytes()
+
+    def half_written(image: sitk.Image, name: str, **options: bool) -> None:
+        Path(name).write_bytes(b"half")
+        raise RuntimeError("sitk::ERROR: no space left on device")
+
+    monkeypatch.setattr(volumes.sitk, "WriteImage", half_written)
+    with pytest.raises(DataError, match="no space left"):
+        write_labels(np.zeros((2, 2, 2), np.uint8), geometry, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_labels_that_cannot_be_written(tmp_path: Path) -> None:
+    geometry = Geometry((2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    for array in (np.full((2, 2, 2), -1), np.zeros((2, 2, 2))):
+        with pytest.raises(ValueError, match="non-negative integers"):
+            write_labels(array, geometry, tmp_path / "mask.mha")
+    with pytest.raises(DataError, match=r"one of \.mha"):
+        write_labels(np.zeros((2, 2, 2), np.uint8), geometry, tmp_path / "mask.png")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="can't be written"):
+        write_labels(np.zeros((2, 2, 2), np.uint8), geometry, tmp_path / "file" / "mask.mha")
+
+
+def test_missing_wrong_and_foreign_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_volume(tmp_path / "none.mha")
+    (tmp_path / "folder.mha").mkdir()
+    with pytest.raises(DataError, match="not a file"):
+        read_volume(tmp_path / "folder.mha")
+    (tmp_path / "slice.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"one of \.mha"):
+        read_volume(tmp_path / "slice.png")
+    for name in ("a.mha", "a.nii", "b.nii.gz", "a.nrrd"):
+        for content in (b"", b"hello world" * 50, b"NRRD0004\nblah\n"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError, match="can't be read as a volume") as caught:
+                read_volume(tmp_path / name)
+            assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.mha", "packed.mha", "a.nii", "a.nii.gz", "a.nrrd", "packed.nrrd"])
+def test_truncated_files_are_refused_without_chatter(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 2000, (6, 40, 50)).astype(np.int16)
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(path), useCompression=name.startswith("packed"))
+    whole = path.read_bytes()
+    for share in (0.01, 0.3, 0.9, 0.999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError, match="can't be read as a volume") as caught:
+            read_volume(path)
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+    path.write_bytes(whole)
+    assert read_volume(path).array.sum() == noise.sum()
+
+
+def test_damaged_compressed_voxels_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    noise = np.random.default_rng(0).integers(0, 2000, (6, 40, 50)).astype(np.int16)
+    for name in ("a.mha", "a.nii.gz"):
+        path = tmp_path / name
+        sitk.WriteImage(sitk.GetImageFromArray(noise), str(path), useCompression=True)
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 20] = bytes(byte ^ 0x55 for byte in content[middle : middle + 20])
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="can't be read as a volume"):
+            read_volume(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_nifti_file_with_an_unpacked_twin_is_refused(tmp_path: Path) -> None:
+    """ITK would read the voxels of x.nii when asked for x.nii.gz."""
+    path = save(np.full((2, 3, 4), 1, np.uint8), tmp_path / "x.nii.gz")
+    twin = save(np.full((2, 3, 4), 2, np.uint8), tmp_path / "x.nii")
+    with pytest.raises(DataError, match=r"x\.nii lies beside it"):
+        read_volume(path)
+    assert read_volume(twin).array.max() == 2
+    twin.unlink()
+    assert read_volume(path).array.max() == 1
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nrrd"])
+def test_two_dimensions_are_one_slice_as_stored_and_stay_two(tmp_path: Path, suffix: str) -> None:
+    plane = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    path = save(plane, tmp_path / f"flat{suffix}", spacing=(0.5, 0.75), origin=(3.0, -4.0), direction=(0, -1, 1, 0))
+    volume = read_labels(path)
+    np.testing.assert_array_equal(volume.array, plane[None])
+    assert volume.spacing_mm[1:] == pytest.approx((0.75, 0.5))
+    write_labels(volume.array, volume.geometry, tmp_path / f"copy{suffix}")
+    one, other = sitk.ReadImage(str(path)), sitk.ReadImage(str(tmp_path / f"copy{suffix}"))
+    assert other.GetDimension() == 2
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(other), plane)
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        assert getattr(other, f"Get{what}")() == pytest.approx(getattr(one, f"Get{what}")(), abs=1e-5)
+    solid = read_volume(save(plane[None].astype(np.float32), tmp_path / "solid.mha"))
+    assert "2 dimensions against 3" in volume.geometry.differences(solid.geometry)
+
+
+def test_only_scalar_volumes_of_two_or_three_dimensions(tmp_path: Path) -> None:
+    assert read_volume(save(np.zeros((1, 3, 4), np.float32), tmp_path / "one.mha")).array.size == 12
+    four = sitk.JoinSeries([sitk.Image([2, 3, 4], sitk.sitkFloat32)] * 2)
+    for suffix in (".mha", ".nii.gz"):
+        sitk.WriteImage(four, str(tmp_path / f"four{suffix}"))
+        with pytest.raises(DataError, match="4 dimensions"):
+            read_volume(tmp_path / f"four{suffix}")
+    sitk.WriteImage(sitk.Image([2, 3, 4], sitk.sitkVectorUInt8, 3), str(tmp_path / "colour.mha"))
+    sitk.WriteImage(sitk.Image([2, 3, 4], sitk.sitkComplexFloat32), str(tmp_path / "complex.nrrd"))
+    for name in ("colour.mha", "complex.nrrd"):
+        with pytest.raises(DataError, match="colour or complex"):
+            read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_intensities_must_be_finite(tmp_path: Path, bad: float) -> None:
+    array = np.zeros((2, 3, 4), np.float32)
+    array[1, 1, 1] = bad
+    with pytest.raises(DataError, match="1 of 24 intensities"):
+        read_volume(save(array, tmp_path / "a.mha"))
+    with pytest.raises(DataError, match="no whole numbers"):
+        read_labels(tmp_path / "a.mha")
+
+
+def test_intensities_beyond_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="24 of 24 intensities"):
+        read_volume(save(np.full((2, 3, 4), 1e300), tmp_path / "a.mha"))
+
+
+def test_labels_stored_as_floats(tmp_path: Path) -> None:
+    array = phantom().astype(np.float32)
+    labels = read_labels(save(array, tmp_path / "whole.nii.gz")).array
+    assert labels.dtype == np.int64
+    assert sorted(labels.ravel()) == list(range(1, 61))
+    array[0, 0, 0] = 1.5
+    with pytest.raises(DataError, match=r"1 of 60 values are no whole numbers, 1\.5"):
+        read_labels(save(array, tmp_path / "half.nii.gz"))
+
+
+def test_negative_labels_are_kept(tmp_path: Path) -> None:
+    array = phantom().astype(np.int16) - 30
+    assert read_labels(save(array, tmp_path / "a.mha")).array.min() == -29
+
+
+def test_file_hash(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "a").write_bytes(content)
+    assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(DataError, match="can't be read"):
+        file_hash(tmp_path / "b")
+
+
+def test_extensions_in_capitals(tmp_path: Path) -> None:
+    path = save(phantom(), tmp_path / "a.nii")
+    (tmp_path / "B.NII.GZ").write_bytes(gzip.compress(path.read_bytes()))
+    np.testing.assert_array_equal(read_labels(tmp_path / "B.NII.GZ").array, read_labels(path).array)
+
+
+@pytest.mark.skipif("TEXTSEG_DATA" not in os.environ, reason="TEXTSEG_DATA names no folder with real scans")
+def test_real_scans_lie_as_patients_do(tmp_path: Path) -> None:
+    """SPIDER numbers the vertebrae 1, 2, ... and the discs 201, 202, ... upwards; the canal (100) lies behind them."""
+    folder = Path(os.environ["TEXTSEG_DATA"])
+    masks = sorted(folder.glob("**/masks/*.mha"))[:2]
+    if not masks:
+        pytest.skip(f"no SPIDER masks under {folder}")
+    for path in masks:
+        labels, image = read_labels(path), read_volume(path.parents[1] / "images" / path.name)
+        assert labels.geometry.differences(image.geometry) == []
+        assert labels.array.shape == image.array.shape
+        assert labels.spacing_mm[0] == max(labels.spacing_mm)
+        centre = {label: np.argwhere(labels.array == label).mean(axis=0) for label in (1, 2, 3, 4, 5, 100, 201, 205)}
+        rows = [centre[label][1] for label in (1, 2, 3, 4, 5)]
+        assert rows == sorted(rows, reverse=True)
+        assert centre[201][1] > centre[205][1]
+        assert centre[100][2] > np.mean([centre[label][2] for label in (1, 2, 3, 4, 5)])
+        for suffix in (".mha", ".nii.gz"):
+            write_labels(labels.array, labels.geometry, tmp_path / f"copy{suffix}")
+            copy = read_labels(tmp_path / f"copy{suffix}")
+            np.testing.assert_array_equal(copy.array, labels.array)
+            assert copy.geometry.differences(labels.geometry, tolerance=1e-5) == []
+
+
+def test_output_of_other_threads_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = save(phantom(), tmp_path / "a.mha")
+    execute = sitk.ImageFileReader.Execute
+
+    def read_and_print(reader: sitk.ImageFileReader) -> sitk.Image:
+        os.write(2, b"\r 50 % \r")
+        return execute(reader)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sitk.ImageFileReader, "Execute", read_and_print)
+        read_volume(path)
+    assert capfd.readouterr().err == "\r 50 % \r"

@@ -1,0 +1,208 @@
+"""What is wrong with the plug-ins that are installed: each is looked at in a process of its own.
+
+So an import is timed from nothing, one plug-in's imports are not another's, and what ends a process ends only its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, Literal
+
+from textseg.errors import PluginError, TextsegError
+from textseg.registry.component import Component, Plugin, cause
+from textseg.registry.discovery import collision, hook_caller, plugin_of, register
+from textseg.system.messages import counted
+from textseg.version import API_VERSION
+
+HEAVY = frozenset(
+    {"jax", "lightning", "matplotlib", "monai", "pandas", "scipy", "SimpleITK", "sklearn"}
+    | {"tensorflow", "timm", "torch", "torchvision", "transformers"}
+)
+SLOW_SECONDS = 0.5  # every command imports every plug-in
+PATIENCE_SECONDS = 300.0  # for one plug-in
+PATIENCE_CHECKING_SECONDS = 1800.0  # with all of its components held against their contracts
+
+_CHILD = "from textseg.cli.doctor import examine_alone; examine_alone()"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about a plug-in; `broken` says that something can't be used, else it is worth knowing."""
+
+    what: str
+    broken: bool = True
+    details: str = ""  # the traceback
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that is found out about one plug-in."""
+
+    plugin: Plugin
+    import_seconds: float | None = None  # None where it did not end
+    components: tuple[tuple[str, str], ...] = ()  # kind, name
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def broken(self) -> bool:
+        return any(finding.broken for finding in self.findings)
+
+
+Depth = Literal["register", "import", "check"]
+
+
+def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = (), check: bool = False) -> list[Diagnosis]:
+    """Look at each plug-in, or at those named in `only`, and at what they take from all others; by name.
+
+    With `check`, every component that can be built without settings is held against its contract (`textseg.testing`).
+    """
+    ordered = sorted(entry_points, key=lambda entry_point: entry_point.name)
+    wanted = {entry_point.name for entry_point in ordered if not only or entry_point.name in only}
+    deep: Depth = "check" if check else "import"
+    found = [_examined(one, deep if one.name in wanted else "register") for one in ordered]
+    return [_with_collisions(diagnosis, found) for diagnosis in found if diagnosis.plugin.name in wanted]
+
+
+def _with_collisions(diagnosis: Diagnosis, everything: Sequence[Diagnosis]) -> Diagnosis:
+    own = diagnosis.plugin
+    twins = [other.plugin.origin for other in everything if other.plugin.name == own.name and other is not diagnosis]
+    findings = [Finding(f"another plug-in has the same name: {twin}; neither is used") for twin in twins]
+    for kind, name in diagnosis.components:
+        sharers = [other.plugin for other in everything if (kind, name) in other.components]
+        if len(sharers) > 1:
+            said = collision([Component(kind, name, "", p.name, p.distribution, p.version) for p in sharers])
+            findings.append(Finding(said.rstrip(".")))
+    return replace(diagnosis, findings=(*diagnosis.findings, *findings))
+
+
+def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
+    plugin = plugin_of(entry_point)
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        request = {"entry_point": [entry_point.name, entry_point.value, entry_point.group], "plugin": asdict(plugin)}
+        command = [sys.executable, "-P", "-c", _CHILD, json.dumps({**request, "depth": depth}), str(answer)]
+        patience = PATIENCE_CHECKING_SECONDS if depth == "check" else PATIENCE_SECONDS
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
+            ending, said = f"ended its process with code {done.returncode}", done.stderr
+        except subprocess.TimeoutExpired as error:
+            ending, said = f"did not end within {patience:g} s", str(error)
+        if not answer.exists():
+            return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=said),))
+        facts = json.loads(answer.read_text())
+    return Diagnosis(
+        plugin,
+        facts["import_seconds"],
+        tuple((kind, name) for kind, name in facts["components"]),
+        tuple(Finding(**finding) for finding in facts["findings"]),
+    )
+
+
+def examine_alone() -> None:
+    """What the process of one plug-in does: the request is its first argument, its answer goes into the second."""
+    request = json.loads(sys.argv[1])
+    facts = _facts(EntryPoint(*request["entry_point"]), Plugin(**request["plugin"]), request["depth"])
+    Path(sys.argv[2]).write_text(json.dumps(facts))
+
+
+def _facts(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> dict[str, Any]:
+    findings: list[Finding] = []
+    components: list[Component] = []
+    before, started, seconds = set(sys.modules), time.perf_counter(), None
+    try:
+        importlib.import_module(entry_point.module)
+        seconds = time.perf_counter() - started
+        components = register(hook_caller(), entry_point, plugin)
+    except (Exception, SystemExit) as error:
+        findings.append(_finding(error, str(error) if isinstance(error, PluginError) else cause(error)))
+    if heavy := sorted(HEAVY & (set(sys.modules) - before)):
+        findings.append(Finding(_LOADS.format(", ".join(heavy)), broken=False))
+    if seconds is not None and seconds > SLOW_SECONDS:
+        findings.append(Finding(_SLOW.format(seconds), broken=False))
+    if depth != "register":
+        findings += _component_findings(components, check=depth == "check")
+    return {
+        "import_seconds": seconds,
+        "components": [(component.kind, component.name) for component in components],
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+_LOADS = 'registering loads {}, and every command waits for it: give the builders as "module:name" and import it there'
+_SLOW = "importing it takes {:.1f} s, and every command waits for it"
+
+
+def _component_findings(components: Sequence[Component], *, check: bool) -> Iterator[Finding]:
+    unchecked = []
+    for component in components:
+        name = f"{component.kind} '{component.name}'"
+        try:
+            settings = component.settings()
+        except PluginError as error:
+            yield _finding(error, f"{name}: {str(error).partition(' is broken: ')[2].rstrip('.')}")
+            continue
+        required = [key for key, parameter in settings.items() if parameter.default is parameter.empty]
+        if required:
+            unchecked.append(f"{name} ({', '.join(required)} has no default)")
+        elif check:
+            yield from _broken_promises(component)
+    if unchecked:
+        yield Finding(f"only tests of the plug-in's own can check {', '.join(unchecked)}", broken=False)
+
+
+def _broken_promises(component: Component) -> Iterator[Finding]:
+    from textseg.testing import ConformanceError, Subject, checks
+
+    subject = Subject.of(component.kind, component)
+    for one in checks(component.kind):
+        try:
+            one(subject)
+        except ConformanceError as error:
+            needs = isinstance(error.__cause__, TextsegError) and not isinstance(error.__cause__, PluginError)
+            yield replace(_finding(error, str(error).rstrip(".")), broken=not needs)  # weights that nobody fetched
+            if one.fundamental:
+                break
+
+
+def _finding(error: BaseException, what: str) -> Finding:
+    return Finding(what, details="".join(traceback.format_exception(error)))
+
+
+def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
+    """What `textseg plugins doctor` prints; with tracebacks if `verbose`."""
+    return "\n\n".join([*(_paragraph(diagnosis, verbose) for diagnosis in diagnoses), _summary(diagnoses)])
+
+
+def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
+    plugin, seconds = diagnosis.plugin, diagnosis.import_seconds
+    imported = "not imported" if seconds is None else f"imported in {1000 * seconds:.0f} ms"
+    known = f"API {API_VERSION}"
+    asked = "asks for no API" if plugin.api is None else f"asks for API {plugin.api}"
+    asked = f"part of textseg, {known}" if plugin.distribution == "textseg" else f"{asked}, textseg has {known}"
+    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}, {asked}, {imported}"]
+    by_kind: dict[str, list[str]] = {}
+    for kind, name in diagnosis.components:
+        by_kind.setdefault(kind, []).append(name)
+    lines += [f"  {kind:16}  {', '.join(names)}" for kind, names in by_kind.items()]
+    for finding in sorted(diagnosis.findings, key=lambda finding: not finding.broken):
+        lines.append(f"  {'BROKEN' if finding.broken else 'note'}: {finding.what}.")
+        if verbose and finding.details:
+            lines += [f"    {line}" for line in finding.details.rstrip().splitlines()]
+    return "\n".join(lines)
+
+
+def _summary(diagnoses: Sequence[Diagnosis]) -> str:
+    broken = [diagnosis.plugin.name for diagnosis in diagnoses if diagnosis.broken]
+    count = sum(len(diagnosis.components) for diagnosis in diagnoses)
+    state = f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "nothing is broken"
+    return f"{counted(len(diagnoses), 'plug-in')}, {counted(count, 'component')}; {state}."

@@ -1,0 +1,217 @@
+"""A plug-in to start from: a distribution with one component, its tests, and a recipe that runs it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import keyword
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from textwrap import indent
+
+from textseg.errors import PluginError, suggestion
+from textseg.registry.component import KINDS
+from textseg.registry.discovery import installed_registry
+from textseg.version import API_VERSION, __version__
+
+TEMPLATES = Path(__file__).with_name("plugin_templates")
+LONGEST = 24  # letters of a name: what is written stays within its lines
+LINE = 120
+RESERVED = ("atlas", "plugin")  # modules beside the component's own
+
+_WHAT = {
+    "atlas": "the structures",
+    "dataset": "the reader",
+    "prompt_generator": "the sentences",
+    "text_encoder": "the encoder",
+    "vision_encoder": "the pyramid",
+    "fusion": "where text meets image",
+    "auxiliary_loss": "the loss",
+    "network": "the network",
+}
+_TRIAL = {  # what a trial of one component takes of the others
+    "prompt_generator": "atpg_lumbar",
+    "text_encoder": "hashed",
+    "vision_encoder": "residual_convolutions, channels: [8, 16], stem_stride: 2",
+    "fusion": "hasf, heads: 2, stages: 1",
+    "network": "unet, channels: [8, 16, 32]",
+    "dataset": "lumbar_phantom, folder: data/lumbar_phantom, cases: 8, slices: 5, size: [96, 80], spacing_mm: 3.0",
+}
+_READ = {
+    "atlas": '''\
+"""As any plain folder is read."""
+settings = {"folder": str(folder), "atlas": self.atlas.name}
+reader: Dataset = installed_registry().build("dataset", "nifti_folder", settings=settings)
+return reader''',
+    "dataset": '''\
+"""As every folder of this layout is read."""
+return $class_name(folder=str(folder))''',
+}
+
+
+@dataclass(frozen=True)
+class NewPlugin:
+    """What a plug-in of one component is called, everywhere."""
+
+    kind: str
+    name: str
+
+    @property
+    def package(self) -> str:
+        return f"textseg_{self.name}"
+
+    @property
+    def distribution(self) -> str:
+        return self.package.replace("_", "-")
+
+    @property
+    def class_name(self) -> str:
+        return "".join(part.capitalize() for part in self.name.split("_"))
+
+    @property
+    def with_data(self) -> bool:
+        """Whether it needs data of its own to run on."""
+        return self.kind in _READ
+
+    @property
+    def atlas(self) -> str:
+        return self.name if self.kind == "atlas" else f"{self.name}_atlas"
+
+    @property
+    def recipe(self) -> str:
+        return f"unet_{self.name}_phantom" if self.with_data else f"{self.name}_lumbar_phantom"
+
+    @property
+    def components(self) -> dict[tuple[str, str], str]:
+        """Where the builder of each component lies, by kind and name."""
+        found = {(self.kind, self.name): f"{self.name}:{self.atlas if self.kind == 'atlas' else self.class_name}"}
+        if self.kind == "dataset":
+            found["atlas", self.atlas] = f"atlas:{self.atlas}"
+        if self.with_data:
+            found["dataset", f"{self.name}_phantom"] = f"{self.name}_phantom:{self.class_name}Phantom"
+        return found
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """The path of each file in the distribution, and its content."""
+        package, words = self.package, self._words()
+
+        def filled(path: str, template: str) -> tuple[str, str]:
+            text = (TEMPLATES / f"{template}.template").read_text(encoding="utf-8")
+            return path, Template(text).substitute(words)
+
+        for name in ("pyproject.toml", "README.md"):
+            yield filled(name, name)
+        for name in ("__init__.py", "plugin.py"):
+            yield filled(f"{package}/{name}", name)
+        yield f"{package}/py.typed", ""
+        yield filled(f"{package}/{self.name}.py", f"{self.kind}.py")
+        if self.kind == "dataset":
+            yield filled(f"{package}/atlas.py", "atlas.py")
+        if self.with_data:
+            yield filled(f"{package}/{self.name}_phantom.py", "phantom.py")
+        plain = self.with_data or self.kind == "network"
+        yield filled(f"recipes/{self.recipe}.yaml", "plain.yaml" if plain else "guided.yaml")
+        yield filled(f"tests/test_{self.name}.py", f"test_{self.kind}.py")
+        yield filled("tests/test_recipe.py", "test_recipe.py")
+
+    def _words(self) -> Mapping[str, str]:
+        words = {
+            "kind": self.kind,
+            "name": self.name,
+            "package": self.package,
+            "distribution": self.distribution,
+            "class_name": self.class_name,
+            "phantom_class": f"{self.class_name}Phantom",
+            "builder": next(iter(self.components.values())).partition(":")[2],
+            "atlas": self.atlas,
+            "recipe": self.recipe,
+            "what": _WHAT[self.kind],
+            "textseg_version": __version__,
+            "api": str(API_VERSION),
+            "registrations": "\n".join(self._registrations()),
+            "auxiliary_losses": "",
+        }
+        trial = {**_TRIAL, self.kind: self.name}
+        if self.with_data:
+            trial["dataset"] = f"{self.name}_phantom, folder: data/{self.name}_phantom"
+            words["phantom_imports"] = "\n".join(self._phantom_imports())
+            words["phantom_read"] = indent(Template(_READ[self.kind]).substitute(words), " " * 8)
+        if self.kind == "auxiliary_loss":
+            words["auxiliary_losses"] = f"auxiliary_losses:\n  - {{use: {self.name}, weight: 0.1}}\n"
+        return {**trial, **words}
+
+    def _registrations(self) -> Iterator[str]:
+        for (kind, name), builder in self.components.items():
+            given = [f'"{name}"', f'"{self.package}.{builder}"']
+            on_one, on_three = f"    register.{kind}({', '.join(given)})", f"        {', '.join(given)}"
+            if len(on_one) <= LINE:
+                yield on_one
+            elif len(on_three) <= LINE:
+                yield f"    register.{kind}(\n{on_three}\n    )"
+            else:
+                yield "\n".join([f"    register.{kind}(", *(f"        {part}," for part in given), "    )"])
+
+    def _phantom_imports(self) -> Iterator[str]:
+        yield "from textseg.contracts import Dataset"
+        yield "from textseg.data.phantoms.files import PhantomFiles, check_settings, write_drawn"
+        if self.kind == "atlas":
+            yield "from textseg.registry.discovery import installed_registry"
+        own = [f"from {self.package}.{'atlas' if self.kind == 'dataset' else self.name} import {self.atlas}"]
+        if self.kind == "dataset":
+            own.append(f"from {self.package}.{self.name} import {self.class_name}")
+        yield from ("", *sorted(own))
+
+
+def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
+    """Write the distribution `textseg-<name>` into `output`, all of it or nothing; its files, the folder first.
+
+    Raises PluginError for a kind that there is not, and for a name that is none, is taken, or is a folder's already.
+    """
+    if kind not in KINDS:
+        raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
+    plugin = NewPlugin(kind, name)
+    _check_name(name)
+    _check_free(plugin)
+    folder = output / plugin.distribution
+    if folder.exists():
+        raise PluginError(f"'{folder}' exists already. Remove it, or choose another name or --output.")
+    unfinished = output / f".{plugin.distribution}.{uuid.uuid4().hex}"
+    try:
+        for path, content in plugin.files():
+            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
+            (unfinished / path).write_text(content, encoding="utf-8")
+        unfinished.rename(folder)
+    except OSError as error:
+        raise PluginError(f"'{folder}' can't be written: {error}. Choose another --output.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return [folder, *(folder / path for path, _ in plugin.files())]
+
+
+def _check_name(name: str) -> None:
+    words = re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) and len(name) <= LONGEST
+    if not words or keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in RESERVED:
+        raise PluginError(
+            f"'{name}' can't name a plug-in. A name is made of small letters, digits and single '_', begins with a "
+            f"letter, has at most {LONGEST} of them, and is no word of Python and none of {', '.join(RESERVED)}."
+        )
+
+
+def _check_free(plugin: NewPlugin) -> None:
+    registry = installed_registry()
+    for other in registry.plugins:
+        if other.name == plugin.name:
+            raise PluginError(f"The name '{plugin.name}' is taken by {other.origin}. Choose another one.")
+    for kind, name in plugin.components:
+        for component in registry.components(kind):
+            if component.name == name:
+                raise PluginError(f"There is a {kind} '{name}' already, of {component.origin}. Choose another name.")
+    if importlib.util.find_spec(plugin.package) is not None:
+        raise PluginError(f"There is a package '{plugin.package}' already. Choose another name than '{plugin.name}'.")
+    if plugin.distribution in {d.name for d in importlib.metadata.distributions()}:
+        raise PluginError(f"The distribution '{plugin.distribution}' is installed already. Choose another name.")

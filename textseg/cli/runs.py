@@ -1,0 +1,29 @@
+"""The command that lists runs; what it needs is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds the run folders.")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List runs: how far each has come, its best validation, its test score.
+
+    Example: textseg runs runs
+    """
+    import json
+
+    from textseg.runs import listing as run_list
+
+    found = run_list.list_runs(folder)
+    if as_json:
+        print(json.dumps(run_list.as_json(found), indent=1))
+    else:
+        print(run_list.as_text(found) if found else f"'{folder}' holds no runs. Make one with: textseg run RECIPE")

@@ -1,0 +1,83 @@
+"""Runs side by side: a leaderboard of what may be compared, and a refusal of what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from textseg.comparison.comparability import mismatches
+from textseg.comparison.data_files import as_csv, as_json
+from textseg.comparison.finished_runs import Repeats, group, read_runs
+from textseg.comparison.latex import as_latex
+from textseg.comparison.leaderboard import Leaderboard
+from textseg.comparison.page import as_html
+from textseg.comparison.published import published_rows
+from textseg.comparison.tabulation import make_leaderboard
+from textseg.comparison.text import as_markdown, as_text
+from textseg.errors import RunError
+from textseg.system.files import write_atomically
+
+
+def compare(runs: Sequence[Path], **options: Any) -> str:
+    """The leaderboard of runs as plain text; `options` are those of `leaderboard`."""
+    return as_text(leaderboard(runs, **options))
+
+
+def leaderboard(
+    runs: Sequence[Path],
+    *,
+    output: Path | None = None,
+    published: str | None = None,
+    rare: float = 0.2,
+    single_runs: bool = False,
+    force: bool = False,
+) -> Leaderboard:
+    """The leaderboard of runs; with `output` also written there, in every format.
+
+    A run is `runs/<name>/seed<seed>`, or `runs/<name>` for all its seeds and folds. Those of one name are one row,
+    unless `single_runs`. Means are over the structures that occur in the training data of every run; those that fewer
+    than `rare` of the test cases show are left out of one mean more. Runs with prompts from the ground truth (oracles)
+    stand in a table of their own, and so do `published` results. Raises RunError where a run is missing, and where the
+    runs differ in what makes scores comparable; with `force` these differences are written on the table instead.
+    """
+    beside = published_rows(published) if published else []
+    compared = group(read_runs(runs), apart=single_runs)
+    different = mismatches(compared)
+    if different and not force:
+        raise RunError(
+            "These runs can't be compared, because their scores do not mean the same:\n  "
+            + "\n  ".join(mismatch.line for mismatch in different)
+            + "\nCompare runs of the same data, split and preparation; where `evaluation` differs, evaluate again with "
+            "equal settings (`textseg evaluate RUN`). --force makes a table anyway, marked as not comparable."
+        )
+    board = make_leaderboard(compared, rare_share=rare, mismatches=different, published=beside)
+    if output is not None:
+        for name, content in (
+            ("csv", as_csv),
+            ("json", as_json),
+            ("md", as_markdown),
+            ("tex", as_latex),
+            ("html", as_html),
+        ):
+            write_atomically(output / f"leaderboard.{name}", content(board))
+    return board
+
+
+def comparable(runs: Sequence[Path]) -> list[list[Path]]:
+    """Run folders in groups that may be compared, each in the order given; raises RunError for what can't be read."""
+    if not runs:
+        return []
+    found = read_runs(runs)
+    try:
+        rows = group(found)
+    except RunError:  # a seed or a fold is missing: what is there may stand by itself
+        rows = group(found, apart=True)
+    groups: list[list[Repeats]] = []
+    for row in rows:
+        mine = next((members for members in groups if not mismatches([members[0], row])), None)
+        if mine is None:
+            groups.append([row])
+        else:
+            mine.append(row)
+    return [[run.folder for row in members for run in row.runs] for members in groups]

@@ -1,0 +1,186 @@
+"""A leaderboard as files for programs: CSV with a line for each row, JSON with everything."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Row, Table, lower_is_better
+from textseg.comparison.published import PROTOCOL
+from textseg.comparison.significance import SCHEMES
+from textseg.levels.level_naming import POLICY as NAMES_POLICY
+from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
+from textseg.metrics.definitions import METRICS, POLICY
+from textseg.metrics.scores import csv_text
+from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, SEED
+from textseg.version import __version__
+
+FORMAT = 1
+SCOPES = {
+    STRUCTURES: "the mean over structures of their means over cases",
+    CASES: "the mean over cases of their means over structures",
+    WITHOUT_RARE: "as `structures`, without those that few test cases show",
+}
+NUMBER = {
+    "structures": "structures that have a value in the mean",
+    "used": "values in the mean, over repeats",
+    "missed": "places where the reference shows a structure and a repeat found none",
+    "spurious": "places where a repeat found a structure and the reference shows none",
+    "low": "lower bound of the 95 % interval",
+    "high": "upper bound of the 95 % interval",
+    "seed_sd": "standard deviation between the means of seeds",
+    "fold_sd": "standard deviation between the means of folds",
+}
+
+
+def as_csv(board: Leaderboard) -> str:
+    """Every row of every table, means over structures in full precision; published results at the end."""
+    header = ["table", "rank", "run", "label", "seeds", "folds", "runs", "folders", "prompts"]
+    for metric in board.metrics:
+        for aggregate in AGGREGATES:
+            name = "_".join(filter(None, (metric, board.unit[metric], aggregate)))
+            header += [name, *(f"{name}_{part}" for part in ("low", "high", "n", "rank"))]
+        header += [f"{metric}_seed_sd", f"{metric}_fold_sd"]
+    costs = list(board.tables[0].rows[0].cost)
+    header += ["missed", "spurious", *costs, "per", "space", "test_patients", "not_comparable"]
+    lines = [_line(board, table, row) for table in board.tables for row in table.rows]
+    for published in board.published:
+        line: list[object] = ["published", "", published.method, published.method, "", "", "", "", ""]
+        for metric in board.metrics:
+            mean = published.value(metric) if published.unit(metric) == board.unit[metric] else math.nan
+            line += [mean, *[""] * (5 * len(AGGREGATES) - 1), "", ""]
+        line += ["", "", published.parameters, "", published.milliseconds_per_slice, "", "", "", ""]
+        lines.append([*line, "another protocol"])
+    return csv_text(header, lines)
+
+
+def _line(board: Leaderboard, table: Table, row: Row) -> list[object]:
+    repeats = row.repeats
+    line: list[object] = [table.kind, "" if row.rank is None else row.rank, repeats.first.name, row.label]
+    line += ["+".join("" if one is None else str(one) for one in of) for of in (repeats.seeds, repeats.folds)]
+    line += [len(repeats.runs), "+".join(str(run.folder) for run in repeats.runs), "+".join(repeats.sources)]
+    for metric in board.metrics:
+        for aggregate in AGGREGATES:
+            number = row.number(metric, aggregate)
+            rank = row.ranks[aggregate][metric] if table.ranked else ""
+            line += [number.value, number.low, number.high, number.used, rank]
+        number = row.number(metric, AGGREGATES[0])
+        line += [number.seed_sd, number.fold_sd]
+    first = row.number(board.metrics[0], AGGREGATES[0])
+    evaluation = [repeats.first.value("evaluation", key) for key in ("per", "space")]
+    keys = "+".join(dict.fromkeys(mismatch.key for mismatch in board.mismatches))
+    return [*line, first.missed, first.spurious, *row.cost.values(), *evaluation, first.patients, keys]
+
+
+def as_json(board: Leaderboard) -> str:
+    """Everything: all means with intervals, ranks and tests, and what each of them means; null where undefined."""
+    content = {
+        "format": FORMAT,
+        "textseg": __version__,
+        "comparable": not board.mismatches,
+        "mismatches": [asdict(mismatch) for mismatch in board.mismatches],
+        "settings": dict(board.settings),
+        "patients": list(board.patients),
+        "cases": list(board.cases),
+        "structures": list(board.structures),
+        "rare": {
+            "below_share": board.rare_share,
+            "structures": {name: {"cases": shown, "of": of} for name, (shown, of) in board.rare.items()},
+        },
+        "definitions": {
+            "policy": POLICY,
+            "names": NAMES_POLICY,
+            "metrics": {m: {"definition": METRICS.get(m, ""), "lower_is_better": lower_is_better(m)}
+                        for m in board.metrics},
+            "aggregates": DEFINITIONS,
+            "scopes": {name: SCOPES.get(name, "as `structures`, of this group of the atlas") for name in board.scopes},
+            "rank_schemes": SCHEMES,
+            "numbers": NUMBER,
+            "interval": f"95 %, bias-corrected and accelerated bootstrap over patients, {DRAWS} draws, seed {SEED}",
+            "test": "Wilcoxon signed-rank on patients' means, two-sided, penalised; Holm over the pairs of a metric",
+            "effect": "matched-pairs rank-biserial correlation, 1 where the first is better in every patient",
+            "few_patients": len(board.patients) < MINIMUM_PATIENTS,
+        },
+        "scopes": {name: asdict(scope) for name, scope in board.scopes.items()},
+        "tables": [_table(table) for table in board.tables],
+        "published": {
+            "protocol": PROTOCOL,
+            "rows": [
+                {
+                    "dataset": row.dataset,
+                    "method": row.method,
+                    "means": {metric: asdict(mean) for metric, mean in row.means.items()},
+                    "parameters": row.parameters,
+                    "milliseconds_per_slice": row.milliseconds_per_slice,
+                }
+                for row in board.published
+            ],
+        },
+    }  # fmt: skip
+    return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "kind": table.kind,
+        "title": table.title,
+        "warnings": table.warnings,
+        "places": {"all": table.all_places, "common": table.common_places},
+        "rows": [
+            {
+                "label": row.label,
+                "name": row.repeats.first.name,
+                "rank": row.rank,
+                "seeds": row.repeats.seeds,
+                "folds": row.repeats.folds,
+                "folders": [str(run.folder) for run in row.repeats.runs],
+                "prompts": row.repeats.sources,
+                "oracle": row.repeats.mark == "oracle",
+                "simulated": row.repeats.mark == "simulated",
+                "means": {
+                    scope: {a: {m: asdict(number) for m, number in found.items()} for a, found in means.items()}
+                    for scope, means in row.means.items()
+                },
+                "ranks": row.ranks if table.ranked else None,
+                "by_structure": {
+                    a: {m: {name: asdict(mean) for name, mean in found.items()} for m, found in metrics.items()}
+                    for a, metrics in row.by_structure.items()
+                },
+                "by_case": row.by_case,
+                "by_patient": row.by_patient,
+                "cost": row.cost,
+                "enumeration": row.enumeration,
+            }
+            for row in table.rows
+        ],
+        "differences": {metric: [asdict(one) for one in found] for metric, found in table.differences.items()},
+        "rankings": {
+            metric: {
+                "methods": one.methods,
+                "schemes": one.schemes,
+                "distribution": one.distribution,
+                "likely": {name: one.likely(place) for place, name in enumerate(one.methods)},
+                "kendall_tau": [{"one": a, "other": b, "tau": tau} for (a, b), tau in one.tau.items()],
+                "stability": one.stability,
+            }
+            for metric, one in table.rankings.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: lists for arrays and tuples, null for what is undefined."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,259 @@
+"""Finished runs as they stand on disk, and which of them are repeats of one another: rows of a leaderboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textseg.errors import RunError, TextsegError
+from textseg.metrics.scores import Mark, Score, read_scores
+from textseg.runs.folder import RunFolder, flat
+
+ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
+# What may differ between repeats. The split has the fold in it; its scheme is compared where runs meet.
+_FREE = ("seed", "split")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read: its record and its scores."""
+
+    folder: Path
+    facts: Mapping[str, Any]  # run.json
+    scores: Sequence[Score]
+    declared: frozenset[str] = frozenset()  # sources of prompts that its other files name
+
+    @property
+    def name(self) -> str:
+        """That of its recipe, or of what another tool made."""
+        return str(self.facts.get("name", self.folder.name))
+
+    @property
+    def repeat(self) -> str:
+        """Seed and fold, to read; empty for what another tool made."""
+        if self.facts.get("predictions"):
+            return ""
+        fold = self.facts.get("fold")
+        return f"seed {self.facts.get('seed')}" + ("" if fold is None else f", fold {fold}")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the prompts of its scores knew."""
+        return tuple(sorted({row.prompt_source for row in self.scores}))
+
+    @property
+    def mark(self) -> Mark:
+        """Whether anything in its folder says that the prompts were read off the annotation.
+
+        "simulated" is a person who was not there: the first and last structure of each volume, read off it. So is
+        every `interactive` of which run.json does not say what was named.
+        """
+        said = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
+        if ORACLE in said:
+            return "oracle"
+        return "simulated" if SIMULATED in said or (PERSON in said and not self.facts.get("named")) else ""
+
+    def value(self, *keys: str) -> Any:
+        """What run.json says under `keys`, or None."""
+        found: Any = self.facts
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return sorted(found) if keys[-1] == "metrics" and isinstance(found, list) else found
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Runs of one recipe that differ in seed and fold only; often one."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """What it has in common with the others, it says."""
+        return self.runs[0]
+
+    @property
+    def seeds(self) -> list[Any]:
+        """Each once."""
+        return list(dict.fromkeys(run.facts.get("seed") for run in self.runs))
+
+    @property
+    def folds(self) -> list[Any]:
+        """Each once; [None] without folds."""
+        return list(dict.fromkeys(run.facts.get("fold") for run in self.runs))
+
+    @property
+    def said(self) -> str:
+        """How often it ran: "seed 1", "3 seeds", "2 seeds x 5 folds"."""
+        if len(self.runs) == 1:
+            return self.first.repeat
+        parts = [f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"]
+        if self.folds != [None]:
+            parts.append(f"{len(self.folds)} folds" if len(self.folds) > 1 else f"fold {self.folds[0]}")
+        return " x ".join(parts) if len(self.seeds) > 1 else ", ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """Name and repeats."""
+        return f"{self.first.name} ({self.said})" if self.said else self.first.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the prompts of any of them knew."""
+        return tuple(sorted({source for run in self.runs for source in run.sources}))
+
+    @property
+    def mark(self) -> Mark:
+        """The gravest of theirs."""
+        marks = [run.mark for run in self.runs]
+        return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
+
+    @property
+    def trained_on(self) -> list[str]:
+        """The structures that the training data of each of them show."""
+        shown = [list(run.value("structures_in_training") or ()) for run in self.runs]
+        return [name for name in shown[0] if all(name in names for names in shown)]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs `runs/<name>/seed<seed>`, or all of `runs/<name>`. Raises RunError for what is missing or damaged."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        if RunFolder(path).record.is_file() or RunFolder(path).scores.is_file():
+            found = [path]
+        else:
+            found = [folder.path for folder in RunFolder.repeats(path)]
+        if not found:
+            raise RunError(
+                f"There is no run at '{path}': neither a run.json nor a folder seed<number> stands there. "
+                "Name a folder runs/<name>/seed<seed> or runs/<name>, or start the run with `textseg run RECIPE`."
+            )
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
+    if not folders:
+        raise RunError("There is nothing to compare: name at least one folder runs/<name>/seed<seed> or runs/<name>.")
+    runs, wrong = [], []
+    for folder in folders.values():
+        try:
+            runs.append(_read(folder))
+        except TextsegError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:  # all of them at once, not one for each try
+        raise RunError("\n".join(map(str, wrong)))
+    return runs
+
+
+def _read(folder: Path) -> Run:
+    here = RunFolder(folder)
+    path = here.record
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"The run '{folder}' has no run.json: it has not finished. Start its recipe again with "
+            "`textseg run RECIPE` (it resumes by itself), or name the finished runs one by one."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"'{path}' is damaged ({error}): evaluate with `textseg evaluate {folder}`.") from None
+    if not isinstance(facts, dict):
+        raise RunError(f"'{path}' must hold an object, and it holds a {type(facts).__name__}.")
+    scores = read_scores(here.scores)
+    if not scores:
+        raise RunError(f"'{here.scores}' holds no score: evaluate with `textseg evaluate {folder}`.")
+    if here.trained_in.read().get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
+        raise RunError(
+            f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
+            f"textseg evaluate {here.trained_in.path} --prompts {PERSON if folder.name == SIMULATED else folder.name}"
+        )
+    return Run(folder, facts, scores, _declared(here))
+
+
+def _declared(folder: RunFolder) -> frozenset[str]:
+    """The source that recipe.yaml asks for, and that of prompts.jsonl where it holds those of one only.
+
+    Both are read as text that anybody may have edited: what can't be read says nothing.
+    """
+    said: set[str] = set()
+    try:
+        prompts = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["prompts"]
+        said.add(str(prompts["evaluation"]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    try:
+        lines = folder.prompts.read_text(encoding="utf-8").splitlines()
+        sources = {str(json.loads(line)["source"]) for line in lines}
+        said |= sources if len(sources) == 1 else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return frozenset(said)
+
+
+def group(runs: Sequence[Run], *, apart: bool = False) -> list[Repeats]:
+    """Runs in the seed folders of one `runs/<name>`, with prompts of one source, are repeats; each alone if `apart`.
+
+    Raises RunError where they are no repeats: another recipe, a seed of a fold that is missing or there twice, a case
+    that two folds test.
+    """
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        trained_in = RunFolder(run.folder.resolve()).trained_in
+        key: object = run.folder.resolve()
+        if not apart and trained_in.is_repeat and not run.facts.get("predictions"):
+            key = (trained_in.path.parent, run.name, run.sources, run.mark)
+        groups.setdefault(key, []).append(run)
+    found = [Repeats(tuple(members)) for members in groups.values()]
+    for repeats in found:
+        _check_repeats(repeats)
+    return found
+
+
+def _check_repeats(repeats: Repeats) -> None:
+    first = repeats.first
+    if lines := [line for run in repeats.runs[1:] for line in _other_recipe(first, run)]:
+        raise RunError(
+            f"The runs of '{first.name}' are no repeats of one recipe:\n  " + "\n  ".join(lines) + "\nGive one of the "
+            "recipes another name, or show each run by itself with --single-runs."
+        )
+    pairs = [(run.facts.get("seed"), run.facts.get("fold")) for run in repeats.runs]
+    lacking = [(seed, fold) for seed in repeats.seeds for fold in repeats.folds if (seed, fold) not in pairs]
+    if lacking or len(set(pairs)) < len(pairs):
+        twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
+        seed, fold = twice or lacking[0]
+        raise RunError(
+            f"Of the runs of '{first.name}', seed {seed}{'' if fold is None else f' of fold {fold}'} is "
+            f"{'there twice' if twice else 'missing'}: each patient must count equally often. Name runs that make "
+            "whole repeats, or show each run by itself with --single-runs."
+        )
+    tested: dict[str, object] = {}
+    for run in repeats.runs:
+        for case in {row.case for row in run.scores}:
+            if tested.setdefault(case, run.facts.get("fold")) != run.facts.get("fold"):
+                raise RunError(
+                    f"Two folds of '{first.name}' test the case '{case}': {tested[case]} and {run.facts.get('fold')}. "
+                    "They are of different splits; show each run by itself with --single-runs."
+                )
+
+
+def _other_recipe(first: Run, other: Run) -> list[str]:
+    """What the recipes of two runs say differently, seed and split left out, key by key."""
+    ours, theirs = ({**flat({"bound": run.facts.get("bound"), "dataset": run.facts.get("dataset")})} for run in
+                    (first, other))  # fmt: skip
+    free = {f"bound.{key}" for key in _FREE}
+    keys = [key for key in sorted({*ours, *theirs} - free) if ours.get(key) != theirs.get(key)]
+    return [
+        f"{key.removeprefix('bound.')}: {first.folder} has {said(ours.get(key))}, {other.folder} has "
+        f"{said(theirs.get(key))}"
+        for key in keys
+    ]
+
+
+def said(value: Any) -> str:
+    """A value of run.json, to read."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else f"'{value}'"

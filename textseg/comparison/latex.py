@@ -1,0 +1,142 @@
+"""A leaderboard as a LaTeX table, as papers print it: booktabs, the best bold, the second best underlined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from textseg.comparison.leaderboard import Leaderboard, Table, lower_is_better
+from textseg.comparison.published import PublishedRow
+from textseg.comparison.sections import bound, mark, picked, title_of
+from textseg.comparison.tabulation import prompts_of
+from textseg.drawing.tables import format_value
+from textseg.metrics.aggregation import Aggregate
+from textseg.system.messages import counted
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}
+
+
+_APART = {
+    "simulated": "Simulated: first and last structure from the annotation, not ranked",
+    "oracle": "Oracle: prompts from the annotation, not ranked",
+}
+
+
+def as_latex(board: Leaderboard) -> str:
+    """One table, which needs the package booktabs: ranked runs, oracles and published results, each set apart.
+
+    A distance stands twice: as published, and over what every run of the table found.
+    """
+    columns = [(m, a) for m in board.metrics for a in _aggregates(m)]
+    header = ["Method", *(_heading(board, m, a) for m, a in columns), "Missed", "Prompts", "Par. (M)", "MACs (G)", "ms"]
+    span = len(header)
+    lines = []
+    for table in board.tables:
+        if not table.ranked:
+            lines += [r"\midrule", _across(_APART[table.kind], span)]
+        lines += _rows(board, table, columns)
+    if board.published:
+        title = f"Published on {board.published[0].dataset}, another protocol, not ranked with the runs"
+        lines += [r"\midrule", _across(title, span), *(_published(board, row, columns) for row in board.published)]
+    if not board.tables[0].ranked:
+        lines = lines[1:]  # the header's own rule stands there
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            *(f"% {line}" for line in mark(board)),
+            *(f"% {warning}" for table in board.tables for warning in table.warnings),
+            r"\begin{table}[t]",
+            r"\centering",
+            f"\\caption{{{_caption(board)}}}",
+            r"\label{tab:leaderboard}",
+            f"\\begin{{tabular}}{{l{'r' * (span - 1)}}}",
+            r"\toprule",
+            f"{' & '.join(header)} \\\\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX sets as it stands."""
+    return "".join(_SPECIAL.get(sign, sign) for sign in " ".join(text.split()))
+
+
+def _aggregates(metric: str) -> Sequence[Aggregate]:
+    return ("as_published", "common") if lower_is_better(metric) else ("as_published",)
+
+
+def _heading(board: Leaderboard, metric: str, aggregate: Aggregate) -> str:
+    arrow = r"$\downarrow$" if lower_is_better(metric) else r"$\uparrow$"
+    suffix = ", common" if aggregate == "common" else ""
+    return f"{escape(title_of(board, metric))}{suffix} {arrow}"
+
+
+def _across(text: str, span: int) -> str:
+    return f"\\multicolumn{{{span}}}{{l}}{{\\emph{{{escape(text)}}}}} \\\\"
+
+
+def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggregate]]) -> list[str]:
+    cells = [[escape(row.label)] for row in table.rows]
+    for metric, aggregate in columns:
+        numbers = [row.number(metric, aggregate) for row in table.rows]
+        values = [format_value(number.value, number.unit) for number in numbers]
+        best, second = picked(values, lower=lower_is_better(metric)) if _picks(board, table) else ([], [])
+        for place, (number, value) in enumerate(zip(numbers, values, strict=True)):
+            text = escape(value)
+            text = f"\\textbf{{{text}}}" if place in best else f"\\underline{{{text}}}" if place in second else text
+            if number.unit != board.unit[metric]:
+                text += f" {escape(number.unit)}"
+            if not math.isnan(number.low):
+                text += f" {{\\scriptsize [{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]}}"
+            cells[place].append(text)
+    for row, line in zip(table.rows, cells, strict=True):
+        line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.repeats))]
+        costs = zip(
+            ("parameters", "multiply_accumulates", "milliseconds_per_slice"), (1e6, 1e9, 1), (2, 2, 1), strict=True
+        )
+        for key, scale, places in costs:
+            cost = row.cost[key]
+            line.append("--" if cost is None else f"{cost / scale:.{places}f}")
+    return [f"{' & '.join(line)} \\\\" for line in cells]
+
+
+def _picks(board: Leaderboard, table: Table) -> bool:
+    return table.ranked and not board.mismatches
+
+
+def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[str, Aggregate]]) -> str:
+    cells = [f"\\emph{{{escape(row.method)}}}"]
+    for metric, aggregate in columns:
+        value, unit = row.value(metric, aggregate), row.unit(metric)
+        text = escape(format_value(value, unit))
+        cells.append(text if unit == board.unit[metric] or math.isnan(value) else f"{text} {escape(unit)}")
+    parameters = "--" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
+    speed = "--" if row.milliseconds_per_slice is None else f"{row.milliseconds_per_slice:.1f}"
+    return f"{' & '.join([*cells, '--', 'not said', parameters, '--', speed])} \\\\"
+
+
+def _caption(board: Leaderboard) -> str:
+    settings = board.settings
+    sizes = f"{counted(len(board.structures), 'structure')}, {counted(len(board.patients), 'test patient')}"
+    protocol = f"per {settings.get('per')} in {settings.get('space')} space"
+    said = (
+        f"{settings.get('dataset')}: means over {sizes}, {protocol}; 95 % intervals (BCa bootstrap over patients). "
+        "A missed structure is 0 in a ratio and left out of a distance; common: over what every run found."
+    )
+    marked = "".join(f"\\textbf{{{escape(line)}}} " for line in mark(board)[:1])
+    return f"{marked}{escape(said)}"

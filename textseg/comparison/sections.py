@@ -1,0 +1,276 @@
+"""A leaderboard to read, before it has a format: sections of cells, what stands above them, and the notes below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Table, lower_is_better
+from textseg.comparison.published import PROTOCOL
+from textseg.comparison.significance import SCHEMES
+from textseg.comparison.tabulation import prompts_of
+from textseg.drawing.tables import format_value, metric_title
+from textseg.levels.level_naming import POLICY as NAMES_POLICY
+from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
+from textseg.metrics.definitions import POLICY
+from textseg.metrics.statistics import DRAWS, small_sample_warning
+from textseg.system.messages import counted
+
+MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of cells with a heading; `best` and `second` are places (row, column) that a ranking picks out."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]] = frozenset()
+    second: frozenset[tuple[int, int]] = frozenset()
+    notes: Sequence[str] = field(default=())
+
+
+def sections(board: Leaderboard) -> Iterator[Section]:
+    """Every table of the leaderboard, in order."""
+    for table in board.tables:
+        yield _main(board, table)
+        yield from further_sections(board, table)
+        yield _cost(table)
+        if table.differences:
+            yield _differences(board, table)
+            yield _ranks(board, table)
+    if board.published:
+        yield published_section(board)
+
+
+def further_sections(board: Leaderboard, table: Table) -> Iterator[Section]:
+    """What the means of a table depend on: how misses count, over what is averaged, seeds, folds and names."""
+    yield _aggregates(board, table)
+    yield _scopes(board, table)
+    if any(len(row.repeats.runs) > 1 for row in table.rows):
+        yield _repeats(board, table)
+    if any(row.enumeration for row in table.rows):
+        yield _names(table)
+
+
+def mark(board: Leaderboard) -> list[str]:
+    """What stands above a table that was forced: the keys that differ. Empty for one that may be compared."""
+    if not board.mismatches:
+        return []
+    keys = ", ".join(dict.fromkeys(mismatch.key for mismatch in board.mismatches))
+    return [f"NOT COMPARABLE: these runs differ in {keys}.", *(f"  {mismatch.line}" for mismatch in board.mismatches)]
+
+
+def title_of(board: Leaderboard, metric: str) -> str:
+    """The heading of a metric, with its unit."""
+    return metric_title(metric, board.unit[metric])
+
+
+def with_unit(board: Leaderboard, metric: str, value: float, unit: str) -> str:
+    """A value, with its unit where that is not the heading's."""
+    text = format_value(value, unit)
+    return text if unit == board.unit[metric] or math.isnan(value) else f"{text} {unit}"
+
+
+def picked(values: Sequence[str], *, lower: bool) -> tuple[list[int], list[int]]:
+    """The places of the best and the second best value, as printed: a difference that can't be seen is no victory."""
+    known = {place: float(text) for place, text in enumerate(values) if text != "–"}
+    order = sorted(set(known.values()), reverse=not lower)
+    best, second = ([place for place, value in known.items() if [value] == order[n : n + 1]] for n in (0, 1))
+    return best, second if len(best) == 1 else []
+
+
+def _main(board: Leaderboard, table: Table) -> Section:
+    header = ["run", "rank", *(f"{title_of(board, m)} [95 %]" for m in board.metrics)]
+    header += ["missed", "spurious", "prompts"]
+    rows = []
+    for row in table.rows:
+        numbers = [row.number(m, MAIN) for m in board.metrics]
+        cells = [row.label, "–" if row.rank is None else str(row.rank)]
+        for metric, number in zip(board.metrics, numbers, strict=True):
+            interval = f"[{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]"
+            cells.append(f"{with_unit(board, metric, number.value, number.unit)} {interval}")
+        rows.append([*cells, str(numbers[0].missed), str(numbers[0].spurious), prompts_of(row.repeats)])
+    best, second = _picked_columns(board, table, first=2)
+    title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
+    note = "In brackets stands the 95 % interval of each mean, as_published."
+    return Section(title, header, rows, best, second, [*table.warnings, note])
+
+
+def _picked_columns(board: Leaderboard, table: Table, first: int) -> tuple[frozenset[tuple[int, int]], ...]:
+    """The best and the second best cells of the metrics, which stand in the columns from `first` on."""
+    best: list[tuple[int, int]] = []
+    second: list[tuple[int, int]] = []
+    if table.ranked and not board.mismatches:
+        for column, metric in enumerate(board.metrics, start=first):
+            values = [format_value(row.number(metric, MAIN).value, board.unit[metric]) for row in table.rows]
+            one, other = picked(values, lower=lower_is_better(metric))
+            best += [(row, column) for row in one]
+            second += [(row, column) for row in other]
+    return frozenset(best), frozenset(second)
+
+
+def bound(value: float, unit: str) -> str:
+    """An end of an interval, shorter than the value."""
+    return "–" if math.isnan(value) else f"{value:.1f}" if unit else f"{value:.3f}"
+
+
+def _aggregates(board: Leaderboard, table: Table) -> Section:
+    header = ["run", "counted"]
+    for metric in board.metrics:
+        header += [f"{title_of(board, metric)}{' (rank)' if table.ranked else ''}", "n"]
+    rows = []
+    for row in table.rows:
+        for aggregate in AGGREGATES:
+            cells = [row.label, aggregate]
+            for metric in board.metrics:
+                number = row.number(metric, aggregate)
+                rank = f" ({row.ranks[aggregate][metric]})" if table.ranked else ""
+                cells += [f"{with_unit(board, metric, number.value, number.unit)}{rank}", str(number.used)]
+            number = row.number(board.metrics[0], aggregate)
+            rows.append([*cells, str(number.missed), str(number.spurious)])
+    places = "; ".join(
+        f"{title_of(board, metric)} {count} of {table.all_places}" for metric, count in table.common_places.items()
+    )
+    notes = [f"{aggregate}: {text}." for aggregate, text in DEFINITIONS.items()]
+    notes.append(
+        f"Common to the runs of this table, of the structures in their cases: {places}. n: values in the mean."
+    )
+    return Section("Three ways to count a miss", [*header, "missed", "spurious"], rows, notes=notes)
+
+
+def _scopes(board: Leaderboard, table: Table) -> Section:
+    metric = board.metrics[0]
+    rows = []
+    for row in table.rows:
+        cells = [row.label]
+        for scope in board.scopes:
+            number = row.number(metric, "penalised", scope)
+            cells += [with_unit(board, metric, number.value, number.unit), f"{number.used}/{number.missed}"]
+        rows.append(cells)
+    header = ["run"]
+    for name in board.scopes:
+        header += [f"over {name}" if name in (STRUCTURES, CASES) else name.replace("_", " "), "n/missed"]
+    rare = ", ".join(f"{name} ({shown} of {counted(cases, 'case')})" for name, (shown, cases) in board.rare.items())
+    notes = [
+        f"Rare, below {board.rare_share:.0%} of the test cases: {rare}."
+        if rare
+        else f"No structure is rare: each is shown in at least {board.rare_share:.0%} of the test cases."
+    ]
+    if rare and WITHOUT_RARE not in board.scopes:
+        notes.append("All are rare, so none is left out.")
+    if board.groups_missing:
+        notes.append("The runs do not say the groups of their atlas: evaluate again for means by group.")
+    return Section(f"{title_of(board, metric)}, penalised, by what is averaged", header, rows, notes=notes)
+
+
+def _repeats(board: Leaderboard, table: Table) -> Section:
+    header = ["run", "runs"]
+    for metric in board.metrics:
+        header += [title_of(board, metric), "seed sd", "fold sd"]
+    rows = []
+    for row in table.rows:
+        cells = [row.label, str(len(row.repeats.runs))]
+        for metric in board.metrics:
+            number = row.number(metric, MAIN)
+            values = (number.value, number.seed_sd, number.fold_sd)
+            cells += [format_value(value, number.unit) for value in values]
+        rows.append(cells)
+    note = (
+        "Each patient counts once, with the mean of its repeats; folds are put together. Standard deviations are "
+        "between the means of seeds (each with all its folds), and between those of folds (with all their seeds)."
+    )
+    return Section("Seeds and folds", header, rows, notes=[note])
+
+
+def _names(table: Table) -> Section:
+    header = ["run", "level shifts", "misnamed", "order violations per case", "duplicates per case"]
+    rows = []
+    for row in table.rows:
+        found = row.enumeration
+        if found is None:
+            rows.append([row.label, *["–"] * 6])
+            continue
+        cells = [_share(found["level_shift_rate"]), _share(found["misnamed_rate"])]
+        cells += [f"{found[f'{key}_per_case']:.2f}" for key in ("order_violations", "duplicates")]
+        rows.append([row.label, *cells, *(format_value(found[key]) for key in ("dsc", "dsc_without_names"))])
+    return Section("Names", [*header, "DSC per case", "without names"], rows, notes=[NAMES_POLICY])
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _cost(table: Table) -> Section:
+    header = ["run", "M parameters", "G multiply-accumulates", "ms per slice", "peak memory (MiB)"]
+    keys = ("parameters", "multiply_accumulates", "milliseconds_per_slice", "peak_memory_bytes")
+    scales, digits = (1e6, 1e9, 1, 2**20), (2, 2, 1, 0)
+    rows = []
+    for row in table.rows:
+        known = zip((row.cost[key] for key in keys), scales, digits, strict=True)
+        rows.append([row.label, *("–" if v is None else f"{v / scale:.{places}f}" for v, scale, places in known)])
+    return Section("Size and speed", header, rows)
+
+
+def _differences(board: Leaderboard, table: Table) -> Section:
+    metric = board.metrics[0]
+    rows = [
+        [f"{d.first} - {d.second}", f"{d.mean:+.4f}", f"{d.test.effect:+.2f}", f"{d.test.p:.3g}", f"{d.adjusted:.3g}"]
+        for d in table.differences[metric]
+    ]
+    note = (
+        "Wilcoxon's signed-rank test on patients' means, penalised; p (Holm) is adjusted for the number of pairs. "
+        "effect: matched-pairs rank-biserial correlation, 1 where the first is better in every patient."
+    )
+    return Section(
+        f"Differences in {title_of(board, metric)}", ["pair", "mean", "effect", "p", "p (Holm)"], rows, notes=[note]
+    )
+
+
+def _ranks(board: Leaderboard, table: Table) -> Section:
+    metric = board.metrics[0]
+    ranking = table.rankings[metric]
+    rows = []
+    for place, row in enumerate(table.rows):
+        low, high = ranking.likely(place)
+        cells = [f"{ranking.schemes[scheme][place]:g}" for scheme in SCHEMES]
+        rows.append([row.label, *cells, f"{low} to {high}", f"{100 * ranking.distribution[place][0]:.0f} %"])
+    taus = "; ".join(
+        f"{one.replace('_', ' ')} and {other.replace('_', ' ')} {format_value(tau)}"
+        for (one, other), tau in ranking.tau.items()
+    )
+    schemes = "; ".join(f"{scheme.replace('_', ' ')}: {text}" for scheme, text in SCHEMES.items())
+    stable = (
+        f"Kendall's tau between rankings: {taus}; between that by means and those of {DRAWS} draws of patients "
+        f"{format_value(ranking.stability)} on average."
+    )
+    header = ["run", *(scheme.replace("_", " ") for scheme in SCHEMES), "95 % of draws", "first in"]
+    return Section(f"Ranks by {title_of(board, metric)}, penalised", header, rows, notes=[f"{schemes}.", stable])
+
+
+def published_section(board: Leaderboard) -> Section:
+    """The paper's results, as printed."""
+    header = ["method", *(title_of(board, m) for m in board.metrics), "found", "M parameters", "ms per slice"]
+    rows = []
+    for row in board.published:
+        cells = [row.method, *(with_unit(board, m, row.value(m), row.unit(m)) for m in board.metrics)]
+        found = min(mean.found for mean in row.means.values())
+        costs = (row.parameters and row.parameters / 1e6, row.milliseconds_per_slice)
+        rows.append([*cells, f"{found}", *("–" if cost is None else f"{cost:.2f}" for cost in costs)])
+    title = f"Published on {board.published[0].dataset}: another protocol, not ranked"
+    return Section(title, header, rows, notes=[PROTOCOL])
+
+
+def notes(board: Leaderboard) -> list[str]:
+    """What holds for every table."""
+    settings = board.settings
+    patients = len(board.patients)
+    means = (
+        f"Means over the {counted(len(board.structures), 'structure')} that occur in the training data of every run; "
+        f"{counted(patients, 'test patient')}, {counted(len(board.cases), 'case')}; scores per {settings.get('per')} "
+        f"in {settings.get('space')} space; distances in {settings.get('unit')}."
+    )
+    intervals = f"Intervals: 95 %, bias-corrected and accelerated bootstrap of {DRAWS} draws over patients."
+    return [means, POLICY, intervals, *filter(None, [small_sample_warning(patients)])]

@@ -1,0 +1,117 @@
+"""How sure the means and ranks of a leaderboard are: tests of each pair of methods, and ranks three ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from textseg.metrics.statistics import (
+    Floats,
+    PairedTest,
+    bootstrap_macro_means,
+    holm,
+    kendall_tau,
+    kendall_taus,
+    macro_mean,
+    paired_test,
+    rank_by_mean,
+    rank_by_tests,
+    rank_distribution,
+    rank_then_mean,
+    ranks,
+)
+
+SCHEMES = {
+    "mean_then_rank": "methods are ranked by their means",
+    "rank_then_mean": "methods are ranked on each patient, then by the means of these ranks",
+    "test_then_rank": "methods are ranked by how many others they beat, p (Holm) below 0.05 on patients' means",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two methods on the same patients, by one metric: the mean difference of the patients' means, its test, Holm's p.
+
+    The effect is the matched-pairs rank-biserial correlation: 1 where `first` is better in every patient, -1 where
+    `second` is.
+    """
+
+    metric: str
+    first: str
+    second: str
+    mean: float
+    test: PairedTest
+    adjusted: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The ranks of M methods by one metric.
+
+    `schemes` holds ranks by each of SCHEMES, `distribution` [M, M] how often method m had rank r + 1 when patients were
+    drawn anew, `tau` Kendall's between each two schemes, `stability` its mean between the ranking by means and those
+    of the draws. NaN where all ranks are equal.
+    """
+
+    metric: str
+    methods: tuple[str, ...]
+    schemes: Mapping[str, tuple[float, ...]]
+    distribution: Floats
+    tau: Mapping[tuple[str, str], float]
+    stability: float
+
+    def likely(self, method: int, level: float = 0.95) -> tuple[int, int]:
+        """The ranks between which a method stands in `level` of the draws."""
+        beyond = (1 - level) / 2
+        cumulated = np.cumsum(self.distribution[method])
+        low = int(np.searchsorted(cumulated, beyond, side="right"))
+        high = int(np.searchsorted(cumulated, 1 - beyond - 1e-12))
+        return low + 1, min(high, len(self.methods) - 1) + 1
+
+
+def differences(means: Mapping[str, Floats], metric: str, *, lower_is_better: bool) -> list[Difference]:
+    """Every pair of methods, compared on the patients' means [P] of each; p is adjusted for the number of pairs."""
+    pairs = list(combinations(means, 2))
+    tests = [paired_test(means[one], means[other]) for one, other in pairs]
+    sign = -1.0 if lower_is_better else 1.0
+    found = []
+    for (one, other), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
+        apart = float(np.nanmean(means[one] - means[other])) if test.patients else math.nan
+        better = PairedTest(test.p, sign * test.effect, test.patients)
+        found.append(Difference(metric, one, other, apart, better, float(p)))
+    return found
+
+
+def ranking(
+    metric: str,
+    sums: Mapping[str, tuple[Floats, Floats]],
+    patient_means: Sequence[Floats],
+    *,
+    lower_is_better: bool,
+) -> Ranking:
+    """From sums and counts [P, S] of each method, and its patients' means [P]."""
+    stacked = np.stack([one for one, _ in sums.values()]), np.stack([count for _, count in sums.values()])
+    means = np.array([macro_mean(one, count) for one, count in sums.values()])
+    draws = bootstrap_macro_means(*stacked)
+    values = np.stack(list(patient_means))
+    values = values[:, ~np.isnan(values).all(axis=0)]
+    schemes = {
+        "mean_then_rank": rank_by_mean(means.round(12), lower_is_better=lower_is_better),
+        "rank_then_mean": rank_then_mean(values.round(12), lower_is_better=lower_is_better),
+        "test_then_rank": rank_by_tests(values, lower_is_better=lower_is_better),
+    }
+    first = schemes["mean_then_rank"]
+    by_draw = ranks(draws.round(12), lower_is_better=lower_is_better)
+    taus = kendall_taus(first, by_draw)
+    return Ranking(
+        metric,
+        tuple(sums),
+        {name: tuple(float(rank) for rank in found) for name, found in schemes.items()},
+        rank_distribution(draws.round(12), lower_is_better=lower_is_better),
+        {(one, other): kendall_tau(schemes[one], schemes[other]) for one, other in combinations(schemes, 2)},
+        float(np.nanmean(taus)) if not np.isnan(taus).all() else math.nan,
+    )

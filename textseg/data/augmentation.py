@@ -1,0 +1,161 @@
+"""Random distortions of slices: one fused sampling grid for everything geometric, then changes of intensity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textseg.contracts import Batch
+from textseg.randomness import case_key
+
+if TYPE_CHECKING:
+    from textseg.recipe.loading import Augmentation as Settings
+
+CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth at the scale of a vertebra
+BIAS_POINTS = 4  # of the coarse field of a receiver coil
+
+
+class Augmentation:
+    """Distorts a slice as `augmentation` in the recipe says; every draw is a function of (seed, epoch, slice id).
+
+    Images are sampled linearly, masks by nearest neighbour. What comes from outside is background, as dark as the
+    slice's darkest pixel. `horizontal` mirrors the picture's columns, `vertical` its rows, which turns the order of
+    levels round. Slices may lie on any device: what is drawn is the same there, but for the values of the noise.
+    """
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
+        """Image [C, H, W], mask [H, W] or [any, H, W] -> the same, distorted, all planes alike."""
+        generator = np.random.default_rng((self.seed, epoch, slice_id))
+        settings = self.settings
+        if settings.distortion and generator.random() < settings.distortion:
+            grid = self.sampling_grid(generator, image.shape[-2], image.shape[-1]).to(image.device)
+            floor = image.amin(dim=(-2, -1), keepdim=True)  # 0 would be a medium grey where intensities are z-scores
+            image = F.grid_sample((image - floor)[None], grid, mode="bilinear", align_corners=False)[0] + floor
+            planes = mask.reshape(1, -1, *mask.shape[-2:]).float()
+            mask = F.grid_sample(planes, grid, mode="nearest", align_corners=False).to(mask.dtype).reshape(mask.shape)
+        for axis, flips in ((-1, ("horizontal", "both")), (-2, ("vertical", "both"))):
+            if settings.flip in flips and generator.random() < 0.5:
+                image, mask = image.flip(axis), mask.flip(axis)
+        image = self.change_intensity(generator, image)
+        # From a key of its own, so that these settings move no draw of those above
+        return self.change_quality(np.random.default_rng((self.seed, epoch, slice_id, 2)), image), mask
+
+    def of_batch(self, batch: Batch, keys: Sequence[int], *, epoch: int) -> Batch:
+        """The slices of a batch, each distorted as it would be by itself, on the device where they lie.
+
+        `keys` are theirs; they are made before the batch moves, since reading a number back would halt a GPU.
+        """
+        slices = zip(batch.image, batch.mask, keys, strict=True)
+        pairs = [self(image, mask, epoch=epoch, slice_id=key) for image, mask, key in slices]
+        images, masks = zip(*pairs, strict=True)
+        return replace(batch, image=torch.stack(images), mask=torch.stack(masks))
+
+    def of_volume(self, batch: Batch, *, epoch: int) -> Batch:
+        """All slices of one case, distorted as one image whose channels they are: they stay aligned.
+
+        Only the noise differs from slice to slice.
+        """
+        planes = batch.image.flatten(0, 1)  # [S * C, H, W]
+        image, mask = self(planes, batch.mask, epoch=epoch, slice_id=case_key(batch.case[0]))
+        return replace(batch, image=image.reshape(batch.image.shape), mask=mask)
+
+    def sampling_grid(self, generator: np.random.Generator, height: int, width: int) -> Tensor:
+        """Where each pixel is taken from, [1, H, W, 2] in (column, row) from -1 to 1: affine and elastic in one.
+
+        Both are sums of products of a function of the row and one of the column, so one product of small matrices makes
+        the whole grid; its coordinates lie in planes, which sampling reads fastest.
+        """
+        settings = self.settings
+        angle = math.radians(settings.rotation_degrees) * generator.uniform(-1, 1)
+        zoom = 1 + settings.scale * generator.uniform(-1, 1)
+        shift = settings.translation * 2 * generator.uniform(-1, 1, 2)
+        cos, sin, aspect = math.cos(angle) / zoom, math.sin(angle) / zoom, height / width
+        factors = torch.zeros(2, CONTROL_POINTS + 2, CONTROL_POINTS + 2)  # rows: control points, 1, row; columns alike
+        factors[:, -2, -2] = torch.tensor(shift, dtype=torch.float32)
+        factors[:, -2, -1] = torch.tensor([cos, sin / aspect])
+        factors[:, -1, -2] = torch.tensor([-sin * aspect, cos])
+        if settings.elastic_pixels:
+            control = generator.standard_normal((2, CONTROL_POINTS, CONTROL_POINTS)).astype(np.float32)
+            pixel = torch.tensor([2 / width, 2 / height])[:, None, None]
+            factors[:, :-2, :-2] = settings.elastic_pixels * torch.from_numpy(control) * pixel
+        return (_functions(height) @ factors @ _functions(width).T).movedim(0, -1)[None]
+
+    def change_intensity(self, generator: np.random.Generator, image: Tensor) -> Tensor:
+        """Contrast, gamma and noise, each by a random amount up to its setting."""
+        settings = self.settings
+        if settings.contrast:
+            image = image * float(1 + settings.contrast * generator.uniform(-1, 1))
+        if settings.gamma:
+            low, high = image.amin(), image.amax()
+            span = (high - low).clamp(min=1e-6)
+            exponent = math.exp(settings.gamma * generator.uniform(-1, 1))
+            image = ((image - low) / span) ** exponent * span + low
+        if settings.noise:
+            amount = settings.noise * generator.random()
+            image = image + amount * _normal(generator, image)
+        return image
+
+    def change_quality(self, generator: np.random.Generator, image: Tensor) -> Tensor:
+        """The shade of a receiver coil, blur and low resolution, each by a random amount up to its setting."""
+        settings = self.settings
+        if settings.bias:
+            control = settings.bias * generator.uniform(-1, 1, (1, 1, BIAS_POINTS, BIAS_POINTS)).astype(np.float32)
+            size = (image.shape[-2], image.shape[-1])
+            shade = F.interpolate(torch.from_numpy(control).to(image.device), size, mode="bicubic", align_corners=True)
+            floor = image.amin()
+            image = (image - floor) * shade[0].exp() + floor
+        if settings.blur_pixels:
+            image = _blurred(image, settings.blur_pixels * float(generator.random()))
+        if settings.low_resolution:
+            factor = 1 + (settings.low_resolution - 1) * float(generator.random())
+            image = _coarsened(image, factor)
+        return image
+
+
+@lru_cache(maxsize=16)
+def _functions(size: int) -> Tensor:
+    """[size, CONTROL_POINTS + 2]: of each pixel, the control points' bicubic weights, 1, and its place, -1 to 1."""
+    points = torch.eye(CONTROL_POINTS)[None, None]
+    weights = F.interpolate(points, (size, CONTROL_POINTS), mode="bicubic", align_corners=True)[0, 0]
+    places = (torch.arange(size) * 2 + 1) / size - 1
+    return torch.cat([weights, torch.ones(size, 1), places[:, None]], dim=1)
+
+
+def _normal(generator: np.random.Generator, image: Tensor) -> Tensor:
+    """Standard normal noise of the shape of an image; on a GPU from its own generator, far faster than over the bus."""
+    if image.device.type == "cpu":
+        return torch.from_numpy(generator.standard_normal(image.shape, dtype=np.float32))
+    own = torch.Generator(image.device).manual_seed(int(generator.integers(2**62)))
+    return torch.randn(image.shape, generator=own, device=image.device)
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    """[C, H, W] -> the same, smoothed by a Gaussian of `sigma` pixels."""
+    radius = math.ceil(3 * sigma)
+    if radius == 0:
+        return image
+    places = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-(places**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    blurred = F.conv2d(F.pad(image[:, None], (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
+    return F.conv2d(F.pad(blurred, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None, :])[:, 0]
+
+
+def _coarsened(image: Tensor, factor: float) -> Tensor:
+    """[C, H, W] -> the same, as if scanned with pixels `factor` times as large."""
+    height, width = image.shape[-2:]
+    size = max(1, round(height / factor)), max(1, round(width / factor))
+    coarse = F.interpolate(image[None], size, mode="bilinear", antialias=True)
+    return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)[0]

@@ -1,0 +1,277 @@
+"""What is wrong with a data set, case by case, before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import combinations, pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from textseg.contracts import Atlas, Case, Dataset, LabelMap
+from textseg.errors import DataError
+from textseg.system.messages import counted
+from textseg.volumes.files import Geometry, Volume, file_hash, read_labels, read_volume
+from textseg.volumes.geometry import downward_axis
+
+FEW_VOXELS = 10  # a structure this small is more likely a slip of the pen
+UNLIKE = 3.0  # times the median spacing, or a third of it
+FEW_CASES = 16  # not worth the start of other processes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong (`fault`: the case can't be used as it is) or suspicious (`doubt`), and what to do."""
+
+    case: str | None  # None: the data set as a whole
+    severity: Literal["fault", "doubt"]
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """What was found in one case; what can't be known of a damaged one is empty."""
+
+    case: str
+    findings: tuple[Finding, ...]
+    file: str = ""  # hashes of the image: of its bytes, of its voxels
+    voxels: str = ""
+    spacing_mm: tuple[float, ...] = ()
+    values: Mapping[int, int] = field(default_factory=dict)  # voxels of each value of the mask
+    slices: Mapping[str, int] = field(default_factory=dict)  # slices that show each structure
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """Everything that was found, faults first; `sound` are the cases without a fault."""
+
+    cases: tuple[CaseCheck, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def faulty(self) -> list[str]:
+        found = {finding.case for finding in self.findings if finding.severity == "fault"}
+        return [check.case for check in self.cases if check.case in found]
+
+    @property
+    def sound(self) -> list[str]:
+        return [check.case for check in self.cases if check.case not in self.faulty]
+
+    @property
+    def clean(self) -> bool:
+        return all(finding.severity == "doubt" for finding in self.findings)
+
+    def as_json(self) -> str:
+        """For programs: how many cases, which are sound, every finding."""
+        content = {
+            "cases": len(self.cases),
+            "sound": self.sound,
+            "leave_out": self.faulty,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+
+def check_dataset(
+    dataset: Dataset,
+    split: Mapping[str, Sequence[str]] | None = None,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DatasetCheck:
+    """Check every case, and what only shows between cases.
+
+    Args:
+        dataset: its `cases()` are checked, with the doubts of the reader itself.
+        split: patients of each part, to be checked against each other; the official ones are checked anyway.
+        progress: told how many cases of how many are checked.
+
+    Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
+    this under `if __name__ == "__main__":`. Raises DataError where the reader finds no cases at all.
+    """
+    cases = dataset.cases()
+    tasks = [(case, _label_map(dataset, case), dataset.atlas) for case in cases]
+    checks = []
+    for check in _mapped(tasks):
+        checks.append(check)
+        progress(len(checks), len(tasks))
+    findings = [finding for check in checks for finding in check.findings]
+    findings += [*_duplicates(cases, checks), *_unlike(checks), *_overlaps(dataset, split)]
+    doubts = getattr(dataset, "doubts", None)
+    if doubts is not None:
+        said: Mapping[str, Sequence[str]] = doubts({check.case: set(check.values) for check in checks if check.values})
+        findings += [Finding(case, "doubt", line, "look at it") for case, lines in said.items() for line in lines]
+    return DatasetCheck(tuple(checks), tuple(sorted(findings, key=lambda finding: finding.severity != "fault")))
+
+
+def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck:
+    """Check one case; `label_map` is a message where the reader has none for it."""
+    if isinstance(label_map, str):
+        return CaseCheck(case.id, (Finding(case.id, "fault", label_map, "mend what it names"),))
+    try:
+        image = read_volume(case.image_path, atlas.plane)
+        file, voxels = file_hash(case.image_path), hashlib.sha256(image.array.tobytes()).hexdigest()
+    except DataError as error:
+        return CaseCheck(case.id, (Finding(case.id, "fault", str(error), "replace the image"),))
+    findings = []
+    if image.array.max() == image.array.min():
+        what = f"the image '{case.image_path}' is {image.array.flat[0]:g} everywhere"
+        findings.append(Finding(case.id, "fault", what, "export the series again"))
+    check = CaseCheck(case.id, (), file, voxels, image.spacing_mm)
+    if case.mask_path is None:
+        what = f"there is no mask for '{case.image_path}'"
+        findings.append(Finding(case.id, "doubt", what, "it is left out of training and tests"))
+        return CaseCheck(**{**vars(check), "findings": tuple(findings)})
+    try:
+        labels = read_labels(case.mask_path, atlas.plane)
+    except DataError as error:
+        findings.append(Finding(case.id, "fault", str(error), "replace the mask"))
+        return CaseCheck(**{**vars(check), "findings": tuple(findings)})
+    findings += _geometry(case, image.geometry, labels.geometry)
+    counts = {int(v): int(n) for v, n in zip(*np.unique(labels.array, return_counts=True), strict=True)}
+    for value in sorted(counts.keys() - label_map.keys()):
+        what = f"the mask holds the value {value} in {counted(counts[value], 'voxel')}, "
+        what += "which the data set's labels don't name"
+        findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
+    slices, rows, sizes = _structures(labels, label_map, atlas)
+    if not sizes:
+        what = f"the mask '{case.mask_path}' shows no structure of atlas '{atlas.name}'"
+        findings.append(Finding(case.id, "fault", what, "annotate it, or leave it out"))
+    findings += _sequence(case, atlas, rows)
+    for name, size in sizes.items():
+        if size < FEW_VOXELS:
+            findings.append(
+                Finding(case.id, "doubt", f"{name} has {counted(size, 'voxel')} only", "is it a slip of the pen?")
+            )
+    return CaseCheck(case.id, tuple(findings), file, voxels, image.spacing_mm, counts, slices)
+
+
+def _label_map(dataset: Dataset, case: Case) -> LabelMap | str:
+    try:
+        return dict(dataset.label_map(case))
+    except DataError as error:
+        return str(error)
+
+
+def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[CaseCheck]:
+    cores = os.cpu_count() or 1
+    if len(tasks) < FEW_CASES or cores == 1:
+        yield from (check_case(*task) for task in tasks)
+        return
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(check_case, *zip(*tasks, strict=True))
+
+
+def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
+    """Each way in which the mask does not lie on its image, with the command that mends it."""
+    path, mended = str(case.mask_path), f"mended_{Path(str(case.mask_path)).name}"
+    resized = image.size != mask.size
+    step = "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)" if resized else "m.CopyInformation(i)"
+    code = (
+        f"import SimpleITK as s; i, m = s.ReadImage({str(case.image_path)!r}), s.ReadImage({path!r}); {step}; "
+        f"s.WriteImage(m, {mended!r}, True)"
+    )
+    sure = "if it is a mask of this patient" if resized else "if it was drawn on this image"
+    for difference in image.differences(mask):
+        yield Finding(
+            case.id,
+            "fault",
+            f"image and mask do not lie on each other: {difference}",
+            f"{sure}: python -c {shlex.quote(code)}",
+        )
+
+
+def _structures(
+    labels: Volume, label_map: LabelMap, atlas: Atlas
+) -> tuple[dict[str, int], dict[str, float], dict[str, int]]:
+    """Of each structure in the mask: slices that show it, how far down its centroid lies in mm, voxels."""
+    down = downward_axis(atlas.plane) if atlas.ordered else 1
+    across = tuple({0, 1, 2} - {down})
+    classes = np.zeros(labels.array.shape, dtype=np.uint8)
+    for value in np.unique(labels.array).tolist():
+        classes[labels.array == value] = label_map.get(value, 0)
+    slices, rows, sizes = {}, {}, {}
+    for structure in atlas.structures:
+        region = classes == structure.index
+        if size := int(region.sum()):
+            sizes[structure.name] = size
+            slices[structure.name] = int(region.any(axis=(1, 2)).sum())
+            rows[structure.name] = float((region.sum(axis=across) @ np.arange(region.shape[down])) / size)
+    return slices, {name: row * labels.spacing_mm[down] for name, row in rows.items()}, sizes
+
+
+def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[Finding]:
+    """Levels that are missing between others of their kind, and neighbours that stand the wrong way round.
+
+    Kind by kind: a vertebra's centroid may lie below that of the disc under it, because of what stands out behind; and
+    the uppermost vertebra may show without the disc under it, by what hangs down from it into the picture.
+    """
+    for group in atlas.groups.values() or (atlas.names,):
+        kind = [name for name in atlas.sequence if name in group]
+        shown = [name for name in kind if name in rows]
+        if not shown:
+            continue
+        stretch = kind[kind.index(shown[0]) : kind.index(shown[-1]) + 1]
+        if missing := [name for name in stretch if name not in rows]:
+            what = f"label gap: {', '.join(missing)} missing between {shown[0]} and {shown[-1]}"
+            yield Finding(case.id, "fault", what, "annotate it, or correct the names above or below it")
+        for upper, lower in pairwise(shown):
+            if rows[upper] >= rows[lower]:
+                what = f"wrong order: {upper} lies {rows[upper] - rows[lower]:.0f} mm below {lower}"
+                yield Finding(case.id, "fault", what, "correct the names, or the orientation of the file")
+
+
+def _duplicates(cases: Sequence[Case], checks: Sequence[CaseCheck]) -> Iterator[Finding]:
+    """Cases of one name, and images that are the same, which would stand on two sides of a split."""
+    for case_id, count in Counter(case.id for case in cases).items():
+        if count > 1:
+            yield Finding(case_id, "fault", f"{count} cases have this name", "give each series a name of its own")
+    patients = {case.id: case.patient for case in cases}
+    for kind, what in (("file", "the same file as"), ("voxels", "the same voxels as")):
+        first: dict[str, str] = {}
+        for check in checks:
+            content = getattr(check, kind)
+            other = first.setdefault(content, check.case) if content else check.case
+            if other != check.case and (kind == "file" or not _same_file(checks, other, check)):
+                whose = "of the same patient" if patients[other] == patients[check.case] else "of another patient"
+                yield Finding(check.case, "fault", f"its image is {what} that of {other}, {whose}", "keep one of them")
+
+
+def _same_file(checks: Sequence[CaseCheck], other: str, check: CaseCheck) -> bool:
+    return next(found.file for found in checks if found.case == other) == check.file
+
+
+def _unlike(checks: Sequence[CaseCheck]) -> Iterator[Finding]:
+    """Cases whose spacing is far from that of the others."""
+    known = [check for check in checks if check.spacing_mm]
+    if len(known) < 3:
+        return
+    medians = np.median([check.spacing_mm for check in known], axis=0)
+    for check in known:
+        for axis, mine, usual in zip(("slice", "row", "column"), check.spacing_mm, medians, strict=True):
+            if not usual / UNLIKE <= mine <= usual * UNLIKE:
+                what = f"its {axis} distance is {mine:.3g} mm, and the median is {usual:.3g} mm"
+                yield Finding(check.case, "doubt", what, "is its header right?")
+
+
+def _overlaps(dataset: Dataset, split: Mapping[str, Sequence[str]] | None) -> Iterator[Finding]:
+    """Patients on two sides of a split."""
+    remedy = "give each patient one side"
+    try:
+        official = dataset.official_split()
+    except DataError as error:
+        yield Finding(None, "fault", str(error), remedy)
+        official = None
+    for name, parts in (("official split", official), ("split", split)):
+        for (one, first), (other, second) in combinations((parts or {}).items(), 2):
+            for patient in sorted({*first} & {*second}):
+                yield Finding(None, "fault", f"{name}: patient {patient} stands in both {one} and {other}", remedy)

@@ -1,0 +1,45 @@
+"""From one way to write structures into mask files to another, by name; what has no counterpart is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from textseg.errors import DataError, PluginError, suggestion
+from textseg.registry.discovery import installed_registry
+from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.labels import Scheme, convert_labels
+
+
+def known_schemes() -> dict[str, Scheme]:
+    """The label schemes of all installed atlases, by name. Raises PluginError where two of one name differ."""
+    registry = installed_registry()
+    schemes: dict[str, Scheme] = {}
+    for component in registry.components("atlas"):
+        for name, scheme in registry.build("atlas", component.name, settings={}).label_schemes.items():
+            if dict(schemes.setdefault(name, scheme)) != dict(scheme):
+                raise PluginError(
+                    f"Two atlases have a label scheme '{name}', and they differ; {component.origin} brings one of "
+                    "them. Rename it."
+                )
+    return schemes
+
+
+def convert_file(path: Path, output: Path, source: str, target: str, *, drop: bool = False) -> Mapping[int, str | None]:
+    """Write the mask `path` in another scheme, geometry and all; returns what became background.
+
+    Without `drop` nothing may: raises DataError then, as for a scheme that there is not.
+    """
+    schemes = known_schemes()
+    for name in (source, target):
+        if name not in schemes:
+            raise DataError(f"There is no label scheme '{name}'.{suggestion(name, schemes)}")
+    if output.exists():
+        raise DataError(f"'{output}' exists. Name another file.")
+    volume = read_labels(path)
+    converted, lost = convert_labels(volume.array, schemes[source], schemes[target])
+    if lost and not drop:
+        listed = ", ".join(f"{value} ({name or f'no value of {source}'})" for value, name in lost.items())
+        raise DataError(f"'{path}' holds {listed}, without a counterpart in {target}. With --drop it is left out.")
+    write_labels(converted, volume.geometry, output)
+    return lost

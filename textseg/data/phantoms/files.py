@@ -1,0 +1,235 @@
+"""Phantoms as files: drawn once, into a folder named after their settings, and then read as real scans are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from numpy.typing import NDArray
+
+from textseg.contracts import Atlas, Case, Dataset, LabelMap
+from textseg.data.phantoms.spine import Phantom, render
+from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
+from textseg.errors import DataError, RecipeError
+
+THICKEST_SLICE_MM = 6.0
+ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
+
+
+class PhantomFiles(ABC):
+    """A data set whose files are drawn when the first method is called; a subclass says how they look and lie.
+
+    They stand in a folder of `folder` that is named after a hash of `settings`: what the pictures follow from.
+    Raises DataError for a folder that can't be written.
+    """
+
+    atlas: Atlas
+
+    def __init__(self, folder: str, settings: Sequence[object]) -> None:
+        self.folder = Path(folder) / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Draw every case into a folder that exists and is empty."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> Dataset:
+        """The reader of what `write` wrote."""
+
+    def cases(self) -> Sequence[Case]:
+        """Every series, as the reader of the layout gives them."""
+        return self._reader.cases()
+
+    def label_map(self, case: Case) -> LabelMap:
+        """Class index of each value, as the reader of the layout gives it."""
+        return self._reader.label_map(case)
+
+    def official_split(self) -> Mapping[str, Sequence[str]] | None:
+        """The patients for training and for testing."""
+        return self._reader.official_split()
+
+    @cached_property
+    def _reader(self) -> Dataset:
+        if not self.folder.is_dir():
+            self._generate()
+        return self.read(self.folder)
+
+    def _generate(self) -> None:
+        """Write everything into a folder beside the final one, then rename: readers see all of it or nothing.
+
+        One process at a time; the operating system frees the lock of a killed one, whose unfinished folder then goes.
+        """
+        from filelock import FileLock
+
+        name = self.folder.name
+        unfinished = self.folder.with_name(f".{name}.{uuid.uuid4().hex}")
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_name(f".{name}.lock")):
+                if self.folder.is_dir():  # another process has just drawn it
+                    return
+                for left in self.folder.parent.glob(f".{name}.{'[0-9a-f]' * 32}"):
+                    shutil.rmtree(left, ignore_errors=True)
+                unfinished.mkdir()
+                self.write(unfinished)
+                unfinished.rename(self.folder)
+        except OSError as error:
+            raise DataError(
+                f"The phantom can't be written to {self.folder}: {error}. "
+                "Set `dataset.folder` to a folder that can be written to."
+            ) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What one synthetic patient is like, and how the scanner lay."""
+
+    number: int  # from 1
+    sex: str  # F or M
+    testing: bool
+    contrasts: tuple[Contrast, ...]  # one series each
+    stored_lps: bool
+    oblique_degrees: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One contrast of one patient."""
+
+    contrast: Contrast
+    image: NDArray[np.int16]  # [S, H, W]
+    mask: NDArray[np.uint8]  # [S, H, W] class indices
+    age: int
+
+
+class SpinePhantom(PhantomFiles):
+    """Synthetic sagittal T1, T2 and T2 SPACE series of a region of the spine; every fourth patient is for testing.
+
+    A region is a subclass with an `anatomy`, a `slab_mm` and a `drawing`, that says in which layout `series` are
+    stored. Raises RecipeError for impossible settings.
+
+    Args:
+        atlas: Its sequence must be covered by the levels of `anatomy`.
+        folder: Where the files go.
+        cases: Series; some patients have T1 and T2.
+        slices: Of each series.
+        size: H, W in pixels.
+        spacing_mm: Of rows and columns.
+        seed: Of all chance.
+    """
+
+    anatomy: ClassVar[Anatomy]
+    slab_mm: ClassVar[float]  # from the first slice to the last
+    drawing: ClassVar[int]  # raised whenever the same settings give other pictures
+
+    def __init__(
+        self, atlas: Atlas, *, folder: str, cases: int, slices: int, size: tuple[int, int], spacing_mm: float, seed: int
+    ) -> None:
+        check_settings(cases=cases, slices=slices, size=min(size), spacing_mm=spacing_mm, seed=seed)
+        self.atlas = atlas
+        self.count, self.slices, self.spacing_mm, self.seed = cases, slices, float(spacing_mm), seed
+        self.size = (int(size[0]), int(size[1]))
+        settings = [self.drawing, cases, slices, self.size, self.spacing_mm, seed, asdict(self.anatomy)]
+        super().__init__(folder, settings)
+
+    def patients(self) -> Iterator[Patient]:
+        """As many as give `cases` series."""
+        remaining, number = self.count, 0
+        while remaining:
+            number += 1
+            contrasts = {2: (T1, T2), 4: (T2_SPACE,), 5: (T1,)}.get(number % 6, (T2,))[:remaining]
+            remaining -= len(contrasts)
+            random = np.random.default_rng((self.seed, number, 0))
+            yield Patient(
+                number=number,
+                sex="FM"[number % 2],
+                testing=number % 4 == 3,
+                contrasts=contrasts,
+                stored_lps=number % 3 == 0,
+                oblique_degrees=float(random.uniform(-4, 4)) if number % 3 else 0.0,
+            )
+
+    def series(self, patient: Patient) -> Iterator[Series]:
+        """A patient's series, drawn."""
+        random = np.random.default_rng((self.seed, patient.number, 1))
+        phantom: Phantom = render(
+            self.atlas,
+            self.anatomy,
+            patient.contrasts,
+            slices=self.slices,
+            size=self.size,
+            spacing_mm=self.spacing_mm,
+            slice_distance_mm=self._slice_mm,
+            seed=(self.seed, patient.number, 2),
+            scale=1.02 if patient.sex == "F" else 1.09,
+        )
+        for contrast, image in zip(patient.contrasts, phantom.images, strict=True):
+            gain = random.uniform(250, 1200)
+            yield Series(contrast, (image * gain).astype(np.int16), phantom.mask, int(random.integers(25, 80)))
+
+    def store(self, volume: NDArray[np.generic], path: Path, patient: Patient) -> None:
+        """Write a volume [S, H, W] as the scanner placed it in the patient."""
+        sine, cosine = (turn(math.radians(patient.oblique_degrees)) for turn in (math.sin, math.cos))
+        write_drawn(
+            volume,
+            path,
+            spacing_mm=(self._slice_mm, self.spacing_mm, self.spacing_mm),
+            origin=(self.slab_mm / 2, *ORIGIN_MM),
+            direction=(0, 0, -1, cosine, sine, 0, sine, -cosine, 0),  # turned about the left-right axis
+            orientation="LPS" if patient.stored_lps else None,
+        )
+
+    @property
+    def _slice_mm(self) -> float:
+        return min(self.slab_mm / max(self.slices - 1, 1), THICKEST_SLICE_MM)
+
+
+def check_settings(*, seed: int, **positive: float) -> None:
+    """Raises RecipeError for a setting of a phantom that nothing can be drawn from."""
+    for name, value in positive.items():
+        if not value > 0:
+            raise RecipeError(f"The phantom's {name} is {value}, but must be above 0.")
+    if seed < 0:
+        raise RecipeError(f"The phantom's seed is {seed}, but must not be below 0.")
+
+
+def write_drawn(
+    volume: NDArray[np.generic],
+    path: Path,
+    *,
+    spacing_mm: tuple[float, float, float],
+    origin: tuple[float, float, float],
+    direction: Sequence[float],
+    orientation: str | None = None,
+) -> None:
+    """Write a volume [S, H, W], compressed; the format follows from the name.
+
+    Args:
+        volume: in the type that the file shall have.
+        path: in a folder that exists.
+        spacing_mm: slice, row and column distance.
+        origin: of the first voxel, in ITK's frame (x to the left, y to posterior, z to superior), mm.
+        direction: 3 x 3 cosines row by row; its columns are the directions of columns, rows and slices.
+        orientation: three letters, such as LPS, where the file shall be stored turned by whole axes.
+    """
+    image = sitk.GetImageFromArray(volume)
+    image.SetSpacing(spacing_mm[::-1])  # type: ignore[no-untyped-call]
+    image.SetDirection(tuple(direction))  # type: ignore[no-untyped-call]
+    image.SetOrigin(origin)  # type: ignore[no-untyped-call]
+    if orientation is not None:
+        image = sitk.DICOMOrient(image, orientation)  # type: ignore[no-untyped-call]
+    sitk.WriteImage(image, os.fspath(path), useCompression=True)

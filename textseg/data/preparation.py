@@ -1,0 +1,212 @@
+"""From cases to slices of one size: a memory-mapped store, one folder per case, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from textseg.contracts import Case, LabelMap, Plane
+from textseg.data.slice_geometry import PERCENTILES, Placement, prepare_volume
+from textseg.errors import DataError
+from textseg.system.files import replacing, write_atomically
+from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+
+if TYPE_CHECKING:
+    from textseg.recipe.loading import Preparation as Settings
+
+VERSION = 2  # of this step: raise it whenever the prepared slices of the same volume would change
+MAPPED = 64  # arrays that a process keeps mapped
+LISTED = 10  # unknown values that a message shows
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case in the slice store. Of the arrays used last a few stay mapped: a process may hold few files open."""
+
+    case: Case
+    folder: Path
+    key: str  # content address
+    placement: Placement
+    spacing_mm: tuple[float, float, float]  # of the prepared slices: slice, row, column distance
+    native_spacing_mm: tuple[float, float, float]
+    intensities: tuple[float, ...]  # percentiles of the file: see `textseg.data.slice_geometry`
+    present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
+    image_hash: str  # of the file with the image
+    plane: Plane = "sagittal"
+
+    @property
+    def slice_count(self) -> int:
+        return len(self.present)
+
+    @property
+    def image(self) -> NDArray[np.float16]:
+        """Prepared slices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
+        return self._map("image.npy")
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """Prepared class indices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
+        return self._map("mask.npy")
+
+    def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
+        """Class indices [S, H_native, W_native], read from the file."""
+        return map_labels(read_labels(_mask_path(self.case), self.plane), label_map, self.case)
+
+    def _map(self, name: str) -> NDArray[Any]:
+        try:
+            array = _mapped(self.folder / name)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(
+                f"Case '{self.case.id}': its prepared slices in '{self.folder / name}' can't be read: {error}. Delete "
+                f"'{self.folder}'; the next run prepares the case again."
+            ) from error
+        return array
+
+
+@lru_cache(maxsize=MAPPED)
+def _mapped(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
+
+
+def prepare(
+    cases: Sequence[Case],
+    label_map: Callable[[Case], LabelMap],
+    settings: Settings,
+    cache: Path,
+    *,
+    plane: Plane = "sagittal",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[PreparedCase]:
+    """Put every case into the store under `cache`, or find it there; the order of `cases` is kept.
+
+    `plane` is that of the atlas.
+
+    Two processes may prepare the same case: each writes its own folder and the first to finish gives its name. Memory
+    holds as many volumes as there are threads. Raises DataError that names the case, or its file where that can't be
+    read.
+    """
+    prepared: list[PreparedCase] = []
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for case in pool.map(lambda case: _prepare_case(case, label_map(case), settings, cache, plane), cases):
+            prepared.append(case)
+            progress(len(prepared), len(cases))
+    return prepared
+
+
+def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
+    """Class indices [S, H, W] of the file's values; raises DataError for a value that the map lacks."""
+    values = [int(value) for value in np.unique(labels.array)]
+    if unknown := [value for value in values if value not in label_map]:
+        shown = ", ".join(map(str, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
+        raise DataError(
+            f"Case '{case.id}': the mask '{case.mask_path}' holds {shown}, and the data set's labels name only "
+            f"{', '.join(map(str, sorted(label_map)))}. Correct the mask; is it one of this data set?"
+        )
+    classes = np.zeros(labels.array.shape, dtype=np.uint8)
+    for value in values:
+        classes[labels.array == value] = label_map[value]
+    return classes
+
+
+def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path, plane: Plane) -> PreparedCase:
+    mask_path, image_hash = _mask_path(case), file_hash(case.image_path)
+    content = {
+        "version": VERSION,
+        "image": image_hash,
+        "mask": file_hash(mask_path),
+        "labels": sorted(label_map.items()),
+        "settings": settings.model_dump(mode="json"),
+        **({} if plane == "sagittal" else {"plane": plane}),  # stores from before there were planes stay good
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "slices" / key[:2] / key
+    facts = _stored_facts(folder)
+    if facts is None:
+        facts = _write_case(case, mask_path, label_map, settings, folder, plane)
+    else:
+        with suppress(OSError):  # of somebody else, or read-only
+            os.utime(folder / "case.json")  # when it was used last, for cleaning the cache
+    return PreparedCase(
+        case=case,
+        folder=folder,
+        key=key,
+        placement=Placement(**{**facts["placement"], "native_size": tuple(facts["placement"]["native_size"])}),
+        spacing_mm=tuple(facts["spacing_mm"]),
+        native_spacing_mm=tuple(facts["native_spacing_mm"]),
+        intensities=tuple(facts["intensities"]),
+        present=tuple(tuple(indices) for indices in facts["present"]),
+        image_hash=image_hash,
+        plane=plane,
+    )
+
+
+def _stored_facts(folder: Path) -> dict[str, Any] | None:
+    """What case.json says, or None where the folder isn't whole, or of a version that knew fewer percentiles."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
+    except (OSError, ValueError):
+        return None
+    whole = (folder / "image.npy").exists() and (folder / "mask.npy").exists()
+    return facts if whole and len(facts.get("intensities", ())) == len(PERCENTILES) else None
+
+
+def _write_case(
+    case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path, plane: Plane
+) -> dict[str, Any]:
+    volume, labels = read_volume(case.image_path, plane), read_labels(mask_path, plane)
+    if differences := volume.geometry.differences(labels.geometry):
+        raise DataError(
+            f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "
+            f"{'; '.join(differences)}. Resample the mask to the image, or leave out the case."
+        )
+    prepared = prepare_volume(volume, settings)
+    classes = torch.from_numpy(map_labels(labels, label_map, case))
+    mask = prepared.placement.prepare(classes, settings.size, labels=True)
+    facts: dict[str, Any] = {
+        "placement": asdict(prepared.placement),
+        "spacing_mm": prepared.spacing_mm,
+        "native_spacing_mm": volume.spacing_mm,
+        "intensities": prepared.intensities,
+        "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
+    }
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        with replacing(temporary / "image.npy") as path:
+            np.save(path, prepared.image.numpy().astype(np.float16))
+        with replacing(temporary / "mask.npy") as path:
+            np.save(path, mask.numpy())
+        write_atomically(temporary / "case.json", json.dumps(facts))
+        if folder.exists() and _stored_facts(folder) is None:  # a part deleted, or of an earlier version
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+    except OSError as error:
+        if _stored_facts(folder) is None:  # else another process was first, with the same content
+            raise DataError(
+                f"Case '{case.id}': its slices can't be written to '{folder.parent}': {error.strerror or error}. Make "
+                "room, or set TEXTSEG_CACHE to a folder that you may write to."
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def _mask_path(case: Case) -> Path:
+    if case.mask_path is None:
+        raise DataError(f"Case '{case.id}' has no mask beside '{case.image_path}'; it can't be trained or tested on.")
+    return case.mask_path

@@ -1,0 +1,135 @@
+"""Which patients train, validate and test. A patient is never on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textseg.errors import DataError
+
+if TYPE_CHECKING:
+    from textseg.recipe.loading import Split as Settings
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patients of each part, sorted."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of who is where; equal splits have equal hashes however they came about."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_split(
+    settings: Settings,
+    patients: Iterable[str],
+    official: Mapping[str, Sequence[str]] | None,
+    strata: Mapping[str, str] | None = None,
+) -> Split:
+    """Divide `patients` as the recipe says; the same patients and `split.seed` give the same split.
+
+    With `strata` (the kind of each patient) every part that is drawn has its share of every kind. Patients that an
+    official split doesn't name are left out. Raises DataError where a part would be empty, a patient is on two sides,
+    or a file names one that is unknown.
+    """
+    known = sorted(set(patients))
+    if settings.file is not None:
+        return _read(settings.file, known)
+    drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{settings.seed}:{patient}".encode()).digest())
+    if strata is not None:
+        drawn = _spread(drawn, strata)
+    if settings.fractions is not None:
+        first = round(settings.fractions[0] * len(drawn))
+        second = first + round(settings.fractions[1] * len(drawn))
+        return _split(drawn[:first], drawn[first:second], drawn[second:], "split.fractions")
+    if settings.folds is not None:
+        dealt = drawn if strata is None else sorted(drawn, key=strata.__getitem__)
+        test = dealt[settings.fold :: settings.folds]
+        where = "split.folds"
+    elif official is None:
+        raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
+    else:
+        where = "split.official"
+        if missing := [part for part in ("train", "test") if part not in official]:
+            raise DataError(
+                f"{where}: the official split of this data set has no list of patients for {' and '.join(missing)}; "
+                "use fractions, folds or file."
+            )
+        _require_apart({"train": official["train"], "test": official["test"]}, where)
+        test = [patient for patient in drawn if patient in official["test"]]
+        drawn = [patient for patient in drawn if patient in {*official["train"], *test}]
+    rest = [patient for patient in drawn if patient not in test]
+    held = max(1, round(settings.validation * len(rest)))
+    return _split(rest[held:], rest[:held], test, where)
+
+
+def _spread(drawn: Sequence[str], strata: Mapping[str, str]) -> list[str]:
+    """Another order, in which every stretch has about its share of every stratum."""
+    sizes, seen = Counter(strata[patient] for patient in drawn), Counter[str]()
+    places = {}
+    for patient in drawn:
+        stratum = strata[patient]
+        # Strata of one patient each would else meet in the middle
+        start = int.from_bytes(hashlib.sha256(f"{drawn[0]}:{stratum}".encode()).digest()[:4]) / 2**32
+        places[patient] = (seen[stratum] + start) / sizes[stratum]
+        seen[stratum] += 1
+    return sorted(drawn, key=places.__getitem__)
+
+
+def read_parts(path: Path) -> dict[str, list[str]]:
+    """The patients of each part in a split file, as they stand there. Raises DataError."""
+    try:
+        content = json.loads(path.read_text())
+        parts = {part: content[part] for part in PARTS}
+        if not all(isinstance(patients, list) for patients in parts.values()):
+            raise TypeError
+        return {part: [str(patient) for patient in patients] for part, patients in parts.items()}
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
+        raise DataError(f"split.file: '{path}' {reason}.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"split.file: '{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
+        ) from error
+
+
+def _read(path: Path, known: Sequence[str]) -> Split:
+    parts = read_parts(path)
+    split = _split(parts["train"], parts["validation"], parts["test"], f"split.file: '{path}'")
+    unknown = sorted({*split.train, *split.validation, *split.test} - set(known))
+    if unknown:
+        raise DataError(
+            f"split.file: '{path}' names patients that the data set lacks, or has no mask of: {', '.join(unknown)}."
+        )
+    return split
+
+
+def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str], where: str) -> Split:
+    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    _require_apart(parts, where)
+    if empty := [part for part, patients in parts.items() if not patients]:
+        count = sum(map(len, parts.values()))
+        raise DataError(
+            f"{where}: no patient is left for {' and '.join(empty)} ({count} in all); each part needs one. Use another "
+            "division, or more patients."
+        )
+    return Split(*(tuple(sorted(set(parts[part]))) for part in PARTS))
+
+
+def _require_apart(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    for (one, first), (other, second) in combinations(parts.items(), 2):
+        if twice := sorted(set(first) & set(second)):
+            raise DataError(f"{where}: both {one} and {other} have {', '.join(twice)}; one patient, one side.")

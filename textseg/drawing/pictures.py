@@ -1,0 +1,320 @@
+"""What a report shows as pictures: structures drawn over an image, and curves of a training."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.volumes.colours import structure_colour
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from textseg.metrics.statistics import Interval
+
+Points = Sequence[tuple[float, float]]
+
+_PAPER, _INK = "#12161c", "#e8ecf1"
+_PANEL_INCHES = 4.2
+
+
+@dataclass(frozen=True)
+class OverlayPicture:
+    """One test case to draw: class indices of reference and prediction over the image."""
+
+    title: str
+    image: NDArray[np.floating[Any]]  # [H, W]
+    reference: NDArray[np.integer[Any]]  # [H, W], 0 is background
+    prediction: NDArray[np.integer[Any]]  # [H, W], 0 is background
+    names: Mapping[int, str]  # of the structures, by class index
+    pixel_aspect: float = 1.0  # row distance / column distance
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A slice with several label maps to draw over it, by heading; None for the image alone."""
+
+    title: str
+    image: NDArray[np.floating[Any]]  # [H, W], or [N, H, W]: one for each of N masks
+    masks: Mapping[str, NDArray[np.integer[Any]] | None]  # each [H, W]
+    names: Mapping[int, str]  # of the structures, by class index
+    pixel_aspect: float = 1.0  # row distance / column distance
+
+
+def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column at which to write the name of a region [H, W]: near the centroid of its largest part.
+
+    A centroid alone may lie outside, as with a bent canal, or between two islands; this point lies well inside.
+    """
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(region)
+    largest = parts == 1 + np.bincount(parts[region])[1:].argmax()
+    depth = ndimage.distance_transform_edt(largest)
+    inside = np.argwhere(depth >= depth.max() / 2)
+    row, column = inside[((inside - np.argwhere(largest).mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def fullest_slice(mask: NDArray[np.integer[Any]]) -> int:
+    """Which slice of [S, H, W] shows most structures, and of several the most of them."""
+    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in mask]
+    return shown.index(max(shown))
+
+
+def overlay_png(*pictures: OverlayPicture) -> bytes:
+    """A PNG of image, reference and prediction side by side, each structure coloured and named, with a legend."""
+    return panels_png(
+        [
+            Panels(
+                picture.title,
+                picture.image,
+                {"image": None, "reference": picture.reference, "prediction": picture.prediction},
+                picture.names,
+                picture.pixel_aspect,
+            )
+            for picture in pictures
+        ]
+    )
+
+
+def panels_png(
+    pictures: Sequence[Panels], *, columns: int = 3, panel_inches: float = _PANEL_INCHES, paper: str = _PAPER
+) -> bytes:
+    """A PNG of slices one below the other, each with its panels in lines of `columns`, and one legend for all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    ink = _INK if paper == _PAPER else _PAPER
+    names = {index: name for picture in pictures for index, name in picture.names.items()}
+    masks = [mask for picture in pictures for mask in picture.masks.values() if mask is not None]
+    present = sorted({int(index) for mask in masks for index in np.unique(mask)} - {0})
+    columns = min(columns, max(len(picture.masks) for picture in pictures))
+    width = columns * panel_inches + 0.2
+    per_line = max(1, min(int((width - 0.2) / 1.26), 20))
+    legend_inches = 0.32 * math.ceil(len(present) / per_line) + 0.1
+    heights = [
+        min(max(panel_inches * p.image.shape[-2] * p.pixel_aspect / p.image.shape[-1], 1.5), 2.5 * panel_inches)
+        for p in pictures
+    ]
+    lines = [math.ceil(len(picture.masks) / columns) for picture in pictures]
+    title_inches, heading_inches = 0.36, 0.3
+    total = legend_inches + sum(title_inches + n * (h + heading_inches) for n, h in zip(lines, heights, strict=True))
+    dots = max(60, min(110, math.floor(12000 / max(width, total))))
+    figure = Figure(figsize=(width, total), dpi=dots, facecolor=paper)
+    FigureCanvasAgg(figure)
+    top = total
+    for picture, height, count in zip(pictures, heights, lines, strict=True):
+        # To the left, so that it is seen first where a phone shows only the first panel.
+        place = (0.1 / width, (top - 0.12) / total)
+        figure.text(*place, picture.title, color=ink, size=13, weight="bold", va="top", parse_math=False)
+        top -= title_inches
+        for number, (heading, mask) in enumerate(picture.masks.items()):
+            line, column = divmod(number, columns)
+            bottom = top - (line + 1) * (height + heading_inches)
+            left = 0.1 + column * panel_inches + 0.04
+            axes = figure.add_axes((left / width, bottom / total, (panel_inches - 0.08) / width, height / total))
+            size = 11 if len(heading) <= 12 * panel_inches else max(6.0, 11 * 12 * panel_inches / len(heading))
+            axes.set_title(heading, color=ink, size=size, pad=4, parse_math=False)
+            draw_structures(
+                axes,
+                picture.image if picture.image.ndim == 2 else picture.image[number],
+                mask,
+                picture.names,
+                pixel_aspect=picture.pixel_aspect,
+                name_size=min(8.0, max(5.0, 2.2 * panel_inches)),
+            )
+        top -= count * (height + heading_inches)
+    if present:
+        patches = [Patch(color=structure_colour(index)) for index in present]
+        legend = figure.legend(
+            patches,
+            ["name"] * len(present),
+            loc="lower left",
+            ncol=min(per_line, len(present)),
+            frameon=False,
+            fontsize=9,
+            labelcolor=ink,
+            columnspacing=1.2,
+            handlelength=1.1,
+            borderaxespad=0.1,
+        )
+        for text, index in zip(legend.get_texts(), present, strict=True):
+            text.set_parse_math(False)
+            text.set_text(names.get(index, str(index)))
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as PNG, on its own background."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", facecolor=figure.get_facecolor())
+    return png.getvalue()
+
+
+def drop_png(drops: Sequence[tuple[str, str | None, Interval]]) -> bytes:
+    """A PNG of how much DSC falls under each text: over all structures (None) with intervals, and for each of them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    conditions = list(dict.fromkeys(condition for condition, _, _ in drops))
+    structures = [name for name in dict.fromkeys(structure for _, structure, _ in drops) if name is not None]
+    values = {(condition, structure): interval for condition, structure, interval in drops}
+    figure = Figure(figsize=(6.5 + 0.42 * len(structures), 1.9 + 0.36 * len(conditions)), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(4, max(1.0, 0.42 * len(structures))), sharey=True)
+    overall = [values[condition, None] for condition in conditions]
+    bounds = [[i.value - i.low for i in overall], [i.high - i.value for i in overall]]
+    rows = range(len(conditions))
+    left.axvline(0, color="#999999", linewidth=1)
+    left.errorbar(
+        [i.value for i in overall], rows, xerr=np.nan_to_num(bounds).clip(0), fmt="o", color="#1f5fa8", capsize=3
+    )
+    left.set_yticks(rows, [condition.replace("_", " ") for condition in conditions])
+    left.set_xlabel("drop in DSC against the template, 95 % interval")
+    left.spines[["top", "right"]].set_visible(False)
+    left.invert_yaxis()
+    grid = np.array([[values[condition, structure].value for structure in structures] for condition in conditions])
+    limit = max(float(np.nanmax(np.abs(grid))), 0.01) if grid.size and not np.isnan(grid).all() else 0.01
+    image = right.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    right.set_xticks(range(len(structures)), structures, rotation=60, ha="right", rotation_mode="anchor")
+    right.tick_params(axis="y", length=0)
+    right.set_title("by structure (red: lower than with the template)", size=10)
+    figure.colorbar(image, ax=right, pad=0.02)
+    figure.tight_layout()
+    return figure_png(figure)
+
+
+def draw_structures(
+    axes: Axes,
+    image: NDArray[np.floating[Any]],
+    mask: NDArray[np.integer[Any]] | None,
+    names: Mapping[int, str],
+    *,
+    pixel_aspect: float,
+    name_size: float = 8.0,
+) -> None:
+    """Draw an image [H, W] and, over it, the structures of a mask [H, W], each coloured and named at its place."""
+    axes.set_axis_off()
+    axes.imshow(grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
+    if mask is not None:
+        axes.imshow(painted(mask), interpolation="nearest", aspect=pixel_aspect)
+        _write_names(axes, mask, names, name_size)
+
+
+def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """An image [H, W] between its outer percentiles, in 0..1."""
+    shown = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    low, high = np.percentile(shown, (0.5, 99.5))
+    scaled: NDArray[np.float64] = np.clip((shown - low) / max(high - low, 1e-12), 0, 1)
+    return scaled
+
+
+def painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Classes [H, W] -> colours [H, W, 4] in 0..1: structures half transparent, their borders opaque."""
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    border = np.logical_or.reduce([mask != neighbour for neighbour in neighbours])
+    painted = np.zeros((*mask.shape, 4))
+    for index in np.unique(mask[mask > 0]):
+        painted[mask == index, :3] = structure_colour(int(index))
+    painted[..., 3] = np.where(mask > 0, np.where(border, 1.0, 0.42), 0.0)
+    return painted
+
+
+def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int, str], size: float) -> None:
+    from matplotlib.patheffects import withStroke
+
+    for index in np.unique(mask[mask > 0]):
+        row, column = label_place(mask == index)
+        axes.text(
+            column,
+            row,
+            names.get(int(index), str(index)),
+            color="white",
+            size=size,
+            weight="bold",
+            ha="center",
+            va="center",
+            parse_math=False,
+            path_effects=[withStroke(linewidth=0.275 * size, foreground="black")],
+            clip_on=True,
+        )
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    epochs: Sequence[float] = (),
+    mark: tuple[float, float, str] | None = None,
+) -> str:
+    """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point.
+
+    Its axis spans all `epochs`, so that charts beside each other have the same one.
+    """
+    width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
+    points = [point for curve in series.values() for point in curve]
+    xs, ys = ticks([*epochs, *(x for x, _ in points)], whole=True), ticks([y for _, y in points])
+    (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *epochs, *(x for x, _ in points))), (ys[0], ys[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            left + (x - x_low) / (x_high - x_low) * (width - left - right),
+            height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom),
+        )
+
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
+    for y in ys:
+        _, v = place(x_low, y)
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{v:.1f}" y2="{v:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{v + 4:.1f}" text-anchor="end">{_short(y, y_high)}</text>')
+    for x in xs:
+        h, _ = place(x, y_low)
+        parts.append(f'<text x="{h:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>')
+    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">epoch</text>')
+    for number, (name, curve) in enumerate(series.items()):
+        placed = [place(x, y) for x, y in curve]
+        path = " ".join(f"{h:.1f},{v:.1f}" for h, v in placed)
+        tooltip = f"<title>{escape(name)}</title>"
+        parts.append(f'<polyline class="curve c{number % 8}" points="{path}">{tooltip}</polyline>')
+        if len(placed) == 1:  # a line through one point shows nothing
+            parts.append(f'<circle class="dot c{number % 8}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3.5"/>')
+    if mark is not None:
+        h, v = place(mark[0], mark[1])
+        anchor = "end" if h > width / 2 else "start"
+        below = v < top + 24
+        parts.append(f'<circle class="mark" cx="{h:.1f}" cy="{v:.1f}" r="4.5"/>')
+        parts.append(
+            f'<text class="strong" x="{h:.1f}" y="{v + (20 if below else -10):.1f}" text-anchor="{anchor}">'
+            f"{escape(mark[2])}</text>"
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def _short(tick: float, highest: float) -> str:
+    return f"{tick:.1e}".replace("e-0", "e-") if tick and abs(highest) < 1e-3 else f"{tick:g}"
+
+
+def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
+    """Round numbers that span `values`, at least two; whole ones where asked, the last then within the values."""
+    low, high = min(values), max(values)
+    if high - low < 1e-12 * max(abs(high), 1e-300):
+        low, high = (low, low + 1) if whole else (low - abs(low) / 2, high + abs(high) / 2 or 1.0)
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= rough * 0.999)
+    if whole:
+        step = max(1.0, step)
+    first = math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) if whole else math.ceil(high / step - 1e-9)
+    return [float(f"{k * step:.12g}") for k in range(first, max(last, first + 1) + 1)]

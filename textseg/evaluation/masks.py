@@ -1,0 +1,134 @@
+"""Scores of masks that another tool made, by the same code and policy as those of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from textseg.contracts import Case, Dataset
+from textseg.data.preparation import map_labels
+from textseg.errors import DataError
+from textseg.evaluation.scoring import score_maps
+from textseg.levels.level_naming import Enumeration, enumerate_structures, write_enumeration
+from textseg.metrics.definitions import fastest_kernel
+from textseg.metrics.scores import Score, write_scores
+from textseg.recipe.loading import Evaluation
+from textseg.runs.folder import RunFolder
+from textseg.runs.saved_predictions import keeping
+from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels
+
+LISTED = 5  # files that a message names
+
+
+def evaluate_masks(
+    predictions: Path,
+    dataset: Dataset,
+    name: str,
+    settings: Evaluation,
+    output: Path,
+    *,
+    patients: Collection[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Score], list[str], list[str]]:
+    """Score the masks in `predictions` against those of a data set, and write scores.csv and run.json into `output`.
+
+    A mask bears the id of its case, in upper or lower case, and the label values of the data set. A case without one
+    counts as a prediction of nothing: every structure is missed. With `patients` only theirs are scored. Returns the
+    scores, the cases without a mask, and the files that belong to no case. Raises DataError where no file fits, a mask
+    does not lie on its reference or holds an unknown value, and where `output` is another run's.
+    """
+    if settings.space != "native":
+        raise DataError("evaluation.space: masks of another tool are scored in their own grid; write 'native'.")
+    folder = RunFolder(output)
+    if folder.record.exists() and not folder.read().get("predictions"):
+        raise DataError(f"'{output}' is the folder of a run. Name another one.")
+    known = [case for case in dataset.cases() if case.mask_path is not None]
+    cases = [case for case in known if patients is None or case.patient in patients]
+    files = _files(predictions)
+    extra = [str(files[stem]) for stem in files.keys() - {case.id.lower() for case in known}]
+    missing = [case.id for case in cases if case.id.lower() not in files]
+    if len(missing) == len(cases):
+        raise DataError(
+            f"No file in '{predictions}' bears the name of a case; these are {', '.join(missing[:LISTED])} and so on."
+        )
+    scores: list[Score] = []
+    group_scores: list[Score] = []
+    names: dict[str, Enumeration] = {}
+    contents = []
+    with keeping(folder, dataset.atlas) as keep:
+        for done, case in enumerate(cases, start=1):
+            labels = read_labels(case.mask_path or "", dataset.atlas.plane)
+            reference = map_labels(labels, dataset.label_map(case), case)
+            path = files.get(case.id.lower())
+            found = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
+            keep(case, found, labels.geometry, dataset.label_map(case))
+            rows, merged = score_maps(
+                settings,
+                dataset.atlas,
+                case,
+                (found, reference),
+                labels.spacing_mm,
+                source="none",
+                metrics=settings.metrics,
+            )
+            scores += rows
+            group_scores += merged
+            names[case.id] = enumerate_structures(found, reference, dataset.atlas)
+            contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
+            progress(done, len(cases))
+    write_scores(folder.scores, scores)
+    write_scores(folder.group_scores, group_scores)
+    shown = {row.structure for row in scores if row.status in ("ok", "missed")}
+    folder.update(
+        name=name,
+        dataset=type(dataset).__name__,
+        predictions=str(predictions),
+        missing_files=missing,
+        hashes={
+            "data": _hash(contents),
+            "split": _hash(sorted({case.patient for case in cases})),
+            "preparation": "none: masks of another tool",
+        },
+        evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
+        metrics_kernel=fastest_kernel(),
+        enumeration=write_enumeration(folder.enumeration, names),
+        structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
+        groups={name: list(members) for name, members in dataset.atlas.groups.items()},
+    )
+    return scores, missing, sorted(extra)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Volumes of a folder by lower-case stem."""
+    if not folder.is_dir():
+        raise DataError(f"There is no folder '{folder}'.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+        if suffix is None or path.name.startswith("."):
+            continue
+        if (other := found.setdefault(path.name[: -len(suffix)].lower(), path)) is not path:
+            raise DataError(f"'{other}' and '{path}' are masks of the same case. Keep one.")
+    return found
+
+
+def _read(
+    path: Path, reference: Volume, dataset: Dataset, case: Case
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Class indices of a prediction on the grid of its reference."""
+    labels = read_labels(path, dataset.atlas.plane)
+    if differences := labels.geometry.differences(reference.geometry):
+        raise DataError(
+            f"'{path}' does not lie on its reference '{case.mask_path}': {'; '.join(differences)}. Resample it with "
+            "nearest neighbours; textseg moves no voxel of a mask that it scores."
+        )
+    return map_labels(labels, dataset.label_map(case), replace(case, mask_path=path))
+
+
+def _hash(contents: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""The texts of a probe: right, wrong, and none."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from textseg.contracts import Source, Visibility
+from textseg.data.preparation import PreparedCase
+from textseg.metrics.scores import Mark
+from textseg.runs.experiment import Experiment
+from textseg.text.slice_text import Knowledge, SlicePrompt, prompts_saying, slice_prompts
+
+BASELINE = "template"
+SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
+
+Tell = Callable[["Subject"], Sequence[SlicePrompt]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a condition may start from: a case, its prompts of each source, those of another patient, and chance."""
+
+    prepared: PreparedCase
+    said: Mapping[Source, Sequence[SlicePrompt]]
+    another: Sequence[SlicePrompt]
+    experiment: Experiment
+    chance: random.Random
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A way to tell a model something else. `mark`: it could not be said without this case's annotation."""
+
+    name: str
+    meaning: str
+    mark: Mark
+    tell: Tell | None  # None: two passes
+
+    @property
+    def label(self) -> str:
+        """What stands in probe.csv."""
+        return f"{self.name} ({self.mark})" if self.mark else self.name
+
+
+def probe_subject(experiment: Experiment, number: int) -> Subject:
+    """The test case of that number."""
+    cases = experiment.cases["test"]
+    prepared, atlas, text = cases[number], experiment.atlas, experiment.text
+    assert text is not None
+    sources: tuple[Source, ...] = ("template", "interactive", "ground_truth")
+    said = {source: slice_prompts(prepared, source, text.generator, atlas, Knowledge()) for source in sources}
+    others = [case for case in cases if case.case.patient != prepared.case.patient] or [prepared]
+    other = others[number % len(others)]
+    theirs = slice_prompts(other, "ground_truth", text.generator, atlas)
+    places = (np.arange(prepared.slice_count) * len(theirs)) // prepared.slice_count
+    another = [theirs[place] for place in places]
+    seed = f"{experiment.recipe.seed}:{prepared.case.id}"  # a text, so that it is the same in every process
+    return Subject(prepared, said, another, experiment, random.Random(seed))
+
+
+def _of(source: Source) -> Tell:
+    return lambda case: case.said[source]
+
+
+def _off_by_one(case: Subject) -> Sequence[SlicePrompt]:
+    text, knowledge = case.experiment.text, Knowledge(interactive_error=1.0, seed=case.experiment.recipe.seed)
+    assert text is not None
+    return slice_prompts(case.prepared, "interactive", text.generator, case.experiment.atlas, knowledge)
+
+
+def _empty(case: Subject) -> Sequence[SlicePrompt]:
+    # Not the empty text: a model need not be able to read no token at all.
+    return [replace(p, holistic=".", classwise=("",) * len(p.classwise)) for p in case.said["template"]]
+
+
+def _shuffled(case: Subject) -> Sequence[SlicePrompt]:
+    return [_words(prompt, lambda words: case.chance.sample(words, len(words))) for prompt in case.said["template"]]
+
+
+def _nonsense(case: Subject) -> Sequence[SlicePrompt]:
+    def invented(words: list[str]) -> list[str]:
+        return ["".join(case.chance.choices(SYLLABLES, k=2)) for _ in words]
+
+    return [_words(prompt, invented) for prompt in case.said["template"]]
+
+
+def _words(prompt: SlicePrompt, change: Callable[[list[str]], list[str]]) -> SlicePrompt:
+    holistic, *classwise = (" ".join(change(text.split())) for text in (prompt.holistic, *prompt.classwise))
+    return replace(prompt, holistic=holistic, classwise=tuple(classwise))
+
+
+def _paraphrased(case: Subject) -> Sequence[SlicePrompt]:
+    prompts = []
+    for prompt in case.said["template"]:
+        visible = prompt.visibility.visible
+        holistic = f"In this picture one can make out {', '.join(visible)}."
+        names = case.experiment.atlas.names
+        classwise = tuple(f"{n} can be {'seen' if n in visible else 'found nowhere'}." for n in names)
+        prompts.append(replace(prompt, holistic=holistic, classwise=classwise))
+    return prompts
+
+
+def _claimed(case: Subject) -> Sequence[SlicePrompt]:
+    return _with_one_changed(case, present=False)
+
+
+def _denied(case: Subject) -> Sequence[SlicePrompt]:
+    return _with_one_changed(case, present=True)
+
+
+def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
+    """What is true of the volume, but for one structure: one that is there is denied, or one that is not is claimed."""
+    text, atlas = case.experiment.text, case.experiment.atlas
+    assert text is not None
+    shown = {atlas.names[index - 1] for plane in case.prepared.present for index in plane}
+    choice = [name for name in atlas.names if (name in shown) == present]
+    changed = shown ^ ({case.chance.choice(choice)} if choice else set())
+    visible = tuple(name for name in atlas.names if name in changed)
+    visibility = Visibility(visible, source="ground_truth", scope="volume", facts=case.prepared.case.facts)
+    return prompts_saying(visibility, case.prepared.slice_count, text.generator, atlas)
+
+
+CONDITIONS = (
+    Condition(BASELINE, "every structure is listed", "", _of("template")),
+    Condition("predicted", "what a first pass found", "", None),
+    Condition(
+        "interactive",
+        "first and last level, as a person names them (read off the annotation)",
+        "simulated",
+        _of("interactive"),
+    ),
+    Condition("off_by_one", "the same, miscounted by one level", "oracle", _off_by_one),
+    Condition("ground_truth", "what each slice shows", "oracle", _of("ground_truth")),
+    Condition("claimed", "what the volume shows, and one structure that it does not", "oracle", _claimed),
+    Condition("denied", "what the volume shows, but for one structure", "oracle", _denied),
+    Condition("another_patient", "what slices of another patient show", "", lambda case: case.another),
+    Condition("paraphrased", "the template in other words", "", _paraphrased),
+    Condition("shuffled", "the words of the template in disorder", "", _shuffled),
+    Condition("nonsense", "as many invented words", "", _nonsense),
+    Condition("empty", "a full stop", "", _empty),
+)

@@ -1,0 +1,100 @@
+"""Predicted and reference label maps to rows of scores, in the space and the unit that a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.contracts import Atlas, Case
+from textseg.data.preparation import PreparedCase
+from textseg.inference.slices import CasePrediction
+from textseg.metrics.definitions import RATIOS, score, worst_value
+from textseg.metrics.scores import Score
+from textseg.recipe.loading import Evaluation as Settings
+from textseg.runs.experiment import Experiment
+
+
+def score_case(
+    experiment: Experiment,
+    prepared: PreparedCase,
+    prediction: CasePrediction,
+    source: str | None,
+    metrics: Sequence[str],
+) -> tuple[list[Score], list[Score]]:
+    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored.
+
+    `source` is what stands in the rows as the source of their prompts.
+    """
+    settings = experiment.recipe.evaluation
+    maps, spacing = label_maps(experiment, prepared, prediction)
+    return score_maps(
+        settings, experiment.atlas, prepared.case, maps, spacing, source=source or "none", metrics=metrics
+    )
+
+
+def label_maps(
+    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction
+) -> tuple[tuple[NDArray[Any], NDArray[Any]], tuple[float, float, float]]:
+    """Class indices [S, H, W] of prediction and reference in the space of the recipe, and their spacing in mm."""
+    if experiment.recipe.evaluation.space == "prepared":
+        return (prediction.prepared, np.asarray(prepared.mask)), prepared.spacing_mm
+    assert prediction.native is not None
+    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+    return (prediction.native, reference), prepared.native_spacing_mm
+
+
+def score_maps(
+    settings: Settings,
+    atlas: Atlas,
+    case: Case,
+    maps: tuple[NDArray[Any], NDArray[Any]],
+    spacing_mm: tuple[float, float, float],
+    *,
+    source: str,
+    metrics: Sequence[str],
+) -> tuple[list[Score], list[Score]]:
+    """Rows of the structures of predicted and reference class indices [S, H, W], and of the groups, each merged."""
+    spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
+    groups, classes = atlas.collapsed()
+    merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
+    rows = list(_rows(settings, atlas, case, maps, spacing, source, metrics))
+    merged = (merge[maps[0]], merge[maps[1]])
+    return rows, list(_rows(settings, groups, case, merged, spacing, source, metrics)) if groups.structures else []
+
+
+def _rows(
+    settings: Settings,
+    atlas: Atlas,
+    case: Case,
+    maps: tuple[NDArray[Any], NDArray[Any]],
+    spacing: tuple[float, ...],
+    source: str,
+    metrics: Sequence[str],
+) -> Iterator[Score]:
+    pairs: list[tuple[int | None, NDArray[Any], NDArray[Any]]] = (
+        [(None, *maps)]
+        if settings.per == "volume"
+        else [(index, *planes) for index, planes in enumerate(zip(*maps, strict=True))]
+    )
+    for index, one, other in pairs:
+        distances = spacing[-one.ndim :]
+        labels = [structure.index for structure in atlas.structures]
+        result = score(one, other, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance)
+        for structure in atlas.structures:
+            for metric, value in result[structure.index].values.items():
+                yield Score(
+                    case=case.id,
+                    patient=case.patient,
+                    slice=index,
+                    structure=structure.name,
+                    metric=metric,
+                    unit="" if metric in RATIOS else settings.unit,
+                    space=settings.space,
+                    value=value,
+                    worst=worst_value(metric, one.shape, distances),
+                    status=result[structure.index].status,
+                    prompt_source=source,
+                )

@@ -1,0 +1,126 @@
+"""A model card: what a trained model was made of, how it scored, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textseg.drawing.tables import format_value, markdown_table, metric_title
+from textseg.export.onnx import Agreement
+from textseg.inference.trained_model import TrainedModel
+from textseg.metrics.scores import read_scores, summarise
+from textseg.metrics.statistics import small_sample_warning
+from textseg.runs.folder import RunFolder
+from textseg.system.messages import counted
+from textseg.text.prompts import spoken
+
+PARTS = ("train", "validation", "test")
+
+
+def model_card(
+    folder: RunFolder, model: TrainedModel, agreement: Agreement | None = None, configurations: Sequence[str] = ()
+) -> str:
+    """Markdown: data, split, scores with what their prompts knew, intended use, limits, provenance.
+
+    `agreement` is how the ONNX form of its network differs from torch, for a bundle that holds that; `configurations`
+    are the models of a hub that its network is built like.
+    """
+    run = folder.read()
+    hashes = run.get("hashes", {})
+    recipe, atlas = model.recipe, model.atlas
+    lines = [
+        f"# {model.name}",
+        "",
+        f"Segments {counted(len(atlas.structures), 'structure')} in volumes and names each: {', '.join(atlas.names)}.",
+        "",
+        "## Use",
+        "",
+        f"```bash\ntextseg predict {model.name} scan.mha --output masks\n```",
+        "",
+        "For research. Not a medical device: no clinical decision may rest on its masks.",
+        "",
+        "## Made of",
+        "",
+        markdown_table(("", ""), [*_made_of(folder, model)]),
+        "",
+        "## Scores",
+        "",
+        *_scores(folder, model),
+        "",
+        *(_network(model, agreement) if agreement else ()),
+        *(_built_like(configurations) if configurations else ()),
+        "## Limits",
+        "",
+        f"- It knows these structures only, and numbers levels by what it sees: {spoken(atlas, atlas.names)}.",
+        "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`",
+        "  remarks on spacings, fields of view and a brightness that it was not trained on.",
+        "- Its scores are those of few patients of one data set, and say nothing about other hospitals.",
+        "",
+        "## Provenance",
+        "",
+        f"Recipe: `recipe.yaml`. Weights: step {run.get('scored_step')}, checkpoint {model.fingerprint}.",
+        f"Data {hashes.get('data')}, split {hashes.get('split')}. {recipe.reference}",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _network(model: TrainedModel, agreement: Agreement) -> list[str]:
+    task = model.task
+    height, width = task.image_size
+    structures = task.class_count - 1
+    rows = [["`image`", f"S x {task.image_channels} x {height} x {width}", "prepared slices, 32 bits"]]
+    if model.segmenter.uses_text:
+        rows += [
+            ["`tokens`", f"S x {task.text_length} x {task.text_size}", "features of the holistic prompt, 32 bits"],
+            ["`mask`", f"S x {task.text_length}", "true where a token is"],
+            ["`classwise`", f"S x {structures} x {task.text_size}", "features of each structure's prompt, 32 bits"],
+            ["`present`", f"S x {structures}", "true where the text calls a structure visible"],
+        ]
+    rows.append(["`logits`", f"S x {task.class_count} x {height} x {width}", "what it gives; 0 is background"])
+    table = markdown_table(("tensor", "shape, S slices", ""), rows)
+    said = f"The scores above are those of the weights in torch. {agreement}"
+    return ["## Network", "", "`network.onnx` takes and gives:", "", table, "", said, ""]
+
+
+def _built_like(configurations: Sequence[str]) -> list[str]:
+    said = f"It is built like {', '.join(configurations)}, from a configuration that lies in `hub/` beside the weights."
+    return ["## Network", "", f"{said} No hub is asked, but opening it may import transformers.", ""]
+
+
+def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:
+    run, recipe = folder.read(), model.recipe
+    split = folder.read_split()
+    patients = ", ".join(f"{len(split.get(part, ()))} in {part}" for part in PARTS)
+    prompts = "none: it reads no text"
+    if recipe.prompts is not None:
+        shares = ", ".join(f"{share:g} {source}" for source, share in recipe.prompts.training.items())
+        prompts = f"{recipe.prompts.generator.use}, read by {recipe.prompts.text_encoder.use}; in training {shares}"
+    parameters = run.get("parameters")
+    return [
+        ["data", f"{recipe.dataset.use}; patients: {patients}"],
+        ["slices", " x ".join(map(str, recipe.preparation.size))],
+        ["parameters", "unknown" if parameters is None else f"{parameters / 1e6:.2f} M"],
+        ["prompts", prompts],
+        ["epochs", str(recipe.training.epochs)],
+    ]
+
+
+def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
+    if not folder.scores.exists():
+        return ["It has not been evaluated."]
+    from textseg.metrics.aggregation import intervals
+
+    scores = read_scores(folder.scores)
+    structures = folder.read().get("structures_in_training") or list(model.atlas.names)
+    overall, spans = summarise(scores, structures=structures).overall, intervals(scores, structures)
+    rows = []
+    for metric, mean in overall.items():
+        span = spans.get(metric)
+        between = "" if span is None else f"{format_value(span.low, mean.unit)} to {format_value(span.high, mean.unit)}"
+        counts = [str(mean.n), str(mean.missed), str(mean.spurious)]
+        rows.append([metric_title(metric, mean.unit), format_value(mean.value, mean.unit), between, *counts])
+    patients = len({row.patient for row in scores})
+    sources = ", ".join(sorted({row.prompt_source for row in scores}))
+    said = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
+    warning = small_sample_warning(patients)
+    header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
+    return [said, "", markdown_table(header, rows), "", *filter(None, [warning])]

@@ -1,0 +1,306 @@
+"""Volume files in, mask files out: which files, under which names, what stands beside them, and what failed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.data.slice_geometry import PreparedVolume
+from textseg.drawing.volume_pictures import mask_png
+from textseg.errors import DataError, PromptError, TextsegError
+from textseg.inference.averaging import Change
+from textseg.inference.trained_model import Prompting, TrainedModel
+from textseg.registry.component import cause
+from textseg.system.files import write_atomically
+from textseg.text.prompts import read_named, spoken
+from textseg.version import __version__
+from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
+from textseg.volumes.dicom_series import find_series, is_dicom
+from textseg.volumes.files import SUFFIXES, DicomSeries, Geometry, file_hash, read_volume
+from textseg.volumes.label_tables import SLICER
+from textseg.volumes.mask import Mask
+
+MASK_SUFFIXES = (SLICER, *SUFFIXES, DICOM)
+Input = Path | DicomSeries
+
+
+@dataclass(frozen=True)
+class Job:
+    """A volume to segment, and the file that its mask goes to."""
+
+    input: Input
+    mask: Path
+    visible: str | None  # what a person named
+
+    @property
+    def sidecar(self) -> Path:
+        """What stands beside the mask, in words."""
+        return self.mask.with_name(f"{stem(self.mask)}.json")
+
+    @property
+    def picture(self) -> Path:
+        """What shows the mask over its volume, where that is asked for."""
+        return self.mask.with_name(f"{stem(self.mask)}.png")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: a mask, one that was there already, or an error."""
+
+    job: Job
+    state: str  # "written", "there", "failed"
+    message: str = ""
+    remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a person asked for, for every volume."""
+
+    prompts: Prompting | None
+    labels: str
+    ordered: bool
+    test_time_augmentation: tuple[Change, ...]
+    overlay: bool
+
+
+@dataclass(frozen=True)
+class _Read:
+    prepared: PreparedVolume
+    geometry: Geometry
+    remarks: tuple[str, ...]
+    hash: str
+    image: NDArray[np.float32] | None  # [S, H, W] of the file, where it is to be drawn
+
+
+def stem(path: Path) -> str:
+    """The name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" are one."""
+    name = path.name
+    return next((name[: -len(suffix)] for suffix in MASK_SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def name_of(given: Input) -> str:
+    """What a volume is called in tables and names of masks."""
+    return given.name if isinstance(given, DicomSeries) else stem(given)
+
+
+def find_inputs(given: Sequence[str]) -> list[Input]:
+    """The volumes that a person named: files, folders, and patterns such as "scans/*.mha".
+
+    DICOM files are put together to their series. Raises DataError for a name that stands for nothing.
+    """
+    files: dict[Path, Path] = {}
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(file for file in (path, *path.rglob("*")) if _is_input(file))
+            if not inside:
+                raise DataError(f"'{name}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
+        elif path.exists():
+            inside = [path]
+        else:
+            root = Path(path.anchor)
+            inside = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
+            if not inside:
+                raise DataError(f"There is no file '{name}', and no file fits it as a pattern.")
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    volumes = [file for file in files.values() if file.name.lower().endswith(SUFFIXES) or not is_dicom(file)]
+    series = find_series(file for file in files.values() if file not in volumes)
+    return [*volumes, *series]
+
+
+def _is_input(path: Path) -> bool:
+    """Whether to take a file of a folder for a volume; a folder called like one is to be named as damaged."""
+    if path.name.startswith("."):
+        return False
+    if path.name.lower().endswith(SUFFIXES):
+        return path.is_file() or not any(path.iterdir())
+    return path.is_file() and is_dicom(path)
+
+
+def plan_jobs(
+    inputs: Sequence[Input], output: Path, *, suffix: str | None = None, visible: str | None = None
+) -> list[Job]:
+    """Where the mask of each input goes: its name, in `output`; with its folder's name before it where two are equal.
+
+    `suffix` is that of the masks, else each has its input's; `visible` as `textseg.text.prompts.read_named` reads it.
+    Raises DataError where two masks would have one name, a mask would take the place of an input, or is to be DICOM
+    where the input is not.
+    """
+    if suffix is not None and suffix not in MASK_SUFFIXES:
+        raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(MASK_SUFFIXES)}.")
+    if suffix == DICOM and (other := next((one for one in inputs if not isinstance(one, DicomSeries)), None)):
+        raise DataError(
+            f"--format: a DICOM segmentation refers to the slices of a DICOM series, and '{other}' is none."
+        )
+    alike = Counter(name_of(one).lower() for one in inputs)
+    names = [
+        name_of(one) if alike[name_of(one).lower()] == 1 else f"{_folder(one).name}_{name_of(one)}" for one in inputs
+    ]
+    if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
+        same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
+        raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
+    named = read_named(visible, names) if visible else {}
+    jobs = []
+    for one, name in zip(inputs, names, strict=True):
+        mask = output / f"{name}{suffix or _own_suffix(one)}"
+        if isinstance(one, Path) and mask.resolve() == one.resolve():
+            raise DataError(f"The mask of '{one}' would take its place. Choose another --output.")
+        jobs.append(Job(one, mask, named.get(name)))
+    return jobs
+
+
+def _folder(given: Input) -> Path:
+    return (given.folder if isinstance(given, DicomSeries) else given).resolve().parent
+
+
+def _own_suffix(given: Input) -> str:
+    if isinstance(given, DicomSeries):
+        return DICOM
+    return next((end for end in SUFFIXES if given.name.lower().endswith(end)), ".nii.gz")
+
+
+def predict_files(
+    model: TrainedModel,
+    jobs: Sequence[Job],
+    *,
+    prompts: Prompting | None = None,
+    labels: str = "atlas",
+    ordered: bool = False,
+    test_time_augmentation: Sequence[Change] = (),
+    overlay: bool = False,
+) -> Iterator[Outcome]:
+    """Segment each volume; write mask, sidecar and, with `overlay`, picture. One that fails is told, the others go on.
+
+    The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
+    same file in the same way is left as it is.
+    """
+    how = _How(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        pending = [reader.submit(_read, model, job, how) for job in jobs[:1]]
+        written: list[Future[Outcome]] = []
+        for number, job in enumerate(jobs):
+            if number + 1 < len(jobs):
+                pending.append(reader.submit(_read, model, jobs[number + 1], how))
+            written.append(_computed(model, job, pending.pop(0), how, writer))
+            while len(written) > 1 or (written and number + 1 == len(jobs)):
+                yield written.pop(0).result()
+
+
+def _computed(
+    model: TrainedModel,
+    job: Job,
+    reading: Future[_Read | None],
+    how: _How,
+    writer: ThreadPoolExecutor,
+) -> Future[Outcome]:
+    try:
+        read = reading.result()
+        if read is None:
+            return writer.submit(Outcome, job, "there")
+        said = model.visibility(read.prepared, job.visible, how.prompts)
+        mask = model.segment(
+            read.prepared,
+            read.geometry,
+            said,
+            read.remarks,
+            ordered=how.ordered,
+            test_time_augmentation=how.test_time_augmentation,
+        )
+    except TextsegError as error:
+        return writer.submit(Outcome, job, "failed", str(error))
+    except MemoryError:
+        return writer.submit(Outcome, job, "failed", f"{job.input}: there is not enough memory for this volume.")
+    except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
+        return writer.submit(Outcome, job, "failed", f"{job.input} can't be segmented: {cause(error)}.")
+    return writer.submit(_write, model, job, mask, read, how)
+
+
+def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
+    """None where the mask is there already."""
+    if isinstance(job.input, Path) and not job.input.is_file():
+        raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
+    content = file_hash(job.input)
+    if _is_done(job, _made(model, content, job, how)) and (job.picture.is_file() or not how.overlay):
+        return None
+    volume = read_volume(job.input, model.atlas.plane)
+    prepared, image = model.prepare(volume), volume.array if how.overlay else None
+    return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
+
+
+def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:
+    try:
+        if job.mask.suffix == DICOM:
+            assert isinstance(job.input, DicomSeries)
+            mask.save_dicom(job.mask, job.input, model=model.name)
+        else:
+            mask.save(job.mask, how.labels)
+        if read.image is not None:
+            write_atomically(job.picture, mask_png(name_of(job.input), mask, read.image))
+        sidecar = {
+            "mask": job.mask.name,
+            "mask_sha256": file_hash(job.mask),
+            "labels": {str(value): name for name, value in mask.values(how.labels).items()},
+            "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
+            "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
+            "said": None if mask.said is None else said_of(mask),
+            "remarks": list(mask.remarks),
+            "changes": list(mask.changes),
+            "made": _made(model, read.hash, job, how),
+            "warning": "Not a medical device: for research only.",
+        }
+        write_atomically(job.sidecar, json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
+    except (TextsegError, OSError) as error:
+        return Outcome(job, "failed", str(error))
+    return Outcome(job, "written", remarks=mask.remarks)
+
+
+def said_of(mask: Mask) -> Mapping[str, Any]:
+    """What the prompts told the model of a volume, and who said so."""
+    assert mask.said is not None
+    return {"source": mask.said.source, "visible": spoken(mask.atlas, mask.said.visible)}
+
+
+def _made(model: TrainedModel, content: str, job: Job, how: _How) -> dict[str, Any]:
+    """By what a mask was made: with the same, it would be the same."""
+    asked = job.visible or how.prompts or (model.default_prompts if model.reads_text else "none")
+    return {
+        "input": job.input.name,
+        "input_sha256": content,
+        "model": model.name,
+        "model_sha256": model.fingerprint,
+        "members": [{"model": one.name, "model_sha256": one.fingerprint} for one in model.members],
+        "engine": model.engine,
+        "prompts": asked,
+        "labels": how.labels,
+        "ordered": how.ordered,
+        "test_time_augmentation": list(how.test_time_augmentation),
+        "textseg": __version__,
+    }
+
+
+def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
+    try:
+        sidecar = json.loads(job.sidecar.read_text(encoding="utf-8"))
+        return bool(sidecar["made"] == made and sidecar["mask_sha256"] == file_hash(job.mask))
+    except (OSError, ValueError, KeyError, TypeError, DataError):
+        return False
+
+
+def check_names(model: TrainedModel, jobs: Sequence[Job]) -> None:
+    """What a person named must exist before the first volume is read. Raises PromptError."""
+    for job in jobs:
+        if job.visible is not None:
+            try:
+                model.visibility_of(job.visible)
+            except PromptError as error:
+                raise PromptError(f"--visible: {name_of(job.input)}: {error}") from None

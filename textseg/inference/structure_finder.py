@@ -1,0 +1,146 @@
+"""The slices of a case with the prompts of a source; for `predicted`, what the model itself finds with the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, Source, Visibility
+from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import highest
+from textseg.data.slices import Slices
+from textseg.inference.slices import slice_logits
+from textseg.metrics.scores import csv_text
+from textseg.models.segmenter import Segmenter
+from textseg.runs.experiment import Experiment
+from textseg.system.files import write_atomically
+from textseg.text.prompts import ground_truth_visibility, predicted_visibilities, spoken
+
+SMALL = 0.25  # of the usual size in its group: below it, a finding counts in proportion to its size
+
+
+def told_slices(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    prepared: PreparedCase,
+    source: Source | None,
+    device: torch.device,
+) -> tuple[Slices, Visibility | None]:
+    """The slices of a case with the prompts of a source, and what these say of the whole volume.
+
+    None where there is no text, or where it says something else of each slice. `segmenter` is in evaluation mode.
+    """
+    if source is None or experiment.text is None:
+        return experiment.slices(prepared, None), None
+    if source != "predicted":
+        first = experiment.text.prompts[prepared.case.id][source][0].visibility
+        return experiment.slices(prepared, source), first if first.scope == "volume" else None
+    assert experiment.recipe.prompts is not None
+    confidence = find_structures(
+        segmenter,
+        experiment.slices(prepared, "template"),
+        experiment.atlas,
+        device=device,
+        batch_size=experiment.recipe.training.batch_size,
+    )
+    threshold, facts = experiment.recipe.prompts.predicted_threshold, prepared.case.facts
+    visibility = predicted_visibility(confidence, experiment.atlas, threshold, facts)
+    return experiment.slices_saying(prepared, visibility), visibility
+
+
+def find_structures(
+    segmenter: Segmenter, slices: Slices, atlas: Atlas, *, device: torch.device, batch_size: int
+) -> dict[str, float]:
+    """How sure a model is of each structure of a volume, from 0 to 1.
+
+    The mean probability over the voxels that it calls so; a finding much smaller than the others of its group, as
+    stray islands are, counts in proportion to its size.
+
+    Args:
+        segmenter: in evaluation mode, on `device`.
+        slices: those of one case alone, with the prompts of the template.
+        atlas: names the classes.
+        device: where to compute.
+        batch_size: slices at a time; all at once for a model that reads whole volumes.
+    """
+    finder = StructureFinder(atlas)
+    for logits in slice_logits(segmenter, slices, device=device, batch_size=batch_size):
+        finder.add(logits)
+    return finder.confidence()
+
+
+class StructureFinder:
+    """Collects how sure a model is of each structure, from one batch of slices after the other."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        self.atlas = atlas
+        self.voxels = torch.zeros(atlas.class_count, dtype=torch.float64)
+        self.probability = torch.zeros(atlas.class_count, dtype=torch.float64)
+
+    def add(self, logits: Tensor) -> None:
+        """[B, K, H, W]."""
+        values, found = highest(logits.unbind(1))
+        total = torch.zeros_like(values)
+        for one in logits.unbind(1):
+            total += (one - values).exp()
+        found, probability = found.flatten().cpu(), (1 / total).flatten().double().cpu()  # its softmax
+        self.voxels += torch.bincount(found, minlength=self.atlas.class_count)
+        self.probability += torch.bincount(found, probability, minlength=self.atlas.class_count)
+
+    def confidence(self) -> dict[str, float]:
+        """From 0 to 1, by structure: see `find_structures`."""
+        mean = self.probability / self.voxels.clamp(min=1)
+        sizes = {structure.name: float(self.voxels[structure.index]) for structure in self.atlas.structures}
+        sure = {structure.name: float(mean[structure.index]) for structure in self.atlas.structures}
+        return {
+            name: sure[name] * min(1.0, sizes[name] / (SMALL * _usual_size(name, sizes, self.atlas))) for name in sizes
+        }
+
+
+def _usual_size(name: str, sizes: Mapping[str, float], atlas: Atlas) -> float:
+    """The median size of what was found of a structure's group; of one that stands alone, its own."""
+    group = next((group for group in atlas.groups.values() if name in group), (name,))
+    found = [sizes[other] for other in group if sizes[other]]
+    return float(np.median(found)) if found else 1.0
+
+
+def predicted_visibility(
+    confidence: Mapping[str, float], atlas: Atlas, threshold: float, facts: Mapping[str, str] = {}
+) -> Visibility:
+    """What prompts say that know only a first pass: of all that they can say, what agrees with it most.
+
+    In an ordered atlas that is the stretch with the greatest sum of (confidence - threshold): a gap between sure
+    structures is bridged, a doubtful end left off. Where nothing is found, everything is listed, as in the template.
+    """
+    margin = {name: confidence[name] - threshold for name in (atlas.sequence or atlas.names)}
+    best, agreement = atlas.names, 0.0
+    for visibility in predicted_visibilities(atlas, facts):
+        gained = sum(margin.get(name, 0.0) for name in visibility.visible)
+        if gained > agreement:
+            best, agreement = visibility.visible, gained
+    return Visibility(best, source="predicted", scope="volume", facts=facts)
+
+
+def write_visible(path: Path, atlas: Atlas, said: Sequence[tuple[PreparedCase, Visibility]]) -> dict[str, int]:
+    """Write what each volume was said to show, beside what its annotation shows; returns how often the ends agree.
+
+    The columns `case` and `visible` are those that `textseg evaluate --visible` reads.
+    """
+    rows, right = [], {"cases": 0, "first_right": 0, "last_right": 0, "all_right": 0}
+    for prepared, visibility in said:
+        present = {index for plane in prepared.present for index in plane}
+        annotated = ground_truth_visibility(atlas, present).visible
+        rows.append((prepared.case.id, spoken(atlas, visibility.visible), spoken(atlas, annotated)))
+        found, wanted = (
+            [n for n in (atlas.sequence or atlas.names) if n in names] for names in (visibility.visible, annotated)
+        )
+        right["cases"] += 1
+        right["first_right"] += found[:1] == wanted[:1]
+        right["last_right"] += found[-1:] == wanted[-1:]
+        right["all_right"] += found == wanted
+    write_atomically(path, csv_text(("case", "visible", "annotated"), rows))
+    return right

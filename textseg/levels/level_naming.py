@@ -1,0 +1,176 @@
+"""Whether structures bear the right names: level shifts, swaps, order, duplicates, and DSC without names.
+
+A structure of the reference and one of the prediction are the same thing where they overlap most: within a group of the
+atlas (vertebrae with vertebrae, discs with discs) one to one, so that the sum of DSC is greatest, and only where DSC is
+at least `SAME_PLACE`. What stands in the same place under another name is misnamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from textseg.contracts import Atlas
+from textseg.system.files import write_atomically
+from textseg.volumes.geometry import downward_axis
+
+Array = npt.NDArray[Any]
+
+SAME_PLACE = 0.3  # DSC from which two structures are one thing under two names
+SECOND = 0.2  # share of the largest part from which another part is a duplicate, not a crumb
+
+POLICY = (
+    f"Names: a predicted structure is matched with the one of its group that lies in the same place (DSC at least "
+    f"{SAME_PLACE:g}, one to one). Misnamed: matched under another name. Level shift of a volume: most of its matched "
+    "structures are off by the same number of levels. Order violation: of two structures next in the row, the upper "
+    f"lies lower. Duplicate: a second part of at least {SECOND:.0%} of the first."
+)
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """How the structures of one volume were named.
+
+    `shift` is the number of levels, downwards positive, by which most matched structures of the row are off.
+    `names` holds (reference, prediction) of every match. `dsc` and `dsc_without_names` are means over the structures of
+    the reference, by name and by place; NaN where it shows none.
+    """
+
+    matched: int
+    misnamed: int
+    shift: int
+    order_violations: int
+    duplicates: int
+    dsc: float
+    dsc_without_names: float
+    names: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+
+def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> Enumeration:
+    """Compare the names in two label maps [S, H, W] of class indices, cut as the atlas says."""
+    count = atlas.class_count
+    pairs = np.bincount(reference.ravel().astype(np.int64) * count + prediction.ravel(), minlength=count * count)
+    overlap = pairs.reshape(count, count).astype(np.float64)  # [reference, prediction]
+    sizes = overlap.sum(1)[:, None] + overlap.sum(0)[None]
+    dsc = np.divide(2 * overlap, sizes, out=np.zeros_like(overlap), where=sizes > 0)
+    shown = [structure.index for structure in atlas.structures if overlap[structure.index].sum()]
+    matches = _matches(dsc, shown, atlas)
+    matched = dict(matches)
+    by_place = [dsc[index, matched.get(index, index)] for index in shown]  # one without a match may bear its name
+    names = tuple((atlas.names[expected - 1], atlas.names[found - 1]) for expected, found in matches)
+    return Enumeration(
+        matched=len(matches),
+        misnamed=sum(one != other for one, other in names),
+        shift=_shift(names, atlas),
+        order_violations=_order_violations(prediction, atlas),
+        duplicates=_duplicates(prediction, atlas),
+        dsc=float(np.mean([dsc[index, index] for index in shown])) if shown else math.nan,
+        dsc_without_names=float(np.mean(by_place)) if shown else math.nan,
+        names=names,
+    )
+
+
+def _matches(dsc: Array, shown: Sequence[int], atlas: Atlas) -> list[tuple[int, int]]:
+    """Class indices (reference, prediction) of what is one thing."""
+    matches = []
+    for group in _groups(atlas):
+        rows = [index for index in shown if index in group]
+        costs = dsc[np.ix_(rows, group)]
+        for row, column in zip(*linear_sum_assignment(costs, maximize=True), strict=True):
+            if costs[row, column] >= SAME_PLACE:
+                matches.append((rows[row], group[column]))
+    return sorted(matches)
+
+
+def _groups(atlas: Atlas) -> list[list[int]]:
+    """Class indices of each group, and of each structure that is in none."""
+    grouped = [[atlas[name].index for name in group] for group in atlas.groups.values()]
+    taken = {index for group in grouped for index in group}
+    return [*grouped, *([structure.index] for structure in atlas.structures if structure.index not in taken)]
+
+
+def _shift(names: Sequence[tuple[str, str]], atlas: Atlas) -> int:
+    levels = {}  # of a name among those of its group in the row
+    for group in atlas.groups.values():
+        levels.update({name: level for level, name in enumerate(n for n in atlas.sequence if n in group)})
+    shifts = Counter(
+        levels[found] - levels[expected] for expected, found in names if expected in levels and found in levels
+    )
+    if not shifts:
+        return 0
+    shift, often = shifts.most_common(1)[0]
+    return shift if often > shifts.total() / 2 else 0
+
+
+def _order_violations(prediction: Array, atlas: Atlas) -> int:
+    if not atlas.ordered:
+        return 0
+    present = [atlas[name].index for name in atlas.sequence]
+    voxels = np.bincount(prediction.ravel(), minlength=atlas.class_count)
+    rows = np.zeros(atlas.class_count)
+    for row, across in enumerate(np.moveaxis(prediction, downward_axis(atlas.plane), 0)):
+        rows += row * np.bincount(across.ravel(), minlength=atlas.class_count)
+    heights = [rows[index] / voxels[index] for index in present if voxels[index]]
+    return sum(bool(lower <= upper) for upper, lower in pairwise(heights))
+
+
+def _duplicates(prediction: Array, atlas: Atlas) -> int:
+    count = 0
+    boxes = ndimage.find_objects(prediction, max_label=atlas.class_count - 1)
+    for index, box in ((index, box) for index, box in enumerate(boxes, start=1) if box):  # None where it is not found
+        parts, _ = ndimage.label(prediction[box] == index, structure=np.ones((3,) * prediction.ndim))
+        sizes = np.sort(np.bincount(parts.ravel())[1:])[::-1]
+        count += int((sizes[1:] >= SECOND * sizes[0]).sum())
+    return count
+
+
+def totals(found: Mapping[str, Enumeration]) -> dict[str, Any]:
+    """Over all volumes, by case id: rates and sums, and how often which name was given for which."""
+    values = list(found.values())
+    matched, misnamed = sum(one.matched for one in values), sum(one.misnamed for one in values)
+    swaps = Counter(pair for one in values for pair in one.names if pair[0] != pair[1])
+    return {
+        "cases": len(values),
+        "level_shift_rate": sum(one.shift != 0 for one in values) / len(values) if values else math.nan,
+        "misnamed_rate": misnamed / matched if matched else math.nan,
+        "matched": matched,
+        "misnamed": misnamed,
+        "order_violations": sum(one.order_violations for one in values),
+        "duplicates": sum(one.duplicates for one in values),
+        "dsc": _mean([one.dsc for one in values]),
+        "dsc_without_names": _mean([one.dsc_without_names for one in values]),
+        "swaps": [{"reference": one, "prediction": other, "count": n} for (one, other), n in swaps.most_common()],
+    }
+
+
+def write_enumeration(path: Path, found: Mapping[str, Enumeration]) -> dict[str, Any]:
+    """Write enumeration.json; returns the totals without the swaps, for run.json."""
+    content = as_json(found)
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return {key: value for key, value in content["totals"].items() if key != "swaps"}
+
+
+def as_json(found: Mapping[str, Enumeration]) -> dict[str, Any]:
+    """What enumeration.json holds: the totals, and a row per case; what is not defined is null."""
+    rows = [{"case": case, **{k: v for k, v in asdict(one).items() if k != "names"}} for case, one in found.items()]
+    return {"policy": POLICY, "totals": _null(totals(found)), "cases": [_null(row) for row in rows]}
+
+
+def _null(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan

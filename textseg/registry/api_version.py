@@ -1,0 +1,41 @@
+"""Which version of the programming interface a plug-in asks for, and whether this textseg has it."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import Distribution
+from typing import TYPE_CHECKING
+
+from textseg.version import API_VERSION, OLDEST_API_VERSION
+
+if TYPE_CHECKING:
+    from textseg.registry.component import Plugin
+
+_ASKED = re.compile(r"^Requires-Dist:\s*textseg\s*\[[^\]]*\bapi-(\d+)", re.MULTILINE | re.IGNORECASE)
+
+
+def asked_api(distribution: Distribution | None) -> int | None:
+    """The N of `textseg[api-N]` among the requirements of a distribution; None where it does not say."""
+    if distribution is None:
+        return None
+    metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    header, _, _ = metadata.partition("\n\n")  # below stands the README
+    asked = [int(number) for number in _ASKED.findall(header)]
+    return max(asked, default=None)
+
+
+def misfit(plugin: Plugin, textseg_version: str) -> str | None:
+    """Why a plug-in can't work with this textseg; None where nothing speaks against it."""
+    asked = plugin.api
+    if asked is None or OLDEST_API_VERSION <= asked <= API_VERSION:
+        return None
+    known = f"{OLDEST_API_VERSION} to {API_VERSION}" if OLDEST_API_VERSION < API_VERSION else f"{API_VERSION}"
+    if asked > API_VERSION:
+        return (
+            f"it asks for API {asked}, and textseg {textseg_version} has {known}. Install a newer textseg, or an older "
+            f"{plugin.distribution}"
+        )
+    return (
+        f"it asks for API {asked}, which textseg {textseg_version} no longer has; it has {known}. Install a newer "
+        f"{plugin.distribution}, or an older textseg"
+    )

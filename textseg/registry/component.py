@@ -1,0 +1,197 @@
+"""What a component is: a builder under a kind and a name, whose signature says what a recipe may tell it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import operator
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from textseg.errors import PluginError, RecipeError, suggestion
+from textseg.registry.validation import Mistake, dotted, explain
+
+if TYPE_CHECKING:
+    from textseg.system.fetching import Progress
+
+KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "atlas": (),
+        "dataset": (),
+        "prompt_generator": ("atlas",),
+        "text_encoder": (),
+        "vision_encoder": ("task",),
+        "fusion": ("task", "features"),
+        "auxiliary_loss": ("task", "features"),
+        "network": ("task",),
+    }
+)
+"""Each kind of component, and the positional parameters that the core hands to its builders."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point of the group "textseg"; `error` says why it is broken, or is None.
+
+    `api` is the version of the programming interface that its distribution asks for, None where it does not say.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    error: str | None = None
+    api: int | None = None
+
+    @property
+    def origin(self) -> str:
+        """Plug-in, distribution and version, as messages name them."""
+        return f"plug-in '{self.name}' ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A builder under a kind and a name; `target` is the builder or says "module:name" where it lies.
+
+    An old name of a component has its new one in `now`, and in `until` the version of the distribution that drops it.
+    """
+
+    kind: str
+    name: str
+    target: object
+    plugin: str
+    distribution: str
+    version: str
+    now: str | None = None
+    until: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Plug-in, distribution and version, as messages name them."""
+        return Plugin(self.plugin, self.distribution, self.version).origin
+
+    @property
+    def dropped(self) -> bool:
+        """Whether this old name answers no more."""
+        return self.until is not None and _numbers(self.version) >= _numbers(self.until)
+
+    def load(self) -> Any:
+        """The builder, imported now if `target` is a string. Raises PluginError."""
+        if not isinstance(self.target, str):
+            return self.target
+        module, _, attribute = self.target.partition(":")
+        try:
+            return operator.attrgetter(attribute)(importlib.import_module(module))
+        except (Exception, SystemExit) as error:
+            raise self._broken(f"can't be imported from '{self.target}': {cause(error)}") from error
+
+    def settings(self) -> Mapping[str, inspect.Parameter]:
+        """The keyword-only parameters of the builder, hints evaluated. Raises PluginError."""
+        builder = self.load()
+        try:
+            parameters = inspect.signature(builder, eval_str=True).parameters.values()
+        except NameError as error:
+            raise self._broken(
+                f"{error}, so the type hints of its builder can't be read; import that name at run time, "
+                "not under TYPE_CHECKING"
+            ) from error
+        except Exception as error:
+            raise self._broken(f"the signature of its builder can't be read: {cause(error)}") from error
+        keyword = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        positional = tuple(str(p) if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if _positional(p))
+        if positional != KINDS[self.kind]:
+            raise self._broken(
+                f"its builder takes the positional parameters ({', '.join(positional)}); a builder of this kind takes "
+                f"({', '.join(KINDS[self.kind])}), and every setting stands after a '*'"
+            )
+        return keyword
+
+    @property
+    def description(self) -> str:
+        """The first line of the builder's own docstring. Raises PluginError."""
+        return (getattr(self.load(), "__doc__", None) or "").strip().partition("\n")[0].strip()
+
+    def fetch(self, settings: Mapping[str, Any], progress: Progress) -> str | None:
+        """Bring what these settings need from the network, and say what is there; None for a builder that can't.
+
+        Raises RecipeError for wrong settings, and what the builder's own `fetch` raises.
+        """
+        bring = getattr(self.load(), "fetch", None)
+        if bring is None or self.kind == "dataset":  # data sets, which know where their files go, are fetched apart
+            return None
+        values, mistakes = self.validated(settings)
+        if mistakes:
+            raise RecipeError(
+                "\n".join(f"{self.kind} '{self.name}': {dotted(path)}: {message}" for path, message in mistakes)
+            )
+        said: str = bring(progress=progress, **values)
+        return said
+
+    def validated(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
+        """The settings as the hints want them, and the mistakes in them. Raises PluginError for a broken component."""
+        parameters = self.settings()
+        values: dict[str, Any] = {}
+        mistakes: list[Mistake] = []
+        for key, value in settings.items():
+            if key in parameters:
+                values[key], wrong = self._validated(parameters[key], value)
+                mistakes += wrong
+            else:
+                possible = suggestion(str(key), parameters) if parameters else f" {self.kind} '{self.name}' has none."
+                mistakes.append(((str(key),), f"unknown setting.{possible}"))
+        for key, parameter in parameters.items():
+            if key not in settings and parameter.default is parameter.empty:
+                mistakes.append(((key,), f"required by {self.kind} '{self.name}' but missing."))
+        return values, mistakes
+
+    def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings, and the builder's defaults for those that are not given, as JSON holds them."""
+        defaults = {k: p.default for k, p in self.settings().items() if p.default is not p.empty}
+        whole: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}, default=str))
+        return whole
+
+    def _validated(self, parameter: inspect.Parameter, value: Any) -> tuple[Any, list[Mistake]]:
+        from pydantic import TypeAdapter, ValidationError
+        from pydantic.errors import PydanticUserError
+
+        hint = Any if parameter.annotation is parameter.empty else parameter.annotation
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        except (PydanticUserError, TypeError) as error:
+            raise self._broken(f"the setting '{parameter.name}' has a type that no recipe can write: {hint}") from error
+        try:
+            text = json.dumps(value, default=os.fspath)
+        except (TypeError, ValueError):
+            text = None  # given from Python, not from a recipe
+        try:
+            if text is None:
+                return adapter.validate_python(value, strict=True), []
+            # Strict JSON is what a text file can mean: a list may become a tuple, an int a float, a string a path,
+            # but neither "3" nor true an int.
+            return adapter.validate_json(text, strict=True), []
+        except ValidationError as error:
+            return None, [((parameter.name, *path), message) for path, message in explain(error)]
+
+    def _broken(self, what: str) -> PluginError:
+        return PluginError(f"{self.kind} '{self.name}' of {self.origin} is broken: {what}.")
+
+
+def _numbers(version: str) -> list[int]:
+    """Of the release: "1.10.0rc1" -> 1, 10; what is left out counts as 0."""
+    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return numbers
+
+
+def _positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL)
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")

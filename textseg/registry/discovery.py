@@ -1,0 +1,298 @@
+"""Which plug-ins are installed, and which components they bring."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from typing import Any, TypeVar
+
+import pluggy
+
+from textseg import hookspecs
+from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
+from textseg.hookspecs import ReportSection, Run
+from textseg.registry.api_version import asked_api, misfit
+from textseg.registry.component import KINDS, Component, Plugin, cause
+from textseg.registry.validation import dotted
+from textseg.version import __version__
+
+__all__ = [
+    "KINDS",
+    "Component",
+    "Plugin",
+    "Register",
+    "Registry",
+    "cause",
+    "collision",
+    "discover",
+    "hook_caller",
+    "installed_registry",
+    "plugin_of",
+    "register",
+]
+
+
+T = TypeVar("T")
+
+
+class Register:
+    """Collects the components of one plug-in; a builder is an object or "module:name"."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self.plugin = plugin
+        self.components: list[Component] = []
+
+    def atlas(self, name: str, builder: object) -> None:
+        self._add("atlas", name, builder)
+
+    def dataset(self, name: str, builder: object) -> None:
+        self._add("dataset", name, builder)
+
+    def prompt_generator(self, name: str, builder: object) -> None:
+        self._add("prompt_generator", name, builder)
+
+    def text_encoder(self, name: str, builder: object) -> None:
+        self._add("text_encoder", name, builder)
+
+    def vision_encoder(self, name: str, builder: object) -> None:
+        self._add("vision_encoder", name, builder)
+
+    def fusion(self, name: str, builder: object) -> None:
+        self._add("fusion", name, builder)
+
+    def auxiliary_loss(self, name: str, builder: object) -> None:
+        self._add("auxiliary_loss", name, builder)
+
+    def network(self, name: str, builder: object) -> None:
+        self._add("network", name, builder)
+
+    def renamed(self, kind: str, old: str, new: str, *, until: str) -> None:
+        """Let a component that is registered as `new` answer to its `old` name, too, with a line of warning.
+
+        From the version `until` of the distribution on, the old name is an error that names the new one.
+        """
+        found = [component for component in self.components if (component.kind, component.name) == (kind, new)]
+        if not found:
+            raise ValueError(f"{kind} '{old}' is renamed to '{new}', which is not registered")
+        if not re.match(r"\d+(\.\d+)*$", until):
+            raise ValueError(f"{kind} '{old}': until is '{until}', but must be a version such as 1.2")
+        self._add(kind, old, found[0].target)
+        self.components[-1] = replace(self.components[-1], now=new, until=until)
+
+    def _add(self, kind: str, name: str, builder: object) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # it becomes the name of a module and a column, too
+            raise ValueError(f"{kind} '{name}': a name is made of letters without accents, digits, '_' and '-'")
+        if isinstance(builder, str):
+            if not all(part.strip() for part in builder.partition(":")):
+                raise ValueError(f"{kind} '{name}': the builder '{builder}' must be written \"module:name\"")
+        elif not callable(builder):
+            raise TypeError(f"{kind} '{name}': a builder is callable or a string \"module:name\", not {builder!r}")
+        if any((other.kind, other.name) == (kind, name) for other in self.components):
+            raise ValueError(f"{kind} '{name}' is registered twice")
+        plugin = self.plugin
+        self.components.append(Component(kind, name, builder, plugin.name, plugin.distribution, plugin.version))
+
+
+class Registry:
+    """The plug-ins and components at hand.
+
+    What two plug-ins bring under one kind and name is left out: it is an error to ask for it, not to have it. `hooks`
+    holds the modules of the plug-ins.
+    """
+
+    def __init__(
+        self,
+        plugins: Iterable[Plugin] = (),
+        components: Iterable[Component] = (),
+        hooks: pluggy.PluginManager | None = None,
+    ) -> None:
+        self.plugins: list[Plugin] = sorted(plugins, key=lambda plugin: plugin.name)
+        self._hooks = hooks
+        found: dict[tuple[str, str], list[Component]] = {}
+        for component in components:
+            found.setdefault((component.kind, component.name), []).append(component)
+        self._components = {key: some[0] for key, some in found.items() if len(some) == 1}
+        self._told: set[tuple[str, str]] = set()
+        self._collisions = {key: collision(some) for key, some in found.items() if len(some) > 1}
+
+    @property
+    def faults(self) -> list[str]:
+        """A sentence for each plug-in or name that is left out."""
+        broken = [f"{plugin.origin} is broken and left out: {plugin.error}." for plugin in self.plugins if plugin.error]
+        return broken + list(self._collisions.values())
+
+    def tell(self, hook: str, run: Run) -> None:
+        """Call a hook about a run in every plug-in; one that raises becomes a line on stderr."""
+        self._answers(hook, run, lambda _: [])
+
+    def report_sections(self, run: Run) -> list[ReportSection]:
+        """What the plug-ins have to say in the report of a run; one that can't becomes a line on stderr."""
+        return self._answers("textseg_report_sections", run, _checked_sections)
+
+    def _answers(self, hook: str, run: Run, read: Callable[[Any], list[T]]) -> list[T]:
+        answers: list[T] = []
+        for implementation in getattr(self._hooks.hook, hook).get_hookimpls() if self._hooks else ():
+            try:
+                answers += read(implementation.function(**dict.fromkeys(implementation.argnames, run)))
+            except (Exception, SystemExit) as error:
+                name = implementation.plugin_name
+                print(f"Warning: {hook} of plug-in '{name}' failed, and is left out: {cause(error)}.", file=sys.stderr)
+        return answers
+
+    def components(self, kind: str | None = None) -> list[Component]:
+        """The components of one kind, or all of them, sorted by kind and name. Raises PluginError."""
+        if kind is not None and kind not in KINDS:
+            raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
+        order = list(KINDS)
+        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now is None]
+        return sorted(found, key=lambda component: (order.index(component.kind), component.name))
+
+    def old_names(self, kind: str | None = None) -> list[Component]:
+        """The old names that components of one kind, or of all, still answer to."""
+        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped]
+        return sorted(found, key=lambda component: (list(KINDS).index(component.kind), component.name))
+
+    def current_name(self, kind: str, name: str) -> str:
+        """The name that a component bears now; the first time that it is another one, a line on stderr says so."""
+        found = self._components.get((kind, name))
+        if found is None or found.now is None or found.dropped:
+            return name
+        if (kind, name) not in self._told:
+            self._told.add((kind, name))
+            print(
+                f"Warning: {kind} '{name}' is now called '{found.now}'. Write that: the old name goes with version "
+                f"{found.until} of {found.distribution}.",
+                file=sys.stderr,
+            )
+        return found.now
+
+    def component(self, kind: str, name: str) -> Component:
+        """The component of this kind and name, or old name. Raises PluginError."""
+        names = [component.name for component in self.components(kind)]
+        name = self.current_name(kind, name)
+        if name in names:
+            return self._components[kind, name]
+        if old := self._components.get((kind, name)):
+            raise PluginError(
+                f"There is no {kind} '{name}': since version {old.until} of {old.distribution} it is called "
+                f"'{old.now}'. Write that."
+            )
+        if (kind, name) in self._collisions:
+            raise PluginError(self._collisions[kind, name])
+        broken = "; ".join(f"{plugin.origin}: {plugin.error}" for plugin in self.plugins if plugin.error)
+        note = f" It may belong to what is broken: {broken}." if broken else ""
+        raise PluginError(f"There is no {kind} '{name}'.{suggestion(name, names)}{note}")
+
+    def check(self, kind: str, name: str, settings: Mapping[str, Any], at: str) -> list[str]:
+        """One line for each mistake in the settings of a component that stands at `at`. Raises PluginError."""
+        _, mistakes = self.component(kind, name).validated(settings)
+        return [f"{at}.{dotted(path)}: {message}" for path, message in mistakes]
+
+    def build(self, kind: str, name: str, *wired: Any, settings: Mapping[str, Any]) -> Any:
+        """The object that a component builds. Raises RecipeError (settings) or PluginError (anything else)."""
+        component = self.component(kind, name)
+        values, mistakes = component.validated(settings)
+        if mistakes:
+            raise RecipeError("\n".join(f"{kind} '{name}': {dotted(path)}: {message}" for path, message in mistakes))
+        try:
+            return component.load()(*wired, **values)
+        except TextsegError:
+            raise
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "its defaults"
+            raise PluginError(
+                f"{kind} '{name}' of {component.origin} can't be built with {given}: {cause(error)}."
+            ) from error
+
+
+def _checked_sections(answer: Any) -> list[ReportSection]:
+    sections = list(answer)
+    if wrong := [section for section in sections if not isinstance(section, ReportSection)]:
+        raise TypeError(f"it gives {wrong[0]!r}, which is no ReportSection")
+    return sections
+
+
+def collision(components: Sequence[Component]) -> str:
+    """What to say of components that share a kind and a name."""
+    one, *_ = components
+    return (
+        f"Two plug-ins bring the {one.kind} '{one.name}': {' and '.join(c.origin for c in components)}. It is left out "
+        "until one of them is uninstalled."
+    )
+
+
+def discover(entry_points: Sequence[EntryPoint]) -> Registry:
+    """The registry of these plug-ins; a broken one is noted and the others go on."""
+    hooks = hook_caller()
+    plugins: list[Plugin] = []
+    components: list[Component] = []
+    for entry_point in sorted(entry_points, key=lambda entry_point: entry_point.name):
+        plugin = plugin_of(entry_point)
+        twins = [other for other in entry_points if other.name == entry_point.name and other is not entry_point]
+        try:
+            if twins:
+                raise PluginError(
+                    f"another one has the same name, {' and '.join(plugin_of(twin).origin for twin in twins)}; "
+                    "uninstall one of them"
+                )
+            components += register(hooks, entry_point, plugin)
+        except (Exception, SystemExit) as error:
+            plugin = replace(plugin, error=str(error) if isinstance(error, PluginError) else cause(error))
+        plugins.append(plugin)
+    return Registry(plugins, components, hooks)
+
+
+def plugin_of(entry_point: EntryPoint) -> Plugin:
+    """Which plug-in an entry point is, of which distribution."""
+    distribution = entry_point.dist
+    if distribution is None:
+        return Plugin(entry_point.name, "unknown distribution", "unknown version")
+    metadata = distribution.metadata  # parsed each time that it is asked for
+    return Plugin(entry_point.name, metadata["Name"], metadata["Version"], api=asked_api(distribution))
+
+
+def hook_caller() -> pluggy.PluginManager:
+    """What knows the hooks of textseg, and no plug-in yet."""
+    manager = pluggy.PluginManager("textseg")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugin) -> list[Component]:
+    """Import a plug-in, give its hooks to `hooks`, and return its components. Raises whatever is wrong with it."""
+    if why := misfit(plugin, __version__):
+        raise PluginError(why)
+    module = entry_point.load()
+    others = hooks.get_plugins()
+    hooks.register(module, plugin.name)
+    try:
+        marked = hooks.get_hookcallers(module) or []
+        # pluggy takes a function of any name that is marked, and calls none that it doesn't know
+        known = [name for name in vars(hookspecs) if name.startswith("textseg_")]
+        if unknown := [hook.name for hook in marked if hook.name not in known]:
+            raise TypeError(f"{entry_point.value} marks '{unknown[0]}' with @hookimpl.{suggestion(unknown[0], known)}")
+        if not marked:
+            raise TypeError(f"{entry_point.value} has no function marked with @hookimpl, such as 'textseg_register'")
+        collected = Register(plugin)
+        hooks.subset_hook_caller("textseg_register", others)(register=collected)
+    except BaseException:
+        hooks.unregister(module)
+        raise
+    return collected.components
+
+
+@functools.cache
+def installed_registry() -> Registry:
+    """The registry of every plug-in that is installed here; raises PluginError for faults where they are errors."""
+    registry = discover(list(importlib.metadata.entry_points(group="textseg")))
+    if registry.faults and os.environ.get("TEXTSEG_STRICT_PLUGINS") == "1":
+        raise PluginError(
+            "\n".join(registry.faults) + "\nMend or uninstall what is broken, or unset TEXTSEG_STRICT_PLUGINS."
+        )
+    return registry

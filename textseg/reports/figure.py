@@ -1,0 +1,221 @@
+"""Figures of finished runs, as papers print them: predictions, probabilities and features of the same slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textseg.contracts import SegmenterOutput, Source
+from textseg.data.preparation import PreparedCase
+from textseg.data.slices import batches_in_order
+from textseg.drawing.model_pictures import PixelPlaces, ProbabilityMaps, pixel_png, probability_png
+from textseg.drawing.pictures import fullest_slice, panels_png
+from textseg.drawing.side_by_side import shared_slice, typical_cases
+from textseg.errors import RunError, suggestion
+from textseg.evaluation.evaluate import check_data, load_segmenter
+from textseg.inference.structure_finder import told_slices
+from textseg.metrics.scores import read_scores
+from textseg.models.segmenter import Segmenter
+from textseg.recipe.loading import load_recipe
+from textseg.reports.tsne import tsne
+from textseg.runs.experiment import Experiment, build
+from textseg.runs.folder import RunFolder
+from textseg.runs.saved_predictions import read_kept
+
+PIXELS = 1000  # in a map of features, an equal part for each structure
+COLUMNS = 6  # panels in a line
+SHOWN = 4  # structures in a figure of probabilities, unless they are named
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run with its data and its best weights, told what its scores were told."""
+
+    label: str
+    experiment: Experiment
+    segmenter: Segmenter
+    source: Source | None
+    device: torch.device
+
+    def case(self, wanted: str | None) -> PreparedCase:
+        """A test case by its id, else the first. Raises RunError for one that there is not."""
+        cases = {prepared.case.id: prepared for prepared in self.experiment.cases["test"]}
+        found = cases.get(wanted) if wanted is not None else next(iter(cases.values()))
+        if found is None:
+            raise RunError(f"'{self.label}' has no test case '{wanted}'.{suggestion(str(wanted), list(cases))}")
+        return found
+
+    def classes(self, structures: Sequence[str]) -> dict[str, int]:
+        """Class indices of structures. Raises RunError for one that the atlas lacks."""
+        atlas = self.experiment.atlas
+        if unknown := [name for name in structures if name not in atlas.names]:
+            raise RunError(
+                f"--structures: atlas '{atlas.name}' has no '{unknown[0]}'.{suggestion(unknown[0], atlas.names)}"
+            )
+        return {name: atlas[name].index for name in structures}
+
+    def outputs(self, prepared: PreparedCase) -> list[SegmenterOutput]:
+        """What the model says of every slice of a case, batch by batch."""
+        slices, _ = told_slices(self.experiment, self.segmenter, prepared, self.source, self.device)
+        size = self.experiment.recipe.training.batch_size
+        with torch.no_grad():
+            moved = [batch.to(self.device) for batch in batches_in_order(slices, size, self.segmenter.batching)]
+            return [self.segmenter(batch.image, batch.text) for batch in moved]
+
+
+def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice_number: int | None = None) -> bytes:
+    """A PNG of the same slices under every run: image, reference and each prediction.
+
+    Without `cases` the best, the median and the worst by the mean DSC of all runs; without a slice (0-based) the one
+    whose reference shows most. Drawn from the predictions that the evaluations kept: no model is loaded. Raises
+    RunError where one kept none, and where runs, cases and slices don't fit together.
+    """
+    folders = named(runs)
+    kept = {label: read_kept(folder) for label, folder in folders.items()}
+    chosen = dict.fromkeys(cases, "") or typical_cases(
+        {label: read_scores(folder.scores) for label, folder in folders.items()}
+    )
+    panels = []
+    for case, what in chosen.items():
+        shared = shared_slice(kept, case, slice_number)
+        place = f"case {case}, slice {shared.index + 1} of {shared.count}"
+        panels.append(shared.panels(f"{what}: {place}" if what else place))
+    return panels_png(panels, columns=COLUMNS, panel_inches=2.6, paper="white")
+
+
+def probabilities_figure(
+    runs: Sequence[Path],
+    *,
+    case: str | None = None,
+    slice_number: int | None = None,
+    structures: Sequence[str] = (),
+) -> bytes:
+    """A PNG of softmax probabilities over one slice, at the prepared size, a line for each run.
+
+    Without a case the first of the test; without `structures` the largest that the slice shows. Raises RunError for a
+    case, a slice or a structure that there is not, and for masks of another tool, which have no model.
+    """
+    lines: list[ProbabilityMaps] = []
+    title = ""
+    for trained in trained_runs(runs):
+        prepared = trained.case(case)
+        mask = np.asarray(prepared.mask)
+        if slice_number is not None and not 0 <= slice_number < len(mask):
+            raise RunError(f"Case '{prepared.case.id}' has slices 1 to {len(mask)}, and no {slice_number + 1}.")
+        index = fullest_slice(mask) if slice_number is None else slice_number
+        if not structures:
+            sizes = np.bincount(mask[index].ravel(), minlength=trained.experiment.atlas.class_count)[1:]
+            largest = sorted(int(number) for number in np.argsort(-sizes, kind="stable")[:SHOWN])
+            structures = [trained.experiment.atlas.structures[number].name for number in largest]
+        classes = trained.classes(structures)
+        logits = torch.cat([output.logits.float().cpu() for output in trained.outputs(prepared)])[index]
+        probabilities = logits.softmax(0).numpy()
+        lines.append(
+            ProbabilityMaps(
+                method=trained.label,
+                image=np.asarray(prepared.image[index], np.float32),
+                maps={name: probabilities[number] for name, number in classes.items()},
+                references={name: mask[index] == number for name, number in classes.items()},
+                pixel_aspect=prepared.spacing_mm[1] / prepared.spacing_mm[2],
+            )
+        )
+        title = title or f"Probability in case {prepared.case.id}, slice {index + 1} of {len(mask)}"
+    return probability_png(title, lines)
+
+
+def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes:
+    """A PNG of pixels of the test cases, placed by t-SNE of their features, coloured by the reference's structures.
+
+    The features are the finest fused ones, or the logits of a network that gives none. Pixels are drawn evenly from
+    the structures, the same ones for runs of equal preparation. Raises RunError as `probabilities_figure` does.
+    """
+    maps: list[PixelPlaces] = []
+    names: dict[int, str] = {}
+    for trained in trained_runs(runs):
+        chosen = [trained.case(case) for case in cases] or trained.experiment.cases["test"]
+        draws = draw_pixels([np.asarray(prepared.mask) for prepared in chosen], PIXELS)
+        found, what = [], ""
+        for prepared, places in zip(chosen, draws, strict=True):
+            values, what = _features(trained.outputs(prepared), places)
+            found.append(values)
+        classes = [np.asarray(prepared.mask)[tuple(places.T)] for prepared, places in zip(chosen, draws, strict=True)]
+        maps.append(PixelPlaces(trained.label, what, tsne(np.concatenate(found)), np.concatenate(classes)))
+        names |= {structure.index: structure.name for structure in trained.experiment.atlas.structures}
+    return pixel_png("Pixels of the test, by t-SNE of their features", maps, names)
+
+
+def draw_pixels(masks: Sequence[NDArray[np.uint8]], count: int) -> list[NDArray[np.int64]]:
+    """For each mask [S, H, W], places [N, 3] of pixels; in all about `count`, an equal part for each class."""
+    places = [np.argwhere(np.ones(mask.shape, bool)) for mask in masks]
+    owner = np.repeat(np.arange(len(masks)), [len(some) for some in places])
+    everywhere = np.concatenate(places)
+    classes = np.concatenate([mask.ravel() for mask in masks])
+    random = np.random.default_rng(0)
+    present = np.unique(classes)
+    drawn = []
+    for index in present:
+        there = np.flatnonzero(classes == index)
+        drawn.append(random.choice(there, min(len(there), max(1, count // len(present))), replace=False))
+    chosen = np.sort(np.concatenate(drawn))
+    return [everywhere[chosen[owner[chosen] == number]] for number in range(len(masks))]
+
+
+def _features(outputs: Sequence[SegmenterOutput], places: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
+    """Features [N, C] at places [N, 3] of the prepared slices, and what they are."""
+    fused = bool(outputs[0].fused_features)
+    maps: list[Tensor] = [output.fused_features[0] if fused else output.logits for output in outputs]
+    values = torch.cat([one.float().cpu() for one in maps])  # [S, C, h, w]
+    # Feature maps keep the padded size, and padding is at the bottom and to the right: strides are whole numbers.
+    height, width = torch.cat([output.logits for output in outputs]).shape[-2:]
+    strides = max(1, round(height / values.shape[-2])), max(1, round(width / values.shape[-1]))
+    rows = np.minimum(places[:, 1] // strides[0], values.shape[-2] - 1)
+    columns = np.minimum(places[:, 2] // strides[1], values.shape[-1] - 1)
+    found = values[torch.from_numpy(places[:, 0]), :, torch.from_numpy(rows), torch.from_numpy(columns)]
+    return found.double().numpy(), f"{values.shape[1]} {'fused features' if fused else 'logits'}"
+
+
+def named(runs: Sequence[Path]) -> dict[str, RunFolder]:
+    """Runs by names that tell them apart: by seed, fold and prompts where the names alone don't."""
+    folders = list({RunFolder.existing(run).path.resolve(): RunFolder.existing(run) for run in runs}.values())
+    facts = [folder.read() for folder in folders]
+    labels = [str(found.get("name", folder.path.name)) for found, folder in zip(facts, folders, strict=True)]
+    sources = [str((found.get("evaluation") or {}).get("prompts", "none")) for found in facts]
+    labels = [
+        f"{label} ORACLE" if source == "ground_truth" else label for label, source in zip(labels, sources, strict=True)
+    ]
+    details = (
+        [f"seed {found.get('seed')}" for found in facts],
+        [f"fold {found.get('fold')}" for found in facts],
+        [f"{source.replace('_', ' ')} prompts" for source in sources],
+        [str(folder.path) for folder in folders],
+    )
+    for detail in details:
+        for label in [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
+            places = [place for place, other in enumerate(labels) if other == label]
+            if len({detail[place] for place in places}) > 1:
+                for place in places:
+                    labels[place] = f"{label}, {detail[place]}"
+    return dict(zip(labels, folders, strict=True))
+
+
+def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
+    """One run after the other, its weights loaded; raises RunError for masks of another tool, and for other data."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for label, folder in named(runs).items():
+        facts = folder.read()
+        if facts.get("predictions"):
+            raise RunError(f"'{folder.path}' holds masks of another tool: there is no model to look into.")
+        said = (facts.get("evaluation") or {}).get("prompts", "none")
+        source = cast("Source | None", said if said in get_args(Source) else None)
+        home = folder.trained_in
+        experiment = build(load_recipe(home.recipe), also=[source] if source else [])
+        check_data(experiment, home)
+        segmenter = load_segmenter(experiment, home).to(device)
+        yield Trained(label, experiment, segmenter, source, device)

@@ -1,0 +1,122 @@
+"""Which runs there are, how far they have come, and what came out: read off their folders, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from textseg.errors import RunError
+from textseg.runs.folder import RunFolder
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """One run folder; None for what it does not say yet."""
+
+    folder: str  # relative to where the runs are listed
+    name: str
+    seed: int
+    fold: int | None
+    state: State
+    epoch: int  # finished ones
+    epochs: int | None
+    best: float | None  # validation DSC
+    test: dict[str, float | None]  # metric -> mean over structures
+    prompts: str | None  # at the test
+    failure: str | None  # why it failed
+
+
+def list_runs(folder: Path) -> list[ListedRun]:
+    """Every run below a folder, sorted by name, seed and fold; raises RunError where there is no such folder.
+
+    Runs that `--fresh` moved aside, and evaluations with prompts of other sources, are left out.
+    """
+    if not folder.is_dir():
+        raise RunError(f"There is no folder '{folder}'. Name the one that holds the run folders: textseg runs FOLDER")
+    found = [_listed(run, folder) for run in _runs_below(folder)]
+    return sorted(found, key=lambda run: (run.name, run.seed, -1 if run.fold is None else run.fold, run.folder))
+
+
+def _runs_below(folder: Path) -> Iterator[RunFolder]:
+    """The folder itself, those below it, and those below these."""
+    levels = [[folder], sorted(folder.iterdir()), sorted(folder.glob("*/*"))]
+    for path in (path for level in levels for path in level):
+        run = RunFolder(path)
+        if (run.is_repeat or path == folder) and run.recipe.exists():
+            yield run
+
+
+def _listed(run: RunFolder, below: Path) -> ListedRun:
+    try:
+        record = run.read()
+    except RunError as error:
+        record = {"failure": str(error)}
+    recipe = _recipe(run)
+    history = run.read_history()
+    validated = [float(row["validation_dsc"]) for row in history if row.get("validation_dsc")]
+    state = _state(run, record)
+    return ListedRun(
+        folder=str(run.path.relative_to(below)),
+        name=str(record.get("name", recipe.get("name", run.path.parent.name))),
+        seed=int(record.get("seed", recipe.get("seed", 0))),
+        fold=record.get("fold", (recipe.get("split") or {}).get("fold")),
+        state=state,
+        epoch=int(history[-1]["epoch"]) if history else 0,
+        epochs=(recipe.get("training") or {}).get("epochs"),
+        best=max(validated, default=None),
+        test=record.get("test", {}) if state == "finished" else {},
+        prompts=(record.get("evaluation") or {}).get("prompts"),
+        failure=record.get("failure") if state == "failed" else None,
+    )
+
+
+def _state(run: RunFolder, record: Mapping[str, Any]) -> State:
+    if run.in_use:
+        return "running"
+    if record.get("failure"):
+        return "failed"
+    return "finished" if run.report.exists() and run.scores.exists() else "interrupted"
+
+
+def _recipe(run: RunFolder) -> dict[str, Any]:
+    try:
+        recipe = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
+    """The runs as plain values."""
+    return [asdict(run) for run in runs]
+
+
+def as_text(runs: Sequence[ListedRun]) -> str:
+    """The runs as a table for the terminal, with the reason below of each that failed."""
+    header = ("name", "seed", "fold", "state", "epoch", "validation DSC", "test", "prompts")
+    rows = [header, *(_cells(run) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines.insert(1, ["-" * width for width in widths])
+    reasons = [f"{run.folder}: {run.failure}" for run in runs if run.failure]
+    return "\n".join([*("  ".join(line).rstrip() for line in lines), *([""] if reasons else []), *reasons])
+
+
+def _cells(run: ListedRun) -> tuple[str, ...]:
+    metric, value = next(iter(run.test.items()), ("", None))
+    return (
+        run.name,
+        str(run.seed),
+        "" if run.fold is None else str(run.fold),
+        run.state,
+        f"{run.epoch} of {run.epochs}" if run.epochs else str(run.epoch),
+        "" if run.best is None else f"{run.best:.4f}",
+        f"{metric} {value:.4f}" if value is not None else "",
+        run.prompts or "",
+    )

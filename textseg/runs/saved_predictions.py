@@ -1,0 +1,122 @@
+"""What was predicted for each test case, kept beside the scores, so that pictures need no model afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, get_args
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.contracts import Atlas, Case, LabelMap, Plane
+from textseg.data.preparation import map_labels
+from textseg.errors import DataError, RunError
+from textseg.runs.folder import RunFolder
+from textseg.system.files import write_atomically
+from textseg.volumes.files import Geometry, read_labels, read_volume, write_labels
+
+
+class Keep(Protocol):
+    """Writes the class indices [S, H, W] of a case, in the geometry of its annotation."""
+
+    def __call__(self, case: Case, predicted: NDArray[np.uint8], geometry: Geometry, label_map: LabelMap) -> None: ...
+
+
+@dataclass(frozen=True)
+class KeptCase:
+    """The files of a test case: what was predicted, the scan, the annotation with what its values mean."""
+
+    id: str
+    prediction: Path
+    image: Path
+    mask: Path
+    label_map: Mapping[int, int]
+    plane: Plane = "sagittal"
+
+    def read_prediction(self) -> tuple[NDArray[np.uint8], Geometry]:
+        """Class indices [S, H, W]; raises DataError where the file is missing or damaged."""
+        labels = read_labels(self.prediction, self.plane)
+        return labels.array.astype(np.uint8), labels.geometry
+
+    def read_reference(self) -> NDArray[np.uint8]:
+        """Class indices [S, H, W] of the annotation; raises DataError where it is not at hand."""
+        case = Case(self.id, "", self.image, self.mask)
+        return map_labels(read_labels(self.mask, self.plane), self.label_map, case)
+
+    def read_image(self, geometry: Geometry) -> NDArray[np.float32]:
+        """Intensities [S, H, W]; raises DataError where the scan is not at hand or does not lie in `geometry`."""
+        volume = read_volume(self.image, self.plane)
+        if differences := volume.geometry.differences(geometry):
+            raise DataError(
+                f"'{self.image}' is not the scan that '{self.prediction}' was made of: {'; '.join(differences)}. "
+                "Restore it, or evaluate the run again."
+            )
+        return volume.array
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """Names of the structures by class index, and the test cases by id."""
+
+    names: Mapping[int, str]
+    cases: Mapping[str, KeptCase]
+
+
+@contextmanager
+def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
+    """Keep the predictions of an evaluation, one file for each case in the folder `predictions`.
+
+    Its table of contents goes first and comes back last: what an evaluation that was cut off leaves is never read.
+    """
+    folder.predictions_index.unlink(missing_ok=True)
+    cases: dict[str, dict[str, Any]] = {}
+
+    def keep(case: Case, predicted: NDArray[np.uint8], geometry: Geometry, label_map: LabelMap) -> None:
+        name = f"{quote(case.id, safe=' ()+,=@')}.mha"
+        write_labels(predicted, geometry, folder.predictions / name)
+        cases[case.id] = {
+            "prediction": name,
+            "image": str(case.image_path.absolute()),
+            "mask": str(Path(case.mask_path or "").absolute()),
+            "labels": {str(value): index for value, index in sorted(label_map.items())},
+        }
+
+    yield keep
+    content = {
+        "plane": atlas.plane,
+        "structures": {str(s.index): s.name for s in atlas.structures},
+        "cases": cases,
+    }
+    write_atomically(folder.predictions_index, json.dumps(content, indent=1) + "\n")
+
+
+def read_kept(folder: RunFolder) -> KeptPredictions:
+    """What `keeping` wrote; raises RunError where there is nothing, or no such table."""
+    path = folder.predictions_index
+    again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        plane = content.get("plane", "sagittal")  # as all were when a table did not say it
+        if plane not in get_args(Plane):
+            raise ValueError(f"no plane is called {plane!r}")
+        cases = {
+            case_id: KeptCase(
+                id=case_id,
+                prediction=folder.predictions / Path(case["prediction"]).name,
+                image=Path(case["image"]),
+                mask=Path(case["mask"]),
+                label_map={int(value): int(index) for value, index in case["labels"].items()},
+                plane=plane,
+            )
+            for case_id, case in content["cases"].items()
+        }
+        return KeptPredictions({int(index): str(name) for index, name in content["structures"].items()}, cases)
+    except FileNotFoundError:
+        raise RunError(f"'{folder.path}' keeps no predictions to draw. {again}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"'{path}' is damaged ({type(error).__name__}: {error}). {again}") from None

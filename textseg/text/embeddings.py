@@ -1,0 +1,222 @@
+"""What a frozen text encoder makes of the prompts: token budget, features of each text once, the cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from textseg.contracts import Source, TextEncoder
+from textseg.errors import PromptError, suggestion
+from textseg.system.files import write_atomically
+from textseg.system.messages import counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK = 64  # texts encoded between two writes: what an interrupted job loses at most
+POOLINGS = ("mean", "first", "max")
+LISTED = 20  # too long texts that a message shows
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One line of the prompt table: a text, where its knowledge came from, what made and what read it."""
+
+    source: Source | Literal["simulated"]
+    view: Literal["holistic", "classwise"]
+    structure: str | None  # None for a holistic text, and for a text that several structures share
+    text: str
+    tokens: int
+    generator: str
+    encoder_fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class TextTable:
+    """Frozen features of N distinct texts.
+
+    An empty text has token count 0, zero features and a mask without a True.
+    """
+
+    texts: tuple[str, ...]
+    token_counts: tuple[int, ...]
+    tokens: Tensor  # [N, T, D] float16; padding is zero
+    mask: Tensor  # [N, T] bool, True where a token is
+    pooled: Tensor  # [N, D] float16, over the tokens as the encoder asks: their mean by default
+    fingerprint: str  # of the encoder, the texts whatever their order, and T
+    encoded_count: int  # texts that were not in the cache
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {text: row for row, text in enumerate(self.texts)}
+
+    def index(self, text: str) -> int:
+        """Row of a text; raises PromptError where the table doesn't hold it."""
+        try:
+            return self._rows[text]
+        except KeyError:
+            raise PromptError(
+                f"The text '{_shortened(text)}' is not among the {len(self.texts)} texts that were encoded for this "
+                "run; build the text table from every text that the run can need."
+            ) from None
+
+
+def check_budget(encoder: TextEncoder, texts: Sequence[str]) -> int:
+    """The token count of the longest text, special tokens included; 0 where no text has a word.
+
+    Raises PromptError for texts longer than the encoder can read: cutting them would silently hide structures.
+    """
+    distinct = [text for text in dict.fromkeys(texts) if text]
+    if not distinct:
+        return 0
+    counts = encoder.count_tokens(distinct)
+    over = sorted(((n, text) for n, text in zip(counts, distinct, strict=True) if n > encoder.max_tokens), reverse=True)
+    if over:
+        lines = [f"  {counted(count, 'token')}: {_shortened(text)}" for count, text in over[:LISTED]]
+        if len(over) > LISTED:
+            lines.append(f"  and {len(over) - LISTED} more")
+        raise PromptError(
+            f"{type(encoder).__name__} reads at most {encoder.max_tokens} tokens, and these prompts are longer:\n"
+            + "\n".join(lines)
+            + "\nLower the granularity of the prompt generator, or use a text encoder that reads more."
+        )
+    return max(counts)
+
+
+def build_text_table(
+    encoder: TextEncoder,
+    texts: Iterable[str],
+    *,
+    text_length: int,
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> TextTable:
+    """The features of every distinct text, padded to `text_length` (T); only texts not in the cache are encoded.
+
+    `cache` is a folder that runs and processes may share. `progress` is told how many of how many texts are encoded.
+    Raises PromptError for a text over the encoder's or the table's length, and for features that are no numbers.
+    """
+    import torch
+
+    distinct = tuple(dict.fromkeys(texts))
+    entries = {text: _Entry(cache, encoder, text) for text in distinct if text}
+    features = {text: stored for text, entry in entries.items() if (stored := entry.read()) is not None}
+    missing = sorted((text for text in entries if text not in features), key=len)
+    check_budget(encoder, missing)
+    for start in range(0, len(missing), CHUNK):
+        chunk = missing[start : start + CHUNK]
+        tokens, mask = encoder(chunk)
+        for text, rows, kept in zip(chunk, tokens.detach().cpu(), mask.cpu(), strict=True):
+            features[text] = rows[kept].to(torch.float16)
+            if not torch.isfinite(features[text]).all():
+                raise PromptError(
+                    f"{type(encoder).__name__} gave features that are no numbers in 16 bits for '{_shortened(text)}'; "
+                    "its weights are damaged or its features too large: use another layer or another encoder."
+                )
+            entries[text].write(features[text])
+        if progress is not None:
+            progress(start + len(chunk), len(missing))
+
+    table = torch.zeros(len(distinct), text_length, encoder.feature_size, dtype=torch.float16)
+    counts = tuple(len(features[text]) if text else 0 for text in distinct)
+    for row, (text, count) in enumerate(zip(distinct, counts, strict=True)):
+        if count > text_length:
+            raise PromptError(
+                f"The text '{_shortened(text)}' has {count} tokens, and this run was built for texts of at most "
+                f"{text_length}; shorten it, or train a run whose prompts are as long."
+            )
+        if count:
+            table[row, :count] = features[text]
+    mask = torch.arange(text_length)[None] < torch.tensor(counts, dtype=torch.long)[:, None]
+    return TextTable(
+        texts=distinct,
+        token_counts=counts,
+        tokens=table,
+        mask=mask,
+        pooled=_pooled(table, mask, getattr(encoder, "pooling", "mean")),
+        fingerprint=_digest(json.dumps([encoder.fingerprint, text_length, sorted(distinct)])),
+        encoded_count=len(missing),
+    )
+
+
+def _pooled(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector for each text, [N, D]; zero for a text without a token."""
+    import torch
+
+    if pooling not in POOLINGS:
+        raise PromptError(f"A text encoder asks for the pooling '{pooling}'.{suggestion(pooling, POOLINGS)}")
+    if pooling == "mean" or not tokens.shape[1]:
+        # Summed in float32: a hundred tokens in float16 would lose the last digits.
+        return (tokens.sum(dim=1, dtype=torch.float32) / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(tokens.dtype)
+    if pooling == "first":
+        return tokens[:, 0]
+    highest = tokens.masked_fill(~mask[..., None], torch.finfo(tokens.dtype).min).amax(dim=1)
+    return highest.masked_fill(~mask.any(dim=1, keepdim=True), 0)
+
+
+def write_prompt_table(path: Path, rows: Iterable[PromptRow]) -> None:
+    """Write prompts.jsonl, one line for each distinct source, view and text, in the order of their first use.
+
+    Raises PromptError for an empty holistic text.
+    """
+    lines: dict[tuple[str, str, str], PromptRow] = {}
+    for row in rows:
+        if row.view == "holistic" and not row.text:
+            raise PromptError(f"Prompt generator '{row.generator}' gave an empty holistic prompt ({row.source}).")
+        first = lines.setdefault((row.source, row.view, row.text), row)
+        if first.structure != row.structure:
+            lines[row.source, row.view, row.text] = replace(first, structure=None)
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in lines.values())
+    write_atomically(path, text)
+
+
+class _Entry:
+    """The file that holds one text's features; a damaged one counts as missing."""
+
+    def __init__(self, cache: Path, encoder: TextEncoder, text: str) -> None:
+        self.key = _digest(json.dumps([encoder.fingerprint, text]))
+        self.path = cache / self.key[:2] / f"{self.key}.safetensors"
+        self.feature_size = encoder.feature_size
+
+    def read(self) -> Tensor | None:
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            stored = load(self.path.read_bytes())
+            tokens, checksum = stored["tokens"], stored["checksum"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        sound = tokens.dtype == torch.float16 and tokens.ndim == 2 and tokens.shape[1] == self.feature_size
+        return tokens if sound and checksum.tolist() == list(self._checksum(tokens)) else None
+
+    def write(self, tokens: Tensor) -> None:
+        import torch
+        from safetensors.torch import save
+
+        checksum = torch.tensor(list(self._checksum(tokens)), dtype=torch.uint8)
+        try:
+            write_atomically(self.path, save({"tokens": tokens.contiguous(), "checksum": checksum}))
+        except OSError as error:
+            raise PromptError(
+                f"The features of a prompt can't be written to '{self.path}': {error.strerror or error}. Make room or "
+                "choose a cache folder that you may write to."
+            ) from error
+
+    def _checksum(self, tokens: Tensor) -> bytes:
+        # The key is part of it, so that a file under another's name is noticed too.
+        return hashlib.sha256(self.key.encode() + tokens.numpy().tobytes()).digest()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,286 @@
+"""What every slice is told by every source that a run needs, and its frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, Case, PromptGenerator, Source, TextEncoder, TextFeatures, Visibility
+from textseg.randomness import slice_key
+from textseg.system.devices import Movable
+from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
+from textseg.text.prompts import (
+    generate,
+    ground_truth_visibility,
+    interactive_visibility,
+    predicted_visibilities,
+    shifted,
+    template_visibility,
+)
+
+
+class AnnotatedCase(Protocol):
+    """A case whose slices are annotated: a `PreparedCase`, which this package need not know."""
+
+    @property
+    def case(self) -> Case: ...
+    @property
+    def slice_count(self) -> int: ...
+    @property
+    def present(self) -> tuple[tuple[int, ...], ...]:
+        """Class indices that each slice shows."""
+        ...
+
+
+AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # what the data of a run can say
+
+Line = tuple[Source, Literal["holistic", "classwise"], str | None, str]  # source, view, structure, text
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the sources go by beyond the annotation.
+
+    Args:
+        template_position: whether the template says where in the stack a slice lies, which nobody need look up.
+        interactive_error: chance that the simulated person has miscounted a volume by one level.
+        seed: of that chance.
+        named: what a person did name, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
+    """
+
+    template_position: bool = True
+    interactive_error: float = 0.0
+    seed: int = 0
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SlicePrompt:
+    """What one source says of one slice."""
+
+    holistic: str
+    classwise: tuple[str, ...]
+    visibility: Visibility
+
+
+def slice_prompts(
+    prepared: AnnotatedCase,
+    source: Source,
+    generator: PromptGenerator,
+    atlas: Atlas,
+    knowledge: Knowledge = Knowledge(),
+) -> list[SlicePrompt]:
+    """The prompts of every slice of a case, in order, with what `source` knows.
+
+    `interactive` is what a person named; else it simulates one, who names the first and the last structure of the
+    sequence that the volume's annotation shows, or all visible ones where the atlas has no order. What is `predicted`
+    only a model can say: see `prompts_saying`.
+    """
+    if source == "ground_truth":
+        facts = prepared.case.facts
+        said = [ground_truth_visibility(atlas, shown, facts) for shown in prepared.present]
+    else:
+        placed = source != "template" or knowledge.template_position
+        visibility = _of_volume(prepared, source, atlas, knowledge)
+        return prompts_saying(visibility, prepared.slice_count, generator, atlas, position=placed)
+    return [
+        _prompt(generator, atlas, visibility.at(index, prepared.slice_count)) for index, visibility in enumerate(said)
+    ]
+
+
+def prompts_saying(
+    visibility: Visibility,
+    slice_count: int,
+    generator: PromptGenerator,
+    atlas: Atlas,
+    *,
+    position: bool = True,
+) -> list[SlicePrompt]:
+    """The prompts of every slice of a volume of which `visibility` is said, whoever says it.
+
+    Without `position` they don't say where in the stack a slice lies.
+    """
+    if not position:
+        return [_prompt(generator, atlas, visibility)] * slice_count
+    return [_prompt(generator, atlas, visibility.at(index, slice_count)) for index in range(slice_count)]
+
+
+def _prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> SlicePrompt:
+    text = generate(generator, atlas, visibility)
+    return SlicePrompt(text.holistic, text.classwise, visibility)
+
+
+def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge: Knowledge) -> Visibility:
+    facts, case = prepared.case.facts, prepared.case.id
+    if source == "template":
+        return template_visibility(atlas, facts)
+    if case in knowledge.named:
+        return interactive_visibility(atlas, knowledge.named[case], facts)
+    shown = ground_truth_visibility(atlas, {found for plane in prepared.present for found in plane}, facts).visible
+    stretch = [name for name in atlas.sequence if name in shown]
+    if not stretch:
+        return interactive_visibility(atlas, shown or atlas.names, facts)
+    chance = np.random.default_rng((knowledge.seed, slice_key(case, 0), 2))
+    levels = int(chance.choice((-1, 1))) if chance.random() < knowledge.interactive_error else 0
+    return interactive_visibility(atlas, shifted(atlas, stretch[0], stretch[-1], levels), facts)
+
+
+@dataclass(frozen=True)
+class TextRows(Movable):
+    """Where the features of B slices stand in the text table."""
+
+    holistic: Tensor  # [B]
+    classwise: Tensor  # [B, K-1]
+    present: Tensor  # [B, K-1] bool
+
+
+class SliceText:
+    """Which rows of the text table belong to each slice, for each source."""
+
+    def __init__(self, table: TextTable, atlas: Atlas, prompts: Mapping[str, Sequence[SlicePrompt]]) -> None:
+        self.table = table
+        self._tables: dict[torch.device, list[Tensor]] = {}
+        self.rows = {source: self._rows(slices, atlas) for source, slices in prompts.items()}
+
+    def _rows(self, slices: Sequence[SlicePrompt], atlas: Atlas) -> tuple[Tensor, Tensor, Tensor]:
+        index = self.table.index
+        return (
+            torch.tensor([index(prompt.holistic) for prompt in slices]),  # [N]
+            torch.tensor([[index(text) for text in prompt.classwise] for prompt in slices]),  # [N, K-1]
+            torch.tensor([[name in prompt.visibility.visible for name in atlas.names] for prompt in slices]),
+        )
+
+    def holistic(self, source: str, number: int) -> str:
+        """What a source says of a slice."""
+        return self.table.texts[int(self.rows[source][0][number])]
+
+    def features(self, numbers: Sequence[int], sources: Sequence[str]) -> TextFeatures:
+        """The features of B slices, each with its own source."""
+        return self.gather(self.chosen(numbers, sources))
+
+    def chosen(self, numbers: Sequence[int], sources: Sequence[str]) -> TextRows:
+        """The rows of B slices, each with its own source: what a worker hands over in place of their features."""
+        places = list(zip(numbers, sources, strict=True))
+        return TextRows(*(torch.stack([self.rows[source][part][n] for n, source in places]) for part in range(3)))
+
+    def gather(self, rows: TextRows) -> TextFeatures:
+        """The features of B slices, on the device of their rows; the table goes there once."""
+        device = rows.holistic.device
+        if device not in self._tables:
+            self._tables[device] = [part.to(device) for part in (self.table.tokens, self.table.mask, self.table.pooled)]
+        tokens, mask, pooled = self._tables[device]
+        return TextFeatures(
+            tokens=tokens[rows.holistic].float(),
+            mask=mask[rows.holistic],
+            classwise=pooled[rows.classwise].float(),
+            present=rows.present,
+        )
+
+
+@dataclass(frozen=True)
+class Text:
+    """Everything that is said in a run."""
+
+    atlas: Atlas
+    generator: PromptGenerator
+    prompts: Mapping[str, Mapping[Source, Sequence[SlicePrompt]]]  # case id -> source -> its slices in order
+    table: TextTable
+    rows: Sequence[PromptRow]  # each distinct text with its source
+
+    def of(self, cases: Sequence[AnnotatedCase], sources: Collection[Source]) -> SliceText:
+        """What some sources say of the slices of some cases, numbered through."""
+        by_case = [self.prompts[prepared.case.id] for prepared in cases]
+        prompts: dict[str, Sequence[SlicePrompt]] = {
+            source: [prompt for case in by_case for prompt in case[source]] for source in sources
+        }
+        return SliceText(self.table, self.atlas, prompts)
+
+    def saying(self, prepared: AnnotatedCase, visibility: Visibility) -> SliceText:
+        """What the slices of a case are told where `visibility` is said of it.
+
+        Raises PromptError for a text that is not in the table.
+        """
+        prompts = prompts_saying(visibility, prepared.slice_count, self.generator, self.atlas)
+        return SliceText(self.table, self.atlas, {visibility.source: prompts})
+
+
+def build_text(
+    needed: Sequence[tuple[AnnotatedCase, Collection[Source]]],
+    generator: PromptGenerator,
+    encoder: TextEncoder,
+    atlas: Atlas,
+    *,
+    generator_name: str,
+    cache: Path,
+    knowledge: Knowledge = Knowledge(),
+) -> Text:
+    """Write the prompts of each case by the sources that it needs, and encode each distinct text once.
+
+    Of a case that needs `predicted`, the table holds whatever a first pass may find. T is the longest text that this
+    generator can produce for this atlas, on whatever scan: a trained model can then read any of them. Raises
+    PromptError for a text that the encoder can't read whole.
+    """
+    prompts: dict[str, dict[Source, Sequence[SlicePrompt]]] = {
+        prepared.case.id: {
+            source: slice_prompts(prepared, source, generator, atlas, knowledge)
+            for source in sorted(sources)
+            if source != "predicted"
+        }
+        for prepared, sources in needed
+    }
+    said = [item for by_source in prompts.values() for item in by_source.items()]
+    said += _findable([prepared for prepared, sources in needed if "predicted" in sources], generator, atlas)
+    lines = list(dict.fromkeys(_lines(said, atlas)))  # each once, in the order of first use
+    texts = list(dict.fromkeys(text for *_, text in lines))
+    cases = [prepared for prepared, _ in needed]
+    length = check_budget(encoder, [*_possible_texts(generator, atlas, cases), *texts])
+    table = build_text_table(encoder, texts, text_length=length, cache=cache)
+    counts = dict(zip(table.texts, table.token_counts, strict=True))
+    rows = [PromptRow(*line, counts[line[-1]], generator_name, encoder.fingerprint) for line in lines]
+    return Text(atlas, generator, prompts, table, rows)
+
+
+def _lines(said: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -> Iterator[Line]:
+    for source, slices in said:
+        for prompt in slices:
+            yield source, "holistic", None, prompt.holistic
+            for name, text in zip(atlas.names, prompt.classwise, strict=True):
+                yield source, "classwise", name, text
+
+
+def _findable(
+    cases: Sequence[AnnotatedCase], generator: PromptGenerator, atlas: Atlas
+) -> list[tuple[Source, Sequence[SlicePrompt]]]:
+    """What a first pass over these cases may lead to; cases of equal facts and slice counts are told alike."""
+    alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
+    return [
+        ("predicted", prompts_saying(visibility, case.slice_count, generator, atlas))
+        for case in alike.values()
+        for visibility in predicted_visibilities(atlas, case.case.facts)
+    ]
+
+
+def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[AnnotatedCase]) -> Iterator[str]:
+    """What can be said in a run or in a later evaluation of it.
+
+    Of every visibility that template and interactive prompts can have, with the facts of each case, in every third of
+    a stack and without one; and of each case whatever any source says, asked for or not: T must not change with the
+    prompts of an evaluation.
+    """
+    facts = {tuple(sorted(prepared.case.facts.items())) for prepared in cases} | {()}
+    for visibility in (replace(one, facts=dict(known)) for one in atlas.visibilities() for known in sorted(facts)):
+        for placed in (visibility, *(visibility.at(index, 3) for index in range(3))):
+            prompts = generate(generator, atlas, placed)
+            yield prompts.holistic
+            yield from prompts.classwise
+    for prepared in cases:
+        for source in AVAILABLE:
+            for prompt in slice_prompts(prepared, source, generator, atlas):
+                yield prompt.holistic
+                yield from prompt.classwise

@@ -1,0 +1,143 @@
+"""A run in several processes: starting them, watching them, and ending all where one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from textseg.errors import RecipeError, RunError, TextsegError
+from textseg.system import distributed as processes
+from textseg.system.messages import counted
+from textseg.training.signals import on_termination
+
+PAUSE = 0.1  # seconds between two looks at the processes
+GRACE = 5.0  # seconds that a process with an error of its own waits, so that the one that caused it is heard first
+PARENT = "TEXTSEG_PARENT"  # id of the process that started this one
+
+
+def run_command(
+    recipe: Path, overrides: Sequence[str], seed: int | None, output: Path, *, fresh: bool, dry_run: bool
+) -> list[str]:
+    """The command line that does one run alone."""
+    values = [part for value in overrides for part in ("--set", value)]
+    seeds = [] if seed is None else ["--seeds", str(seed)]
+    flags = ["--fresh"] * fresh + ["--dry-run"] * dry_run
+    return [sys.executable, "-m", "textseg", "run", str(recipe), *values, *seeds, "--output", str(output), *flags]
+
+
+def launched() -> bool:
+    """Whether somebody has started this process as one of several: textseg itself, torchrun, or SLURM's srun."""
+    return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def launched_by_textseg() -> bool:
+    """Whether `run_together` has started this process."""
+    return PARENT in os.environ
+
+
+def launched_rank() -> int:
+    """Which of the processes this is, before they are connected."""
+    keys = ("LOCAL_RANK",) if launched_by_textseg() else ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[key]) for key in keys if key in os.environ), 0)
+
+
+def check_shares(size: int, batching: str) -> None:
+    """Raise RecipeError where a batch of `size` slices can't be divided among the processes, part for part equal."""
+    count = processes.count()
+    if count > 1 and batching == "volume":
+        raise RecipeError(
+            f"training.devices: the network reads a whole volume in a step, which {count} processes can't share. Train "
+            "it on one device."
+        )
+    if size % count:
+        possible = ", ".join(str(number) for number in range(1, size + 1) if size % number == 0)
+        raise RecipeError(
+            f"training.devices: a batch of {counted(size, 'slice')} can't be divided among {count} processes. "
+            f"Its parts must be equal: with this batch, {possible} are possible."
+        )
+
+
+def run_together(command: Sequence[str], count: int) -> None:
+    """Do the command in `count` processes of this machine and wait for their end; where one is lost, all end.
+
+    Raises RunError for a lost process, SystemExit with its code for one that has said what was wrong, and
+    KeyboardInterrupt after a termination signal, when all have heard it and saved.
+    """
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"NODE_RANK": "0", PARENT: str(os.getpid())}
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    signals: list[int] = []
+    told = 0
+    children = [
+        # A session of its own: Ctrl-C is heard here, and passed on once.
+        subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(rank)}, start_new_session=True)
+        for rank in range(count)
+    ]
+    try:
+        with on_termination(lambda: signals.append(signal.SIGKILL if signals else signal.SIGINT)):
+            while True:
+                codes = [process.poll() for process in children]
+                if lost := [rank for rank, code in enumerate(codes) if code not in (None, 0, 130)]:
+                    raise _ending(lost, codes)
+                if None not in codes:
+                    break
+                for number in signals[told:]:
+                    for process in children:
+                        process.send_signal(number)
+                told = len(signals)
+                time.sleep(PAUSE)
+    finally:
+        for process in children:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    if any(codes):
+        raise KeyboardInterrupt
+
+
+def _ending(lost: Sequence[int], codes: Sequence[int | None]) -> BaseException:
+    rank = min(lost, key=lambda one: codes[one] or 0)  # one that was killed before one that complains of it
+    code = codes[rank]
+    assert code is not None
+    if code == 2:
+        return SystemExit(2)  # it has said what was wrong
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}; see above"
+    return RunError(
+        f"Process {rank + 1} of {len(codes)} {how}, and the run with it. What was saved is kept: the same command goes "
+        "on from there. Where memory ran out, lower training.batch_size."
+    )
+
+
+@contextmanager
+def one_of_several(rank: int) -> Iterator[None]:
+    """Inside, this is one process of several: it ends with the one that started it, and only the first one prints."""
+    if launched_by_textseg():
+        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    try:
+        if rank == 0:
+            yield
+        else:
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                yield
+    except Exception as error:
+        # What every process finds the first one says; an error about a lost connection has its cause elsewhere.
+        if rank or not isinstance(error, TextsegError):
+            time.sleep(GRACE)
+        raise
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PAUSE)
+    os._exit(1)

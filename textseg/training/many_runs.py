@@ -1,0 +1,192 @@
+"""Several runs, one after the other or some at once, each in a process of its own; what failed, and a leaderboard."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from textseg.errors import RecipeError, RunError
+from textseg.recipe.loading import Recipe, load_recipe
+from textseg.runs.folder import RunFolder
+from textseg.system.messages import counted
+from textseg.training.launching import run_command
+from textseg.training.signals import on_termination
+
+PAUSE = 0.1  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One recipe with the values that this run gives it, and where the run will stand."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    seed: int | None
+    folder: Path
+    output: Path
+
+    def command(self, *, fresh: bool, dry_run: bool) -> list[str]:
+        """The command line that does this run alone."""
+        return run_command(self.recipe, self.overrides, self.seed, self.output, fresh=fresh, dry_run=dry_run)
+
+
+def plan_runs(
+    recipes: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int | None], folds: str | None, output: Path
+) -> list[PlannedRun]:
+    """A run for each recipe, fold and seed; all of them are read before the first one trains for hours.
+
+    `folds` is "0,1" or "all". Raises RecipeError for a mistake in a recipe, for a fold that there is not, and for two
+    runs that would stand in the same folder.
+    """
+    planned: dict[Path, PlannedRun] = {}
+    for recipe in dict.fromkeys(recipes):
+        for fold in _folds(folds, recipe, load_recipe(recipe, overrides)):
+            for seed in seeds:
+                values = (*overrides, *fold)
+                resolved = load_recipe(recipe, [*values, *([] if seed is None else [f"seed={seed}"])])
+                run = PlannedRun(recipe, values, seed, RunFolder.of(resolved, output).path, output)
+                if (other := planned.setdefault(run.folder, run)) is not run:
+                    raise RecipeError(
+                        f"'{other.recipe}' and '{recipe}' would both run in '{run.folder}'. Give each its own name or "
+                        "seed, or start them apart with another --output."
+                    )
+    return list(planned.values())
+
+
+def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, dry_run: bool = False) -> int:
+    """Do the runs, at most `jobs` at once, go on after one that failed, and print what failed and how the rest compare.
+
+    Returns the exit code: 0 where all finished, 2 where each failure is a mistake that the user can mend, else 1.
+    Raises KeyboardInterrupt after a termination signal, when the runs at hand have heard it and ended.
+    """
+    waiting, going, failed = deque(enumerate(runs, start=1)), list[_Process](), list[tuple[PlannedRun, int, str]]()
+    finished: list[Path] = []
+    signals: list[int] = []
+    with on_termination(lambda: signals.append(signal.SIGKILL if signals else signal.SIGINT)):
+        while going or (waiting and not signals):
+            while waiting and len(going) < jobs and not signals:
+                number, run = waiting.popleft()
+                print(f"run {number} of {len(runs)}: {run.folder}", flush=True)
+                going.append(_Process(run, run.command(fresh=fresh, dry_run=dry_run), jobs))
+            time.sleep(PAUSE)
+            for process in list(going):
+                process.pass_on(signals)
+                if (code := process.poll()) is not None:
+                    going.remove(process)
+                    line = process.end()
+                    if code:
+                        failed.append((process.run, code, line))
+                    else:
+                        finished.append(process.run.folder)
+                    if jobs > 1:
+                        print(f"{process.run.folder} {'failed' if code else 'finished'}: {process.said}", flush=True)
+    if signals:
+        print("interrupted: the same command goes on from here")
+        raise KeyboardInterrupt
+    print(f"\n{len(finished)} of {counted(len(runs), 'run')} finished")
+    for run, code, line in failed:
+        print(f"  {run.folder} failed ({_meaning(code)}): {line or 'it said nothing'}")
+    if not dry_run:
+        _print_leaderboards([run.folder for run in runs if run.folder in finished])
+    return 0 if not failed else 2 if {code for _, code, _ in failed} == {2} else 1
+
+
+class _Process:
+    """A run in a process of its own; with several at once, all that it says goes to a file beside its folder."""
+
+    def __init__(self, run: PlannedRun, command: Sequence[str], jobs: int) -> None:
+        self.run = run
+        self.said = run.folder.with_name(f"{run.folder.name}.out") if jobs > 1 else None
+        environment = dict(os.environ)
+        errors: IO[bytes]
+        if self.said is None:
+            errors = tempfile.TemporaryFile()  # noqa: SIM115  read as long as the process lives
+        else:
+            self.said.parent.mkdir(parents=True, exist_ok=True)
+            errors = self.said.open("w+b")
+            environment["OMP_NUM_THREADS"] = str(max(1, _threads() // jobs))
+        self.errors = errors
+        self.shown = self.told = 0
+        self.process = subprocess.Popen(
+            command,
+            stdout=None if self.said is None else errors,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is heard here, and passed on once
+        )
+
+    def pass_on(self, signals: Sequence[int]) -> None:
+        """Tell the process of new signals: the first asks it to end, the next ends it."""
+        for number in signals[self.told :]:
+            self.process.send_signal(number)
+        self.told = len(signals)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while the process lives; what it complained of meanwhile is shown."""
+        code = self.process.poll()
+        if self.said is None:
+            new = os.pread(self.errors.fileno(), 2**20, self.shown)
+            self.shown += len(new)
+            sys.stderr.write(new.decode(errors="replace"))
+            sys.stderr.flush()
+        return code
+
+    def end(self) -> str:
+        """The last line of what the process said."""
+        with self.errors as errors:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _threads() -> int:
+    """What all runs share: as many threads as the caller grants, or as there are cores."""
+    granted = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(granted) if granted.isdecimal() else cores
+
+
+def _meaning(code: int) -> str:
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}{', out of memory?' if code == -signal.SIGKILL else ''}"
+    return f"exit code {code}"
+
+
+def _print_leaderboards(folders: Sequence[Path]) -> None:
+    from textseg.comparison.compare import comparable, compare  # which a single run never needs
+
+    for group in comparable(folders):
+        if len(group) > 1:
+            print()
+            try:
+                print(compare(group))
+            except RunError as error:
+                print(error, file=sys.stderr)
+
+
+def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
+    """The value of the recipe that each fold to run needs; one empty list for the recipe as it is."""
+    if text is None:
+        return [[]]
+    if recipe.split.folds is None:
+        raise RecipeError(
+            f"--folds: '{path}' has no folds to choose from. Write `split: {{folds: 5, fold: 0}}` in it, or add "
+            "--set 'split={folds: 5, fold: 0}'."
+        )
+    known = [str(fold) for fold in range(recipe.split.folds)]
+    wanted = known if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
+    if unknown := [fold for fold in wanted if fold not in known]:
+        raise RecipeError(
+            f"--folds: '{path}' has folds {', '.join(known)}, and {', '.join(unknown)} is none of them. Name some, "
+            "with commas between them, or write all."
+        )
+    return [[f"split.fold={fold}"] for fold in wanted]

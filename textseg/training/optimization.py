@@ -1,0 +1,68 @@
+"""How weights move: the optimiser, the learning rate of every step, the moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from textseg.recipe.loading import Training as Settings
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate
+
+
+def learning_rate(settings: Settings, step: int, total: int) -> float:
+    """The learning rate of a step: a function of the step alone."""
+    high, low = settings.learning_rate, settings.final_learning_rate
+    done = step / total
+    if settings.schedule == "constant":
+        return high
+    if settings.schedule == "polynomial":
+        return float(high * (1 - done) ** 0.9)
+    if settings.schedule == "one_cycle":
+        if done < WARM_UP:
+            return high * (0.04 + 0.96 * (1 - math.cos(math.pi * done / WARM_UP)) / 2)
+        done = (done - WARM_UP) / (1 - WARM_UP)
+    return low + (high - low) * (1 + math.cos(math.pi * done)) / 2
+
+
+def moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """How AveragedModel moves its tensors: numbers by a share of 1 - `decay`, whole numbers by taking the new ones.
+
+    Buffers of whole numbers are indices and counters; torch's own function averages them too, and rounds them down.
+    """
+
+    @torch.no_grad()
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        for ours, theirs in zip(averaged, current, strict=True):
+            if ours.is_floating_point():
+                ours.lerp_(theirs, 1 - decay)
+            else:
+                ours.copy_(theirs)
+
+    return update
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: Settings, *, scaled: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for; AdamW in one kernel for all weights, on processors and CUDA devices.
+
+    Where the loss is `scaled` and gradients are clipped, it is not: Lightning unscales no gradient for such a kernel.
+    """
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            settings.learning_rate,
+            settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.momentum > 0,
+        )
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    fused = fused and not (scaled and settings.gradient_clip is not None)
+    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)

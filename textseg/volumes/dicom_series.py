@@ -1,0 +1,235 @@
+"""DICOM files: which series lie in a folder, and the volume of one, put together by where its slices lie."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from textseg.contracts import Plane
+from textseg.errors import DataError
+from textseg.volumes.geometry import Geometry
+from textseg.volumes.integrity import numbers, require_scalar_volume
+from textseg.volumes.itk import UnreadableError, quietly, sitk
+
+SUFFIXES = (".dcm", ".dicom", ".ima")  # files of other names are known by the letters DICM at their byte 128
+NO_IMAGE = tuple(  # SOP classes of what lies beside images: reports, presentation states, segmentations, plans, ...
+    f"1.2.840.10008.5.1.4.1.1.{kind}." for kind in ("9", "11", "66", "88", "104", "481")
+)
+DIRECTORY = "1.2.840.10008.1.3.10"
+APART = 0.01  # of the usual distance between slices, plus 0.01 mm: by how much one may differ from it
+ASKEW = 1e-3  # by how much cosines may differ, and slices lie beside the line through them, per mm of it
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The files of one series in one folder. `name` is what a mask of it is called."""
+
+    folder: Path
+    name: str
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return str(self.folder) if self.name == self.folder.resolve().name else f"{self.folder} (series {self.name})"
+
+
+@dataclass(frozen=True)
+class _Slice:
+    file: Path
+    size: tuple[int, int]
+    spacing: tuple[float, float]  # columns, rows
+    position: Vector
+    across: Vector  # along a row
+    down: Vector
+    thickness: float
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file seems to hold a DICOM image; no other object, such as a report, a plan or a segmentation."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return False
+    if start[128:132] != b"DICM":
+        return path.suffix.lower() in SUFFIXES
+    kind = start.partition(b"\x02\x00\x02\x00UI")[2]
+    named = kind[2 : 2 + int.from_bytes(kind[:2], "little")].decode("ascii", "replace").rstrip("\0 ")
+    return named != DIRECTORY and not f"{named}.".startswith(NO_IMAGE)
+
+
+def find_series(files: Iterable[Path]) -> list[DicomSeries]:
+    """The series among DICOM files, folder by folder.
+
+    A file without a readable header belongs to the series of its folder where there is but one, so that reading this
+    names it, and else stands for itself.
+    """
+    folders: defaultdict[Path, list[Path]] = defaultdict(list)
+    for file in files:
+        folders[file.parent].append(file)
+    found = []
+    for folder, inside in folders.items():
+        series: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
+        damaged = []
+        for file in sorted(inside):
+            try:
+                header = _header(file)
+                series[header.get("0020|000e", ""), header.get("0020|0011", "0")].append(file)
+            except UnreadableError:
+                damaged.append(file)
+        if len(series) <= 1:
+            members = [file for one in series.values() for file in one]
+            found.append(DicomSeries(folder, folder.resolve().name, (*damaged, *members)))
+            continue
+        numbers_given = Counter(number for _, number in series)
+        for (unique, number), members in series.items():
+            name = f"{folder.resolve().name}_{number}"
+            if numbers_given[number] > 1:
+                name += f"_{unique.rpartition('.')[2]}"
+            found.append(DicomSeries(folder, name, tuple(members)))
+        found += [DicomSeries(folder, f"{folder.resolve().name}_{file.stem}", (file,)) for file in damaged]
+    return found
+
+
+def only_series(folder: Path) -> DicomSeries:
+    """The series of a folder. Raises DataError where it holds none or several."""
+    found = find_series(file for file in sorted(folder.iterdir()) if file.is_file() and is_dicom(file))
+    if not found:
+        raise DataError(f"{folder} is not a file, and no folder of a DICOM series.")
+    if len(found) > 1:
+        names = ", ".join(series.name for series in found)
+        raise DataError(f"{folder} holds {len(found)} DICOM series ({names}); give each a folder of its own.")
+    return found[0]
+
+
+def series_hash(series: DicomSeries) -> str:
+    """SHA-256 of the content of its files, in whatever order and under whatever names. Raises DataError."""
+    try:
+        parts = sorted(hashlib.sha256(file.read_bytes()).digest() for file in series.files)
+    except OSError as error:
+        raise DataError(f"{series} can't be read: {error.strerror}.") from error
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
+    """The files of a series as its slices follow one another, and how they lie; no pixel is read.
+
+    Raises DataError where they are no volume: a file that can't be read, slices that are missing, lie twice at one
+    place, in several directions, or beside one another.
+    """
+    slices = []
+    for file in series.files:
+        try:
+            slices.append(_slice(file))
+        except UnreadableError as error:
+            raise _unreadable(series, file, error) from error
+    first = slices[0]
+    for other in slices:
+        for what, mine, theirs in (
+            ("size", first.size, other.size),
+            ("pixel spacing", first.spacing, other.spacing),
+            ("orientation", (*first.across, *first.down), (*other.across, *other.down)),
+        ):
+            if not np.allclose(mine, theirs, rtol=0, atol=ASKEW):
+                raise DataError(
+                    f"{series}: {first.file.name} and {other.file.name} differ in their {what} "
+                    f"({numbers(mine)} against {numbers(theirs)}), so the series is no volume; take it apart."
+                )
+    normal = np.cross(first.across, first.down)
+    slices.sort(key=lambda one: float(one.position @ normal))
+    first, last = slices[0], slices[-1]
+    distance, line = first.thickness, normal
+    if len(slices) > 1:
+        _require_even(series, slices, normal)
+        span = last.position - first.position
+        distance = float(np.linalg.norm(span)) / (len(slices) - 1)
+        line = span / np.linalg.norm(span)
+        if np.abs(line - normal).max() > ASKEW:
+            raise DataError(
+                f"{series}: its slices lie beside one another (a tilted gantry?) and are no block; resample it."
+            )
+    directions = np.stack([first.across, first.down, line], axis=1)
+    geometry = Geometry(
+        size=(*first.size, len(slices)),
+        spacing=(*first.spacing, distance),
+        origin=tuple(first.position.tolist()),
+        direction=tuple(directions.ravel().tolist()),
+    )
+    return [one.file for one in slices], geometry
+
+
+def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Geometry]:
+    """The voxels of a series in file order (slices first), rescaled as each file says, and how they lie.
+
+    Raises DataError as `in_order` does, and for pixels that are missing or have a colour.
+    """
+    files, placed = in_order(series)
+    planes = []
+    for file in files:
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(file))
+        try:
+            quietly(reader.ReadImageInformation)
+            require_scalar_volume(file, reader)
+            planes.append(sitk.GetArrayFromImage(quietly(reader.Execute))[0])
+        except UnreadableError as error:
+            raise _unreadable(series, file, error) from error
+    return np.stack(planes), Geometry(placed.size, placed.spacing, placed.origin, placed.direction, plane=plane)
+
+
+def _header(file: Path) -> Mapping[str, str]:
+    """Values by tag, such as "0020|000e"."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    quietly(reader.ReadImageInformation)
+    return {key: reader.GetMetaData(key).strip("\0 ") for key in reader.GetMetaDataKeys() if "|" in key}
+
+
+def _slice(file: Path) -> _Slice:
+    header = _header(file)
+    if int(header.get("0028|0008") or 1) > 1:
+        raise UnreadableError("it holds several frames; convert it with dcm2niix or take it apart")
+    try:
+        position, orientation, spacing = (
+            [float(part) for part in header[tag].split("\\")] for tag in ("0020|0032", "0020|0037", "0028|0030")
+        )
+        size = int(header["0028|0011"]), int(header["0028|0010"])
+        thickness = float(header.get("0018|0088") or header.get("0018|0050") or 1.0)
+    except (KeyError, ValueError):
+        raise UnreadableError("its header does not say where the slice lies") from None
+    across, down = np.array(orientation[:3]), np.array(orientation[3:])
+    sound = (len(position), len(orientation), len(spacing)) == (3, 6, 2) and min(*spacing, thickness) > 0
+    if not sound or not np.allclose((across @ across, down @ down, across @ down), (1, 1, 0), atol=ASKEW):
+        raise UnreadableError("its position, orientation or pixel spacing makes no sense")
+    return _Slice(file, size, (spacing[1], spacing[0]), np.array(position), across, down, thickness)
+
+
+def _require_even(series: DicomSeries, slices: Sequence[_Slice], normal: Vector) -> None:
+    gaps = np.diff([float(one.position @ normal) for one in slices])
+    usual = float(np.median(gaps))
+    for number, gap in enumerate(gaps.tolist()):
+        before, after = slices[number].file.name, slices[number + 1].file.name
+        if gap < 1e-3:
+            raise DataError(
+                f"{series}: {before} and {after} lie at the same place; it holds several images of a slice (echoes, "
+                "time points, copies?): give each a folder of its own."
+            )
+        if abs(gap - usual) > APART * usual + 0.01:
+            raise DataError(
+                f"{series}: from {before} to {after} it is {gap:.4g} mm, and {usual:.4g} mm between the other slices; "
+                "a slice is missing or out of place."
+            )
+
+
+def _unreadable(series: DicomSeries, file: Path, error: Exception) -> DataError:
+    return DataError(f"{series}: {file.name} can't be read: {error}. Copy the series again, or leave it out.")

@@ -1,0 +1,135 @@
+"""How a volume lies in the patient, and how it is cut into slices.
+
+In memory a volume is canonical, whatever the file's orientation: [S, H, W], its axes running as its plane says. Which
+axis of the file runs which way is read off its direction cosines; an oblique file keeps its grid and is turned by whole
+axes to the nearest directions. A file of two dimensions doesn't say how it lies in the patient: it is one slice, its
+rows and columns as stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from textseg.contracts import Plane
+from textseg.volumes.integrity import numbers
+
+Array = npt.NDArray[Any]
+Direction = tuple[float, float, float]
+
+LEFT, RIGHT = (1.0, 0.0, 0.0), (-1.0, 0.0, 0.0)
+POSTERIOR, INFERIOR = (0.0, 1.0, 0.0), (0.0, 0.0, -1.0)
+APEX = (3**-0.5, -(3**-0.5), -(3**-0.5))  # the heart's long axis runs to the left, to anterior and downwards
+LATERAL = (2**-0.5, 2**-0.5, 0.0)  # from the septum to the free wall of the left ventricle
+FLOOR = (0.0, 2**-0.5, -(2**-0.5))  # from the heart's anterior wall to its diaphragmatic one
+
+DIRECTIONS: Mapping[Plane, tuple[Direction, Direction, Direction]] = {
+    "sagittal": (RIGHT, INFERIOR, POSTERIOR),
+    "coronal": (POSTERIOR, INFERIOR, LEFT),
+    "axial": (INFERIOR, POSTERIOR, LEFT),
+    "short_axis": (APEX, FLOOR, LATERAL),
+}
+"""Where slices, rows and columns of each plane run, in ITK's frame: x to the left, y to posterior, z to superior."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a file places its voxels in the patient, as stored: three file axes, in ITK's order (fastest first).
+
+    `spacing` and `origin` are in mm, in ITK's frame (x to the left, y to posterior, z to superior); `direction` is the
+    3 x 3 matrix of cosines row by row, its columns the file axes. The third axis of a `flat` file is not written.
+    `plane` says which slices the canonical array has, and is no part of the file.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, ...]
+    flat: bool = False
+    plane: Plane = "sagittal"
+
+    def differences(self, other: Geometry, tolerance: float = 1e-3) -> list[str]:
+        """In words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
+        found = []
+        if self.flat != other.flat:
+            found.append(f"{2 if self.flat else 3} dimensions against {2 if other.flat else 3}")
+        if self.plane != other.plane:
+            found.append(f"{self.plane} slices against {other.plane} ones")
+        if self.size != other.size:
+            found.append(f"size {numbers(self.size)} against {numbers(other.size)}")
+        for name in ("spacing", "origin", "direction"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not np.allclose(mine, theirs, rtol=0.0, atol=tolerance):
+                unit = "" if name == "direction" else " mm"
+                found.append(f"{name} {numbers(mine)}{unit} against {numbers(theirs)}{unit}")
+        return found
+
+    @property
+    def axes(self) -> tuple[tuple[int, bool], ...]:
+        """For slices, rows and columns: the file axis nearest to it, and whether it runs the other way.
+
+        A short-axis stack has no anatomical axis that it is sure to be nearest to: its slices follow the axis of the
+        widest spacing, and the third one where none is wider.
+        """
+        if self.flat:
+            return (2, False), (1, False), (0, False)
+        # [slices, rows, columns; file axes]
+        cosines = np.array(DIRECTIONS[self.plane]) @ np.reshape(self.direction, (3, 3))
+        orders = list(permutations(range(3)))
+        if self.plane == "short_axis":
+            widest = max(reversed(range(3)), key=lambda axis: round(self.spacing[axis], 3))
+            orders = [order for order in orders if order[0] == widest]
+
+        def closeness(order: tuple[int, ...]) -> float:
+            # Rounded, so that files that differ by float noise choose alike where two axes are equally near
+            return round(float(np.abs(cosines[range(3), order]).sum()), 4)
+
+        order = max(orders, key=closeness)
+        return tuple((axis, bool(cosines[place, axis] < 0)) for place, axis in enumerate(order))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """S, H, W of the canonical array."""
+        slices, rows, columns = (self.size[axis] for axis, _ in self.axes)
+        return slices, rows, columns
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Slice, row and column distance of the canonical array."""
+        slices, rows, columns = (self.spacing[axis] for axis, _ in self.axes)
+        return slices, rows, columns
+
+
+def downward_axis(plane: Plane) -> int:
+    """Which axis of a canonical array runs from superior to inferior. Raises ValueError where none does."""
+    if INFERIOR not in DIRECTIONS[plane]:
+        raise ValueError(f"No axis of {plane} slices runs from superior to inferior.")
+    return DIRECTIONS[plane].index(INFERIOR)
+
+
+def canonical(array: Array, geometry: Geometry) -> Array:
+    """The canonical array [S, H, W] of `array`, which is in file order (slowest file axis first, as SimpleITK's)."""
+    _require_shape(array, geometry.size[::-1])
+    turned = np.transpose(array, [2 - axis for axis, _ in geometry.axes])
+    return np.array(turned[_flips(geometry)], order="C")
+
+
+def restore(array: Array, geometry: Geometry) -> Array:
+    """The inverse of `canonical`: [S, H, W] -> file order (slowest file axis first)."""
+    _require_shape(array, geometry.shape)
+    order = [2 - axis for axis, _ in geometry.axes]
+    return np.array(np.transpose(array[_flips(geometry)], np.argsort(order)), order="C")
+
+
+def _require_shape(array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"Array of shape {array.shape} where the geometry has {shape}.")
+
+
+def _flips(geometry: Geometry) -> tuple[slice, ...]:
+    return tuple(slice(None, None, -1 if flipped else 1) for _, flipped in geometry.axes)

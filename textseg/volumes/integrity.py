@@ -1,0 +1,85 @@
+"""Whether a volume file is whole, where ITK would go on in silence; from its header, before its voxels are read."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from textseg.errors import DataError
+from textseg.volumes.itk import UnreadableError, sitk
+
+NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # by the code of the datatype
+
+
+def require_scalar_volume(path: Path, reader: Any) -> None:
+    if reader.GetDimension() not in (2, 3):
+        size = numbers(reader.GetSize())
+        raise DataError(f"{path} has {reader.GetDimension()} dimensions ({size}), not 2 or 3; take it apart.")
+    if reader.GetNumberOfComponents() != 1:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
+        raise DataError(f"{path} has {kind} voxels (colour or complex); textseg needs one real number per voxel.")
+
+
+def require_whole_mha(path: Path, reader: Any) -> None:
+    """ITK goes on with what it could decompress of a damaged file; zlib's own check sum tells, and the size does."""
+    header = {}
+    expected = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    with path.open("rb") as file:
+        for line in file:
+            key, _, value = line.partition(b"=")
+            header[key.strip()] = value.strip().upper()
+            if key.strip() == b"ElementDataFile":
+                break
+        if b"-" in header.get(b"ElementSpacing", b"").replace(b"E-", b""):  # ITK would read it without the sign
+            raise UnreadableError(f"its spacing {header[b'ElementSpacing'].decode(errors='replace')} is negative")
+        if header.get(b"CompressedData") == b"TRUE" and header.get(b"ElementDataFile") == b"LOCAL":
+            stream = zlib.decompressobj(wbits=47)  # zlib or gzip, as ITK accepts
+            actual = 0
+            while block := file.read(1 << 16):
+                actual += len(stream.decompress(block))
+            if not stream.eof:
+                raise UnreadableError("its compressed voxels end too early")
+        elif header.get(b"ElementDataFile") == b"LOCAL":
+            actual = path.stat().st_size - file.tell()
+        else:
+            raise DataError(f"{path} refers to voxels in another file; write header and voxels into one.")
+    if actual < expected:
+        raise UnreadableError(f"it holds {actual} of {expected} bytes of voxels")
+
+
+def require_whole_nifti(path: Path, reader: Any) -> None:
+    """Against three silences of ITK: zeros for what a truncated file lacks and for NaN, and x.nii read for x.nii.gz."""
+    header = {key: float(reader.GetMetaData(key)) for key in ("vox_offset", "bitpix")}
+    expected = int(header["vox_offset"]) + math.prod(reader.GetSize()) * int(header["bitpix"]) // 8
+    if path.name.lower().endswith(".gz"):
+        twin = path.with_suffix("")
+        if twin.exists():
+            raise DataError(f"{path}: {twin.name} lies beside it, and ITK would mix the two; move one of them away.")
+        with gzip.open(path) as file:
+            actual = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+    else:
+        actual = path.stat().st_size
+    if actual < expected:
+        raise UnreadableError(f"it has {actual} of {expected} bytes")
+    if reader.GetMetaData("datatype") in NIFTI_FLOATS:
+        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
+        voxels = np.frombuffer(
+            content,
+            order + NIFTI_FLOATS[reader.GetMetaData("datatype")],
+            count=math.prod(reader.GetSize()),
+            offset=int(header["vox_offset"]),
+        )
+        if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
+            raise DataError(
+                f"{path}: {bad} of {voxels.size} values are NaN or infinite; repair or leave out this volume."
+            )
+
+
+def numbers(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.6g}" for value in values)

@@ -1,0 +1,27 @@
+"""Label values of one convention for those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scheme = Mapping[int, str]  # the name of each value
+
+
+def convert_labels(
+    labels: NDArray[Any], source: Scheme, target: Scheme
+) -> tuple[NDArray[np.uint16], Mapping[int, str | None]]:
+    """Values of `target` for values of `source`, and what became background: its value, its name if it has one."""
+    values = {name: value for value, name in sorted(target.items(), reverse=True)}
+    converted = np.zeros(labels.shape, dtype=np.uint16)
+    lost: dict[int, str | None] = {}
+    for value in np.unique(labels).tolist():
+        name = source.get(value)
+        if name in values:
+            converted[labels == value] = values[name]
+        elif value:
+            lost[value] = name
+    return converted, lost
