@@ -71,9 +71,9 @@ main()
 """
 BUILT = """import sys, pathlib, torch
 from lightning.fabric import Fabric
-from textseg.build import build_segmenter
+from textseg.runs.experiment import build_segmenter
 from textseg.contracts import Task
-from textseg.recipe import load_recipe
+from textseg.recipe.loading import load_recipe
 from textseg.registry import installed_registry
 recipe = load_recipe(pathlib.Path(sys.argv[1]))
 registry = installed_registry()

@@ -389,8 +389,8 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from textseg.contracts import Case
-from textseg.preparation import prepare
-from textseg.recipe import Preparation
+from textseg.data.preparation import prepare
+from textseg.recipe.schema import Preparation
 save = np.save
 def fail(path, array):
     save(path, array)

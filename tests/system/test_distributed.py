@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from textseg import processes
-from textseg.losses import dice_loss
+from textseg.models.losses import dice_loss
 
 dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
 processes.connect()

@@ -143,7 +143,7 @@ def test_progress_is_in_bytes_of_each_file(hub: Hub, model: dict[str, bytes], tm
     hub.files = model
     code = f"""
 from textseg.errors import RecipeError
-from textseg.hub import HubModel
+from textseg.system.hub import HubModel
 told = {{}}
 source = HubModel("somebody/tiny", "{COMMIT}", what="Model", error=RecipeError)
 def report(name, done, total): told[name] = done, total

@@ -31,8 +31,8 @@ from pathlib import Path
 
 recipe, place = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
 import matplotlib.pyplot, SimpleITK, torch
-import textseg.evaluation, textseg.running, textseg.watching
-from textseg.training import Training
+import textseg.evaluation.evaluate, textseg.training.run, textseg.training.loggers
+from textseg.training.loop import Training
 
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkstemp"}
 step = Training.training_step

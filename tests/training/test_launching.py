@@ -98,11 +98,11 @@ from pathlib import Path
 
 import torch
 
-from textseg import processes
-from textseg.recipe import load_recipe
-from textseg.run_folder import RunFolder
-from textseg.running import _connected, prepared
-from textseg.training import Training
+from textseg.system import distributed as processes
+from textseg.recipe.loading import load_recipe
+from textseg.runs.folder import RunFolder
+from textseg.training.run import _connected, prepared
+from textseg.training.loop import Training
 
 
 def step(recipe, folder, *overrides):

@@ -113,7 +113,7 @@ def test_each_gets_its_share_of_the_threads(
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from textseg.many_runs import PlannedRun, plan_runs, run_all
+from textseg.training.many_runs import PlannedRun, plan_runs, run_all
 child = '''
 import sys, time, pathlib
 folder = pathlib.Path(sys.argv[1])

@@ -248,8 +248,8 @@ import os, signal, sys
 from pathlib import Path
 
 import torch
-from textseg.running import run
-from textseg.training import Training
+from textseg.training.run import run
+from textseg.training.loop import Training
 
 moment, recipe, output = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 step, save = Training.training_step, torch.save

@@ -72,7 +72,7 @@ def test_a_drawing_that_fails_leaves_nothing_behind(tmp_path: Path, small_atlas:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from textseg.phantom_files import PhantomFiles
+from textseg.data.phantoms.files import PhantomFiles
 
 class Killed(PhantomFiles):
     def write(self, folder):
