@@ -23,14 +23,14 @@ from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import Placement
 from textseg.data.slices import Slices, training_loader
-from textseg.recipe.loading import Augmentation as Settings
+from textseg.recipe.loading import AugmentationSettings
 
 SMALLEST = "--smallest" in sys.argv
 SECONDS = 0.05 if SMALLEST else 4.0  # for each row
 CASES = 6 if SMALLEST else 200  # that the loader reads
 SLICES = 15
-DISTORTION = Settings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
-RECIPE = Settings(  # of recipes/atmnet_spider.yaml
+DISTORTION = AugmentationSettings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
+RECIPE = AugmentationSettings(  # of recipes/atmnet_spider.yaml
     distortion=0.5, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=4, gamma=0.2, noise=0.03
 )
 

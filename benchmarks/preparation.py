@@ -17,7 +17,7 @@ import SimpleITK
 
 from textseg.contracts import Case
 from textseg.data.preparation import prepare
-from textseg.recipe.loading import Preparation
+from textseg.recipe.loading import PreparationSettings
 
 
 def write(folder: Path, count: int) -> list[Case]:
@@ -47,7 +47,7 @@ def measure(count: int) -> None:
         cases = write(Path(folder), count)
         start = time.perf_counter()
         labels = {value: value for value in range(20)}
-        prepare(cases, lambda case: labels, Preparation(size=(384, 384)), Path(folder) / "cache")
+        prepare(cases, lambda case: labels, PreparationSettings(size=(384, 384)), Path(folder) / "cache")
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"| {count} | {peak:.0f} | {seconds:.1f} | {count / seconds:.1f} |", flush=True)

@@ -64,7 +64,7 @@ def install(folder: Path) -> None:
 
 
 FIRST_STEP = """import os
-from textseg import optimization
+from textseg.training import optimization
 optimization.learning_rate = lambda *arguments: os._exit(0)  # the first thing that a training step asks for
 from textseg.cli import main
 main()

@@ -14,7 +14,7 @@ from textseg.contracts import Batch
 from textseg.data import augmentation as module
 from textseg.data.augmentation import Augmentation
 from textseg.randomness import case_key, slice_key, slice_keys
-from textseg.recipe.loading import Augmentation as Settings
+from textseg.recipe.loading import AugmentationSettings
 
 HEIGHT, WIDTH = 60, 44
 EVERYTHING: dict[str, Any] = {
@@ -61,21 +61,21 @@ def pair() -> tuple[Tensor, Tensor]:
 def test_nothing_changes_where_every_setting_is_zero() -> None:
     image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
     for slice_id in range(5):
-        moved, classes = Augmentation(Settings(), seed=3)(image, mask, epoch=1, slice_id=slice_id)
+        moved, classes = Augmentation(AugmentationSettings(), seed=3)(image, mask, epoch=1, slice_id=slice_id)
         assert torch.equal(moved, image)
         assert torch.equal(classes, mask)
 
 
 def test_a_distortion_of_size_zero_moves_nothing() -> None:
     image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
-    moved, classes = Augmentation(Settings(distortion=1.0), seed=3)(image, mask, epoch=1, slice_id=2)
+    moved, classes = Augmentation(AugmentationSettings(distortion=1.0), seed=3)(image, mask, epoch=1, slice_id=2)
     torch.testing.assert_close(moved, image, atol=1e-4, rtol=0)
     assert torch.equal(classes, mask)
 
 
 def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
     image, mask = pair()
-    settings = Settings(**EVERYTHING)
+    settings = AugmentationSettings(**EVERYTHING)
 
     def draw(seed: int, epoch: int, slice_id: int) -> Tensor:
         return Augmentation(settings, seed)(image, mask, epoch=epoch, slice_id=slice_id)[0]
@@ -92,7 +92,7 @@ def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
 
 def test_the_inputs_are_left_alone() -> None:
     image, mask = pair()
-    Augmentation(Settings(**EVERYTHING), 0)(image, mask, epoch=0, slice_id=0)
+    Augmentation(AugmentationSettings(**EVERYTHING), 0)(image, mask, epoch=0, slice_id=0)
     assert torch.equal(image, pair()[0])
     assert torch.equal(mask, pair()[1])
 
@@ -100,7 +100,7 @@ def test_the_inputs_are_left_alone() -> None:
 @pytest.mark.parametrize("slice_id", range(8))
 def test_image_and_mask_move_alike(slice_id: int) -> None:
     image, mask = pair()
-    settings = Settings(**GEOMETRY, flip="horizontal")
+    settings = AugmentationSettings(**GEOMETRY, flip="horizontal")
     moved, classes = Augmentation(settings, 1)(image, mask, epoch=0, slice_id=slice_id)
     assert moved.shape == image.shape
     assert classes.shape == mask.shape
@@ -120,7 +120,7 @@ def test_image_and_mask_move_alike(slice_id: int) -> None:
 def test_the_affine_part_is_that_of_scipy(
     height: int, width: int, angle: float, scale: float, shift: tuple[float, float]
 ) -> None:
-    settings = Settings(rotation_degrees=20, scale=0.2, translation=0.1)
+    settings = AugmentationSettings(rotation_degrees=20, scale=0.2, translation=0.1)
     grid = Augmentation(settings, 0).sampling_grid(Chosen(angle, scale, *shift), height, width)
     image = disc(height, width, 9.0) * torch.linspace(0.5, 1, width)
     found = torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
@@ -135,13 +135,13 @@ def test_the_affine_part_is_that_of_scipy(
 
 
 def test_a_larger_scale_makes_structures_larger() -> None:
-    grid = Augmentation(Settings(scale=0.2), 0).sampling_grid(Chosen(0, 1, 0, 0), HEIGHT, WIDTH)
+    grid = Augmentation(AugmentationSettings(scale=0.2), 0).sampling_grid(Chosen(0, 1, 0, 0), HEIGHT, WIDTH)
     moved = torch.nn.functional.grid_sample(disc(radius=8)[None, None], grid, align_corners=False)
     assert float(moved.sum() / disc(radius=8).sum()) == pytest.approx(1.2**2, rel=0.02)
 
 
 def test_draws_fill_their_ranges_and_stay_inside_them() -> None:
-    settings = Settings(rotation_degrees=15, scale=0.2, translation=0.1)
+    settings = AugmentationSettings(rotation_degrees=15, scale=0.2, translation=0.1)
     augmentation = Augmentation(settings, 0)
     angles, zooms, shifts = [], [], []
     for slice_id in range(300):
@@ -159,7 +159,7 @@ def test_draws_fill_their_ranges_and_stay_inside_them() -> None:
 
 
 def test_the_elastic_field_is_smooth_and_as_large_as_asked_for() -> None:
-    settings = Settings(elastic_pixels=3)
+    settings = AugmentationSettings(elastic_pixels=3)
     fields = []
     for slice_id in range(40):
         grid = Augmentation(settings, 0).sampling_grid(np.random.default_rng((slice_id,)), HEIGHT, WIDTH)[0]
@@ -177,7 +177,7 @@ def test_what_comes_from_outside_is_as_dark_as_the_darkest_part(lowest: float) -
     image = torch.full((1, HEIGHT, WIDTH), lowest)
     image[:, 20:40, 15:30] = 2.0
     mask = torch.ones(HEIGHT, WIDTH, dtype=torch.int64)
-    settings = Settings(distortion=1.0, translation=1.0, rotation_degrees=45)
+    settings = AugmentationSettings(distortion=1.0, translation=1.0, rotation_degrees=45)
     outside = 0
     for slice_id in range(20):
         moved, classes = Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)
@@ -189,26 +189,26 @@ def test_what_comes_from_outside_is_as_dark_as_the_darkest_part(lowest: float) -
 def test_intensities_change_within_their_settings_and_never_the_mask() -> None:
     image, mask = disc()[None] * 0.8 + 0.1, pair()[1]
 
-    def drawn(settings: Settings) -> list[Tensor]:
+    def drawn(settings: AugmentationSettings) -> list[Tensor]:
         results = [Augmentation(settings, 5)(image, mask, epoch=0, slice_id=slice_id) for slice_id in range(200)]
         assert all(torch.equal(classes, mask) for _, classes in results)
         return [moved for moved, _ in results]
 
-    factors = [float(moved.sum() / image.sum()) for moved in drawn(Settings(contrast=0.3))]
+    factors = [float(moved.sum() / image.sum()) for moved in drawn(AugmentationSettings(contrast=0.3))]
     assert 0.7 <= min(factors) < 0.72
     assert 1.28 < max(factors) <= 1.3
-    for moved in drawn(Settings(gamma=0.5)):
+    for moved in drawn(AugmentationSettings(gamma=0.5)):
         assert float(moved.min()) == pytest.approx(float(image.min()), abs=1e-6)
         assert float(moved.max()) == pytest.approx(float(image.max()), abs=1e-6)
         assert torch.isfinite(moved).all()
-    amounts = [float((moved - image).std()) for moved in drawn(Settings(noise=0.1))]
+    amounts = [float((moved - image).std()) for moved in drawn(AugmentationSettings(noise=0.1))]
     assert max(amounts) == pytest.approx(0.1, rel=0.1)
     assert np.mean(amounts) == pytest.approx(0.05, rel=0.15)
 
 
 def test_gamma_leaves_an_even_slice_as_it_is() -> None:
     image = torch.full((1, 8, 8), -0.4)
-    moved, _ = Augmentation(Settings(gamma=0.5), 0)(image, torch.zeros(8, 8).long(), epoch=0, slice_id=0)
+    moved, _ = Augmentation(AugmentationSettings(gamma=0.5), 0)(image, torch.zeros(8, 8).long(), epoch=0, slice_id=0)
     torch.testing.assert_close(moved, image)
 
 
@@ -216,7 +216,9 @@ def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
     image, mask = pair()
     flipped = 0
     for slice_id in range(400):
-        moved, classes = Augmentation(Settings(flip="horizontal"), 0)(image, mask, epoch=0, slice_id=slice_id)
+        moved, classes = Augmentation(AugmentationSettings(flip="horizontal"), 0)(
+            image, mask, epoch=0, slice_id=slice_id
+        )
         if torch.equal(moved, image.flip(-1)):
             assert torch.equal(classes, mask.flip(-1))
             flipped += 1
@@ -225,7 +227,7 @@ def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
             assert torch.equal(classes, mask)
     assert 160 < flipped < 240
 
-    settings = Settings(distortion=0.25, rotation_degrees=20)
+    settings = AugmentationSettings(distortion=0.25, rotation_degrees=20)
     changed = sum(
         not torch.equal(Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)[0], image)
         for slice_id in range(400)
@@ -239,9 +241,9 @@ QUALITY = {"bias": 0.4, "blur_pixels": 2.0, "low_resolution": 3.0}
 def test_the_settings_of_quality_move_no_other_draw() -> None:
     settings: dict[str, Any] = {**GEOMETRY, "gamma": 0.3, "contrast": 0.2, "noise": 0.05, "flip": "horizontal"}
     image, mask = pair()
-    before = Augmentation(Settings(**settings), 7)(image, mask, epoch=3, slice_id=5)
+    before = Augmentation(AugmentationSettings(**settings), 7)(image, mask, epoch=3, slice_id=5)
     generator = np.random.default_rng((7, 3, 5, 2))
-    augmentation = Augmentation(Settings(**settings, **QUALITY), 7)
+    augmentation = Augmentation(AugmentationSettings(**settings, **QUALITY), 7)
     after = augmentation(image, mask, epoch=3, slice_id=5)
     assert torch.equal(after[1], before[1])
     assert torch.equal(after[0], augmentation.change_quality(generator, before[0]))
@@ -269,7 +271,8 @@ def test_bias_is_a_smooth_shade_within_its_setting() -> None:
     image = torch.ones(1, 64, 48)
     image[0, 0, 0] = 0.0  # the floor
     shades = [
-        Augmentation(Settings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0] for i in range(50)
+        Augmentation(AugmentationSettings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0]
+        for i in range(50)
     ]
     values = torch.stack(shades)[:, :, 1:, 1:]
     assert values.max() < math.exp(0.3 * 1.5)  # a bicubic curve may leave the range of its points a little
@@ -284,7 +287,7 @@ def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
     mask = (image[0] * 20).long()
     seen = set()
     for slice_id in range(60):
-        found, moved = Augmentation(Settings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
+        found, moved = Augmentation(AugmentationSettings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
         which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(found, image.flip(axis)))
         assert torch.equal(moved, mask.flip(which))
         seen.add(which)
@@ -305,7 +308,7 @@ def batch_of(images: Tensor, masks: Tensor) -> Batch:
 
 
 def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
-    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
+    settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
     augmentation = Augmentation(settings, 11)
     images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
     batch = batch_of(images, masks)
@@ -319,7 +322,7 @@ def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
 
 
 def test_slices_of_a_volume_stay_aligned() -> None:
-    settings = Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
+    settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
     plane, labels = torch.rand(1, HEIGHT, WIDTH), torch.randint(0, 20, (HEIGHT, WIDTH))
     batch = replace(batch_of(plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1)), case=("one",) * 5)
     found = Augmentation(settings, 11).of_volume(batch, epoch=2)
@@ -327,7 +330,7 @@ def test_slices_of_a_volume_stay_aligned() -> None:
     torch.testing.assert_close(found.image, image.expand(5, 1, -1, -1))
     assert torch.equal(found.mask, mask.expand(5, -1, -1))
     assert not torch.equal(found.mask, batch.mask)
-    noisy = Augmentation(Settings(noise=0.5), 11).of_volume(batch, epoch=2).image - batch.image
+    noisy = Augmentation(AugmentationSettings(noise=0.5), 11).of_volume(batch, epoch=2).image - batch.image
     assert not torch.equal(noisy[0], noisy[1])
     torch.testing.assert_close(noisy.std(dim=(1, 2, 3)), noisy.std().expand(5), rtol=0.1, atol=0)
 
@@ -335,12 +338,12 @@ def test_slices_of_a_volume_stay_aligned() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
-    augmentation = Augmentation(Settings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
+    augmentation = Augmentation(AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
     batch = batch_of(torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH)))
     keys = slice_keys(batch)
     here, there = augmentation.of_batch(batch, keys, epoch=2), augmentation.of_batch(batch.to("cuda"), keys, epoch=2)
     torch.testing.assert_close(there.image.cpu(), here.image, atol=1e-4, rtol=0)
     assert (there.mask.cpu() == here.mask).float().mean() > 0.999
-    noisy = Augmentation(Settings(noise=0.1), 11)
+    noisy = Augmentation(AugmentationSettings(noise=0.1), 11)
     first, second = (noisy.of_batch(batch.to("cuda"), keys, epoch=2).image for _ in range(2))
     assert torch.equal(first, second)

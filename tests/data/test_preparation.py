@@ -27,10 +27,10 @@ from textseg.data import preparation
 from textseg.data.preparation import PreparedCase, prepare
 from textseg.data.slice_geometry import Placement, find_body, highest, normalise, place
 from textseg.errors import DataError
-from textseg.recipe.loading import Preparation as Settings
+from textseg.recipe.loading import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume, restore, write_labels
 
-SETTINGS = Settings(size=(40, 32))
+SETTINGS = PreparationSettings(size=(40, 32))
 LABELS = {0: 0, 7: 2, 9: 1}
 DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -76,7 +76,9 @@ def case_in(folder: Path, number: str = "1", **changes: NDArray[Any]) -> Case:
     return Case(f"{number}_t2", number, image_path, mask_path)
 
 
-def prepare_one(case: Case, cache: Path, settings: Settings = SETTINGS, labels: Any = LABELS) -> PreparedCase:
+def prepare_one(
+    case: Case, cache: Path, settings: PreparationSettings = SETTINGS, labels: Any = LABELS
+) -> PreparedCase:
     (prepared,) = prepare([case], lambda _: labels, settings, cache)
     return prepared
 
@@ -99,7 +101,7 @@ def test_restoring_undoes_preparing(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], size: tuple[int, int], crop: Any
 ) -> None:
     image, labels = scan(shape)
-    settings = Settings(size=size, crop=crop)
+    settings = PreparationSettings(size=size, crop=crop)
     placement = place(Volume(image, spacing, geometry_of(shape, spacing)), settings)
     mask = placement.prepare(torch.from_numpy(labels), size, labels=True)
     assert mask.dtype == torch.uint8
@@ -206,7 +208,7 @@ def test_beyond_the_box_is_background_whatever_the_logits() -> None:
 def test_a_slice_that_fits_is_left_as_it_is(side: int, spacing: float) -> None:
     image = np.random.default_rng(0).random((1, side, side), dtype=np.float32)
     volume = Volume(image, (4.0, spacing, spacing), geometry_of(image.shape, (4.0, spacing, spacing)))
-    placement = place(volume, Settings(size=(side, side), crop="none"))
+    placement = place(volume, PreparationSettings(size=(side, side), crop="none"))
     assert placement == Placement(0, 0, side, side, (side, side))
     prepared = placement.prepare(torch.from_numpy(image), (side, side), labels=False)
     torch.testing.assert_close(prepared, torch.from_numpy(image))
@@ -218,7 +220,7 @@ def test_the_box_holds_the_body_and_has_the_shape_of_the_prepared_slice_in_milli
     top, left, bottom, right = find_body(image)
     assert (top, bottom) == pytest.approx((16, 184), abs=3)  # the ellipse's ends are narrower than a body must be
     assert (left, right) == pytest.approx((24, 152), abs=3)
-    placement = place(Volume(image, spacing, geometry_of(image.shape, spacing)), Settings(size=(96, 64)))
+    placement = place(Volume(image, spacing, geometry_of(image.shape, spacing)), PreparationSettings(size=(96, 64)))
     assert placement.top <= top
     assert placement.left <= left
     assert placement.top + placement.height >= bottom
@@ -242,11 +244,13 @@ def test_intensities() -> None:
     low, high = intensities[0], intensities[-1]
     assert (float(shares.min()), float(shares.max())) == pytest.approx((0, 1))
     np.testing.assert_allclose(shares, np.clip((array - low) / (high - low), 0, 1), atol=1e-5)
-    scores, _ = normalise(array, Settings(size=(40, 32), intensity="zscore"))
+    scores, _ = normalise(array, PreparationSettings(size=(40, 32), intensity="zscore"))
     assert float(scores.mean()) == pytest.approx(0, abs=1e-3)
     assert float(scores.std()) == pytest.approx(1, abs=1e-3)
     for intensity in ("percentiles", "zscore"):
-        even, _ = normalise(np.full((2, 5, 5), 3.0, np.float32), Settings(size=(40, 32), intensity=intensity))
+        even, _ = normalise(
+            np.full((2, 5, 5), 3.0, np.float32), PreparationSettings(size=(40, 32), intensity=intensity)
+        )
         assert np.abs(even).max() == 0
 
 
@@ -275,7 +279,9 @@ def test_what_lies_beyond_the_file_is_as_dark_as_its_darkest_part(tmp_path: Path
     image = np.full((2, 40, 10), 100.0, np.float32)
     image[:, 10:30, 3:8] = 200.0
     case = case_in(tmp_path, image=image, mask=np.zeros((2, 40, 10), np.uint8))
-    prepared = prepare_one(case, tmp_path / "cache", Settings(size=(40, 40), intensity="zscore", crop="none"))
+    prepared = prepare_one(
+        case, tmp_path / "cache", PreparationSettings(size=(40, 40), intensity="zscore", crop="none")
+    )
     assert prepared.placement.left < 0
     assert float(prepared.image[:, :, 0].max()) == float(prepared.image.min()) < -0.5
 
@@ -305,9 +311,9 @@ def test_the_address_is_of_the_content(tmp_path: Path) -> None:
         prepare_one(case_in(tmp_path / "3", mask=mask), cache).key,
         prepare_one(case, cache, labels={0: 0, 7: 1, 9: 2}).key,
         prepare_one(case, cache, labels={**LABELS, 8: 0}).key,
-        prepare_one(case, cache, Settings(size=(40, 31))).key,
-        prepare_one(case, cache, Settings(size=(40, 32), crop="none")).key,
-        prepare_one(case, cache, Settings(size=(40, 32), intensity="zscore")).key,
+        prepare_one(case, cache, PreparationSettings(size=(40, 31))).key,
+        prepare_one(case, cache, PreparationSettings(size=(40, 32), crop="none")).key,
+        prepare_one(case, cache, PreparationSettings(size=(40, 32), intensity="zscore")).key,
     }
     assert len(keys) == 8
     assert prepare_one(case, cache, labels=dict(reversed(LABELS.items()))).key == first.key
@@ -390,7 +396,7 @@ from pathlib import Path
 import numpy as np
 from textseg.contracts import Case
 from textseg.data.preparation import prepare
-from textseg.recipe.schema import Preparation
+from textseg.recipe.loading import PreparationSettings
 save = np.save
 def fail(path, array):
     save(path, array)
@@ -398,7 +404,7 @@ def fail(path, array):
         os.kill(os.getpid(), signal.SIGKILL)
 np.save = fail
 image, mask, cache = map(Path, sys.argv[1:])
-prepare([Case("1_t2", "1", image, mask)], lambda _: {0: 0, 7: 2, 9: 1}, Preparation(size=(40, 32)), cache)
+prepare([Case("1_t2", "1", image, mask)], lambda _: {0: 0, 7: 2, 9: 1}, PreparationSettings(size=(40, 32)), cache)
 """
 
 
@@ -492,7 +498,7 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
 
     dataset = Spider(folder=str(spider_folder))
     case = next(case for case in dataset.cases() if case.mask_path is not None)
-    settings = Settings(size=(160, 128))
+    settings = PreparationSettings(size=(160, 128))
     prepared = prepare_one(case, tmp_path, settings, dataset.label_map(case))
     atlas, mask = dataset.atlas, np.array(prepared.mask)
     present = {index for plane in prepared.present for index in plane}

@@ -14,7 +14,7 @@ from textseg.contracts import Atlas, Batch, Source
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, batches_in_order, training_loader
-from textseg.recipe.loading import Augmentation as AugmentationSettings
+from textseg.recipe.loading import AugmentationSettings
 from textseg.text.slice_text import SliceText, TextRows
 
 SIZE = (12, 10)  # of the slices of `cases`

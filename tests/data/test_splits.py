@@ -8,14 +8,14 @@ import pytest
 
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError
-from textseg.recipe.loading import Split as Settings
+from textseg.recipe.loading import SplitSettings
 
 PATIENTS = [f"p{number:02}" for number in range(40)]
 OFFICIAL = {"train": PATIENTS[:30], "test": PATIENTS[30:]}
 
 
 def split(patients: list[str] = PATIENTS, **settings: Any) -> Split:
-    return make_split(Settings(**settings), patients, None)
+    return make_split(SplitSettings(**settings), patients, None)
 
 
 def require_whole(found: Split, patients: list[str]) -> None:
@@ -36,13 +36,13 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
     settings = {key: value for key, value in form.items() if key != "official_patients"}
-    found = make_split(Settings(**settings), PATIENTS, form.get("official_patients"))
+    found = make_split(SplitSettings(**settings), PATIENTS, form.get("official_patients"))
     require_whole(found, PATIENTS)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_order_and_number_of_a_patients_cases_do_not_matter(form: dict[str, Any]) -> None:
-    settings = Settings(**{key: value for key, value in form.items() if key != "official_patients"})
+    settings = SplitSettings(**{key: value for key, value in form.items() if key != "official_patients"})
     official = form.get("official_patients")
     found = make_split(settings, PATIENTS, official)
     again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official)
@@ -70,14 +70,14 @@ def test_folds_test_every_patient_exactly_once() -> None:
 
 
 def test_the_official_test_patients_stay_and_validation_comes_from_the_training_patients() -> None:
-    found = make_split(Settings(official=True, validation=0.2), PATIENTS, OFFICIAL)
+    found = make_split(SplitSettings(official=True, validation=0.2), PATIENTS, OFFICIAL)
     assert list(found.test) == OFFICIAL["test"]
     assert len(found.validation) == 6
     assert sorted((*found.train, *found.validation)) == OFFICIAL["train"]
 
 
 def test_an_official_split_leaves_out_whom_it_does_not_name() -> None:
-    found = make_split(Settings(official=True), [*PATIENTS, "extra"], OFFICIAL)
+    found = make_split(SplitSettings(official=True), [*PATIENTS, "extra"], OFFICIAL)
     require_whole(found, PATIENTS)
 
 
@@ -152,17 +152,17 @@ def test_a_part_without_a_patient_is_refused(patients: list[str], settings: dict
 def test_an_official_split_with_a_patient_on_two_sides_is_refused() -> None:
     official = {"train": ["a", "b", "c"], "test": ["c", "d"]}
     with pytest.raises(DataError, match="split.official: both train and test have c"):
-        make_split(Settings(official=True), ["a", "b", "c", "d"], official)
+        make_split(SplitSettings(official=True), ["a", "b", "c", "d"], official)
 
 
 def test_an_official_split_without_a_known_test_patient_is_refused() -> None:
     with pytest.raises(DataError, match="split.official: no patient is left for test"):
-        make_split(Settings(official=True), PATIENTS[:30], OFFICIAL)
+        make_split(SplitSettings(official=True), PATIENTS[:30], OFFICIAL)
 
 
 def test_an_official_split_without_one_of_its_sides() -> None:
     with pytest.raises(DataError, match="split.official: .* no list of patients for test"):
-        make_split(Settings(official=True), PATIENTS, {"train": OFFICIAL["train"]})
+        make_split(SplitSettings(official=True), PATIENTS, {"train": OFFICIAL["train"]})
 
 
 STRATA = {patient: "three" if number % 4 == 0 else "one" for number, patient in enumerate(PATIENTS)}
@@ -171,21 +171,21 @@ STRATA = {patient: "three" if number % 4 == 0 else "one" for number, patient in 
 @pytest.mark.parametrize("seed", range(5))
 def test_stratified_parts_have_their_share_of_every_kind(seed: int) -> None:
     for form in ({"fractions": (0.6, 0.2, 0.2)}, {"folds": 5, "fold": 2, "validation": 0.25}):
-        found = make_split(Settings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
+        found = make_split(SplitSettings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
         require_whole(found, PATIENTS)
         assert [sum(STRATA[patient] == "three" for patient in getattr(found, part)) for part in PARTS] == [6, 2, 2]
 
 
 def test_an_unstratified_division_does_not_change_with_the_setting_off() -> None:
-    assert make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=False), PATIENTS, None) == split(
+    assert make_split(SplitSettings(fractions=(0.6, 0.2, 0.2), stratify=False), PATIENTS, None) == split(
         fractions=(0.6, 0.2, 0.2)
     )
 
 
 def test_kinds_of_one_patient_each_are_spread_over_the_parts() -> None:
     alone = {patient: patient for patient in PATIENTS}
-    found = [make_split(Settings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
+    found = [make_split(SplitSettings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
     assert sorted(patient for fold in found for patient in fold.test) == sorted(PATIENTS)
-    drawn = make_split(Settings(fractions=(0.6, 0.2, 0.2), stratify=True), PATIENTS, None, alone)
+    drawn = make_split(SplitSettings(fractions=(0.6, 0.2, 0.2), stratify=True), PATIENTS, None, alone)
     require_whole(drawn, PATIENTS)
     assert {patient > PATIENTS[19] for patient in drawn.test} == {True, False}

@@ -15,11 +15,11 @@ from textseg.contracts import Dataset
 from textseg.errors import DataError, RunError
 from textseg.evaluation.masks import evaluate_masks
 from textseg.metrics.scores import read_scores
-from textseg.recipe.loading import Evaluation
+from textseg.recipe.loading import EvaluationSettings
 from textseg.registry.discovery import installed_registry
 from textseg.volumes.files import Geometry, read_labels, write_labels
 
-SETTINGS = Evaluation()
+SETTINGS = EvaluationSettings()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_can_not_be_scored(dataset: Dataset, tmp_path: Path, finished_run: 
     with pytest.raises(DataError, match="is the folder of a run"):
         evaluate_masks(predictions, dataset, "x", SETTINGS, finished_run)
     with pytest.raises(DataError, match="scored in their own grid"):
-        evaluate_masks(predictions, dataset, "x", Evaluation(space="prepared"), tmp_path / "out")
+        evaluate_masks(predictions, dataset, "x", EvaluationSettings(space="prepared"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

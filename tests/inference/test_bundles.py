@@ -17,7 +17,7 @@ from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
 from textseg.export.bundle import _possible, export_bundle
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
-from textseg.recipe.loading import ComponentSpec, Model, load_recipe
+from textseg.recipe.loading import ComponentSpec, ModelSettings, load_recipe
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build, build_segmenter
@@ -195,7 +195,7 @@ def test_the_configuration_of_a_hub_travels_along_so_that_no_hub_is_asked(
     plain, registry = textseg.load(finished_run), installed_registry()
     encoder = ComponentSpec(use="huggingface_vision", model=str(tmp_path / "hub_model"), pretrained=True)
     fusion = ComponentSpec(use="hasf", heads=2, stages=1)
-    recipe = plain.recipe.model_copy(update={"model": Model(vision_encoder=encoder, fusion=fusion)})
+    recipe = plain.recipe.model_copy(update={"model": ModelSettings(vision_encoder=encoder, fusion=fusion)})
     model = replace(plain, recipe=recipe, segmenter=build_segmenter(recipe, registry, plain.task).eval())
     export_bundle(RunFolder(finished_run), model, tmp_path / "b")
     shutil.rmtree(tmp_path / "hub_model")

@@ -9,10 +9,10 @@ import pytest
 from textseg.contracts import Atlas, Task
 from textseg.data.slice_geometry import prepare_volume
 from textseg.inference.training_domain import unlike
-from textseg.recipe.loading import Preparation
+from textseg.recipe.loading import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume
 
-SETTINGS = Preparation(size=(160, 128))
+SETTINGS = PreparationSettings(size=(160, 128))
 GEOMETRY = Geometry((50, 60, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), (0, 0, -1, 1, 0, 0, 0, -1, 0))
 LIKE = (0.0, 5.0, 30.0, 60.0, 100.0)  # percentiles of the training's kind: their median at 30 %
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from textseg import processes
+from textseg.system import distributed as processes
 from textseg.models.losses import dice_loss
 
 dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))

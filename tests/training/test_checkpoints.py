@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from textseg.recipe.loading import Training
+from textseg.recipe.loading import TrainingSettings
 from textseg.runs.folder import RunFolder
 from textseg.training.checkpoints import Progression
 
@@ -31,7 +31,7 @@ from pathlib import Path
 
 recipe, place = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
 import matplotlib.pyplot, SimpleITK, torch
-import textseg.evaluation.evaluate, textseg.training.run, textseg.training.loggers
+import textseg.evaluation.evaluate, textseg.training.loggers, textseg.training.run
 from textseg.training.loop import Training
 
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkstemp"}
@@ -155,8 +155,8 @@ def assert_same_run(run: RunFolder, whole: RunFolder) -> None:
 
 
 def test_other_epochs_are_said_where_they_change_the_schedule() -> None:
-    def settings(epochs: int, schedule: Any = "cosine") -> Training:
-        return Training(epochs=epochs, schedule=schedule)
+    def settings(epochs: int, schedule: Any = "cosine") -> TrainingSettings:
+        return TrainingSettings(epochs=epochs, schedule=schedule)
 
     progression = Progression(planned_epochs=5)
     assert progression.plan(settings(5)) == ""

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from textseg.recipe.loading import Training
+from textseg.recipe.loading import TrainingSettings
 from textseg.training.optimization import WARM_UP, learning_rate, make_optimizer, moving_average
 
 TOTAL = 40
 
 
 def rates(**settings: object) -> list[float]:
-    training = Training(epochs=1, **settings)
+    training = TrainingSettings(epochs=1, **settings)
     return [learning_rate(training, step, TOTAL) for step in range(TOTAL)]
 
 
@@ -44,7 +44,7 @@ def test_one_cycle_climbs_then_falls() -> None:
     assert found[top] == pytest.approx(0.1)
     assert found[:top] == sorted(found[:top])
     assert found[top:] == sorted(found[top:], reverse=True)
-    assert learning_rate(Training(epochs=1, schedule="one_cycle"), TOTAL, TOTAL) == pytest.approx(1e-6)
+    assert learning_rate(TrainingSettings(epochs=1, schedule="one_cycle"), TOTAL, TOTAL) == pytest.approx(1e-6)
 
 
 def test_constant() -> None:
@@ -54,7 +54,7 @@ def test_constant() -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sgd_is_torchs(momentum: float) -> None:
     ours, theirs = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    settings = Training(epochs=1, optimizer="sgd", learning_rate=0.1, momentum=momentum, weight_decay=0.01)
+    settings = TrainingSettings(epochs=1, optimizer="sgd", learning_rate=0.1, momentum=momentum, weight_decay=0.01)
     reference = torch.optim.SGD([theirs], 0.1, momentum, weight_decay=0.01, nesterov=momentum > 0)
     for parameter, optimizer in ((ours, make_optimizer([ours], settings)), (theirs, reference)):
         for _ in range(3):
@@ -65,13 +65,13 @@ def test_sgd_is_torchs(momentum: float) -> None:
 
 
 def test_adamw_decays_weights() -> None:
-    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], Training(epochs=1, weight_decay=0.05))
+    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], TrainingSettings(epochs=1, weight_decay=0.05))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["weight_decay"] == 0.05
 
 
 def test_fused_adamw_equals_the_plain_one() -> None:
-    settings = Training(epochs=1, learning_rate=1e-2)
+    settings = TrainingSettings(epochs=1, learning_rate=1e-2)
     ours, theirs = [nn.Parameter(torch.linspace(-1, 1, 7))], [nn.Parameter(torch.linspace(-1, 1, 7))]
     optimizer = make_optimizer(ours, settings)
     assert optimizer.param_groups[0]["fused"] is True
@@ -82,7 +82,7 @@ def test_fused_adamw_equals_the_plain_one() -> None:
             (parameters[0] ** 3).sum().backward()
             one.step()
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
-    clipped = Training(epochs=1, gradient_clip=1.0)
+    clipped = TrainingSettings(epochs=1, gradient_clip=1.0)
     assert make_optimizer(ours, clipped).param_groups[0]["fused"] is True
     assert not make_optimizer(ours, clipped, scaled=True).param_groups[0]["fused"]
 

@@ -167,14 +167,20 @@ def evaluate_predictions(
     """What `textseg evaluate --predictions` does."""
     from textseg.evaluation.evaluate import headline
     from textseg.evaluation.masks import evaluate_masks
-    from textseg.recipe.loading import Evaluation
+    from textseg.recipe.loading import EvaluationSettings
     from textseg.system.progress import counting
 
     found = _dataset(name, references, None)
     target, parts = output or Path("runs") / predictions.name, _parts(split)
     with counting("scoring cases", transient=True) as report:
         scores, missing, extra = evaluate_masks(
-            predictions, found, target.name, Evaluation(), target, patients=parts and parts["test"], progress=report
+            predictions,
+            found,
+            target.name,
+            EvaluationSettings(),
+            target,
+            patients=parts and parts["test"],
+            progress=report,
         )
     shown = {row.structure for row in scores if row.status in ("ok", "missed")}
     if missing:

@@ -17,7 +17,7 @@ from textseg.contracts import Batch
 from textseg.randomness import case_key
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Augmentation as Settings
+    from textseg.recipe.loading import AugmentationSettings
 
 CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth at the scale of a vertebra
 BIAS_POINTS = 4  # of the coarse field of a receiver coil
@@ -31,7 +31,7 @@ class Augmentation:
     levels round. Slices may lie on any device: what is drawn is the same there, but for the values of the noise.
     """
 
-    def __init__(self, settings: Settings, seed: int) -> None:
+    def __init__(self, settings: AugmentationSettings, seed: int) -> None:
         self.settings = settings
         self.seed = seed
 

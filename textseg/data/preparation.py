@@ -26,7 +26,7 @@ from textseg.system.files import replacing, write_atomically
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Preparation as Settings
+    from textseg.recipe.loading import PreparationSettings
 
 VERSION = 2  # of this step: raise it whenever the prepared slices of the same volume would change
 MAPPED = 64  # arrays that a process keeps mapped
@@ -86,7 +86,7 @@ def _mapped(path: Path) -> NDArray[Any]:
 def prepare(
     cases: Sequence[Case],
     label_map: Callable[[Case], LabelMap],
-    settings: Settings,
+    settings: PreparationSettings,
     cache: Path,
     *,
     plane: Plane = "sagittal",
@@ -123,7 +123,9 @@ def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.ui
     return classes
 
 
-def _prepare_case(case: Case, label_map: LabelMap, settings: Settings, cache: Path, plane: Plane) -> PreparedCase:
+def _prepare_case(
+    case: Case, label_map: LabelMap, settings: PreparationSettings, cache: Path, plane: Plane
+) -> PreparedCase:
     mask_path, image_hash = _mask_path(case), file_hash(case.image_path)
     content = {
         "version": VERSION,
@@ -166,7 +168,7 @@ def _stored_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_case(
-    case: Case, mask_path: Path, label_map: LabelMap, settings: Settings, folder: Path, plane: Plane
+    case: Case, mask_path: Path, label_map: LabelMap, settings: PreparationSettings, folder: Path, plane: Plane
 ) -> dict[str, Any]:
     volume, labels = read_volume(case.image_path, plane), read_labels(mask_path, plane)
     if differences := volume.geometry.differences(labels.geometry):

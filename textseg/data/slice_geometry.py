@@ -16,7 +16,7 @@ from torch import Tensor
 from textseg.volumes.files import Volume
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Preparation as Settings
+    from textseg.recipe.loading import PreparationSettings
 
 PERCENTILES = (0.5, 25, 50, 75, 99.5)  # lowest and highest are the ends of what is kept of the intensities
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
@@ -78,7 +78,7 @@ class PreparedVolume:
     intensities: tuple[float, ...]  # `PERCENTILES` of the file
 
 
-def prepare_volume(volume: Volume, settings: Settings) -> PreparedVolume:
+def prepare_volume(volume: Volume, settings: PreparationSettings) -> PreparedVolume:
     """The slices of a volume as a model reads them, in training and in prediction alike."""
     placement = place(volume, settings)
     normalised, intensities = normalise(volume.array, settings)
@@ -104,7 +104,7 @@ def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def place(volume: Volume, settings: Settings) -> Placement:
+def place(volume: Volume, settings: PreparationSettings) -> Placement:
     """The smallest box around the body that has the shape of a prepared slice, in millimetres."""
     native_height, native_width = volume.array.shape[1:]
     box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
@@ -124,7 +124,9 @@ def place(volume: Volume, settings: Settings) -> Placement:
     )
 
 
-def normalise(array: NDArray[np.float32], settings: Settings) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+def normalise(
+    array: NDArray[np.float32], settings: PreparationSettings
+) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`).
 
     Also gives their `PERCENTILES` before that.

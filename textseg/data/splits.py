@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from textseg.errors import DataError
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Split as Settings
+    from textseg.recipe.loading import SplitSettings
 
 PARTS = ("train", "validation", "test")
 
@@ -34,7 +34,7 @@ class Split:
 
 
 def make_split(
-    settings: Settings,
+    settings: SplitSettings,
     patients: Iterable[str],
     official: Mapping[str, Sequence[str]] | None,
     strata: Mapping[str, str] | None = None,

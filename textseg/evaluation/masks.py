@@ -17,7 +17,7 @@ from textseg.evaluation.scoring import score_maps
 from textseg.levels.level_naming import Enumeration, enumerate_structures, write_enumeration
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, write_scores
-from textseg.recipe.loading import Evaluation
+from textseg.recipe.loading import EvaluationSettings
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels
@@ -29,7 +29,7 @@ def evaluate_masks(
     predictions: Path,
     dataset: Dataset,
     name: str,
-    settings: Evaluation,
+    settings: EvaluationSettings,
     output: Path,
     *,
     patients: Collection[str] | None = None,

@@ -13,7 +13,7 @@ from textseg.data.preparation import PreparedCase
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.definitions import RATIOS, score, worst_value
 from textseg.metrics.scores import Score
-from textseg.recipe.loading import Evaluation as Settings
+from textseg.recipe.loading import EvaluationSettings
 from textseg.runs.experiment import Experiment
 
 
@@ -47,7 +47,7 @@ def label_maps(
 
 
 def score_maps(
-    settings: Settings,
+    settings: EvaluationSettings,
     atlas: Atlas,
     case: Case,
     maps: tuple[NDArray[Any], NDArray[Any]],
@@ -66,7 +66,7 @@ def score_maps(
 
 
 def _rows(
-    settings: Settings,
+    settings: EvaluationSettings,
     atlas: Atlas,
     case: Case,
     maps: tuple[NDArray[Any], NDArray[Any]],

@@ -12,16 +12,16 @@ from pydantic import BaseModel, ValidationError
 
 from textseg.errors import PluginError, RecipeError
 from textseg.recipe.schema import (
-    Augmentation,
+    AugmentationSettings,
     ComponentSpec,
-    Evaluation,
-    Model,
-    Preparation,
+    EvaluationSettings,
+    ModelSettings,
+    PreparationSettings,
     PromptSettings,
     Recipe,
-    SegmentationLoss,
-    Split,
-    Training,
+    SegmentationLossSettings,
+    SplitSettings,
+    TrainingSettings,
     WeightedComponent,
 )
 from textseg.recipe.source import at_path, escaped, put, read, resolve
@@ -29,16 +29,16 @@ from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.validation import KeyPath, Mistake, explain
 
 __all__ = [
-    "Augmentation",
+    "AugmentationSettings",
     "ComponentSpec",
-    "Evaluation",
-    "Model",
-    "Preparation",
+    "EvaluationSettings",
+    "ModelSettings",
+    "PreparationSettings",
     "PromptSettings",
     "Recipe",
-    "SegmentationLoss",
-    "Split",
-    "Training",
+    "SegmentationLossSettings",
+    "SplitSettings",
+    "TrainingSettings",
     "WeightedComponent",
     "complete_settings",
     "dump",

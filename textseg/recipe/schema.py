@@ -55,7 +55,7 @@ class WeightedComponent(ComponentSpec):
     weight: NonNegative
 
 
-class Split(_Section):
+class SplitSettings(_Section):
     """How the patients are divided: exactly one of `fractions`, `official`, `folds` with `fold`, and `file`."""
 
     fractions: tuple[Probability, Probability, Probability] | None = None  # training, validation, test
@@ -101,7 +101,7 @@ class Split(_Section):
         return kept
 
 
-class Preparation(_Section):
+class PreparationSettings(_Section):
     """How slices are made from volumes."""
 
     size: tuple[PositiveInt, PositiveInt]  # H, W in pixels
@@ -109,7 +109,7 @@ class Preparation(_Section):
     crop: Literal["body", "none"] = "body"
 
 
-class Augmentation(_Section):
+class AugmentationSettings(_Section):
     """The random distortions of training slices; the defaults distort nothing."""
 
     distortion: Probability = 0.0  # probability, per slice, of what follows up to `elastic_pixels`
@@ -157,7 +157,7 @@ class PromptSettings(_Section):
         return evaluation
 
 
-class Model(_Section):
+class ModelSettings(_Section):
     """Either a vision encoder and a fusion, or a whole network."""
 
     vision_encoder: ComponentSpec | None = None
@@ -177,7 +177,7 @@ class Model(_Section):
         return self
 
 
-class SegmentationLoss(_Section):
+class SegmentationLossSettings(_Section):
     """The weights of the terms of the segmentation loss."""
 
     dice: NonNegative = 1.0
@@ -192,7 +192,7 @@ class SegmentationLoss(_Section):
         return self
 
 
-class Training(_Section):
+class TrainingSettings(_Section):
     """How the weights are found."""
 
     epochs: PositiveInt
@@ -220,7 +220,7 @@ class Training(_Section):
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
 
-class Evaluation(_Section):
+class EvaluationSettings(_Section):
     """What is measured, over what, where and in which unit."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dsc", "jaccard", "hd95", "asd")
@@ -245,15 +245,15 @@ class Recipe(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 2025
     dataset: ComponentSpec
     leave_out: tuple[str, ...] = ()  # ids of cases
-    split: Split
-    preparation: Preparation
-    augmentation: Augmentation = Augmentation()
+    split: SplitSettings
+    preparation: PreparationSettings
+    augmentation: AugmentationSettings = AugmentationSettings()
     prompts: PromptSettings | None = None
-    model: Model
-    segmentation_loss: SegmentationLoss
+    model: ModelSettings
+    segmentation_loss: SegmentationLossSettings
     auxiliary_losses: tuple[WeightedComponent, ...] = ()
-    training: Training
-    evaluation: Evaluation
+    training: TrainingSettings
+    evaluation: EvaluationSettings
 
     @field_validator("format", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from textseg.runs.folder import RunFolder, first_line, load_checkpoint
 from textseg.system.messages import counted
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Training
+    from textseg.recipe.loading import TrainingSettings
 
 
 class Part(Protocol):
@@ -37,7 +37,7 @@ class Progression:
     sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
     planned_epochs: int | None = None  # what the schedule was made for
 
-    def plan(self, settings: Training, *, staged: bool = False) -> str:
+    def plan(self, settings: TrainingSettings, *, staged: bool = False) -> str:
         """Plan what is left for the recipe's epochs; a line says so where the checkpoint was planned for others."""
         before, self.planned_epochs = self.planned_epochs, settings.epochs
         if before in (None, settings.epochs) or (settings.schedule == "constant" and not staged):

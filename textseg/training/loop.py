@@ -21,7 +21,7 @@ from textseg.evaluation.evaluate import Validation, validate
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.randomness import slice_keys
-from textseg.recipe.loading import Training as Settings
+from textseg.recipe.loading import TrainingSettings
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
 from textseg.system import distributed as processes
@@ -48,7 +48,7 @@ class Training:
 
     def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
         self.experiment, self.folder, self.fabric = experiment, folder, fabric
-        self.settings: Settings = experiment.recipe.training
+        self.settings: TrainingSettings = experiment.recipe.training
         torch.manual_seed(experiment.recipe.seed)
         self.segmenter = experiment.segmenter()
         self.auxiliary = experiment.auxiliary_losses(self.segmenter)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import Training as Settings
+    from textseg.recipe.loading import TrainingSettings
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate
 
 
-def learning_rate(settings: Settings, step: int, total: int) -> float:
+def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
     """The learning rate of a step: a function of the step alone."""
     high, low = settings.learning_rate, settings.final_learning_rate
     done = step / total
@@ -49,7 +49,7 @@ def moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int],
 
 
 def make_optimizer(
-    parameters: list[nn.Parameter], settings: Settings, *, scaled: bool = False
+    parameters: list[nn.Parameter], settings: TrainingSettings, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser that a recipe asks for; AdamW in one kernel for all weights, on processors and CUDA devices.
 

@@ -25,8 +25,7 @@ from textseg.metrics.scores import Score, read_scores
 from textseg.models.cost import cost_of_determinism, measure_cost
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
-from textseg.recipe.loading import Recipe, complete_settings, dump, load_recipe
-from textseg.recipe.loading import Training as Settings
+from textseg.recipe.loading import Recipe, TrainingSettings, complete_settings, dump, load_recipe
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, environment, first_line
 from textseg.runs.task_record import write_task
@@ -161,7 +160,7 @@ def prepared(recipe: Recipe) -> Experiment:
         return build(recipe, progress=report)
 
 
-def _connected(settings: Settings, precision: Any) -> Fabric:
+def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
     """The device of this process, and the way to the others; raises RunError for devices that aren't there."""
     several = settings.devices * settings.nodes > 1
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # else it counts the processes on stderr
