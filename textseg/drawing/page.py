@@ -1,53 +1,94 @@
-"""A page to read: one HTML file that needs no network, with its styles and, where it has one, its script inside."""
+"""Pages made of templates: each is one HTML file that needs no network, with its styles and its script inside."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from textseg.drawing.tables import format_value, metric_title
+from textseg.system.messages import counted
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def render(template: str, **values: object) -> str:
+    """Return a page: a template of `textseg/drawing/templates` with `values` filled in.
+
+    A template of a page begins with `{% extends "page.html.j2" %}` and fills the blocks `title` and `body`. It may
+    name its style sheets and its script, which are files of the same folder and are written into the page:
+
+        {% set styles = ["report.css", "leaderboard.css"] %}
+        {% set script = "leaderboard.js" %}
+
+    The content security policy of the page lets the browser load nothing and run only that script. Every value is
+    escaped, except `markupsafe.Markup`, which a function returns when it makes HTML itself (an SVG, for example). A
+    name that `values` lacks raises `jinja2.UndefinedError`.
+
+    Besides Jinja's own filters, a template has those that are the keys of `FILTERS`.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def breakable(name: str) -> Markup:
+    """Return a name as HTML that a browser may break after each underscore."""
+    return Markup(escape(name).replace("_", "_<wbr>"))
+
+
+def png_address(png: bytes) -> Markup:
+    """Return the value of `src` of an image that stands in the page itself."""
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+
+
+FILTERS = {
+    "breakable": breakable,
+    "counted": counted,  # {{ 3 | counted("case") }}
+    "format_value": format_value,  # {{ value | format_value(unit) }}
+    "metric_title": metric_title,  # {{ metric | metric_title(unit) }}
+    "png_address": png_address,
+}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= FILTERS | {"sha256": _sha256}
+    environment.globals["source"] = _source
+    return environment
+
+
+def _source(name: str) -> Markup:
+    """Return a style sheet or a script as it stands, since a browser reads no entities in them."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _sha256(script: str) -> str:
+    """Return the hash by which a content security policy allows a script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
 
 def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), script: str | None = None) -> str:
-    """A whole page of `body`, which is HTML; `styles` and `script` are files of textseg.
-
-    Its policy lets nothing be loaded, and no script run but that one.
-    """
-    style = "".join(_text(name) for name in styles)
-    code = _text(script) if script else ""
-    allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    policy += f"; script-src 'sha256-{allowed}'" if script else ""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-{f"<script>{code}</script>" if script else ""}</body>
-</html>
-"""
+    """Return a page of `body`, which is HTML; `styles` and `script` are files of `templates`."""
+    values = {"styles": styles, "script": script} if script else {"styles": styles}
+    frame = '{% extends "page.html.j2" %}{% block title %}{{ heading }}{% endblock %}'
+    frame += "{% block body %}{{ body }}{% endblock %}"
+    return _environment().from_string(frame).render(heading=title, body=Markup(body), **values)
 
 
 def section(heading: str, body: str, *, kind: str = "") -> str:
-    """A part of a page under a heading; `kind` is a class of its style."""
+    """Return a part of a page under a heading; `kind` is a class of its style."""
     name = f' class="{kind}"' if kind else ""
     return f"<section{name}><h2>{escape(heading)}</h2>{body}</section>"
-
-
-def breakable(name: str) -> str:
-    """A name as HTML that may be broken after its underscores."""
-    return escape(name).replace("_", "_<wbr>")
-
-
-def _text(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
