@@ -1,4 +1,4 @@
-"""The shape of the code: sizes, names, and what may know what."""
+"""The structure of the code: sizes of folders, names of files, and the direction of imports."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def name_of(path: Path) -> str:
 
 def imported(path: Path) -> set[tuple[str, str]]:
     """Pairs (module, name) of all import statements of a file; the name is empty for `import module`."""
-    found: set[tuple[str, str]] = set()
+    pairs: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, "") for alias in node.names}
+            pairs |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {("." * node.level + (node.module or ""), alias.name) for alias in node.names}
-    return found
+            pairs |= {("." * node.level + (node.module or ""), alias.name) for alias in node.names}
+    return pairs
 
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
@@ -46,6 +46,32 @@ def test_names_say_what_a_file_is() -> None:
     stems = {path.stem for path in CORE + PLUGINS} | {path.parent.name for path in CORE + PLUGINS}
     parts = {part for stem in stems for part in stem.split("_")}
     assert parts & FORBIDDEN_NAMES == set()
+
+
+def test_folders_are_small_enough_to_read() -> None:
+    folders: dict[str, int] = {}
+    for path in CORE + PLUGINS:
+        folders[name_of(path.parent)] = folders.get(name_of(path.parent), 0) + (path.name != "__init__.py")
+    assert {folder: count for folder, count in folders.items() if count > 20} == {}
+    assert len([path for path in (ROOT / "textseg").iterdir() if path.name != "__pycache__"]) <= 28
+
+
+@pytest.mark.parametrize("path", [path for path in CORE if path.name == "__init__.py"], ids=name_of)
+def test_a_package_says_in_a_few_lines_what_it_holds_and_may_import(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert text
+    if path.parent.name != "textseg":  # the root is the public interface, not a package of the order
+        assert len(text.splitlines()) <= 6
+        assert re.search(r"^Imports? ", text, re.MULTILINE)
+
+
+def test_contributing_has_a_row_for_each_package_in_the_order_that_is_enforced() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where things go")[1].split("\n## ")[0]
+    cells = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == re.findall(r"\w+", " ".join(layers))
 
 
 @pytest.mark.parametrize("path", CORE + PLUGINS, ids=name_of)

@@ -1,7 +1,7 @@
-"""The conformance kit: whether a component keeps what its contract promises, for any test runner.
+"""The conformance kit: checks that a component keeps the promises of its contract, for any test runner.
 
-Each `check_<kind>` takes the name of an installed component, or a builder. It raises ConformanceError with one line for
-each promise that is broken: what was expected, what came, and the page that explains it.
+Imports `contracts`, `registry` and below. Each `check_<kind>` takes the name of an installed component, or a builder.
+It raises ConformanceError with one line for each broken promise: expected value, actual value, and the page to read.
 """
 
 from __future__ import annotations
