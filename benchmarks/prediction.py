@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +24,9 @@ import SimpleITK
 import torch
 
 from textseg.contracts import Task
-from textseg.data.slices import Batch, batches_in_order
+from textseg.data.slices import SliceStack
 from textseg.inference.files import Job, predict_files
+from textseg.inference.slices import slice_outputs
 from textseg.inference.trained_model import EncodedTexts, TrainedModel, prompt_generator
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
@@ -47,7 +49,7 @@ def main() -> None:
         path = write_volume(Path(folder), options.slices)
         volume = read_volume(path, model.atlas.plane)
         said = template_visibility(model.atlas) if model.reads_text else None
-        batches = list(batches_in_order(model._slices(model.prepare(volume), said), 1, model.segmenter.batching))
+        stack = model.slices(model.prepare(volume), said)
 
         def whole() -> None:
             outcomes = predict_files(model, [Job(path, Path(folder) / "mask" / "volume.nii.gz", None)])
@@ -55,7 +57,7 @@ def main() -> None:
             (Path(folder) / "mask" / "volume.json").unlink()  # else it would be there already
 
         print("| recipe | volume | | seconds, median | of the network alone |\n|---|---|---|---|---|")
-        figures = paired(whole, lambda: network(model, batches), options.pairs)
+        figures = paired(whole, lambda: network(model, stack), options.pairs)
     size = " x ".join(map(str, volume.array.shape))
     for what, (ours, alone) in figures.items():
         ratios = [one / other for one, other in zip(ours, alone, strict=True)]
@@ -102,10 +104,8 @@ def write_volume(folder: Path, slices: int) -> Path:
     return path
 
 
-def network(model: TrainedModel, batches: list[Batch]) -> None:
-    with torch.no_grad():
-        for batch in batches:
-            model.segmenter(batch.image, batch.text)
+def network(model: TrainedModel, stack: SliceStack) -> None:
+    deque(slice_outputs(model.segmenter, stack, device=model.device, batch_size=1), maxlen=0)
 
 
 def paired(

@@ -196,8 +196,8 @@ class Batch(Movable):
     """B prepared slices."""
 
     image: Tensor  # [B, C, H, W] float
-    mask: Tensor  # [B, H, W] int64; uint8 on its way to the device
-    text: TextFeatures | None  # rows of the text table on its way to the device
+    mask: Tensor  # [B, H, W] int64
+    text: TextFeatures | None
     case: tuple[str, ...]
     slice_index: Tensor  # [B]
     slice_count: Tensor  # [B]

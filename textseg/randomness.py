@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from textseg.contracts import Batch
-
-
-def slice_keys(batch: Batch) -> list[int]:
-    """Those of the slices of a batch that still lies in main memory."""
-    return [slice_key(*place) for place in zip(batch.case, batch.slice_index.tolist(), strict=True)]
 
 
 def slice_key(case_id: str, slice_index: int) -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
-from textseg.contracts import Batch
 from textseg.data import augmentation as module
 from textseg.data.augmentation import Augmentation
-from textseg.randomness import case_key, slice_key, slice_keys
+from textseg.randomness import case_key, slice_key
 from textseg.recipe.loading import AugmentationSettings
 
 HEIGHT, WIDTH = 60, 44
@@ -294,56 +292,42 @@ def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
     assert seen == axes
 
 
-def batch_of(images: Tensor, masks: Tensor) -> Batch:
-    count = len(images)
-    return Batch(
-        image=images,
-        mask=masks,
-        text=None,
-        case=tuple(f"case{number}" for number in range(count)),
-        slice_index=torch.arange(count),
-        slice_count=torch.full((count,), count),
-        spacing_mm=torch.ones(count, 3),
-    )
-
-
 def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
     settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
     augmentation = Augmentation(settings, 11)
     images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
-    batch = batch_of(images, masks)
-    found = augmentation.of_batch(batch, slice_keys(batch), epoch=2)
-    for number in range(4):
-        key = slice_key(f"case{number}", number)
+    keys = [slice_key(f"case{number}", number) for number in range(4)]
+    distorted, labels = augmentation.of_batch(images, masks, keys, epoch=2)
+    for number, key in enumerate(keys):
         image, mask = augmentation(images[number], masks[number], epoch=2, slice_id=key)
-        assert torch.equal(found.image[number], image)
-        assert torch.equal(found.mask[number], mask)
-    assert found.case == batch.case
+        assert torch.equal(distorted[number], image)
+        assert torch.equal(labels[number], mask)
 
 
 def test_slices_of_a_volume_stay_aligned() -> None:
     settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
     plane, labels = torch.rand(1, HEIGHT, WIDTH), torch.randint(0, 20, (HEIGHT, WIDTH))
-    batch = replace(batch_of(plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1)), case=("one",) * 5)
-    found = Augmentation(settings, 11).of_volume(batch, epoch=2)
-    image, mask = Augmentation(settings, 11)(plane, labels, epoch=2, slice_id=case_key("one"))
-    torch.testing.assert_close(found.image, image.expand(5, 1, -1, -1))
-    assert torch.equal(found.mask, mask.expand(5, -1, -1))
-    assert not torch.equal(found.mask, batch.mask)
-    noisy = Augmentation(AugmentationSettings(noise=0.5), 11).of_volume(batch, epoch=2).image - batch.image
-    assert not torch.equal(noisy[0], noisy[1])
-    torch.testing.assert_close(noisy.std(dim=(1, 2, 3)), noisy.std().expand(5), rtol=0.1, atol=0)
+    images, masks, key = plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1), case_key("one")
+    distorted, moved = Augmentation(settings, 11).of_batch(images, masks, [key], epoch=2)
+    image, mask = Augmentation(settings, 11)(plane, labels, epoch=2, slice_id=key)
+    torch.testing.assert_close(distorted, image.expand(5, 1, -1, -1))
+    assert torch.equal(moved, mask.expand(5, -1, -1))
+    assert not torch.equal(moved, masks)
+    noise = Augmentation(AugmentationSettings(noise=0.5), 11).of_batch(images, masks, [key], epoch=2)[0] - images
+    assert not torch.equal(noise[0], noise[1])
+    torch.testing.assert_close(noise.std(dim=(1, 2, 3)), noise.std().expand(5), rtol=0.1, atol=0)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
     augmentation = Augmentation(AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
-    batch = batch_of(torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH)))
-    keys = slice_keys(batch)
-    here, there = augmentation.of_batch(batch, keys, epoch=2), augmentation.of_batch(batch.to("cuda"), keys, epoch=2)
-    torch.testing.assert_close(there.image.cpu(), here.image, atol=1e-4, rtol=0)
-    assert (there.mask.cpu() == here.mask).float().mean() > 0.999
+    images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
+    keys = [slice_key("one", number) for number in range(4)]
+    image, mask = augmentation.of_batch(images, masks, keys, epoch=2)
+    there = augmentation.of_batch(images.cuda(), masks.cuda(), keys, epoch=2)
+    torch.testing.assert_close(there[0].cpu(), image, atol=1e-4, rtol=0)
+    assert (there[1].cpu() == mask).float().mean() > 0.999
     noisy = Augmentation(AugmentationSettings(noise=0.1), 11)
-    first, second = (noisy.of_batch(batch.to("cuda"), keys, epoch=2).image for _ in range(2))
+    first, second = (noisy.of_batch(images.cuda(), masks.cuda(), keys, epoch=2)[0] for _ in range(2))
     assert torch.equal(first, second)

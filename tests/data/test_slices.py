@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from textseg.contracts import Atlas, Batch, Source
+from textseg.contracts import Atlas, Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
-from textseg.data.slices import ShuffledBatches, Slices, Volumes, batches_in_order, training_loader
+from textseg.data.slices import PackedBatch, ShuffledBatches, Slices, SliceStack, Volumes, training_loader
 from textseg.recipe.loading import AugmentationSettings
 from textseg.text.slice_text import SliceText, TextRows
 
@@ -25,43 +25,62 @@ DISTORTED = AugmentationSettings(
 )
 
 
-def tensors(batch: Batch) -> dict[str, Tensor]:
-    found = {field.name: getattr(batch, field.name) for field in fields(batch)}
+def tensors(batch: Batch | PackedBatch) -> dict[str, Tensor]:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     if batch.text is not None:
-        found |= {f"text.{field.name}": getattr(batch.text, field.name) for field in fields(batch.text)}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        values |= {f"text.{field.name}": getattr(batch.text, field.name) for field in fields(batch.text)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def require_equal(one: Sequence[Batch], other: Sequence[Batch]) -> None:
-    assert len(one) == len(other)
-    for mine, theirs in zip(one, other, strict=True):
-        assert mine.case == theirs.case
-        assert tensors(mine).keys() == tensors(theirs).keys()
-        for name, tensor in tensors(mine).items():
-            assert tensor.dtype == tensors(theirs)[name].dtype
-            assert torch.equal(tensor, tensors(theirs)[name]), name
+def require_equal(first: Sequence[Batch | PackedBatch], second: Sequence[Batch | PackedBatch]) -> None:
+    assert len(first) == len(second)
+    for batch, expected in zip(first, second, strict=True):
+        assert batch.case == expected.case
+        assert tensors(batch).keys() == tensors(expected).keys()
+        for name, tensor in tensors(batch).items():
+            assert tensor.dtype == tensors(expected)[name].dtype
+            assert torch.equal(tensor, tensors(expected)[name]), name
 
 
-def test_batches_in_order_hold_every_slice_once(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
+def test_a_batch_holds_its_slices_with_the_types_of_the_contract(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
     slices = Slices(cases, text_of(cases, small_atlas), {"template": 1.0})
-    batches = list(batches_in_order(slices, 4))
-    assert [len(batch.case) for batch in batches] == [4, 4, 4, 1]
-    assert "".join(name[0] for batch in batches for name in batch.case) == "aaaaabbcccccc"
-    assert torch.cat([batch.slice_index for batch in batches]).tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4, 5]
-    assert torch.cat([batch.slice_count for batch in batches]).tolist() == [5] * 5 + [2] * 2 + [6] * 6
-    images, masks = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("image", "mask"))
-    assert (images.shape, images.dtype) == ((13, 1, *SIZE), torch.float32)
-    assert (masks.shape, masks.dtype) == ((13, *SIZE), torch.uint8)
-    assert np.array_equal(images[:, 0].numpy(), np.concatenate([case.image for case in cases]))
-    assert np.array_equal(masks.numpy(), np.concatenate([case.mask for case in cases]))
-    torch.testing.assert_close(
-        batches[1].spacing_mm, torch.tensor([[4, 6, 1.5], [4, 3, 1.5], [4, 3, 1.5], [4, 7, 1.5]])
-    )
+    packed = slices.pack([slices[0, number] for number in range(4, 8)])
+    assert packed.mask.dtype == torch.uint8
+    assert isinstance(packed.text, TextRows)
+    batch = slices.unpack(packed)
+    assert batch.case == ("a", "bb", "bb", "ccc")
+    assert batch.slice_index.tolist() == [4, 0, 1, 0]
+    assert batch.slice_count.tolist() == [5, 2, 2, 6]
+    assert (batch.image.shape, batch.image.dtype) == ((4, 1, *SIZE), torch.float32)
+    assert (batch.mask.shape, batch.mask.dtype) == ((4, *SIZE), torch.int64)
+    images, masks = (np.concatenate([getattr(case, name) for case in cases])[4:8] for name in ("image", "mask"))
+    assert np.array_equal(batch.image[:, 0].numpy(), images)
+    assert np.array_equal(batch.mask.numpy(), masks)
+    assert isinstance(batch.text, TextFeatures)
+    torch.testing.assert_close(batch.spacing_mm, torch.tensor([[4, 6, 1.5], [4, 3, 1.5], [4, 3, 1.5], [4, 7, 1.5]]))
+
+
+def test_a_stack_gives_every_slice_once_with_its_text(
+    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+) -> None:
+    text = text_of(cases[:1], small_atlas)
+    template = SliceText(text.table, small_atlas, {})
+    template.rows = {"template": text.rows["template"]}
+    batches = list(SliceStack(cases[0].image, template).batches(2))
+    assert [len(image) for image, _ in batches] == [2, 2, 1]
+    images = torch.cat([image for image, _ in batches])
+    assert (images.shape, images.dtype) == ((5, 1, *SIZE), torch.float32)
+    assert np.array_equal(images[:, 0].numpy(), cases[0].image)
+    features = torch.cat([features.tokens for _, features in batches if features is not None])
+    assert torch.equal(features, text.features(range(5), ["template"] * 5).tokens)
 
 
 def test_a_model_without_text_gets_none(cases: list[PreparedCase]) -> None:
-    (batch,) = batches_in_order(Slices(cases[1:2], None, {}), 8)
-    assert batch.text is None
+    slices = Slices(cases[1:2], None, {})
+    assert slices.unpack(slices.pack([slices[0, 0]])).text is None
+    assert [text for _, text in SliceStack(cases[1].image).batches(8)] == [None]
 
 
 def order(slice_count: int, batch_size: int, **place: int) -> list[list[tuple[int, int]]]:
@@ -115,9 +134,7 @@ def loader_of(
     chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
     slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
     loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
-    batches: list[Any] = list(loader)
-    assert all(isinstance(batch.text, TextRows) for batch in batches)  # no features go from process to process
-    return [slices.complete(batch) for batch in batches]
+    return [slices.unpack(packed) for packed in loader]
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(
@@ -190,7 +207,7 @@ def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
     slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
     items = [slices[4, number] for number in (3, 1, 11)]
-    batch = slices.collate(items)
+    batch = slices.unpack(slices.pack(items))
     assert batch.text is not None
     expected = slices.text.features([3, 1, 11], [source for *_, source in items])  # type: ignore[union-attr,misc]
     assert torch.equal(batch.text.tokens, expected.tokens)
@@ -209,16 +226,9 @@ def test_a_volume_is_all_slices_of_a_case_in_order(cases: list[PreparedCase]) ->
     assert len(volumes) == 3
     for number, case in enumerate(cases):
         batch = volumes[1, number]
-        require_equal([batch], list(batches_in_order(Slices([case], None, {}), 99)))
+        slices = Slices([case], None, {})
+        require_equal([batch], [slices.pack([slices[0, index] for index in range(case.slice_count)])])
     assert volumes[1, 1].slice_index.tolist() == [0, 1]
-
-
-def test_volumes_in_order_are_the_cases(cases: list[PreparedCase]) -> None:
-    slices = Slices(cases, None, {})
-    found = list(batches_in_order(slices, 4, "volume"))
-    assert [batch.case for batch in found] == [("a",) * 5, ("bb",) * 2, ("ccc",) * 6]
-    volumes = Volumes(slices)
-    require_equal(found, [volumes[0, number] for number in range(3)])
 
 
 def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
@@ -227,8 +237,8 @@ def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: At
     volumes = volumes_of(cases, text, Augmentation(still, 5))
     sources = []
     for epoch in range(12):
-        batch, plain = volumes[epoch, 2], volumes_of(cases)[epoch, 2]
-        again = volumes[epoch, 2]
+        batch, plain = volumes.unpack(volumes[epoch, 2]), volumes_of(cases)[epoch, 2]
+        again = volumes.unpack(volumes[epoch, 2])
         require_equal([batch], [again])
         assert not torch.equal(batch.mask, plain.mask)
         key = zlib.crc32(b"ccc")
@@ -245,7 +255,7 @@ def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: At
 
 
 def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:
-    def loaded(start: int, workers: int) -> list[Batch]:
+    def loaded(start: int, workers: int) -> list[PackedBatch]:
         volumes = volumes_of(cases, None, Augmentation(DISTORTED, 5))
         return list(training_loader(volumes, 1, seed=5, epoch=3, start=start, workers=workers, pin_memory=False))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, TextFeatures
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import Placement
-from textseg.data.slices import Slices
+from textseg.data.slices import SliceStack
 from textseg.inference.slices import predict_case
 from textseg.models.segmenter import Segmenter
 
@@ -78,7 +78,7 @@ def test_a_case_is_predicted_at_both_sizes(tmp_path: Path, placement: Placement,
     labels = blobs((5, 91, 75))
     prepared = prepared_case(tmp_path, labels, placement, size)
     network = Threshold().eval()
-    found = predict_case(Segmenter(network), prepared, Slices([prepared], None, {}), device=CPU, batch_size=2)
+    found = predict_case(Segmenter(network), prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert network.shown == [2, 2, 1]
     assert np.array_equal(found.prepared, prepared.mask)
     assert found.native is not None
@@ -103,8 +103,8 @@ def test_a_case_is_predicted_at_both_sizes(tmp_path: Path, placement: Placement,
 
 def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(-2, -3, 45, 37, (40, 30)), (24, 20))
-    slices, segmenter = Slices([prepared], None, {}), Segmenter(Threshold()).eval()
-    one, other = (predict_case(segmenter, prepared, slices, device=CPU, batch_size=size) for size in (1, 5))
+    stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
+    one, other = (predict_case(segmenter, prepared, stack, device=CPU, batch_size=size) for size in (1, 5))
     assert one.native is not None
     assert other.native is not None
     assert np.array_equal(one.prepared, other.prepared)
@@ -113,8 +113,8 @@ def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
 
 def test_the_native_size_is_computed_only_where_it_is_asked_for(tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((2, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
-    slices, segmenter = Slices([prepared], None, {}), Segmenter(Threshold()).eval()
-    found = predict_case(segmenter, prepared, slices, device=CPU, batch_size=2, native=False)
+    stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
+    found = predict_case(segmenter, prepared, stack, device=CPU, batch_size=2, native=False)
     assert found.native is None
     assert np.array_equal(found.prepared, prepared.mask)
 
@@ -139,7 +139,7 @@ class Keeper(nn.Module):
 def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Path) -> None:
     segmenter = Segmenter(Keeper())
     case = prepared_case(tmp_path, blobs((2, 8, 6)), Placement(0, 0, 8, 6, (8, 6)), (8, 6))
-    predict_case(segmenter, case, Slices([case], None, {}), device=CPU, batch_size=2)
+    predict_case(segmenter, case, SliceStack(case.image), device=CPU, batch_size=2)
     segmenter(torch.zeros(1, 1, 8, 6)).logits.sum().backward()
     assert segmenter.network.layer.weight.grad is not None
 
@@ -147,7 +147,7 @@ def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Pa
 def test_a_network_that_reads_volumes_gets_them_whole(across: type[nn.Module], tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
     segmenter = Segmenter(across()).eval()
-    found = predict_case(segmenter, prepared, Slices([prepared], None, {}), device=CPU, batch_size=2)
+    found = predict_case(segmenter, prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert segmenter.network.shown == [5]
     assert found.native is not None
     assert (found.prepared.shape, found.native.shape) == ((5, 20, 15), (5, 40, 30))

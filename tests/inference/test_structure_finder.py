@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, SegmenterOutput, Structure, TextFeatures, Visibility
 from textseg.data.preparation import PreparedCase
-from textseg.data.slices import Slices
+from textseg.data.slices import SliceStack
 from textseg.inference.structure_finder import find_structures, predicted_visibility, write_visible
 from textseg.models.segmenter import Segmenter
 
@@ -36,21 +36,7 @@ class Painted(nn.Module):
         return SegmenterOutput(probability.log())
 
 
-class Stack(Slices):
-    """Slices whose images are given."""
-
-    def __init__(self, images: Tensor, case: PreparedCase) -> None:
-        super().__init__([case], None, {})
-        self.images = images
-
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Tensor, int, str | None]:
-        image = self.images[draw[1]][None].float()
-        return image, image[0].byte(), draw[1], None
-
-
-def test_confidence_is_the_mean_probability_and_islands_count_little(
-    prepared_case: MakeCase, small_atlas: Atlas
-) -> None:
+def test_confidence_is_the_mean_probability_and_islands_count_little(small_atlas: Atlas) -> None:
     images = torch.zeros(2, 12, 10)
     images[0, :4] = 1  # L2: 40 voxels
     images[1, 0, 0] = 2  # L1: one voxel, of a group whose median is 20.5
@@ -58,7 +44,7 @@ def test_confidence_is_the_mean_probability_and_islands_count_little(
     segmenter = Segmenter(Painted(5, {1: 0.9, 2: 0.8, 4: 0.7})).eval()
     found = find_structures(
         segmenter,
-        Stack(images, prepared_case("a", [(1,), (2, 4)])),
+        SliceStack(images.numpy()),
         small_atlas,
         device=torch.device("cpu"),
         batch_size=1,

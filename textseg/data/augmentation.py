@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from textseg.contracts import Batch
-from textseg.randomness import case_key
 
 if TYPE_CHECKING:
     from textseg.recipe.loading import AugmentationSettings
@@ -52,24 +48,19 @@ class Augmentation:
         # From a key of its own, so that these settings move no draw of those above
         return self.change_quality(np.random.default_rng((self.seed, epoch, slice_id, 2)), image), mask
 
-    def of_batch(self, batch: Batch, keys: Sequence[int], *, epoch: int) -> Batch:
-        """The slices of a batch, each distorted as it would be by itself, on the device where they lie.
+    def of_batch(self, image: Tensor, mask: Tensor, keys: Sequence[int], *, epoch: int) -> tuple[Tensor, Tensor]:
+        """Distort image [B, C, H, W] and mask [B, H, W] in as many equal parts as there are keys.
 
-        `keys` are theirs; they are made before the batch moves, since reading a number back would halt a GPU.
+        With a key for each slice, every slice is distorted by itself. With one key for a volume, its slices are
+        distorted as one image whose channels they are, so they stay aligned; only the noise differs between them.
         """
-        slices = zip(batch.image, batch.mask, keys, strict=True)
-        pairs = [self(image, mask, epoch=epoch, slice_id=key) for image, mask, key in slices]
-        images, masks = zip(*pairs, strict=True)
-        return replace(batch, image=torch.stack(images), mask=torch.stack(masks))
-
-    def of_volume(self, batch: Batch, *, epoch: int) -> Batch:
-        """All slices of one case, distorted as one image whose channels they are: they stay aligned.
-
-        Only the noise differs from slice to slice.
-        """
-        planes = batch.image.flatten(0, 1)  # [S * C, H, W]
-        image, mask = self(planes, batch.mask, epoch=epoch, slice_id=case_key(batch.case[0]))
-        return replace(batch, image=image.reshape(batch.image.shape), mask=mask)
+        count = len(keys)
+        parts = []
+        for planes, labels, key in zip(image.chunk(count), mask.chunk(count), keys, strict=True):
+            distorted, labels = self(planes.flatten(0, 1), labels, epoch=epoch, slice_id=key)
+            parts.append((distorted.reshape(planes.shape), labels))
+        images, masks = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(masks)
 
     def sampling_grid(self, generator: np.random.Generator, height: int, width: int) -> Tensor:
         """Where each pixel is taken from, [1, H, W, 2] in (column, row) from -1 to 1: affine and elastic in one.

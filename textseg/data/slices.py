@@ -1,10 +1,10 @@
-"""Batches out of the slice store and the text table: plain torch, nothing of Lightning."""
+"""Slices for training, with their random draws, and for prediction: plain torch, nothing of Lightning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,37 +12,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from textseg.contracts import Batch, Batching, Case, TextFeatures
+from textseg.contracts import Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
+from textseg.data.preparation import PreparedCase
 from textseg.randomness import case_key, slice_key
+from textseg.system.devices import Movable
 from textseg.text.slice_text import SliceText, TextRows
 
 Draw = tuple[int, int]  # epoch, number of the slice
-Item = tuple[Tensor, Tensor, int, str | None]
+Item = tuple[Tensor, Tensor, int, Source | None]  # image, mask, number of the slice, prompt source
 
 
-class SliceStack(Protocol):
-    """What slices are taken from: a case in the store, or a volume that was just read."""
+@dataclass(frozen=True)
+class SliceStack:
+    """The slices of one volume in order, as a network reads them: the image and, where it reads text, their prompts.
 
-    @property
-    def case(self) -> Case: ...
-    @property
-    def slice_count(self) -> int: ...
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]: ...
-    @property
-    def image(self) -> NDArray[Any]:
-        """[S, H, W]."""
-        ...
+    It knows no patient and no annotation, so a scan without either can be segmented.
+    """
 
-    @property
-    def mask(self) -> NDArray[np.uint8]:
-        """[S, H, W]."""
-        ...
+    image: NDArray[Any]  # [S, H, W]
+    text: SliceText | None = None  # from one prompt source, with a row for each slice
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, TextFeatures | None]]:
+        """Give images [B, 1, H, W] with their text, `size` slices at a time."""
+        for start in range(0, len(self.image), size):
+            image = np.array(self.image[start : start + size])  # a copy: the slice store is mapped read-only
+            text = None
+            if self.text is not None:
+                (source,) = self.text.rows
+                text = self.text.features(range(start, start + len(image)), [source] * len(image))
+            yield torch.from_numpy(image).float()[:, None], text
+
+
+@dataclass(frozen=True)
+class PackedBatch(Movable):
+    """A batch between a worker and the device, as small as it can be; `unpack` makes the batch that networks read."""
+
+    image: Tensor  # [B, C, H, W] float
+    mask: Tensor  # [B, H, W] uint8: an eighth of the size of int64
+    text: TextRows | None  # rows of the text table: a thousandth of the size of the features
+    keys: tuple[int, ...]  # of the random distortions: one for each slice, or one for a whole volume
+    case: tuple[str, ...]
+    slice_index: Tensor  # [B]
+    slice_count: Tensor  # [B]
+    spacing_mm: Tensor  # [B, 3]
+
+    def distorted(self, augmentation: Augmentation, *, epoch: int) -> PackedBatch:
+        """Return the batch with image and mask distorted, on the device that it lies on."""
+        image, mask = augmentation.of_batch(self.image, self.mask, self.keys, epoch=epoch)
+        return replace(self, image=image, mask=mask)
 
 
 class Slices(Dataset[Item]):
-    """The slices of some cases, asked for by (epoch, number); every draw is a function of those and the seed.
+    """The slices of several cases, requested by (epoch, number); every draw is a function of those and the seed.
 
     Args:
         cases: in order; their slices are numbered through.
@@ -54,128 +76,132 @@ class Slices(Dataset[Item]):
 
     def __init__(
         self,
-        cases: Sequence[SliceStack],
+        cases: Sequence[PreparedCase],
         text: SliceText | None,
-        sources: Mapping[str, float],
+        sources: Mapping[Source, float],
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.places = [(case, index) for case in cases for index in range(case.slice_count)]
+        self.positions = [(case, index) for case in cases for index in range(case.slice_count)]
         self.text, self.augmentation, self.seed = text, augmentation, seed
         total = sum(sources.values())
         # numpy asks for a sum of 1 more precisely than a recipe does
         self.sources = {source: chance / total for source, chance in sorted(sources.items())}
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, draw: Draw) -> Item:
         epoch, number = draw
-        prepared, index = self.places[number]
         image, mask = self.plain(number)
-        slice_id = slice_key(prepared.case.id, index)
+        key = self.key(number)
         if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=slice_id)
-        return image, mask, number, self.source(epoch, slice_id)
+            image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=key)
+        return image, mask, number, self.source(epoch, key)
 
     def plain(self, number: int) -> tuple[Tensor, Tensor]:
-        """Image [1, H, W] and mask [H, W] of a slice as they are; the mask has a byte each until it is in a batch."""
-        prepared, index = self.places[number]
+        """Return image [1, H, W] and mask [H, W], uint8, of a slice without distortion."""
+        prepared, index = self.positions[number]
         image = torch.from_numpy(prepared.image[index].copy()).float()[None]
         return image, torch.from_numpy(prepared.mask[index].copy())
 
-    def named(self, draw: Draw) -> tuple[str, str | None]:
-        """Which slice that is, and the prompt that it is given; None without text."""
-        epoch, number = draw
-        prepared, index = self.places[number]
-        source = self.source(epoch, slice_key(prepared.case.id, index))
-        said = self.text.holistic(source, number) if self.text is not None and source is not None else None
-        return f"slice {index} of case '{prepared.case.id}'", said
+    def key(self, number: int) -> int:
+        """Return the number from which all draws of a slice are made."""
+        prepared, index = self.positions[number]
+        return slice_key(prepared.case.id, index)
 
-    def source(self, epoch: int, key: int) -> str | None:
-        """Who writes the prompts of the slice, or the case, of this key; None without text."""
+    def named(self, draw: Draw) -> tuple[str, str | None]:
+        """Name a slice and the prompt that it gets in that epoch; None without text."""
+        epoch, number = draw
+        prepared, index = self.positions[number]
+        return f"slice {index} of case '{prepared.case.id}'", self.prompt(number, epoch, self.key(number))
+
+    def prompt(self, number: int, epoch: int, key: int) -> str | None:
+        """Return the holistic prompt of a slice from the source that is drawn with `key`; None without text."""
+        source = self.source(epoch, key)
+        return self.text.holistic(source, number) if self.text is not None and source is not None else None
+
+    def source(self, epoch: int, key: int) -> Source | None:
+        """Draw the prompt source of the slice, or the case, with this key; None without text."""
         if self.text is None:
             return None
         chance = np.random.default_rng((self.seed, epoch, key, 1))
         return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
 
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """Items to a batch with its text features."""
-        return self.complete(self.collate_rows(items))
-
-    def complete(self, batch: Batch) -> Batch:
-        """A batch of `collate_rows` with its text features, gathered on the device that it lies on."""
-        rows = cast("Any", batch.text)
-        if self.text is None or not isinstance(rows, TextRows):
-            return batch
-        return replace(batch, text=self.text.gather(rows))
-
-    def collate_rows(self, items: Sequence[Item]) -> Batch:
-        """Items to a batch as it goes from process to process and to the device.
-
-        Masks are bytes, eight times fewer, and text is rows of the table, a thousand times fewer: training widens both
-        on the device.
-        """
+    def pack(self, items: Sequence[Item]) -> PackedBatch:
+        """Collate items to a packed batch."""
         images, masks, numbers, sources = zip(*items, strict=True)
-        places = [self.places[number] for number in numbers]
-        return Batch(
+        positions = [self.positions[number] for number in numbers]
+        return PackedBatch(
             image=torch.stack(images),
             mask=torch.stack(masks),
-            text=cast("TextFeatures", self.text.chosen(numbers, sources)) if self.text is not None else None,
-            case=tuple(prepared.case.id for prepared, _ in places),
-            slice_index=torch.tensor([index for _, index in places]),
-            slice_count=torch.tensor([prepared.slice_count for prepared, _ in places]),
-            spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in places]),
+            text=self.text.chosen(numbers, sources) if self.text is not None else None,
+            keys=tuple(map(self.key, numbers)),
+            case=tuple(prepared.case.id for prepared, _ in positions),
+            slice_index=torch.tensor([index for _, index in positions]),
+            slice_count=torch.tensor([prepared.slice_count for prepared, _ in positions]),
+            spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in positions]),
+        )
+
+    def unpack(self, packed: PackedBatch) -> Batch:
+        """Return the batch that networks and losses read, on the device that `packed` lies on."""
+        text = self.text.gather(packed.text) if self.text is not None and packed.text is not None else None
+        return Batch(
+            image=packed.image,
+            mask=packed.mask.long(),
+            text=text,
+            case=packed.case,
+            slice_index=packed.slice_index,
+            slice_count=packed.slice_count,
+            spacing_mm=packed.spacing_mm,
         )
 
 
-class Volumes(Dataset[Batch]):
-    """The same slices by whole cases, asked for by (epoch, number of the case): all of one in order, drawn for as one.
+class Volumes(Dataset[PackedBatch]):
+    """The slices of several cases as whole volumes, requested by (epoch, number of the case).
 
-    A case is distorted as a whole, and the prompts of its slices have one source.
+    A volume is distorted as one image, and the prompts of its slices have one source.
     """
 
     def __init__(self, slices: Slices) -> None:
-        self.slices = slices
-        starts = [number for number, (_, index) in enumerate(slices.places) if index == 0]
-        self.numbers = [range(start, start + slices.places[start][0].slice_count) for start in starts]
+        self.slices, self.unpack = slices, slices.unpack
+        starts = [number for number, (_, index) in enumerate(slices.positions) if index == 0]
+        self.numbers = [range(start, start + slices.positions[start][0].slice_count) for start in starts]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> PackedBatch:
         epoch, number = draw
         slices, numbers = self.slices, self.numbers[number]
-        prepared, _ = slices.places[numbers[0]]
-        source = slices.source(epoch, case_key(prepared.case.id))
-        batch = slices.collate([(*slices.plain(one), one, source) for one in numbers])
-        return slices.augmentation.of_volume(batch, epoch=epoch) if slices.augmentation is not None else batch
+        key = self._key(number)
+        source = slices.source(epoch, key)
+        packed = slices.pack([(*slices.plain(slice_number), slice_number, source) for slice_number in numbers])
+        packed = replace(packed, keys=(key,))
+        return packed if slices.augmentation is None else packed.distorted(slices.augmentation, epoch=epoch)
 
-    def collate_rows(self, items: Sequence[Batch]) -> Batch:
-        """A case is a batch already; there is one to a step."""
-        (batch,) = items
-        return batch
+    def pack(self, items: Sequence[PackedBatch]) -> PackedBatch:
+        """Return the only item: a volume is a batch already."""
+        (packed,) = items
+        return packed
 
     def named(self, draw: Draw) -> tuple[str, str | None]:
-        """Which case that is, and the prompt of its first slice; None without text."""
+        """Name a case and the prompt that its first slice gets in that epoch; None without text."""
         epoch, number = draw
         first = self.numbers[number][0]
-        prepared, _ = self.slices.places[first]
-        source = self.slices.source(epoch, case_key(prepared.case.id))
-        text = self.slices.text
-        said = text.holistic(source, first) if text is not None and source is not None else None
-        return f"case '{prepared.case.id}'", said
+        case_id = self.slices.positions[first][0].case.id
+        return f"case '{case_id}'", self.slices.prompt(first, epoch, self._key(number))
 
-    def complete(self, batch: Batch) -> Batch:
-        """As of slices."""
-        return self.slices.complete(batch)
+    def _key(self, number: int) -> int:
+        prepared, _ = self.slices.positions[self.numbers[number][0]]
+        return case_key(prepared.case.id)
 
 
 class ShuffledBatches(Sampler[list[Draw]]):
     """The batches of one epoch, from batch `start` on; the order is a function of (seed, epoch).
 
-    A last batch that is not full is left out, unless it is the only one. Of each batch, `share` (which, of how many)
-    is the part of one process.
+    A last batch that is not full is left out, unless it is the only one. `share` (rank, number of processes) selects
+    the part of each batch that one process gets.
     """
 
     def __init__(
@@ -188,18 +214,12 @@ class ShuffledBatches(Sampler[list[Draw]]):
         start: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.share = share
-        self.batch_size, self.seed, self.epoch, self.start, self.slice_count = (
-            batch_size,
-            seed,
-            epoch,
-            start,
-            slice_count,
-        )
+        self.slice_count, self.batch_size = slice_count, batch_size
+        self.seed, self.epoch, self.start, self.share = seed, epoch, start, share
 
     @staticmethod
     def per_epoch(slice_count: int, batch_size: int) -> int:
-        """Batches in a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         return max(1, slice_count // batch_size)
 
     def __len__(self) -> int:
@@ -209,8 +229,8 @@ class ShuffledBatches(Sampler[list[Draw]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.slice_count).tolist()
         for batch in range(self.start, self.start + len(self)):
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            which, shares = self.share
-            part = numbers[which * len(numbers) // shares : (which + 1) * len(numbers) // shares]
+            rank, processes = self.share
+            part = numbers[rank * len(numbers) // processes : (rank + 1) * len(numbers) // processes]
             yield [(self.epoch, number) for number in part]
 
 
@@ -224,20 +244,13 @@ def training_loader(
     workers: int,
     pin_memory: bool,
     share: tuple[int, int] = (0, 1),
-) -> DataLoader[Any]:
-    """The rest of an epoch, from batch `start` on, each batch to be made whole by `slices.complete`.
+) -> Iterable[PackedBatch]:
+    """Load the rest of an epoch, from batch `start` on, for `slices.unpack`.
 
-    `batch_size` is that of slices, and 1 of volumes.
+    `batch_size` counts slices; for volumes it is 1.
     """
     order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start, share=share)
-    return DataLoader(
-        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.collate_rows, pin_memory=pin_memory
+    loader: DataLoader[Any] = DataLoader(
+        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.pack, pin_memory=pin_memory
     )
-
-
-def batches_in_order(slices: Slices, batch_size: int, batching: Batching = "slice") -> Iterator[Batch]:
-    """Every slice once, in order, as validation and prediction need them; with `volume`, a batch is a case."""
-    starts = range(0, len(slices), batch_size)
-    batches = [range(start, min(start + batch_size, len(slices))) for start in starts]
-    for numbers in Volumes(slices).numbers if batching == "volume" else batches:
-        yield slices.collate([slices[0, number] for number in numbers])
+    return loader

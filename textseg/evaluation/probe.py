@@ -11,7 +11,7 @@ import torch
 
 from textseg.contracts import Source, TextEncoder
 from textseg.data.preparation import PreparedCase
-from textseg.data.slices import Slices
+from textseg.data.slices import SliceStack
 from textseg.drawing.pictures import drop_png
 from textseg.drawing.tables import markdown_table
 from textseg.errors import RunError
@@ -75,7 +75,7 @@ def probe_run(run: Path, *, output: Path | None = None) -> str:
 
 def _told(
     experiment: Experiment, segmenter: Segmenter, device: torch.device
-) -> Iterator[tuple[Condition, Slices, PreparedCase]]:
+) -> Iterator[tuple[Condition, SliceStack, PreparedCase]]:
     """Every test case under every condition."""
     cases = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
     told = {
@@ -91,7 +91,7 @@ def _told(
                 if condition.tell is None:
                     slices, _ = told_slices(experiment, segmenter, case.prepared, "predicted", device)
                 else:
-                    slices = Slices([case.prepared], slice_texts[condition.name][number], {condition.name: 1.0})
+                    slices = SliceStack(case.prepared.image, slice_texts[condition.name][number])
                 yield condition, slices, case.prepared
                 bar.update(task, advance=1)
 
@@ -138,7 +138,7 @@ def _scored(
     experiment: Experiment,
     segmenter: Segmenter,
     prepared: PreparedCase,
-    slices: Slices,
+    slices: SliceStack,
     condition: Condition,
     device: torch.device,
 ) -> list[Score]:

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textseg.contracts import SegmenterOutput
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import highest
-from textseg.data.slices import Slices, batches_in_order
+from textseg.data.slices import SliceStack
 from textseg.models.segmenter import Segmenter
 
 
@@ -27,7 +28,7 @@ class CasePrediction:
 def predict_case(
     segmenter: Segmenter,
     prepared: PreparedCase,
-    slices: Slices,
+    stack: SliceStack,
     *,
     device: torch.device,
     batch_size: int,
@@ -38,24 +39,35 @@ def predict_case(
     Args:
         segmenter: in evaluation mode, on `device`.
         prepared: the case.
-        slices: those of this case alone, with their prompts.
+        stack: its slices, with their prompts.
         device: where to compute.
         batch_size: slices at a time; all at once for a model that reads whole volumes.
         native: also at the file's own size.
     """
     small: list[Tensor] = []
     large: list[Tensor] = []
-    for logits in slice_logits(segmenter, slices, device=device, batch_size=batch_size):
+    for logits in slice_logits(segmenter, stack, device=device, batch_size=batch_size):
         small.append(highest(logits.unbind(1))[1].cpu())
         if native:
             large.append(prepared.placement.restore(logits).cpu())
     return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
 
 
-def slice_logits(segmenter: Segmenter, slices: Slices, *, device: torch.device, batch_size: int) -> Iterator[Tensor]:
-    """The logits [B, K, H, W] of one batch of slices after the other, in order, on `device`."""
-    for batch in batches_in_order(slices, batch_size, segmenter.batching):
-        moved = batch.to(device)
+def slice_logits(segmenter: Segmenter, stack: SliceStack, *, device: torch.device, batch_size: int) -> Iterator[Tensor]:
+    """Give the logits [B, K, H, W] of the slices in order, `batch_size` at a time, on `device`."""
+    for output in slice_outputs(segmenter, stack, device=device, batch_size=batch_size):
+        yield output.logits.float()
+
+
+def slice_outputs(
+    segmenter: Segmenter, stack: SliceStack, *, device: torch.device, batch_size: int
+) -> Iterator[SegmenterOutput]:
+    """Give what a network computes for the slices in order, `batch_size` at a time, on `device`.
+
+    A network that reads whole volumes gets all slices at once.
+    """
+    size = len(stack.image) if segmenter.batching == "volume" else batch_size
+    for image, text in stack.batches(size):
         with torch.no_grad():  # inference mode would spoil what a network keeps of it for the next training step
-            logits = segmenter(moved.image, moved.text).logits.float()
-        yield logits
+            output: SegmenterOutput = segmenter(image.to(device), None if text is None else text.to(device))
+        yield output

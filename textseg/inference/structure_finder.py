@@ -12,7 +12,7 @@ from torch import Tensor
 from textseg.contracts import Atlas, Source, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import highest
-from textseg.data.slices import Slices
+from textseg.data.slices import SliceStack
 from textseg.inference.slices import slice_logits
 from textseg.metrics.scores import csv_text
 from textseg.models.segmenter import Segmenter
@@ -29,7 +29,7 @@ def told_slices(
     prepared: PreparedCase,
     source: Source | None,
     device: torch.device,
-) -> tuple[Slices, Visibility | None]:
+) -> tuple[SliceStack, Visibility | None]:
     """The slices of a case with the prompts of a source, and what these say of the whole volume.
 
     None where there is no text, or where it says something else of each slice. `segmenter` is in evaluation mode.
@@ -53,7 +53,7 @@ def told_slices(
 
 
 def find_structures(
-    segmenter: Segmenter, slices: Slices, atlas: Atlas, *, device: torch.device, batch_size: int
+    segmenter: Segmenter, stack: SliceStack, atlas: Atlas, *, device: torch.device, batch_size: int
 ) -> dict[str, float]:
     """How sure a model is of each structure of a volume, from 0 to 1.
 
@@ -62,13 +62,13 @@ def find_structures(
 
     Args:
         segmenter: in evaluation mode, on `device`.
-        slices: those of one case alone, with the prompts of the template.
+        stack: the slices of the volume, with the prompts of the template.
         atlas: names the classes.
         device: where to compute.
         batch_size: slices at a time; all at once for a model that reads whole volumes.
     """
     finder = StructureFinder(atlas)
-    for logits in slice_logits(segmenter, slices, device=device, batch_size=batch_size):
+    for logits in slice_logits(segmenter, stack, device=device, batch_size=batch_size):
         finder.add(logits)
     return finder.confidence()
 

@@ -8,14 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.contracts import Atlas, Case, PromptGenerator, Task, Visibility
-from textseg.data.slice_geometry import Placement, PreparedVolume, prepare_volume
-from textseg.data.slices import Slices
+from textseg.contracts import Atlas, PromptGenerator, Task, Visibility
+from textseg.data.slice_geometry import PreparedVolume, prepare_volume
+from textseg.data.slices import SliceStack
 from textseg.errors import DataError, PromptError
 from textseg.inference.averaging import Change, View, mean_posterior, views
 from textseg.inference.slices import slice_logits
@@ -40,24 +38,6 @@ AT_ONCE = 16  # slices on a GPU: more keep it no busier
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]
 Texts = Callable[[Sequence[str]], TextTable]
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """A volume as a stack of slices without annotation."""
-
-    case: Case
-    image: NDArray[np.float32]
-    placement: Placement
-    spacing_mm: tuple[float, float, float]
-
-    @property
-    def slice_count(self) -> int:
-        return len(self.image)
-
-    @property
-    def mask(self) -> NDArray[np.uint8]:
-        return np.zeros(self.image.shape, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -249,23 +229,23 @@ class TrainedModel:
         self, prepared: PreparedVolume, said: Visibility | None, view: View, batch_size: int | None
     ) -> Iterator[Tensor]:
         shown = prepared if view == View() else replace(prepared, image=view.show(prepared.image))
-        slices = self._slices(shown, said if self.recipe.prompts is not None else None)
+        stack = self.slices(shown, said if self.recipe.prompts is not None else None)
         batch_size = self.slices_at_once if batch_size is None else batch_size
-        return slice_logits(self.segmenter, slices, device=self.device, batch_size=batch_size)
+        return slice_logits(self.segmenter, stack, device=self.device, batch_size=batch_size)
 
-    def _slices(self, prepared: PreparedVolume, said: Visibility | None) -> Slices:
-        # Through 16 bits, as the store of a run keeps them: the same volume gives the same mask.
-        image = prepared.image.half().float().numpy()
-        scan = _Scan(Case("volume", "volume", Path()), image, prepared.placement, prepared.spacing_mm)
+    def slices(self, prepared: PreparedVolume, said: Visibility | None) -> SliceStack:
+        """Return the slices of a volume with prompts that say `said`, or without text."""
+        # In 16 bits, as the slice store keeps them: the same volume gives the same mask.
+        image = prepared.image.half().numpy()
         if said is None:
-            return Slices([scan], None, {})
+            return SliceStack(image)
         assert self.generator is not None
         assert self.texts is not None
         assert self.recipe.prompts is not None
         position = said.source != "template" or self.recipe.prompts.template_position
-        told = prompts_saying(said, scan.slice_count, self.generator, self.atlas, position=position)
-        table = self.texts(list(dict.fromkeys(text for one in told for text in (one.holistic, *one.classwise))))
-        return Slices([scan], SliceText(table, self.atlas, {said.source: told}), {said.source: 1.0})
+        prompts = prompts_saying(said, len(image), self.generator, self.atlas, position=position)
+        table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
+        return SliceStack(image, SliceText(table, self.atlas, {said.source: prompts}))
 
 
 def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:

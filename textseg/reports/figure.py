@@ -14,12 +14,12 @@ from torch import Tensor
 
 from textseg.contracts import SegmenterOutput, Source
 from textseg.data.preparation import PreparedCase
-from textseg.data.slices import batches_in_order
 from textseg.drawing.model_pictures import PixelPlaces, ProbabilityMaps, pixel_png, probability_png
 from textseg.drawing.pictures import fullest_slice, panels_png
 from textseg.drawing.side_by_side import shared_slice, typical_cases
 from textseg.errors import RunError, suggestion
 from textseg.evaluation.evaluate import check_data, load_segmenter
+from textseg.inference.slices import slice_outputs
 from textseg.inference.structure_finder import told_slices
 from textseg.metrics.scores import read_scores
 from textseg.models.segmenter import Segmenter
@@ -65,9 +65,7 @@ class Trained:
         """What the model says of every slice of a case, batch by batch."""
         slices, _ = told_slices(self.experiment, self.segmenter, prepared, self.source, self.device)
         size = self.experiment.recipe.training.batch_size
-        with torch.no_grad():
-            moved = [batch.to(self.device) for batch in batches_in_order(slices, size, self.segmenter.batching)]
-            return [self.segmenter(batch.image, batch.text) for batch in moved]
+        return list(slice_outputs(self.segmenter, slices, device=self.device, batch_size=size))
 
 
 def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice_number: int | None = None) -> bytes:

@@ -15,7 +15,7 @@ from torch import nn
 from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task, Visibility
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import LISTED, PreparedCase, prepare
-from textseg.data.slices import Slices
+from textseg.data.slices import Slices, SliceStack
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
@@ -78,27 +78,21 @@ class Experiment:
         return Run(folder, self.recipe.model_dump(mode="json"), record)
 
     def training_slices(self) -> Slices:
-        """With the sources that training mixes, distorted unless that is done on the device."""
-        recipe = self.recipe
+        """Return the training slices with the prompt sources of the recipe, distorted unless the device does that."""
+        recipe, cases, mixture = self.recipe, self.cases["train"], _mixture(self.recipe)
         by_workers = recipe.augmentation.on == "workers"
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if by_workers else None
-        return self._slices(self.cases["train"], _mixture(recipe), augmentation)
+        text = self.text.of(cases, mixture) if self.text else None
+        return Slices(cases, text, mixture, augmentation, recipe.seed)
 
-    def slices(self, prepared: PreparedCase, source: Source | None) -> Slices:
-        """Those of one case, as they are, with the prompts of one source."""
-        return self._slices([prepared], {source: 1.0} if source and self.text else {}, None)
+    def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
+        """Return the slices of one case without distortion, with the prompts of one source."""
+        return SliceStack(prepared.image, self.text.of([prepared], [source]) if source and self.text else None)
 
-    def slices_saying(self, prepared: PreparedCase, visibility: Visibility) -> Slices:
-        """Those of one case, as they are, with prompts that say `visibility`."""
+    def slices_saying(self, prepared: PreparedCase, visibility: Visibility) -> SliceStack:
+        """Return the slices of one case without distortion, with prompts that say `visibility`."""
         assert self.text is not None
-        return Slices([prepared], self.text.saying(prepared, visibility), {visibility.source: 1.0})
-
-    def _slices(
-        self, cases: Sequence[PreparedCase], sources: Mapping[Source, float], augmentation: Augmentation | None
-    ) -> Slices:
-        text = self.text.of(cases, sources) if self.text else None
-        chances = {str(source): chance for source, chance in sources.items()}
-        return Slices(cases, text, chances, augmentation, self.recipe.seed)
+        return SliceStack(prepared.image, self.text.saying(prepared, visibility))
 
     def segmenter(self) -> Segmenter:
         """The model, with fresh weights."""

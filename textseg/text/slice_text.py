@@ -68,6 +68,11 @@ class SlicePrompt:
     classwise: tuple[str, ...]
     visibility: Visibility
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The holistic text, then that of each structure."""
+        return self.holistic, *self.classwise
+
 
 def slice_prompts(
     prepared: AnnotatedCase,
@@ -282,5 +287,4 @@ def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[An
     for prepared in cases:
         for source in AVAILABLE:
             for prompt in slice_prompts(prepared, source, generator, atlas):
-                yield prompt.holistic
-                yield from prompt.classwise
+                yield from prompt.texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loade
 from textseg.evaluation.evaluate import Validation, validate
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
-from textseg.randomness import slice_keys
 from textseg.recipe.loading import TrainingSettings
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
@@ -202,13 +201,9 @@ class Training:
             pin_memory=device.type == "cuda",
             share=(processes.rank(), processes.count()),
         )
-        for batch in cast(Iterator[Batch], loader):
-            moved = self.slices.complete(batch.to(device, non_blocking=True))
-            if augmentation is not None and self.segmenter.batching == "volume":
-                moved = augmentation.of_volume(moved, epoch=epoch)
-            elif augmentation is not None:
-                moved = augmentation.of_batch(moved, slice_keys(batch), epoch=epoch)
-            yield replace(moved, mask=moved.mask.long())
+        for packed in loader:
+            moved = packed.to(device, non_blocking=True)
+            yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
 
     def _start_epoch(self, epoch: int) -> None:
         self.model.train()
