@@ -30,16 +30,18 @@ def install(session: nox.Session, extras: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, two at a time; arguments after `--` go to pytest."""
+    """Run the tests, two at a time; arguments after `--` go to pytest, as `-m "not slow"`."""
     install(session, "minilm,test")
     session.run("pytest", "-n", "2", *session.posargs)
 
 
 @nox.session
-def slow(session: nox.Session) -> None:
-    """Run the tests that take a minute each, which the other sessions leave out."""
+def nightly(session: nox.Session) -> None:
+    """Run what takes too long for a pull request: all seeds, timm, every plug-in that textseg writes."""
     install(session, "minilm,test")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "nightly")
+    session.notify("timm", posargs=[])
+    session.notify("new_plugins", posargs=[])
 
 
 @nox.session

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from textseg.contracts import Atlas, Case, PromptGenerator, Prompts, Source, Structure, Visibility
 
@@ -35,6 +36,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; a single
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the nightly tests out unless `-m` names them. Begin with the slow ones, so that no worker ends alone."""
+    if "nightly" not in config.option.markexpr:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that all workers of pytest-xdist have in common; who makes something there holds a lock."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -281,20 +298,28 @@ def stranger(third_party: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe that a run finishes in seconds."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny.yaml").write_text(TINY.format(folder=folder / "data"))
-    return folder / "tiny.yaml"
+def tiny_recipe(shared_folder: Path) -> Path:
+    """A recipe that a run finishes in seconds; all workers draw its scans in one folder."""
+    recipe = shared_folder / "tiny" / "tiny.yaml"
+    with FileLock(shared_folder / "tiny.lock"):
+        if not recipe.exists():
+            recipe.parent.mkdir()
+            recipe.write_text(TINY.format(folder=recipe.parent / "data"))
+    return recipe
 
 
 @pytest.fixture(scope="session")
 def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
-    """The folder of a run of the tiny recipe that was never interrupted; tests don't change it."""
+    """The folder of a run of the tiny recipe that was never interrupted, one for all workers; tests don't change it."""
     from textseg.training.run import run
 
-    with installed(third_party):
-        return run(tiny_recipe, output=tiny_recipe.parent / "runs")
+    folder = tiny_recipe.parent / "runs" / "tiny" / "seed2025"
+    finished = tiny_recipe.parent / "finished"
+    with FileLock(finished.with_suffix(".lock")), installed(third_party):
+        if not finished.exists():
+            assert run(tiny_recipe, output=tiny_recipe.parent / "runs") == folder
+            finished.touch()
+    return folder
 
 
 @pytest.fixture
