@@ -123,16 +123,16 @@ def measured(benchmark: Benchmark, folder: Path, *, smallest: bool, alone: bool)
     if smallest:
         commands = [[*command, "--set", "training.epochs=1"] if "run" in command else command for command in commands]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if alone else dict(os.environ)
-    start, said, sound = time.perf_counter(), "", True
+    start, output, sound = time.perf_counter(), "", True
     for command in (*commands, [sys.executable, str(HERE / f"{benchmark.script}.py"), *own]):
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        said, sound = done.stdout.strip(), done.returncode == 0
+        output, sound = done.stdout.strip(), done.returncode == 0
         if not sound:
-            said += f"\n\nFailed: {shlex.join(command)}"
+            output += f"\n\nFailed: {shlex.join(command)}"
             break
     shown = f"python benchmarks/{benchmark.script}.py {arguments}".strip()
     minutes = (time.perf_counter() - start) / 60
-    return f"## {benchmark.title}\n\n`{shown}`, {minutes:.1f} minutes\n\n{said}", sound
+    return f"## {benchmark.title}\n\n`{shown}`, {minutes:.1f} minutes\n\n{output}", sound
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ CLASSES = 20
 
 
 class MonaisOwn(nn.Module):
-    """What MONAI has, with the face of a network of textseg."""
+    """MONAI's network behind the interface of a textseg network."""
 
     def __init__(self, task: Task, feature_size: int) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ def main() -> None:
         image = torch.rand(1, 1, side, side)
         with torch.no_grad():
             own, fused = theirs.eval()(image, None).logits, ours.eval()(image, None).logits
-        said = f"{(own - fused).abs().max():.1e} of {own.abs().max():.1f}"
+        difference = f"{(own - fused).abs().max():.1e} of {own.abs().max():.1f}"
         cells = [paired(step, theirs.train(), ours.train(), image, options.pairs) for step in (forward, both)]
-        print(f"| {side} | {' | '.join(cells)} | {said} |", flush=True)
+        print(f"| {side} | {' | '.join(cells)} | {difference} |", flush=True)
 
 
 if __name__ == "__main__":

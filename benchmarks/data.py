@@ -154,9 +154,9 @@ def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple
 def table(title: str, rows: Iterator[tuple[str, float]]) -> None:
     print(f"\n{title}\n\n| | slices per second | ratio |\n|---|---|---|")
     first = 0.0
-    for name, found in rows:
-        first = first or found
-        print(f"| {name} | {found:.0f} | {first / found:.1f} |", flush=True)
+    for name, rate in rows:
+        first = first or rate
+        print(f"| {name} | {rate:.0f} | {first / rate:.1f} |", flush=True)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from textseg.models.cost import empty_text
 
 
 def milliseconds(model: TrainedModel, image: torch.Tensor) -> float:
-    """Of one forward pass."""
+    """Return the milliseconds of one forward pass."""
     text = empty_text(model.task, image.device) if model.segmenter.uses_text else None
     start = time.process_time()
     with torch.no_grad():
@@ -37,15 +37,16 @@ def main(run: str, bundle: str, repeats: int = 15) -> None:
     image = torch.rand(1, task.image_channels, *task.image_size, generator=torch.Generator().manual_seed(0))
     for model in models.values():
         milliseconds(model, image)
-    found = {name: [] for name in models}
+    times = {name: [] for name in models}
     for _ in range(repeats):
         for name, model in models.items():
-            found[name].append(milliseconds(model, image))
-    eager = statistics.median(found["torch, eager"])
+            times[name].append(milliseconds(model, image))
+    eager = statistics.median(times["torch, eager"])
     size = " x ".join(map(str, task.image_size))
     print(f"| {size}, median of {repeats} | ms a slice | as fast as eager |", "|---|---|---|", sep="\n")
-    for name, times in found.items():
-        print(f"| {name} | {statistics.median(times):.1f} | {eager / statistics.median(times):.2f} |")
+    for name, milliseconds_each in times.items():
+        median = statistics.median(milliseconds_each)
+        print(f"| {name} | {median:.1f} | {eager / median:.2f} |")
 
 
 if __name__ == "__main__":

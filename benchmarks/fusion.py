@@ -1,4 +1,4 @@
-"""What HASF with text costs beside a bare Swin UNETR of the same size: the same process, one after the other, in pairs.
+"""Cost of HASF with text relative to a bare Swin UNETR of the same size, timed in pairs within one process.
 
     OMP_NUM_THREADS=1 python benchmarks/fusion.py [--sides 384,512] [--pairs 5] [--feature-size 48]
 
@@ -71,14 +71,14 @@ def text() -> TextFeatures:
     return TextFeatures(tokens, mask, torch.randn(1, CLASSES - 1, WIDTH), torch.ones(1, CLASSES - 1, dtype=torch.bool))
 
 
-def forward(model: nn.Module, image: Tensor, said: TextFeatures) -> None:
+def forward(model: nn.Module, image: Tensor, text_features: TextFeatures) -> None:
     with torch.no_grad():
-        model(image, said)
+        model(image, text_features)
 
 
-def both(model: nn.Module, image: Tensor, said: TextFeatures) -> None:
+def both(model: nn.Module, image: Tensor, text_features: TextFeatures) -> None:
     model.zero_grad()
-    model(image, said).logits.square().mean().backward()
+    model(image, text_features).logits.square().mean().backward()
 
 
 def paired(
@@ -88,17 +88,17 @@ def paired(
     image: Tensor,
     pairs: int,
 ) -> str:
-    said, ratios = text(), []
+    text_features, ratios = text(), []
     for number in range(pairs + 1):  # the first warms up
         times = []
-        for one in (bare, model) if number % 2 else (model, bare):
+        for network in (bare, model) if number % 2 else (model, bare):
             start = time.process_time()
-            step(one, image, said)
+            step(network, image, text_features)
             times.append(time.process_time() - start)
         ours, theirs = reversed(times) if number % 2 else times
         ratios.append(ours / theirs)
-    found = ratios[1:]
-    return f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
+    measured = ratios[1:]
+    return f"{statistics.median(measured):.3f} ({min(measured):.3f} to {max(measured):.3f})"
 
 
 if __name__ == "__main__":

@@ -125,15 +125,15 @@ def rate(
     step: Callable[[Batch], object] | None = None,
 ) -> float:
     """Slices per second: the median of three parts, after as many steps again to warm up."""
-    found = []
+    rates = []
     for part in range(4):
         slices, begun = 0, now(training)
         for batch in islice(batches, options.steps):
             (step or training.training_step)(batch)
             slices += len(batch.case)
         if part:
-            found.append(slices / (now(training) - begun))
-    return statistics.median(found)
+            rates.append(slices / (now(training) - begun))
+    return statistics.median(rates)
 
 
 def now(training: Training) -> float:

@@ -1,4 +1,4 @@
-"""What naming the visible levels, and naming levels anew (`textseg predict --ordered`), does to a run's test cases.
+"""Effect on a run's test cases of naming the visible levels and of renaming levels (`textseg predict --ordered`).
 
 Run: `python benchmarks/level_order.py RUN...`. Interactive is what a person would say who counts right: the first and
 the last level that the annotation of the volume shows, as `--visible FIRST:LAST`.
@@ -49,8 +49,8 @@ def main() -> None:
                     prompts: Literal["template"] | None = "template" if mode == "template" else None
                     mask = model(prepared.case.image_path, visible=visible, prompts=prompts, ordered=ordered)
                     spacing = prepared.native_spacing_mm
-                    found = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
-                    dsc.append(np.mean([one.values["dsc"] for one in found.values()]))
+                    scores = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
+                    dsc.append(np.mean([structure_scores.values["dsc"] for structure_scores in scores.values()]))
                     names = enumerate_structures(mask.array, reference, experiment.atlas)
                     shifted += names.shift != 0
                     violations += names.order_violations

@@ -110,29 +110,29 @@ def references() -> list[tuple[np.ndarray[Any, Any], tuple[float, ...]]]:
     if data is None:
         return [(spine(slices=20, side=640), (3.3, 0.47, 0.47))]
     dataset = Spider(folder=str(Path(data) / "spider"))
-    found = []
+    label_maps = []
     for case in dataset.cases():
         if case.mask_path is not None:
             labels = read_labels(case.mask_path)
-            found.append((map_labels(labels, dataset.label_map(case), case), labels.spacing_mm))
-    return found
+            label_maps.append((map_labels(labels, dataset.label_map(case), case), labels.spacing_mm))
+    return label_maps
 
 
 def mistaken(reference: np.ndarray[Any, Any], random: np.random.Generator, share: float) -> np.ndarray[Any, Any]:
-    """What a method might answer: each structure moved by itself, some missed or misnamed, islands elsewhere."""
+    """Return a plausible prediction: each structure shifted on its own, some missed or misnamed, with islands."""
     reach = 3
-    found = np.pad(np.zeros_like(reference), reach)
+    answer = np.pad(np.zeros_like(reference), reach)
     for label, box in enumerate(find_objects(reference), start=1):
         if box is None or random.random() < share / 2:
             continue
         name = label % 19 + 1 if random.random() < share / 2 else label
         steps = random.integers(-reach, reach + 1, 3) * (0, 1, 1)
         moved = tuple(slice(s.start + reach + d, s.stop + reach + d) for s, d in zip(box, steps, strict=True))
-        found[moved][reference[box] == label] = name
+        answer[moved][reference[box] == label] = name
         if random.random() < share:
-            place = [random.integers(reach, length) for length in reference.shape]
-            found[tuple(slice(start, start + 6) for start in place)] = name
-    return np.ascontiguousarray(found[reach:-reach, reach:-reach, reach:-reach])
+            corner = [random.integers(reach, length) for length in reference.shape]
+            answer[tuple(slice(start, start + 6) for start in corner)] = name
+    return np.ascontiguousarray(answer[reach:-reach, reach:-reach, reach:-reach])
 
 
 def campaign() -> None:
@@ -154,12 +154,12 @@ def campaign() -> None:
                     (groups, (merge[prediction], merge[reference])),
                 ):
                     labels = [structure.index for structure in own.structures]
-                    found = score(*pair, spacing=spacing, structures=labels, metrics=METRICS, kernel=kernel)
-                    values += [value for label in labels for value in found[label].values.values()]
+                    scores = score(*pair, spacing=spacing, structures=labels, metrics=METRICS, kernel=kernel)
+                    values += [value for label in labels for value in scores[label].values.values()]
                 seconds[kernel] += time.process_time() - start
-            one, other = np.split(np.array(values), 2)
-            worst = max(worst, float(np.nanmax(np.abs(one - other))))
-            assert np.array_equal(np.isnan(one), np.isnan(other))
+            first, second = np.split(np.array(values), 2)
+            worst = max(worst, float(np.nanmax(np.abs(first - second))))
+            assert np.array_equal(np.isnan(first), np.isnan(second))
     shapes = sorted({"x".join(map(str, reference.shape)) for reference, _ in known})
     print(f"{VOLUMES} volumes x {METHODS} methods x {len(METRICS)} metrics, volumes of {', '.join(shapes)}:")
     for kernel in KERNELS:

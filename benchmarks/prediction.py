@@ -1,4 +1,4 @@
-"""What `textseg predict` costs beside its network alone, on one volume of 15 slices, after start-up.
+"""Cost of `textseg predict` relative to its network alone, on one volume of 15 slices, after start-up.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py [recipes/atmnet_spider.yaml] [--pairs 3] [--slices 15]
 
@@ -48,8 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_volume(Path(folder), options.slices)
         volume = read_volume(path, model.atlas.plane)
-        said = template_visibility(model.atlas) if model.reads_text else None
-        stack = model.slices(model.prepare(volume), said)
+        visibility = template_visibility(model.atlas) if model.reads_text else None
+        stack = model.slices(model.prepare(volume), visibility)
 
         def whole() -> None:
             outcomes = predict_files(model, [Job(path, Path(folder) / "mask" / "volume.nii.gz", None)])
@@ -60,7 +60,7 @@ def main() -> None:
         figures = paired(whole, lambda: network(model, stack), options.pairs)
     size = " x ".join(map(str, volume.array.shape))
     for what, (ours, alone) in figures.items():
-        ratios = [one / other for one, other in zip(ours, alone, strict=True)]
+        ratios = [first / second for first, second in zip(ours, alone, strict=True)]
         span = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         print(f"| {model.name} | {size} | {what} | {statistics.median(ours):.2f} | {span} |")
 

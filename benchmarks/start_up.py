@@ -93,13 +93,13 @@ def first_step(runs: int = 5) -> None:
             "torch and Lightning imported, the model built": ["-c", BUILT, recipe],
         }
         environment = {"TEXTSEG_CACHE": f"{folder}/cache"}
-        found = {name: [] for name in commands}
+        times = {name: [] for name in commands}
         for number in range(runs + 1):
             for name, command in commands.items():
                 pair = seconds([sys.executable, *command], Path(folder) / "byte_code", **environment)
                 if number:  # the first draws the phantom and fills the caches
-                    found[name].append(pair)
-    print_medians(found, runs)
+                    times[name].append(pair)
+    print_medians(times, runs)
 
 
 def main(runs: int = 15) -> None:
@@ -119,16 +119,16 @@ def main(runs: int = 15) -> None:
         }
         for command, path in commands.values():
             seconds(command, byte_code, path)  # byte code and file cache
-        found = {name: [] for name in commands}
+        times = {name: [] for name in commands}
         for _ in range(runs):
             for name, (command, path) in commands.items():
-                found[name].append(seconds(command, byte_code, path))
-    print_medians(found, runs)
+                times[name].append(seconds(command, byte_code, path))
+    print_medians(times, runs)
 
 
-def print_medians(found: dict[str, list[tuple[float, float]]], runs: int) -> None:
+def print_medians(times: dict[str, list[tuple[float, float]]], runs: int) -> None:
     print(f"| median of {runs} | wall [s] | processor [s] |", "|---|---|---|", sep="\n")
-    for name, pairs in found.items():
+    for name, pairs in times.items():
         wall, used = (statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"| {name} | {wall:.3f} | {used:.3f} |")
 

@@ -1,4 +1,4 @@
-"""What the text of 12,000 slices costs: encodings, memory, and reading a batch's features against encoding it.
+"""Cost of the text of 12,000 slices: encodings, memory, and reading a batch's features against encoding it.
 
 python benchmarks/text.py
 """
@@ -42,16 +42,16 @@ class Counting:
 def cases() -> list[PreparedCase]:
     """Series whose upper end differs, and whose outer slices lack the canal or a few levels more."""
     random = np.random.default_rng(0)
-    found = []
+    cases = []
     for number in range(CASES):
         top = int(random.integers(5, 10))
         planes = []
-        for place in range(SLICES):
-            cut = int(random.integers(0, 3)) if place in (0, SLICES - 1) else 0
-            canal = (19,) if 3 <= place < SLICES - 3 else ()
+        for index in range(SLICES):
+            cut = int(random.integers(0, 3)) if index in (0, SLICES - 1) else 0
+            canal = (19,) if 3 <= index < SLICES - 3 else ()
             planes.append((*range(1, top + 1 - cut), *range(10, 10 + top - cut), *canal))
         facts = {"sequence": SEQUENCES[number % 3], "view": "sagittal", "sex": ("female", "male")[number % 2]}
-        found.append(
+        cases.append(
             PreparedCase(
                 case=Case(f"{number}", f"{number}", Path("i"), Path("m"), facts),
                 folder=Path(),
@@ -64,7 +64,7 @@ def cases() -> list[PreparedCase]:
                 image_hash="",
             )
         )
-    return found
+    return cases
 
 
 def median_seconds(call: object, repeats: int) -> float:
@@ -90,8 +90,10 @@ def main() -> None:
             start, before = time.perf_counter(), encoder.encoded
             text = build_text(needed, generator, encoder, atlas, generator_name="atpg_lumbar", cache=Path(folder))
             seconds.append((time.perf_counter() - start, encoder.encoded - before))
-        said = [prompt for by_source in text.prompts.values() for one in by_source.values() for prompt in one]
-        all_texts = len(said) * (1 + len(atlas.names))
+        all_prompts = [
+            prompt for by_source in text.prompts.values() for of_source in by_source.values() for prompt in of_source
+        ]
+        all_texts = len(all_prompts) * (1 + len(atlas.names))
         print("| | |\n|---|---|")
         print(f"| slices | {CASES * SLICES} |")
         print(f"| texts that are said of them, by {len(SOURCES)} sources | {all_texts} |")
@@ -108,8 +110,8 @@ def main() -> None:
         sources = [SOURCES[number % 3] for number in range(BATCH)]
         numbers = iter(batches)
         reading = median_seconds(lambda: slices.features(next(numbers), sources), len(batches))
-        first = [said[number] for number in batches[0]]
-        texts = [one for prompt in first for one in (prompt.holistic, *prompt.classwise)]
+        first = [all_prompts[number] for number in batches[0]]
+        texts = [sentence for prompt in first for sentence in (prompt.holistic, *prompt.classwise)]
         encoding = median_seconds(lambda: encoder(texts), 1 if SMALLEST else 5)
         print(f"| reading the features of a batch of {BATCH} [ms] | {1000 * reading:.3f} |")
         print(f"| encoding the texts of a batch of {BATCH} [ms] | {1000 * encoding:.0f} |")

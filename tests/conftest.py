@@ -1,4 +1,4 @@
-"""What every test shares: quiet surroundings, and the few fixtures that several files need."""
+"""Fixtures that several test files share, and an environment without warnings or user settings."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
-    """As if a distribution were installed, also for subprocesses."""
+    """Pretend that a distribution is installed, also for subprocesses."""
     from textseg.registry.discovery import installed_registry
 
     with pytest.MonkeyPatch.context() as patch:
@@ -387,9 +387,9 @@ SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
 
 def _speak(visibility: Visibility) -> Prompts:
     """A text that holds everything it was told."""
-    told = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
+    facts = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
     classwise = ("L2", "L1", "L1/L2", "SC")
-    return Prompts(json.dumps([*told, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
+    return Prompts(json.dumps([*facts, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
 
 
 def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], sequence: str = "T2") -> PreparedCase:
@@ -428,7 +428,9 @@ def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
     from textseg.text.slice_text import SliceText, slice_prompts
 
     prompts = {source: [p for case in cases for p in slice_prompts(case, source, _speak, atlas)] for source in SOURCES}
-    texts = list(dict.fromkeys(t for said in prompts.values() for p in said for t in (p.holistic, *p.classwise)))
+    texts = list(
+        dict.fromkeys(t for of_source in prompts.values() for p in of_source for t in (p.holistic, *p.classwise))
+    )
     generator = torch.Generator().manual_seed(0)
     table = TextTable(
         texts=tuple(texts),
@@ -466,7 +468,7 @@ def cases(prepared_case: Callable[..., PreparedCase]) -> list[PreparedCase]:
 
 @pytest.fixture(scope="session")
 def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
-    """What every source says of some cases, with random features."""
+    """A text table of some cases for each prompt source, with random features."""
     return _text_of
 
 
@@ -529,7 +531,7 @@ def _write_series(
     uid = generate_uid(entropy_srcs=[str(folder), prefix, str(number)])
     order = np.random.default_rng(0).permutation(len(array)) if shuffle else np.arange(len(array))
     files = []
-    for place, index in enumerate(order.tolist(), start=1):
+    for ordinal, index in enumerate(order.tolist(), start=1):
         position = image.TransformIndexToPhysicalPoint((0, 0, index))
         dataset = FileDataset("", {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
         meta = dataset.file_meta
@@ -537,7 +539,7 @@ def _write_series(
         meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
         meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(index)])
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, UID(uid), frame
-        dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "MR", number, place
+        dataset.Modality, dataset.SeriesNumber, dataset.InstanceNumber = "MR", number, ordinal
         dataset.PatientID, dataset.PatientName, dataset.StudyID = "1", "Nobody", "1"
         dataset.PatientBirthDate = dataset.PatientSex = dataset.AccessionNumber = dataset.ReferringPhysicianName = ""
         dataset.StudyDate, dataset.StudyTime = "20260101", "120000"
@@ -552,7 +554,7 @@ def _write_series(
         dataset.PixelData = array[index].astype("<i2").tobytes()
         if compressed:
             dataset.compress(RLELossless)
-        files.append(folder / f"{prefix}{place:03}{suffix}")
+        files.append(folder / f"{prefix}{ordinal:03}{suffix}")
         dataset.save_as(files[-1], enforce_file_format=True)
     return files
 

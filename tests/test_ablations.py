@@ -62,11 +62,11 @@ def comment(path: Path) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines[:first])
 
 
-def said(path: Path) -> tuple[Path, set[str]]:
+def declared_difference(path: Path) -> tuple[Path, set[str]]:
     """The base recipe of one, and the keys in which it says that it differs."""
-    found = re.search(r"Base: (\S+\.yaml)\. Differs in: (\S+(?:, \S+)*)\.$", comment(path))
-    assert found, path
-    return ROOT / found[1], set(found[2].split(", "))
+    match = re.search(r"Base: (\S+\.yaml)\. Differs in: (\S+(?:, \S+)*)\.$", comment(path))
+    assert match, path
+    return ROOT / match[1], set(match[2].split(", "))
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -79,14 +79,14 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 @pytest.mark.parametrize("path", VARIANTS, ids=stem)
 def test_it_differs_from_its_base_in_what_it_names(path: Path) -> None:
-    base, keys = said(path)
+    base, keys = declared_difference(path)
     ours, theirs = (dict(leaves(load_recipe(file).model_dump(mode="json"))) for file in (path, base))
     assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} == {"name", *keys}
 
 
 def test_every_table_of_the_paper_has_its_recipes() -> None:
     tables = [re.search(r"table `(\w+)`", comment(path)) for path in ABLATIONS]
-    counted = [found[1] for found in tables if found]
+    counted = [match[1] for match in tables if match]
     assert {table: counted.count(table) for table in counted} == TABLES
     assert len(counted) == len(ABLATIONS)
 
@@ -112,6 +112,6 @@ def test_it_trains_a_step_and_segments_a_case(path: Path, tmp_path: Path, tmp_pa
     training.segmenter.eval()
     prepared = experiment.cases["test"][0]
     slices = experiment.slices(prepared, experiment.evaluation_source)
-    found = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
-    assert found.native is not None
-    assert found.native.shape == (1, 96, 80)
+    prediction = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
+    assert prediction.native is not None
+    assert prediction.native.shape == (1, 96, 80)

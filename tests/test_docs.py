@@ -52,7 +52,7 @@ def read(name: str) -> str:
 
 
 def section(text: str, *headings: str) -> str:
-    """What stands below a heading (`## x`), or below a heading within another, up to the next of the same rank."""
+    """Return the text below a heading (`## x`), or below nested headings, up to the next of the same rank."""
     for heading in headings:
         rank = heading.split()[0]
         match = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{2,{len(rank)}}} |\Z)", text, re.MULTILINE | re.DOTALL)
@@ -63,12 +63,12 @@ def section(text: str, *headings: str) -> str:
 
 def rows(text: str) -> dict[str, str]:
     """The table rows of a text by what stands between backticks in their first cell."""
-    found = {}
+    cells = {}
     for line in text.splitlines():
         if line.startswith("| `"):
             first, _, rest = line[2:].partition(" |")
-            found |= dict.fromkeys(re.findall(r"`([^`]+)`", first), rest)
-    return found
+            cells |= dict.fromkeys(re.findall(r"`([^`]+)`", first), rest)
+    return cells
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -218,8 +218,8 @@ def test_every_recipe_is_listed(recipe: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_page_names_a_recipe_that_does_not_exist(page: Path) -> None:
-    found = re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8"))
-    named = {name.lstrip("/") for name in found}  # a page may include a file from above
+    mentions = re.findall(r"[\w/-]*recipes/[\w/]+\.yaml", page.read_text(encoding="utf-8"))
+    named = {name.lstrip("/") for name in mentions}  # a page may include a file from above
     assert {name for name in named if not (ROOT / name).is_file() and not name.startswith("textseg-")} == set()
 
 

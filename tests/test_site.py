@@ -1,4 +1,4 @@
-"""What docs/conf.py makes of a page: drawings inside it, names that may break, flags that may not."""
+"""Tests of docs/conf.py: drawings become part of the page, names may break at a line end, flags may not."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         shutil.copytree(ROOT / "docs" / name, folder / name)
     shutil.copy(ROOT / "docs/conf.py", folder)
     (folder / "index.md").write_text("# Title\n\n```{toctree}\npages/one\n```\n", encoding="utf-8")
-    said = "# One\n\n![a drawing](../pictures/architecture.svg)\n\n`my_file.csv` `a.module` `--only-this` `0.5`\n\n"
-    said += "```bash\nrun --only-this\n```\n\n```python\na_b.c\n```\n"
-    (folder / "pages/one.md").write_text(said, encoding="utf-8")
+    markdown = "# One\n\n![a drawing](../pictures/architecture.svg)\n\n`my_file.csv` `a.module` `--only-this` `0.5`\n\n"
+    markdown += "```bash\nrun --only-this\n```\n\n```python\na_b.c\n```\n"
+    (folder / "pages/one.md").write_text(markdown, encoding="utf-8")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(folder), str(folder / "_build")]
     subprocess.run(command, check=True, capture_output=True)
     return (folder / "_build/pages/one.html").read_text(encoding="utf-8")

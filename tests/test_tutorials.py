@@ -60,8 +60,10 @@ def follow(page: str, folder: Path, surroundings: Mapping[str, str]) -> list[str
             assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
             printed = [" ".join(line.split()) for line in done.stdout.splitlines()]
         elif kind == "text":
-            told = iter(printed)
-            missing = [line for line in content.splitlines() if not any(" ".join(line.split()) in one for one in told)]
+            lines = iter(printed)
+            missing = [
+                line for line in content.splitlines() if not any(" ".join(line.split()) in shown for shown in lines)
+            ]
             assert missing == [], printed
         else:
             assert kind == "shell", "needs scans or a GPU"

@@ -19,7 +19,7 @@ Run = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Pyramid:
-    """What a backbone gives, found by looking: what libraries declare about their models is not always so."""
+    """The maps of a backbone, measured by running it, since declarations of libraries are not always right."""
 
     maps: tuple[int, ...]  # which of the maps that it gives are levels, finest first
     features: Features
@@ -52,15 +52,15 @@ def look_at(backbone: nn.Module, run: Run, image_channels: int, *, every_map: bo
     levels = tuple(range(len(strides)))
     if not every_map:
         # A map at full size with no more channels than the image is the image.
-        features = [place for place in levels if strides[place] > 1 or shapes[place][1] > image_channels]
-        levels = tuple({strides[place]: place for place in features}.values())
-    pyramid = Features(tuple(shapes[place][1] for place in levels), tuple(strides[place] for place in levels))
+        features = [index for index in levels if strides[index] > 1 or shapes[index][1] > image_channels]
+        levels = tuple({strides[index]: index for index in features}.values())
+    pyramid = Features(tuple(shapes[index][1] for index in levels), tuple(strides[index] for index in levels))
     multiple = math.lcm(*pyramid.strides)
     sides = (4 * multiple, 6 * multiple)
     try:
         with torch.device("meta"), torch.enable_grad():
             given = run(backbone, torch.zeros(1, image_channels, *sides))
-            chosen = [given[place] for place in levels]
+            chosen = [given[index] for index in levels]
             parameters = dict(backbone.named_parameters())
             total = torch.stack([feature.mean() for feature in chosen]).sum()
             gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
@@ -71,8 +71,8 @@ def look_at(backbone: nn.Module, run: Run, image_channels: int, *, every_map: bo
         for channels, stride in zip(pyramid.channels, pyramid.strides, strict=True)
     ]
     if [tuple(feature.shape) for feature in chosen] != expected:
-        found = ", ".join(_written(feature.shape) for feature in chosen)
-        raise _unusable(name, sides, ValueError(f"its maps are {found}"))
+        shapes_given = ", ".join(_written(feature.shape) for feature in chosen)
+        raise _unusable(name, sides, ValueError(f"its maps are {shapes_given}"))
     unused = [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None]
     return Pyramid(levels, pyramid, multiple, frozenset(unused))
 
@@ -93,8 +93,8 @@ class FullSize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C_0, H, W]."""
-        found: Tensor = self.layers(image)
-        return found
+        maps: Tensor = self.layers(image)
+        return maps
 
 
 def full_size_level(image_channels: int, channels: int, features: Features) -> tuple[FullSize | None, Features]:

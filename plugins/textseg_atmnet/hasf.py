@@ -51,18 +51,18 @@ class FusionBlock(nn.Module):
         position = plane_sinusoids(height, width, visual.shape[1], visual.device)  # [C_l, H_l, W_l]
         text_position = sinusoids(text.shape[1], text.shape[2], text.device)  # [M, C_l]
         tokens = visual.flatten(2).transpose(1, 2)  # [B, N, C_l]
-        place = position.flatten(1).T  # [N, C_l]
+        position_tokens = position.flatten(1).T  # [N, C_l]
 
         normed = self.self_norm(tokens)
-        keys, key_place = normed, place
+        keys, key_positions = normed, position_tokens
         if key_grid != (height, width):
             grid = normed.transpose(1, 2).unflatten(2, (height, width))
             keys = F.adaptive_avg_pool2d(grid, key_grid).flatten(2).transpose(1, 2)
-            key_place = F.adaptive_avg_pool2d(position, key_grid).flatten(1).T
-        attended = self.self_attention(normed + place, keys + key_place, keys)
+            key_positions = F.adaptive_avg_pool2d(position, key_grid).flatten(1).T
+        attended = self.self_attention(normed + position_tokens, keys + key_positions, keys)
         tokens = tokens + self.self_output_norm(attended)
 
-        guided = self.cross_attention(self.cross_norm(tokens) + place, text + text_position, text)
+        guided = self.cross_attention(self.cross_norm(tokens) + position_tokens, text + text_position, text)
         tokens = tokens + self.alpha * self.cross_output_norm(guided)
         if self.feed_forward is not None:
             tokens = tokens + self.feed_forward(tokens)

@@ -68,9 +68,9 @@ class Hashed:
             )
         tokens = torch.zeros(len(texts), longest, self.feature_size)
         vectors = {word: self._vector(word) for row in words for word in row}
-        for place, row in enumerate(words):
+        for index, row in enumerate(words):
             if row:
-                tokens[place, : len(row)] = torch.stack([vectors[word] for word in row])
+                tokens[index, : len(row)] = torch.stack([vectors[word] for word in row])
         counts = torch.tensor([len(row) for row in words], dtype=torch.long)
         return tokens, torch.arange(longest)[None] < counts[:, None]
 

@@ -77,7 +77,7 @@ class HuggingFaceVision(nn.Module):
         with torch.device("meta"):
             probe = _random(transformers, config, name)
         pyramid = look_at(probe, self._maps, task.image_channels, every_map=stages is not None, name=name)
-        config.out_indices = [config.out_indices[place] for place in pyramid.maps]
+        config.out_indices = [config.out_indices[index] for index in pyramid.maps]
         self.backbone = _pretrained(config, source) if pretrained and source else _random(transformers, config, name)
         freeze(self.backbone, pyramid.unused)
         self.size_multiple = pyramid.size_multiple
@@ -106,9 +106,9 @@ class HuggingFaceVision(nn.Module):
         return maps if self.full_size is None else (self.full_size(image), *maps)
 
     def __getstate__(self) -> object:
-        """What is copied and pickled: without the local functions that transformers hangs on modules at the first call.
+        """Return the state to copy and pickle, without the local functions that transformers adds at the first call.
 
-        It hangs them there again at the next one.
+        transformers adds them again at the next call.
         """
         for module in self.backbone.modules():
             for key, hook in list(module._forward_hooks.items()):

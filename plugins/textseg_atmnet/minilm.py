@@ -67,9 +67,9 @@ def _check_weights(folder: Path) -> None:
     if not weights.is_file():
         raise PromptError(f"Package {DISTRIBUTION} holds no weights at '{weights}'. {INSTALL}")
     with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if version != VERSION or found != WEIGHTS_SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if version != VERSION or digest != WEIGHTS_SHA256:
         raise PromptError(
-            f"Package {DISTRIBUTION} {version} at '{folder}' has weights with sha256 {found}; textseg is made for "
+            f"Package {DISTRIBUTION} {version} at '{folder}' has weights with sha256 {digest}; textseg is made for "
             f"version {VERSION} with {WEIGHTS_SHA256}. {INSTALL}"
         )

@@ -56,7 +56,7 @@ class TimmEncoder(nn.Module):
                 probe = _built(timm, model, options)
         name = f"timm: '{model}'"
         pyramid = look_at(probe, _maps, task.image_channels, every_map=stages is not None, name=name)
-        options["out_indices"] = [probe.feature_info.out_indices[place] for place in pyramid.maps]
+        options["out_indices"] = [probe.feature_info.out_indices[index] for index in pyramid.maps]
         if pretrained and not carried():
             file = _source(timm, model, revision, pickled_weights=pickled_weights).weights()[0]
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}

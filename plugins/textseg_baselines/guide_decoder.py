@@ -71,13 +71,13 @@ class GuideDecoder(nn.Module):
         `reweight` changes queries and keys of the attention to the text, [B, N or M, C_l] -> the same shape.
         """
         height, width = visual.shape[-2:]
-        place = plane_sinusoids(height, width, visual.shape[1], visual.device).flatten(1).T  # [N, C_l]
+        positions = plane_sinusoids(height, width, visual.shape[1], visual.device).flatten(1).T  # [N, C_l]
         tokens = visual.flatten(2).transpose(1, 2)  # [B, N, C_l]
         normed = self.self_norm(tokens)
-        attended = self.self_attention(normed + place, normed + place, normed)
+        attended = self.self_attention(normed + positions, normed + positions, normed)
         tokens = tokens + self.self_output_norm(attended)
 
-        query = self.cross_norm(tokens) + place
+        query = self.cross_norm(tokens) + positions
         key = guide + sinusoids(guide.shape[1], guide.shape[2], guide.device)
         guided = self.cross_attention(reweight(query), reweight(key), guide)
         tokens = tokens + self.alpha * self.cross_output_norm(guided)

@@ -195,7 +195,7 @@ def _resized(logits: Tensor, image: Tensor) -> Tensor:
 
 
 def _decoder_sizes(config: Any, features: int) -> dict[str, int]:
-    """Of both transformers; in SAM, which has 256 features, heads and depth are the same at any size of the encoder."""
+    """Sizes of both transformers. SAM has 256 features, and the same heads and depth for each encoder size."""
     heads = config.num_attention_heads
     if features % (2 * heads) or features % 16:
         raise RecipeError(

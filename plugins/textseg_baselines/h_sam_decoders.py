@@ -107,7 +107,7 @@ class MaskGuidedSelfAttention(nn.Module):
 
     @staticmethod
     def _rarity(shares: Tensor) -> Tensor:
-        """Of each position's class in this batch: from 0 for the most frequent one to 1 for the rarest, [B, N]."""
+        """Return the rarity of each position's class in this batch, 0 (most frequent) to 1 (rarest), [B, N]."""
         classes = shares.argmax(1)
         counts = (classes[..., None] == torch.arange(shares.shape[1], device=shares.device)).sum((0, 1))  # [K]
         rarer = ((counts < counts[:, None]) & (counts > 0)).sum(1)  # of each class, how many that are there are rarer
@@ -129,7 +129,7 @@ class TwoWayTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            TwoWayBlock(features, heads, width, cross_features, dropout, first=place == 0) for place in range(depth)
+            TwoWayBlock(features, heads, width, cross_features, dropout, first=index == 0) for index in range(depth)
         )
         self.final_attn_token_to_image = Attention(features, features // 2, heads)
         self.layer_norm_final_attn = nn.LayerNorm(features)
@@ -142,8 +142,8 @@ class TwoWayTransformer(nn.Module):
         which = tokens
         for layer in self.layers:
             tokens, places = layer(tokens, places, which, where, prior)
-        found = self.final_attn_token_to_image(tokens + which, places + where, places)
-        return self.layer_norm_final_attn(tokens + found), places
+        attended = self.final_attn_token_to_image(tokens + which, places + where, places)
+        return self.layer_norm_final_attn(tokens + attended), places
 
 
 class TwoWayBlock(nn.Module):
@@ -173,12 +173,12 @@ class TwoWayBlock(nn.Module):
         else:
             tokens = tokens + self.self_attn(tokens + which, tokens + which, tokens)
         tokens = self.layer_norm1(tokens)
-        found = self.cross_attn_token_to_image(tokens + which, places + where, places, prior)
-        tokens = self.layer_norm2(tokens + self.dropout(found))
+        attended = self.cross_attn_token_to_image(tokens + which, places + where, places, prior)
+        tokens = self.layer_norm2(tokens + self.dropout(attended))
         tokens = self.layer_norm3(tokens + self.mlp(tokens))
         prior = None if prior is None else prior.transpose(1, 2)
-        found = self.cross_attn_image_to_token(places + where, tokens + which, tokens, prior)
-        return tokens, self.layer_norm4(places + found)
+        attended = self.cross_attn_image_to_token(places + where, tokens + which, tokens, prior)
+        return tokens, self.layer_norm4(places + attended)
 
 
 class Attention(nn.Module):
@@ -195,11 +195,11 @@ class Attention(nn.Module):
         projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
         query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
         if prior is None:
-            found = F.scaled_dot_product_attention(query, key, value)
+            values = F.scaled_dot_product_attention(query, key, value)
         else:
             similarity = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-            found = (similarity.float().softmax(-1) * prior[:, None]).to(value.dtype) @ value
-        attended: Tensor = self.out_proj(found.transpose(1, 2).flatten(2))
+            values = (similarity.float().softmax(-1) * prior[:, None]).to(value.dtype) @ value
+        attended: Tensor = self.out_proj(values.transpose(1, 2).flatten(2))
         return attended
 
 
@@ -235,5 +235,5 @@ def _class_networks(class_count: int, features: int, out_features: int, *, layer
 
 def _class_logits(networks: nn.ModuleList, tokens: Tensor, features: Tensor) -> Tensor:
     """Tokens [B, K, D], features [B, C_l, h, w] -> logits [B, K, h, w]."""
-    weights = torch.stack([network(tokens[:, place]) for place, network in enumerate(networks)], dim=1)
+    weights = torch.stack([network(tokens[:, index]) for index, network in enumerate(networks)], dim=1)
     return (weights @ features.flatten(2)).reshape(*weights.shape[:2], *features.shape[-2:])

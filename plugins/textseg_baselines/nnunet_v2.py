@@ -29,7 +29,7 @@ ACTIVATION = ("LEAKYRELU", {"inplace": True, "negative_slope": 0.01})
 
 @dataclass(frozen=True)
 class Plan:
-    """What nnU-Net derives from the data. Pairs are rows and columns; the finest stage comes first.
+    """Network settings that nnU-Net derives from the data. Pairs are rows and columns; the finest stage comes first.
 
     The patch is the whole prepared slice: textseg brings slices to one size, where nnU-Net would bring them to one
     spacing and cut patches out. `batch_size` is what nnU-Net would take; the recipe's is what is used.
@@ -195,7 +195,7 @@ def _median(rows: Sequence[Sequence[float]]) -> tuple[float, float] | None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As nnU-Net does (He 2015)."""
+    """Initialize the weights like nnU-Net (He 2015)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:

@@ -110,7 +110,7 @@ class SpineParseNet(nn.Module):
         return CoarseOutput(logits, coarse_logits=coarse_logits, node_logits=node_logits)
 
     def losses(self, output: CoarseOutput, batch: Batch, segmentation_loss: SegmentationLoss) -> dict[str, Tensor]:
-        """Of the stage at hand; of both where none was started."""
+        """Return the losses of the current stage, or of both stages if none was started."""
         terms: dict[str, Tensor] = {}
         if self.stage != "fine":
             mask = self._coarse_mask(batch.mask)

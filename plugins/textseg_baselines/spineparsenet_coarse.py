@@ -66,8 +66,8 @@ class StructureGraph(nn.Module):
     def __init__(self, atlas: Atlas, channels: int, hidden: int, layers: int = 3) -> None:
         super().__init__()
         edges = torch.eye(atlas.class_count)
-        for one, other in atlas.adjacent:
-            edges[atlas[one].index, atlas[other].index] = edges[atlas[other].index, atlas[one].index] = 1
+        for first, second in atlas.adjacent:
+            edges[atlas[first].index, atlas[second].index] = edges[atlas[second].index, atlas[first].index] = 1
         degree = edges.sum(1).rsqrt()
         self.register_buffer("adjacency", degree[:, None] * edges * degree, persistent=False)
         self.regions = nn.Conv3d(channels, atlas.class_count, kernel_size=1)

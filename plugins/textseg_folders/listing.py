@@ -1,4 +1,4 @@
-"""What any folder of volumes needs: its files by stem, its patients, what its values mean."""
+"""Functions for any folder of volumes: files by stem, patients, and the structures of mask values."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def find_atlas(name: str) -> Atlas:
 
 def volumes_by_stem(folder: Path) -> dict[str, Path]:
     """Volumes of a folder, sorted by stem; hidden files are no volumes. Raises DataError for two of one stem."""
-    found: dict[str, Path] = {}
+    volumes: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
         if suffix is None or path.name.startswith("."):
             continue
-        if (other := found.setdefault(path.name[: -len(suffix)], path)) is not path:
-            raise DataError(f"'{folder}' holds '{other.name}' and '{path.name}', which are the same case. Keep one.")
-    return found
+        if (first := volumes.setdefault(path.name[: -len(suffix)], path)) is not path:
+            raise DataError(f"'{folder}' holds '{first.name}' and '{path.name}', which are the same case. Keep one.")
+    return volumes
 
 
 def patient_of(stem: str, pattern: str | None) -> str:
-    """What the one group of `pattern` finds in a stem; without a pattern each stem is a patient. Raises DataError."""
+    """Return the patient in a stem: the group of `pattern`, or the whole stem without a pattern. Raises DataError."""
     if pattern is None:
         return stem
     try:

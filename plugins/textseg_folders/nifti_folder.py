@@ -63,10 +63,10 @@ class NiftiFolder:
             return None
         parts: dict[str, list[str]] = {"train": [], "test": []}
         for case in self._cases:
-            said = self._table.get(case.id, {}).get("split", "")
-            if said.lower() not in PARTS:
-                raise DataError(f"{self._table_path}: the split of '{case.id}' is '{said}'; it is train or test.")
-            patients = parts[PARTS[said.lower()]]
+            part = self._table.get(case.id, {}).get("split", "")
+            if part.lower() not in PARTS:
+                raise DataError(f"{self._table_path}: the split of '{case.id}' is '{part}'; it is train or test.")
+            patients = parts[PARTS[part.lower()]]
             if case.patient not in patients:
                 patients.append(case.patient)
         return parts

@@ -1,4 +1,4 @@
-"""How data sets and tools of the field write the levels of the spine into mask files."""
+"""Label schemes: the mask values that data sets and tools of the field use for the levels of the spine."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class LumbarPhantom(SpinePhantom):
         )
 
     def read(self, folder: Path) -> Spider:
-        """As SPIDER is read."""
+        """Return a reader of SPIDER's layout."""
         return Spider(folder=str(folder))
 
     def write(self, folder: Path) -> None:

@@ -50,13 +50,13 @@ class MRSpineSeg:
     def fetch(self, *, progress: Progress) -> str:
         """Say what is there; raises DataError with where to get it, where it isn't whole."""
         del progress  # nothing is downloaded
-        found = [case for case in self._cases if case.mask_path is not None]
-        if len(found) < SERIES:
+        labelled = [case for case in self._cases if case.mask_path is not None]
+        if len(labelled) < SERIES:
             raise DataError(
-                f"'{self.folder}' holds {len(found)} cases with masks, and MRSpineSeg has {SERIES}. {AGREEMENT}: "
+                f"'{self.folder}' holds {len(labelled)} cases with masks, and MRSpineSeg has {SERIES}. {AGREEMENT}: "
                 f"{LAYOUT}."
             )
-        return f"MRSpineSeg: {len(found)} cases with their masks in '{self.folder}'."
+        return f"MRSpineSeg: {len(labelled)} cases with their masks in '{self.folder}'."
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
@@ -81,7 +81,7 @@ class MRSpineSeg:
 
     def _numbered(self, part: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, Path]]:
         """Files by the number of their case."""
-        found: dict[int, Path] = {}
+        files: dict[int, Path] = {}
         for folder in _folders(self.folder, "train", part):
             for path in sorted(folder.iterdir()):
                 if path.name.startswith(".") or not path.name.lower().endswith(".nii.gz"):
@@ -89,8 +89,8 @@ class MRSpineSeg:
                 if (match := pattern.fullmatch(path.name)) is None:
                     raise DataError(f"{path}: the name is none of MRSpineSeg's ({LAYOUT}). Rename it or move it away.")
                 number = int(match["number"])
-                if (other := found.setdefault(number, path)) is not path:
-                    raise DataError(f"'{other}' and '{path}' are both case {number}. Keep one.")
+                if (first := files.setdefault(number, path)) is not path:
+                    raise DataError(f"'{first}' and '{path}' are both case {number}. Keep one.")
                 yield number, path
 
 

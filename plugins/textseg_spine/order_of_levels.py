@@ -18,12 +18,12 @@ SWAPS = 5  # shown, the most frequent ones
 
 
 def order_of_levels(run: Run) -> list[ReportSection]:
-    """What enumeration.json says, for runs on this plug-in's atlases; no section for others."""
+    """Return a section on the level names in enumeration.json, for runs on this plug-in's atlases only."""
     dataset = run.recipe["dataset"]
     if dataset["use"] not in DATASETS and dataset.get("atlas") not in ATLASES:
         return []
-    found = json.loads((run.folder / "enumeration.json").read_text(encoding="utf-8"))
-    totals, wrong = found["totals"], [case for case in found["cases"] if _is_wrong(case)]
+    naming = json.loads((run.folder / "enumeration.json").read_text(encoding="utf-8"))
+    totals, wrong = naming["totals"], [case for case in naming["cases"] if _is_wrong(case)]
     rows = [
         ("volumes off by a level or more", f"{_share(totals['level_shift_rate'])} of {totals['cases']}"),
         ("structures in place under another name", f"{totals['misnamed']} of {totals['matched']}"),
@@ -39,7 +39,7 @@ def order_of_levels(run: Run) -> list[ReportSection]:
     if swaps := totals["swaps"]:
         named = [f"{swap['reference']} called {swap['prediction']} ({swap['count']})" for swap in swaps[:SWAPS]]
         parts.append(f"<p>Most often: {escape(', '.join(named))}.</p>")
-    parts.append(f'<p class="quiet">{escape(found["policy"])}</p>')
+    parts.append(f'<p class="quiet">{escape(naming["policy"])}</p>')
     return [ReportSection("Order of levels", "".join(parts))]
 
 

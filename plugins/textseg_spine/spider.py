@@ -68,12 +68,12 @@ class Spider:
         shift = self._shifts.get(case.patient, 0)
         classes = {0: 0, CANAL_VALUE: self.atlas[CANAL].index}
         for level in LEVELS:
-            place = level - 1 + shift
-            known = 0 <= place < len(VERTEBRAE)
-            vertebra = self.atlas[VERTEBRAE[place]].index if known else 0
+            position = level - 1 + shift
+            known = 0 <= position < len(VERTEBRAE)
+            vertebra = self.atlas[VERTEBRAE[position]].index if known else 0
             classes[level] = vertebra
             classes[PARTIAL_OFFSET + level] = vertebra if self.partial_vertebrae == "level" else 0
-            classes[DISC_OFFSET + level] = self.atlas[DISCS[place]].index if known else 0
+            classes[DISC_OFFSET + level] = self.atlas[DISCS[position]].index if known else 0
         return classes
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
@@ -118,34 +118,36 @@ class Spider:
 
     def doubts(self, values: Mapping[str, Collection[int]]) -> Mapping[str, Sequence[str]]:
         """Series whose levels may bear the wrong names, by case id, from the `values` that stand in their masks."""
-        found: dict[str, list[str]] = {}
+        doubts: dict[str, list[str]] = {}
         levels = {case_id: _levels(values[case_id]) for case_id in values}
         for case in self._cases:
             if case.id not in levels or case.patient in self._shifts:
                 continue
             vertebrae, discs = levels[case.id]
-            sentences = found.setdefault(case.id, [])
+            sentences = doubts.setdefault(case.id, [])
             row = self._overview.get(case.id.lower(), {})
             counted = {len(vertebrae), len([level for level in vertebrae if level in values[case.id]])}
             for column, numbers in (("num_vertebrae", counted), ("num_discs", {len(discs)})):
-                said = row.get(column, "").strip()
-                if said.isdecimal() and int(said) not in numbers:
-                    sentences.append(f"overview.csv says {column} {said}, and the mask has {max(numbers)}")
+                count = row.get(column, "").strip()
+                if count.isdecimal() and int(count) not in numbers:
+                    sentences.append(f"overview.csv says {column} {count}, and the mask has {max(numbers)}")
             if vertebrae and min(vertebrae) != 1:
                 sentences.append(f"its lowest vertebra is {min(vertebrae)}, and SPIDER counts from 1")
             if vertebrae and max(vertebrae) > len(VERTEBRAE):
                 sentences.append(
                     f"it shows {max(vertebrae)} vertebrae, one above {VERTEBRAE[-1]} if 1 is L5; or 1 is L6"
                 )
-            others = [other.id for other in self._cases if other.patient == case.patient and other.id in levels]
-            if unlike := [other for other in others if levels[other] != levels[case.id]]:
+            others = [
+                relative.id for relative in self._cases if relative.patient == case.patient and relative.id in levels
+            ]
+            if unlike := [case_id for case_id in others if levels[case_id] != levels[case.id]]:
                 sentences.append(f"the mask of {unlike[0]}, the same patient, has other levels")
         for stem in sorted(_volumes(self.folder / "masks").keys() - {case.id.lower() for case in self._cases}):
-            found[stem] = ["this mask has no image of its name"]
+            doubts[stem] = ["this mask has no image of its name"]
         advice = "if the names are shifted, say so in numbering.csv (patient, lowest_level)"
         return {
             case_id: [line if case_id not in levels else f"{line}: {advice}" for line in lines]
-            for case_id, lines in found.items()
+            for case_id, lines in doubts.items()
             if lines
         }
 
@@ -213,17 +215,17 @@ def _levels(values: Collection[int]) -> tuple[set[int], set[int]]:
 
 def _volumes(folder: Path) -> Mapping[str, Path]:
     """MHA files by lower-case stem; hidden ones (archives made on macOS are full of them) are no volumes."""
-    found: dict[str, Path] = {}
+    volumes: dict[str, Path] = {}
     paths: Iterable[Path] = sorted(folder.iterdir()) if folder.is_dir() else ()
     for path in paths:
         if path.suffix.lower() != ".mha" or path.name.startswith("."):
             continue
-        if (other := found.setdefault(path.stem.lower(), path)) is not path:
+        if (first := volumes.setdefault(path.stem.lower(), path)) is not path:
             raise DataError(
-                f"{folder}: '{other.name}' and '{path.name}' differ only in case, and SPIDER's names compare without "
+                f"{folder}: '{first.name}' and '{path.name}' differ only in case, and SPIDER's names compare without "
                 "regard to case. Keep one."
             )
-    return found
+    return volumes
 
 
 def _naturally(item: tuple[str, Path]) -> list[tuple[int, str]]:

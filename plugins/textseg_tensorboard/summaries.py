@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: the recipe as text, and settings with test scores as a row among other runs."""
+"""Summaries of a run for TensorBoard: the recipe as text, and one row with settings and test scores."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Backbone(nn.Module):
     def __init__(self, strides: Sequence[int], *, multiple: int = 1, channels: int = 4) -> None:
         super().__init__()
         self.multiple = multiple
-        self.maps = nn.ModuleList(nn.Conv2d(1, channels + place, s, stride=s) for place, s in enumerate(strides))
+        self.maps = nn.ModuleList(nn.Conv2d(1, channels + index, s, stride=s) for index, s in enumerate(strides))
         self.never_called = nn.Linear(2, 2)
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -42,7 +42,7 @@ def test_a_level_is_the_last_map_of_each_stride() -> None:
     assert pyramid.features == Features((5, 6, 8), (4, 8, 16))
     assert pyramid.size_multiple == 16
     assert pyramid.unused == {
-        *(f"maps.{place}.{part}" for place in (0, 3) for part in ("weight", "bias")),
+        *(f"maps.{index}.{part}" for index in (0, 3) for part in ("weight", "bias")),
         *(f"never_called.{part}" for part in ("weight", "bias")),
     }
 

@@ -37,7 +37,7 @@ def masks() -> Tensor:
 
 
 def example(mask: Tensor, stride: int = 2, multiple: int = 8, dtype: torch.dtype = torch.float32) -> SegmenterOutput:
-    """What a model says of random images that the core padded to a multiple of pixels."""
+    """Return the output of a model for random images that the core padded to a multiple of pixels."""
     batch, (height, width) = len(mask), mask.shape[-2:]
     sides = [math.ceil(side / multiple) * multiple // stride for side in (height, width)]
     text = TextFeatures(
@@ -102,11 +102,11 @@ def test_what_is_absent_changes_nothing(task: Task, pooling: Pooling) -> None:
     assert output.text is not None
     assert output.text.classwise is not None
     absent = torch.stack([~(mask == k).flatten(1).any(1) for k in range(1, 5)], dim=1)  # [B, K-1]
-    other = output.text.classwise + 50 * torch.randn_like(output.text.classwise) * absent[..., None]
+    changed = output.text.classwise + 50 * torch.randn_like(output.text.classwise) * absent[..., None]
     logits = output.logits.detach().clone()
     logits[:, 0] += 100  # the background
     logits[:, 1:][absent] -= 100
-    changed = replace(output, logits=logits, text=replace(output.text, classwise=other))
+    changed = replace(output, logits=logits, text=replace(output.text, classwise=changed))
     torch.testing.assert_close(loss(changed, batch_of(mask)), before)
     fewer = [tensor[:2] for tensor in (output.logits, output.fused_features[0], output.text.classwise)]
     alone = SegmenterOutput(
@@ -134,9 +134,9 @@ def test_gradients_are_finite_and_zero_where_it_has_nothing_to_say(
     silent = not {0, 1} & set(images)
     assert (value.item() == 0) == silent
     assert (max(tensor.grad.abs().max().item() for tensor in learned if tensor.grad is not None) == 0) == silent
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         assert entry.grad is not None
-        assert bool(entry.grad[place].any()) == (image in (0, 1))
+        assert bool(entry.grad[index].any()) == (image in (0, 1))
 
 
 def test_only_annotated_pixels_are_pooled(task: Task) -> None:
@@ -209,9 +209,9 @@ def test_it_is_computed_in_float32_under_autocast(task: Task, pooling: Pooling, 
 def test_its_own_weights_can_be_stored(task: Task) -> None:
     mask = masks()
     loss, output = built(task), example(mask)
-    other = CCAE(task, Features((CHANNELS, 8), (2, 4)), embedding_size=9)
-    other.load_state_dict(loss.state_dict())
-    for twin in (other, copy.deepcopy(loss)):
+    reloaded = CCAE(task, Features((CHANNELS, 8), (2, 4)), embedding_size=9)
+    reloaded.load_state_dict(loss.state_dict())
+    for twin in (reloaded, copy.deepcopy(loss)):
         assert torch.equal(twin(output, batch_of(mask)), loss(output, batch_of(mask)))
 
 

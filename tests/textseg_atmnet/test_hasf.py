@@ -125,8 +125,8 @@ def test_text_changes_every_level_and_padding_none(task: Task) -> None:
     for rubbish in (1e3, math.nan, math.inf):
         padded = replace(text, tokens=text.tokens.masked_fill(~text.mask[..., None], rubbish))
         assert all(torch.equal(a, b) for a, b in zip(fused, fusion(image_features, padded), strict=True))
-    other = fusion(image_features, replace(text, tokens=-text.tokens))
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(fused, other, strict=True))
+    changed = fusion(image_features, replace(text, tokens=-text.tokens))
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(fused, changed, strict=True))
 
 
 def test_slices_of_a_batch_do_not_see_each_other(task: Task) -> None:
@@ -164,9 +164,9 @@ def test_it_runs_under_autocast(task: Task) -> None:
     fusion, image_features, text = built(task, feed_forward=2), maps(), some_text()
     expected = fusion(image_features, text)
     with torch.autocast("cpu", torch.bfloat16):
-        found = fusion(image_features, text)
-        found[0].float().mean().backward()
-    for a, b in zip(found, expected, strict=True):
+        autocast = fusion(image_features, text)
+        autocast[0].float().mean().backward()
+    for a, b in zip(autocast, expected, strict=True):
         assert a.isfinite().all()
         assert (a.float() - b).abs().mean() < 0.05 * b.abs().mean()
 
@@ -174,10 +174,10 @@ def test_it_runs_under_autocast(task: Task) -> None:
 def test_it_can_be_stored_copied_and_pickled(task: Task) -> None:
     fusion, image_features, text = built(task).eval(), maps(), some_text()
     expected = fusion(image_features, text)[0]
-    other = HASF(task, FEATURES, heads=4, text_tokens=5).eval()
-    assert not torch.equal(other(image_features, text)[0], expected)
-    other.load_state_dict(fusion.state_dict())
-    for twin in (other, copy.deepcopy(fusion), pickle.loads(pickle.dumps(fusion))):
+    reloaded = HASF(task, FEATURES, heads=4, text_tokens=5).eval()
+    assert not torch.equal(reloaded(image_features, text)[0], expected)
+    reloaded.load_state_dict(fusion.state_dict())
+    for twin in (reloaded, copy.deepcopy(fusion), pickle.loads(pickle.dumps(fusion))):
         assert torch.equal(twin(image_features, text)[0], expected)
 
 
@@ -238,13 +238,13 @@ def test_what_is_absent_is_learned_from_nothing_where_asked_for(task: Task) -> N
     plain, learning = built(task).eval(), built(task, learn_absence=True).eval()
     images, text = maps(), some_text()
     absent = replace(text, present=torch.tensor([[True, False, True, True], [True, True, True, True]]))
-    for one, other in zip(plain(images, text), learning(images, absent), strict=True):  # it begins with zeros
-        torch.testing.assert_close(one, other)
+    for before, after in zip(plain(images, text), learning(images, absent), strict=True):  # it begins with zeros
+        torch.testing.assert_close(before, after)
     for stage in learning.stages.values():
         nn.init.normal_(stage.absence)
-    told, untold = learning(images, absent), learning(images, text)
-    assert not torch.allclose(told[0][0], untold[0][0])  # the slice of which a structure is absent
-    torch.testing.assert_close(told[0][1], untold[0][1])
+    informed, uninformed = learning(images, absent), learning(images, text)
+    assert not torch.allclose(informed[0][0], uninformed[0][0])  # the slice of which a structure is absent
+    torch.testing.assert_close(informed[0][1], uninformed[0][1])
     learning(images, absent)[0].sum().backward()
     for stage in learning.stages.values():
         missing = stage.absence.grad.abs().sum(dim=1) > 0

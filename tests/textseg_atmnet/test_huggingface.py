@@ -118,16 +118,16 @@ def append(path: Path) -> None:
 def test_fingerprint_is_of_weights_tokenizer_configuration_layer_and_pooling(bert: Path, copied: Path) -> None:
     first = HuggingFace(model=str(bert)).fingerprint
     assert HuggingFace(model=str(copied)).fingerprint == first  # wherever the folder stands
-    found = {
+    fingerprints = {
         first,
-        *(HuggingFace(model=str(bert), **other).fingerprint for other in ({"layer": 1}, {"pooling": "max"})),
+        *(HuggingFace(model=str(bert), **settings).fingerprint for settings in ({"layer": 1}, {"pooling": "max"})),
     }
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         append(copied / name)
-        found.add(HuggingFace(model=str(copied)).fingerprint)
-    assert len(found) == 6
+        fingerprints.add(HuggingFace(model=str(copied)).fingerprint)
+    assert len(fingerprints) == 6
     (copied / "README.md").write_text("about")
-    assert HuggingFace(model=str(copied)).fingerprint in found
+    assert HuggingFace(model=str(copied)).fingerprint in fingerprints
 
 
 def test_weights_that_would_be_random_are_refused(copied: Path) -> None:
@@ -216,7 +216,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put_into(cache: Path, name: str, commit: str, model: Path, branch: str = "main") -> None:
-    """As if a model had been fetched."""
+    """Write the files of a fetched model."""
     folder = cache / f"models--{name.replace('/', '--')}"
     shutil.copytree(model, folder / "snapshots" / commit)
     (folder / "refs").mkdir(exist_ok=True)

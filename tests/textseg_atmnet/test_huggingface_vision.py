@@ -57,8 +57,8 @@ def test_levels_are_the_backbones(task: Task, kind: str, channels: int) -> None:
     with torch.no_grad():
         maps = encoder(image)
         expected = encoder.backbone(image).feature_maps
-    for found, same in zip(maps, expected, strict=True):
-        assert torch.equal(found, same)
+    for feature, same in zip(maps, expected, strict=True):
+        assert torch.equal(feature, same)
     assert [(f.shape[1], 3 * multiple // f.shape[2], 5 * multiple // f.shape[3]) for f in maps] == [
         (width, stride, stride) for width, stride in zip(features.channels, features.strides, strict=True)
     ]
@@ -114,8 +114,8 @@ def test_pickling_after_use_hooks_of_others_stay(task: Task) -> None:
         expected = encoder(image)
         twin = copy.deepcopy(encoder)
         handle.remove()
-        for found in (pickle.loads(pickle.dumps(encoder))(image), twin(image), encoder(image)):
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        for features in (pickle.loads(pickle.dumps(encoder))(image), twin(image), encoder(image)):
+            assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
     assert len(seen) == 2  # the first call, and the copy with its hook
 
 
@@ -213,8 +213,8 @@ def test_fetch_says_what_there_is(pretrained: Path) -> None:
     def progress(name: str, done: int, total: int | None) -> None:
         raise AssertionError
 
-    said = HuggingFaceVision.fetch(progress=progress, model="swin", configuration=SWIN)
-    assert "random weights: nothing to fetch" in said
+    message = HuggingFaceVision.fetch(progress=progress, model="swin", configuration=SWIN)
+    assert "random weights: nothing to fetch" in message
     assert "is a folder" in HuggingFaceVision.fetch(progress=progress, model=str(pretrained), pretrained=True)
 
 

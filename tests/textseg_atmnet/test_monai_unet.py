@@ -27,8 +27,8 @@ def test_maps_are_those_inside_monais_own_network(task: Task) -> None:
     with torch.inference_mode():
         whole(image)
         maps = encoder(image)
-    for found, expected in zip(maps, inside, strict=True):
-        torch.testing.assert_close(found, expected)
+    for feature, expected in zip(maps, inside, strict=True):
+        torch.testing.assert_close(feature, expected)
     assert encoder.features.channels == channels
     assert [64 // feature.shape[2] for feature in maps] == list(encoder.features.strides) == [1, 2, 4, 8, 16]
 

@@ -29,8 +29,8 @@ def test_another_vision_encoder_is_another_line(
     if name == "timm":
         request.getfixturevalue("timm")
     lines = QUICKSTART.read_text().splitlines(keepends=True)
-    (place,) = [place for place, line in enumerate(lines) if line.lstrip().startswith("vision_encoder:")]
-    lines[place] = re.sub(r"\{.*\}", ENCODERS[name], lines[place])
+    (index,) = [index for index, line in enumerate(lines) if line.lstrip().startswith("vision_encoder:")]
+    lines[index] = re.sub(r"\{.*\}", ENCODERS[name], lines[index])
     (tmp_path / "quickstart.yaml").write_text("".join(lines))
     data = tmp_path_factory.getbasetemp() / "phantom"
     small = [  # nothing that tells one method from another

@@ -31,8 +31,8 @@ def test_maps_are_those_inside_monais_own_network(task: Task) -> None:
     encoder = SwinUNETREncoder(task, feature_size=12).eval()
     encoder.transformer.load_state_dict(whole.swinViT.state_dict())
     encoder.full.load_state_dict(whole.encoder1.state_dict())
-    for place, block in ((0, whole.encoder2), (1, whole.encoder3), (2, whole.encoder4), (4, whole.encoder10)):
-        encoder.refine[place].load_state_dict(block.state_dict())
+    for index, block in ((0, whole.encoder2), (1, whole.encoder3), (2, whole.encoder4), (4, whole.encoder10)):
+        encoder.refine[index].load_state_dict(block.state_dict())
 
     seen: list[tuple[Tensor, Tensor]] = []  # what each decoder is given: the coarser map and the skip
     for decoder in (whole.decoder5, whole.decoder4, whole.decoder3, whole.decoder2, whole.decoder1):
@@ -43,8 +43,8 @@ def test_maps_are_those_inside_monais_own_network(task: Task) -> None:
         maps = encoder(image)
     inside = [seen[0][0], *(skip for _, skip in seen)]  # coarsest first
     assert len(inside) == len(maps)
-    for found, expected in zip(maps, reversed(inside), strict=True):
-        torch.testing.assert_close(found, expected)
+    for feature, expected in zip(maps, reversed(inside), strict=True):
+        torch.testing.assert_close(feature, expected)
 
 
 def test_checkpointing_changes_no_gradient(task: Task) -> None:

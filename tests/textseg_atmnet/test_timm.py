@@ -57,8 +57,8 @@ def test_maps_are_timms_own(task: Task) -> None:
     own.load_state_dict(encoder.backbone.state_dict())
     image = torch.randn(1, 1, 64, 96)
     with torch.no_grad():
-        for found, expected in zip(encoder(image), own(image), strict=True):
-            assert torch.equal(found, expected)
+        for feature, expected in zip(encoder(image), own(image), strict=True):
+            assert torch.equal(feature, expected)
 
 
 @pytest.mark.usefixtures("timm")
@@ -126,5 +126,5 @@ def test_a_mistake_is_one_message(task: Task, settings: dict[str, Any], message:
 
 @pytest.mark.usefixtures("timm")
 def test_random_weights_need_no_fetch() -> None:
-    said = TimmEncoder.fetch(progress=lambda name, done, total: None, model="resnet18")
-    assert "random weights: nothing to fetch" in said
+    message = TimmEncoder.fetch(progress=lambda name, done, total: None, model="resnet18")
+    assert "random weights: nothing to fetch" in message

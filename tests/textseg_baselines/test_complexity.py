@@ -46,15 +46,15 @@ def operations_of_softmax(count: int, length: int) -> int:
     return count // length * (3 * length - 1)
 
 
-def operations_by_thop(module: nn.Module, given: Tensor, found: Tensor) -> int:
-    """What thop 0.1.1 counts for a module of exactly this class; nothing for any other, such as attention products."""
+def operations_by_thop(module: nn.Module, given: Tensor, output: Tensor) -> int:
+    """Return thop 0.1.1's count for a module of exactly this class; 0 for others, such as attention products."""
     kind = type(module)
     if kind in CONVOLUTIONS:
         # Also of a transposed one, all output positions see the whole kernel: fourfold at a stride of 2.
         layer: Any = module
-        return found.numel() * (given.shape[1] // layer.groups) * math.prod(layer.kernel_size)
+        return output.numel() * (given.shape[1] // layer.groups) * math.prod(layer.kernel_size)
     if kind is nn.Linear:
-        return given.shape[-1] * found.numel()
+        return given.shape[-1] * output.numel()
     if kind in NORMS:
         return 2 * given.numel() * (2 if next(module.parameters(), None) is not None else 1)
     if kind is nn.PReLU:
@@ -65,7 +65,7 @@ def operations_by_thop(module: nn.Module, given: Tensor, found: Tensor) -> int:
         windows, size, _ = given.shape
         return operations_of_softmax(windows * module.num_heads * size**2, size)
     if kind is nn.Upsample:
-        return {"nearest": 1, "linear": 5, "bilinear": 11}.get(str(module.mode), 0) * found.numel()
+        return {"nearest": 1, "linear": 5, "bilinear": 11}.get(str(module.mode), 0) * output.numel()
     return 0
 
 
@@ -75,7 +75,7 @@ def count_by_thop(network: nn.Module, image: Tensor) -> float:
     counts: list[int] = []
     handles = [
         module.register_forward_hook(
-            lambda module, given, found: counts.append(operations_by_thop(module, given[0], found))
+            lambda module, given, output: counts.append(operations_by_thop(module, given[0], output))
         )
         for module in network.modules()
         if not list(module.children()) or isinstance(module, WindowAttention)
@@ -107,12 +107,12 @@ def test_the_published_flops_of_spineparsenet_come_near() -> None:
 
 
 def numbers(cell: str) -> float:
-    found = re.search(r"\d+(?:\.\d+)?", cell)
-    return float(found.group()) if found else math.nan
+    match = re.search(r"\d+(?:\.\d+)?", cell)
+    return float(match.group()) if match else math.nan
 
 
 def rows() -> Mapping[str, list[str]]:
-    """Of the page's table, by the method's name."""
+    """Return the rows of the page's table by method name."""
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0].strip("` "): row[1:] for row in cells}

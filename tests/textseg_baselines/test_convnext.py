@@ -38,10 +38,10 @@ def test_a_grey_image_is_read_thrice_and_its_maps_are_those_of_transformers(publ
     theirs = ConvNextModel.from_pretrained(published).eval()
     image = torch.randn(2, 1, 32, 48)
     with torch.no_grad():
-        found = encoder_of(published).eval()(image)
+        features = encoder_of(published).eval()(image)
         expected = theirs(image.expand(-1, 3, -1, -1), output_hidden_states=True).hidden_states[1:]
         colour = encoder_of(published, channels=3).eval()(image.expand(-1, 3, -1, -1))
-    for ours, same, rgb in zip(found, expected, colour, strict=True):
+    for ours, same, rgb in zip(features, expected, colour, strict=True):
         assert torch.equal(ours, same)
         assert torch.equal(rgb, same)
 

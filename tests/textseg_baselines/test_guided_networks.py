@@ -1,4 +1,4 @@
-"""What the networks with guide decoders have in common; each one's own file has the rest."""
+"""Tests that all networks with guide decoders share; each network's own file has the rest."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def some_text(batch: int, structures: int = 3) -> TextFeatures:
 
 
 def batch_of(image: Tensor, mask: Tensor, text: TextFeatures) -> Batch:
-    place = torch.arange(len(image))
-    return Batch(image, mask, text, ("case",) * len(image), place, place, torch.ones(len(image), 3))
+    index = torch.arange(len(image))
+    return Batch(image, mask, text, ("case",) * len(image), index, index, torch.ones(len(image), 3))
 
 
 def terms_of(network: Any, batch: Batch) -> dict[str, Tensor]:
-    """As the loop of training asks for them."""
+    """Return the losses as the training loop computes them."""
     output, loss = Segmenter(network)(batch.image, batch.text), SegmentationLoss()
     terms: dict[str, Tensor] = (
         network.losses(output, batch, loss) if hasattr(network, "losses") else loss(output.logits, batch.mask)
@@ -91,8 +91,8 @@ def test_text_changes_the_result_and_padding_does_not(network_class: NetworkClas
         for rubbish in (1e3, math.nan, math.inf):
             padded = replace(text, tokens=text.tokens.masked_fill(~text.mask[..., None], rubbish))
             assert torch.equal(network(image, padded).logits, logits)
-        other = network(image, replace(text, tokens=-text.tokens)).logits
-    assert (other - logits).abs().max() > 1e-2 * logits.abs().max()
+        changed = network(image, replace(text, tokens=-text.tokens)).logits
+    assert (changed - logits).abs().max() > 1e-2 * logits.abs().max()
 
 
 @each
@@ -140,8 +140,8 @@ def test_it_fits_two_slices(network_class: NetworkClass) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = Segmenter(network).eval()(batch.image, batch.text).logits.argmax(1)
-    assert (found == mask)[mask > 0].float().mean() > 0.9
+    label_map = Segmenter(network).eval()(batch.image, batch.text).logits.argmax(1)
+    assert (label_map == mask)[mask > 0].float().mean() > 0.9
 
 
 @each
@@ -156,8 +156,8 @@ def test_text_must_be_there(network_class: NetworkClass) -> None:
 def test_its_weights_may_be_fetched(network_class: NetworkClass) -> None:
     component = installed_registry().component("network", "tevia" if network_class is TeViA else "ariadnes_thread")
     assert component.load() is network_class
-    said = component.fetch({"widths": [4, 8], "depths": [1, 1]}, lambda name, done, total: None)
-    assert said == "ConvNeXt with random weights: nothing to fetch"
+    message = component.fetch({"widths": [4, 8], "depths": [1, 1]}, lambda name, done, total: None)
+    assert message == "ConvNeXt with random weights: nothing to fetch"
 
 
 @pytest.mark.parametrize(

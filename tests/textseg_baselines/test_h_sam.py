@@ -78,7 +78,7 @@ def built(sam: Path, **settings: Any) -> HSAM:
 
 
 def test_the_encoder_is_that_of_sam(sam: Path) -> None:
-    """As long as the adapters have learned nothing."""
+    """Before training, adapters change nothing."""
     network, whole = built(sam).eval(), whole_sam(sam)
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -91,8 +91,10 @@ def test_the_first_decoder_is_that_of_sam(sam: Path) -> None:
     network = built(sam).eval()
     theirs, ours = whole.mask_decoder, network.first
     ours.mask_tokens.load_state_dict(theirs.mask_tokens.state_dict())
-    for mine, other in zip(ours.class_networks, theirs.output_hypernetworks_mlps, strict=True):
-        for layer, source in zip(mine[::2], [other.proj_in, *other.layers, other.proj_out], strict=True):
+    for own_network, reference in zip(ours.class_networks, theirs.output_hypernetworks_mlps, strict=True):
+        for layer, source in zip(
+            own_network[::2], [reference.proj_in, *reference.layers, reference.proj_out], strict=True
+        ):
             layer.load_state_dict(source.state_dict())
     embedding = torch.randn(2, 32, 4, 4)
     positions = whole.get_image_wide_positional_embeddings()
@@ -267,10 +269,10 @@ def test_a_prior_hides_what_it_calls_improbable() -> None:
     prior[:, 1] = 0
     block: Any = transformer.layers[0]
     places, where = image.flatten(2).transpose(1, 2), positions.flatten(2).transpose(1, 2)
-    found = block.cross_attn_token_to_image(tokens, places + where, places, prior)
-    torch.testing.assert_close(found[:, 1], block.cross_attn_token_to_image.out_proj.bias[None])
+    attended = block.cross_attn_token_to_image(tokens, places + where, places, prior)
+    torch.testing.assert_close(attended[:, 1], block.cross_attn_token_to_image.out_proj.bias[None])
     without = block.cross_attn_token_to_image(tokens, places + where, places)
-    torch.testing.assert_close(found[:, [0, 2]], without[:, [0, 2]])
+    torch.testing.assert_close(attended[:, [0, 2]], without[:, [0, 2]])
     assert not torch.equal(
         transformer(tokens, image, positions, prior)[1], transformer(tokens, image, positions, None)[1]
     )
@@ -295,8 +297,8 @@ def test_the_published_counts_and_what_ours_leave_out() -> None:
     left_out = token + qualities + prompts + never_called
     assert (trained + left_out) / 1e6 == pytest.approx(28.90, abs=0.005)
     assert (trained + frozen + left_out) / 1e6 == pytest.approx(116.18, abs=0.005)
-    said = " ".join((HSAM.__doc__ or "").split())
-    assert f"{(trained + frozen) / 1e6:.2f} M parameters, of which {trained / 1e6:.2f} M are trained" in said
+    docstring = " ".join((HSAM.__doc__ or "").split())
+    assert f"{(trained + frozen) / 1e6:.2f} M parameters, of which {trained / 1e6:.2f} M are trained" in docstring
     # A checkpoint in float32, less its base.
     state = Segmenter(network).state_dict()
     size = sum(tensor.numel() * tensor.element_size() for key, tensor in state.items() if isinstance(tensor, Tensor))

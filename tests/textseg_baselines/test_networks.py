@@ -1,4 +1,4 @@
-"""What the networks that read no text have in common; each one's own file has the rest."""
+"""Tests that all networks without text share; each network's own file has the rest."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_weights_go_into_a_new_network_and_nothing_draws(name: str) -> None:
     network, image = built(name, task), torch.randn(2, 1, 64, 96)
     network(image, None)  # running means, where it has them
     torch.manual_seed(9)
-    other = installed_registry().build("network", name, task, settings=SMALL[name])
-    other.load_state_dict(network.state_dict())
+    reloaded = installed_registry().build("network", name, task, settings=SMALL[name])
+    reloaded.load_state_dict(network.state_dict())
     for mode in (False, True):
         torch.manual_seed(int(mode))
         first = network.train(mode)(image, None).logits
         torch.manual_seed(int(mode) + 7)
-        assert torch.equal(other.train(mode)(image, None).logits, first)
+        assert torch.equal(reloaded.train(mode)(image, None).logits, first)
 
 
 @each

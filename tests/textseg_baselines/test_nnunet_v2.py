@@ -29,8 +29,8 @@ def task(small_atlas: Atlas) -> Task:
 
 
 def batch_of(image: Tensor, mask: Tensor) -> Batch:
-    place = torch.arange(len(image))
-    return Batch(image, mask, None, tuple("abcdefgh"[: len(image)]), place, place + 1, torch.ones(len(image), 3))
+    index = torch.arange(len(image))
+    return Batch(image, mask, None, tuple("abcdefgh"[: len(image)]), index, index + 1, torch.ones(len(image), 3))
 
 
 @pytest.mark.parametrize(
@@ -128,18 +128,18 @@ def test_unlike_pixels_give_unlike_strides(task: Task) -> None:
 
 
 def test_blocks_are_those_of_monais_dynamic_unet(task: Task) -> None:
-    """Of equal kernels everywhere, where its decoder and nnU-Net's have the same."""
+    """Compare with MONAI's network for equal kernels, where both decoders are the same."""
     network = NNUNetV2(task, features=4, max_features=16).eval()
     plan = network.plan
     theirs = DynUNet(
         2, 1, task.class_count, plan.kernels, plan.strides, plan.strides[1:], plan.features, trans_bias=True
     ).eval()
     theirs.input_block.load_state_dict(network.encoder[0].state_dict())
-    for mine, block in zip(network.encoder[1:-1], theirs.downsamples, strict=True):
-        block.load_state_dict(mine.state_dict())
+    for own_block, block in zip(network.encoder[1:-1], theirs.downsamples, strict=True):
+        block.load_state_dict(own_block.state_dict())
     theirs.bottleneck.load_state_dict(network.encoder[-1].state_dict())
-    for mine, block in zip(reversed(network.decoder), theirs.upsamples, strict=True):
-        block.load_state_dict(mine.state_dict())
+    for own_block, block in zip(reversed(network.decoder), theirs.upsamples, strict=True):
+        block.load_state_dict(own_block.state_dict())
     theirs.output_block.load_state_dict(network.heads[0].state_dict())
     image = torch.randn(1, 1, 64, 96)
     with torch.inference_mode():

@@ -33,8 +33,8 @@ def volume(slices: int, height: int = 48, width: int = 40) -> Batch:
     for index in range(1, 5):
         mask[:, 8 * index : 8 * index + 5, width // 3 : width // 2] = index
     image = mask[:, None] + 0.1 * torch.randn(slices, 1, height, width, generator=torch.Generator().manual_seed(1))
-    place = torch.arange(slices)
-    return Batch(image, mask, None, ("a",) * slices, place, torch.full_like(place, slices), torch.ones(slices, 3))
+    index = torch.arange(slices)
+    return Batch(image, mask, None, ("a",) * slices, index, torch.full_like(index, slices), torch.ones(slices, 3))
 
 
 def loss_of(network: SpineParseNet, batch: Batch) -> dict[str, Tensor]:
@@ -113,8 +113,8 @@ def test_both_stages_learn_in_sequence(small_atlas: Atlas) -> None:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0], stage
-    found = built.eval()(batch.image, None).logits.argmax(1)
-    assert (found == batch.mask)[batch.mask > 0].float().mean() > 0.9
+    label_map = built.eval()(batch.image, None).logits.argmax(1)
+    assert (label_map == batch.mask)[batch.mask > 0].float().mean() > 0.9
 
 
 def test_the_loss_of_the_first_stage(small_atlas: Atlas) -> None:
@@ -188,10 +188,10 @@ def test_one_slice_tells_the_others(small_atlas: Atlas) -> None:
 def test_the_graph_joins_what_touches(small_atlas: Atlas) -> None:
     graph = StructureGraph(small_atlas, channels=6, hidden=4)
     touching = {(1, 3), (2, 3)}
-    for one in range(5):
-        for other in range(5):
-            joined = one == other or (one, other) in touching or (other, one) in touching
-            assert (graph.adjacency[one, other] > 0) == joined
+    for first in range(5):
+        for second in range(5):
+            joined = first == second or (first, second) in touching or (second, first) in touching
+            assert (graph.adjacency[first, second] > 0) == joined
     torch.testing.assert_close(graph.adjacency, graph.adjacency.T)
     assert torch.linalg.eigvalsh(graph.adjacency).max().item() == pytest.approx(1.0)  # layers neither grow nor shrink
     # What node 3 sees of the classes: itself and its neighbours after one layer, not the others.
@@ -245,12 +245,12 @@ def test_the_same_seed_and_weights_give_the_same(small_atlas: Atlas) -> None:
     batch = volume(5)
     with torch.no_grad():
         assert torch.equal(first(batch.image, None).logits, second(batch.image, None).logits)
-        other = SpineParseNet(task(small_atlas), **TINY).eval()
-        assert not torch.equal(first(batch.image, None).logits, other(batch.image, None).logits)
-        other.load_state_dict(first.state_dict())
-        assert torch.equal(first(batch.image, None).logits, other(batch.image, None).logits)
+        third = SpineParseNet(task(small_atlas), **TINY).eval()
+        assert not torch.equal(first(batch.image, None).logits, third(batch.image, None).logits)
+        third.load_state_dict(first.state_dict())
+        assert torch.equal(first(batch.image, None).logits, third(batch.image, None).logits)
         first.start_stage("coarse")  # in evaluation the whole network speaks, whatever stage was trained
-        assert torch.equal(first(batch.image, None).logits, other(batch.image, None).logits)
+        assert torch.equal(first(batch.image, None).logits, third(batch.image, None).logits)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def batch_of(*shown: int, seed: int = 1) -> Batch:
         torch.randn(2, 4, D, generator=generator),
         torch.ones(2, 4, dtype=torch.bool),
     )
-    place = torch.arange(2)
-    return Batch(torch.randn(2, 1, 30, 46, generator=generator), mask, text, ("a", "b"), place, place, torch.ones(2, 3))
+    index = torch.arange(2)
+    return Batch(torch.randn(2, 1, 30, 46, generator=generator), mask, text, ("a", "b"), index, index, torch.ones(2, 3))
 
 
 def output_of(batch: Batch, seed: int = 2) -> TeViAOutput:
@@ -103,18 +103,20 @@ def test_the_image_supervises_the_text(task: Task) -> None:
 
 def test_prototypes_follow_the_means_of_the_batches(task: Task) -> None:
     built, first, second = network(task, momentum=0.9), batch_of(1, 2), batch_of(2, 3)
-    one, two = output_of(first), output_of(second, seed=3)
-    built.losses(one, first, SegmentationLoss())
+    first_output, second_output = output_of(first), output_of(second, seed=3)
+    built.losses(first_output, first, SegmentationLoss())
     assert built.known.tolist() == [True, True, False, False]
     for index in (1, 2):
-        torch.testing.assert_close(built.prototypes[index - 1], mean_of(one.decoded, first.mask, index))
+        torch.testing.assert_close(built.prototypes[index - 1], mean_of(first_output.decoded, first.mask, index))
     assert not built.prototypes[2:].any()
     before = built.prototypes.clone()
-    built.losses(two, second, SegmentationLoss())
+    built.losses(second_output, second, SegmentationLoss())
     assert built.known.tolist() == [True, True, True, False]
     assert torch.equal(built.prototypes[0], before[0])  # not shown
-    torch.testing.assert_close(built.prototypes[1], 0.9 * before[1] + 0.1 * mean_of(two.decoded, second.mask, 2))
-    torch.testing.assert_close(built.prototypes[2], mean_of(two.decoded, second.mask, 3))
+    torch.testing.assert_close(
+        built.prototypes[1], 0.9 * before[1] + 0.1 * mean_of(second_output.decoded, second.mask, 2)
+    )
+    torch.testing.assert_close(built.prototypes[2], mean_of(second_output.decoded, second.mask, 3))
     assert not built.prototypes[3].any()
 
 
@@ -186,8 +188,8 @@ def test_tokens_are_weighed_by_their_nearest_known_prototype(task: Task) -> None
     expected = torch.zeros_like(tokens)
     for b in range(2):
         for n in range(3):
-            place = to_visual(tokens[b, n])
-            cosines = [torch.cosine_similarity(place, built.prototypes[k], dim=0) for k in (0, 1)]
+            projected = to_visual(tokens[b, n])
+            cosines = [torch.cosine_similarity(projected, built.prototypes[k], dim=0) for k in (0, 1)]
             expected[b, n] = tokens[b, n] * (1 + max(*cosines, torch.tensor(0.0)))
     torch.testing.assert_close(built._reweighted(to_visual, tokens), expected)
     assert not torch.equal(expected, tokens)
@@ -258,9 +260,9 @@ def test_a_run_that_goes_on_has_the_same_prototypes(tiny_recipe: Path, tmp_path:
     assert torch.equal(continued.segmenter.network.prototypes, stopped.segmenter.network.prototypes)
     assert continued.segmenter.network.prototypes.any()
     continued.fit()
-    expected, found = (run.folder.load_checkpoint("last") for run in (whole, continued))
+    expected, resumed = (run.folder.load_checkpoint("last") for run in (whole, continued))
     for part in ("training", "model"):
-        assert expected[part].keys() == found[part].keys()
-        assert all(torch.equal(tensor, found[part][key]) for key, tensor in expected[part].items())
+        assert expected[part].keys() == resumed[part].keys()
+        assert all(torch.equal(tensor, resumed[part][key]) for key, tensor in expected[part].items())
     assert whole.segmenter.network.weighing
     assert whole.segmenter.network.known.any()

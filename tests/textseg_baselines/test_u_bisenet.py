@@ -18,8 +18,8 @@ def test_strip_pooling_sees_whole_rows_and_columns() -> None:
     pooling(feature)[..., 15, 20].sum().backward()
     assert feature.grad is not None
     seen = feature.grad.abs().sum((0, 1)) > 0
-    assert all(seen[place] for place in ((15, 0), (15, 40), (0, 20), (30, 20)))
-    assert not any(seen[place] for place in ((0, 0), (30, 40), (5, 30)))
+    assert all(seen[position] for position in ((15, 0), (15, 40), (0, 20), (30, 20)))
+    assert not any(seen[position] for position in ((0, 0), (30, 40), (5, 30)))
 
 
 def test_the_context_path_has_the_stages_of_resnet_34(task: Task) -> None:

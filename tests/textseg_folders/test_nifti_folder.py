@@ -35,8 +35,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_cases_are_images_with_the_mask_of_their_name(folder: Path) -> None:
-    found = [(case.id, case.patient, case.mask_path and case.mask_path.name) for case in reader(folder).cases()]
-    assert found == [("a_1", "a_1", "a_1.nii.gz"), ("a_2", "a_2", None), ("b_2", "b_2", "b_2.nrrd")]
+    cases = [(case.id, case.patient, case.mask_path and case.mask_path.name) for case in reader(folder).cases()]
+    assert cases == [("a_1", "a_1", "a_1.nii.gz"), ("a_2", "a_2", None), ("b_2", "b_2", "b_2.nrrd")]
     assert reader(folder).official_split() is None
 
 
@@ -149,11 +149,11 @@ def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_scans_are_prepared_as_by_the_reader_of_spider(tiny_recipe: Path, real_folder: Path) -> None:
     split = "split={fractions: [0.34, 0.33, 0.33]}"
     dataset = f"dataset={{use: nifti_folder, folder: {real_folder}, atlas: lumbar_spider, labels: spider}}"
-    found = build(load_recipe(tiny_recipe, [split, dataset]))
+    plain = build(load_recipe(tiny_recipe, [split, dataset]))
     spider = build(load_recipe(tiny_recipe, [split, f"dataset={{use: spider, folder: {real_folder}}}"]))
-    mine, theirs = (
+    ours, theirs = (
         {case.case.id: case.present for cases in experiment.cases.values() for case in cases}
-        for experiment in (found, spider)
+        for experiment in (plain, spider)
     )
-    assert mine == theirs
-    assert len(mine) == 3
+    assert ours == theirs
+    assert len(ours) == 3

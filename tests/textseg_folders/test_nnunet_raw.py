@@ -35,8 +35,8 @@ def reader(folder: Path, **settings: Any) -> NnunetRaw:
 
 
 def test_cases_are_those_of_both_folders(tmp_path: Path) -> None:
-    found = [(case.id, case.mask_path is not None) for case in reader(lay_out(tmp_path)).cases()]
-    assert found == [("a", True), ("b_1", False), ("c", False)]
+    cases = [(case.id, case.mask_path is not None) for case in reader(lay_out(tmp_path)).cases()]
+    assert cases == [("a", True), ("b_1", False), ("c", False)]
     assert [case.patient for case in reader(tmp_path, patient_pattern="^([a-z])").cases()] == ["a", "b", "c"]
 
 
@@ -94,5 +94,5 @@ def test_real_scans_in_that_layout_are_prepared(tiny_recipe: Path, tmp_path: Pat
     labels = {"background": 0, **{structure.name: structure.index for structure in atlas.structures}}
     lay_out(tmp_path, labels, ("dataset.json",))
     dataset = f"dataset={{use: nnunet_raw, folder: {tmp_path}, atlas: lumbar_mrspineseg}}"
-    found = build(load_recipe(tiny_recipe, ["split={fractions: [0.34, 0.33, 0.33]}", dataset]))
-    assert {"L5", "L5/S"} <= set(found.structures_in_training)
+    experiment = build(load_recipe(tiny_recipe, ["split={fractions: [0.34, 0.33, 0.33]}", dataset]))
+    assert {"L5", "L5/S"} <= set(experiment.structures_in_training)

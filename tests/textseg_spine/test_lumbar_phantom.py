@@ -126,12 +126,12 @@ def test_two_series_of_a_patient_show_the_same_anatomy(dataset: LumbarPhantom) -
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     settings = {"cases": 2, "slices": 3, "size": (40, 32), "spacing_mm": 7.6}
     same = [LumbarPhantom(folder=str(tmp_path / name), **settings) for name in ("a", "b")]  # type: ignore[arg-type]
-    other = LumbarPhantom(folder=str(tmp_path / "a"), seed=1, **settings)  # type: ignore[arg-type]
-    for each in (*same, other):
+    reseeded = LumbarPhantom(folder=str(tmp_path / "a"), seed=1, **settings)  # type: ignore[arg-type]
+    for each in (*same, reseeded):
         assert len(each.cases()) == 2
-    assert same[0].folder.name == same[1].folder.name != other.folder.name
+    assert same[0].folder.name == same[1].folder.name != reseeded.folder.name
     assert list(files(same[0].folder)) == list(files(same[1].folder))
-    assert dict(files(same[0].folder))["1_t2.mha"] != dict(files(other.folder))["1_t2.mha"]
+    assert dict(files(same[0].folder))["1_t2.mha"] != dict(files(reseeded.folder))["1_t2.mha"]
 
 
 def test_files_are_written_once_and_racers_agree(tmp_path: Path) -> None:

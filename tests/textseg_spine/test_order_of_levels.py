@@ -56,9 +56,9 @@ def test_it_speaks_of_the_lumbar_spine_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_on_the_phantom_has_the_section(finished_run: Path) -> None:
-    found = json.loads((finished_run / "enumeration.json").read_text())
+    naming = json.loads((finished_run / "enumeration.json").read_text())
     report = (finished_run / "report.html").read_text(encoding="utf-8")
     below = report.partition("<h2>Order of levels</h2>")[2]
     assert cells(below)["structures in place under another name"] == [
-        f"{found['totals']['misnamed']} of {found['totals']['matched']}"
+        f"{naming['totals']['misnamed']} of {naming['totals']['matched']}"
     ]

@@ -153,8 +153,8 @@ def test_a_folder_without_images_says_where_to_get_them(tmp_path: Path, kind: st
     message = str(caught.value)
     for part in (str(folder), "10159290", "CC BY 4.0", "textseg data fetch spider", "dataset.folder", "TEXTSEG_DATA"):
         assert part in message
-    found = {"missing": "there is no such folder", "empty": "it is empty", "other": "it holds images.zip"}
-    assert found[kind] in message
+    causes = {"missing": "there is no such folder", "empty": "it is empty", "other": "it holds images.zip"}
+    assert causes[kind] in message
 
 
 def test_a_strange_name_is_refused(tmp_path: Path) -> None:
@@ -239,17 +239,17 @@ def test_what_is_published_is_what_zenodo_lists() -> None:
     ],
 )
 def test_doubts_about_the_names_of_levels(folder: Path, values: set[int], message: str | None) -> None:
-    found = Spider(folder=str(folder)).doubts({"10_t2": values})
+    doubts = Spider(folder=str(folder)).doubts({"10_t2": values})
     if message is None:
-        assert found == {}
+        assert doubts == {}
     else:
-        assert any(line.startswith(message) and "numbering.csv" in line for line in found["10_t2"])
+        assert any(line.startswith(message) and "numbering.csv" in line for line in doubts["10_t2"])
 
 
 def test_series_of_one_patient_that_disagree_are_doubted(folder: Path) -> None:
     full = {*range(1, 8), *range(201, 208)}
-    found = Spider(folder=str(folder)).doubts({"9_t1": full, "9_T2_space": full - {7}})
-    assert "the mask of 9_T2_space, the same patient, has other levels" in found["9_t1"][0]
+    doubts = Spider(folder=str(folder)).doubts({"9_t1": full, "9_T2_space": full - {7}})
+    assert "the mask of 9_T2_space, the same patient, has other levels" in doubts["9_t1"][0]
 
 
 def test_a_patient_in_numbering_csv_is_not_doubted_again(folder: Path) -> None:

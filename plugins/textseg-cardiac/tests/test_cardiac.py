@@ -211,9 +211,9 @@ def test_acdc_names_what_is_wrong(phantom: CardiacPhantom, tmp_path: Path) -> No
 
 def test_the_seed_decides_everything_and_impossible_settings_are_refused(tmp_path: Path) -> None:
     settings = {"patients": 1, "slices": 3, "size": (24, 20), "spacing_mm": 8.0}
-    one, other = (CardiacPhantom(folder=str(tmp_path / name), **settings) for name in "ab")
+    first, second = (CardiacPhantom(folder=str(tmp_path / name), **settings) for name in "ab")
     third = CardiacPhantom(folder=str(tmp_path / "a"), seed=1, **settings)
-    images = [read_volume(phantom.cases()[0].image_path, "short_axis").array for phantom in (one, other, third)]
+    images = [read_volume(phantom.cases()[0].image_path, "short_axis").array for phantom in (first, second, third)]
     np.testing.assert_array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
     with pytest.raises(RecipeError, match="slice_distance_mm is 0"):
@@ -249,7 +249,7 @@ def test_two_epochs_of_the_recipe_give_a_report(tmp_path: Path, monkeypatch: pyt
 def textseg_settings(
     tmp_path_factory: pytest.TempPathFactory, phantom: CardiacPhantom
 ) -> dict[tuple[str, str], dict[str, object]]:
-    """What the conformance kit builds components with that have no defaults for everything."""
+    """Settings with which the conformance kit builds components that lack some defaults."""
     phantom.cases()
     folder = tmp_path_factory.mktemp("checked")
     shutil.copytree(phantom.folder, folder / "acdc")

@@ -47,11 +47,11 @@ class ACDC:
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
         """By the folders training and testing; None without them."""
         parts = {"train": "training", "test": "testing"}
-        found = {
+        patients = {
             part: sorted({case.patient for case in self._cases if case.image_path.parts[-3] == name})
             for part, name in parts.items()
         }
-        return found if all(found.values()) else None
+        return patients if all(patients.values()) else None
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
@@ -62,13 +62,13 @@ class ACDC:
 
     def _patients(self) -> Iterator[Path]:
         """Folders of patients, sorted by number. Raises DataError for two of one number."""
-        found: dict[int, Path] = {}
+        folders: dict[int, Path] = {}
         for parent in (self.folder, self.folder / "training", self.folder / "testing"):
             for path in sorted(parent.iterdir()) if parent.is_dir() else ():
                 match = PATIENT.fullmatch(path.name)
-                if match and path.is_dir() and (other := found.setdefault(int(match["number"]), path)) is not path:
-                    raise DataError(f"'{other}' and '{path}' are the same patient. Keep one.")
-        yield from (found[number] for number in sorted(found))
+                if match and path.is_dir() and (first := folders.setdefault(int(match["number"]), path)) is not path:
+                    raise DataError(f"'{first}' and '{path}' are the same patient. Keep one.")
+        yield from (folders[number] for number in sorted(folders))
 
     def _frames(self, folder: Path) -> Iterator[Case]:
         images: dict[int, Path] = {}
@@ -79,8 +79,8 @@ class ACDC:
             if f"patient{match['number']}" != folder.name:
                 raise DataError(f"'{path}' bears the name of another patient than its folder. Move it there.")
             files, frame = masks if match["mask"] else images, int(match["frame"])
-            if (other := files.setdefault(frame, path)) is not path:
-                raise DataError(f"'{other}' and '{path}' are the same frame. Keep one.")
+            if (first := files.setdefault(frame, path)) is not path:
+                raise DataError(f"'{first}' and '{path}' are the same frame. Keep one.")
         if lonely := sorted(masks.keys() - images.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image beside it. Restore it, or move the mask away.")
         information = _information(folder / "Info.cfg")

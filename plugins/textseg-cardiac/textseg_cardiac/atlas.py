@@ -25,7 +25,7 @@ def _heart(name: str, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]
     touching = ((LV, MYO), (RV, MYO), (LV, LA), (RV, RA), (LA, RA))
     return Atlas(
         name=name,
-        structures=tuple(Structure(one, one, index) for index, one in enumerate(names, start=1)),
+        structures=tuple(Structure(structure, structure, index) for index, structure in enumerate(names, start=1)),
         groups=groups,
         adjacent=tuple(pair for pair in touching if set(pair) <= set(names)),
         label_schemes={"acdc": ACDC_VALUES},

@@ -86,7 +86,7 @@ class CardiacPhantom(PhantomFiles):
         super().__init__(folder, [DRAWING, patients, slices, self.size, self.spacing_mm, self.slice_mm, seed])
 
     def read(self, folder: Path) -> ACDC:
-        """As ACDC is read, with the atria."""
+        """Return a reader of ACDC's layout, with an atlas that has the atria."""
         reader = ACDC(folder=str(folder))
         reader.atlas = self.atlas
         return reader
@@ -95,12 +95,12 @@ class CardiacPhantom(PhantomFiles):
         """training/ and testing/, a folder for each patient."""
         for number in range(1, self.patients + 1):
             part = "testing" if number % 4 == 3 else "training"
-            place = folder / part / f"patient{number:03}"
-            place.mkdir(parents=True)
+            patient_folder = folder / part / f"patient{number:03}"
+            patient_folder.mkdir(parents=True)
             random = np.random.default_rng((self.seed, number, 0))
             group = GROUPS[number % len(GROUPS)]
             lines = {**FRAMES, "Group": group, "Height": random.integers(155, 195), "Weight": random.integers(55, 105)}
-            (place / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+            (patient_folder / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
             gain = random.uniform(150, 700)
             for (_, frame), heart in zip(FRAMES.items(), _hearts(group, random), strict=True):
                 image, mask = self._draw(heart, np.random.default_rng((self.seed, number, frame)))
@@ -108,7 +108,7 @@ class CardiacPhantom(PhantomFiles):
                 for volume, name in (((image * gain).astype(np.int16), stem), (mask, f"{stem}_gt")):
                     write_drawn(
                         volume,
-                        place / f"{name}.nii.gz",
+                        patient_folder / f"{name}.nii.gz",
                         spacing_mm=(self.slice_mm, self.spacing_mm, self.spacing_mm),
                         origin=(0.0, 0.0, 0.0),
                         direction=tilted() if number % 2 else STRAIGHT,
@@ -245,8 +245,8 @@ def _draw_heart(
         lies = ventricle & (depth > 0.25) & (depth < 0.75)
         canvas.image += np.where(lies, np.clip(0.5 - muscle / canvas.edge_mm, 0, 1), 0) * (MUSCLE - canvas.image)
     above = (along < 0) & (along > -45 * heart.atria)
-    for name, place, half in ((LA, (9.0, 17.0), (26.0, 17.0)), (RA, (-38.0, 10.0), (21.0, 24.0))):
-        edge = _ellipse(beside - place[0], down - place[1], half[0] * heart.atria, half[1] * heart.atria)
+    for name, center, half in ((LA, (9.0, 17.0), (26.0, 17.0)), (RA, (-38.0, 10.0), (21.0, 24.0))):
+        edge = _ellipse(beside - center[0], down - center[1], half[0] * heart.atria, half[1] * heart.atria)
         canvas.paint(np.where(above, edge - 2.5, 99.0), MUSCLE)
         canvas.paint(np.where(above, edge, 99.0), BLOOD, name)
     root = np.hypot(beside + 6, down + 14) - 14 * heart.atria
@@ -255,7 +255,7 @@ def _draw_heart(
 
 
 def _acquire(signal: Array, rows: Array, random: np.random.Generator) -> NDArray[np.float32]:
-    """What the scanner makes of the signal: blur, the sensitivity of the coil on the chest, Rician noise."""
+    """Return the signal as a scanner records it: blurred, weighted by the chest coil, with Rician noise."""
     shape = signal.shape
     image = gaussian_filter(signal * (1 + 0.05 * _texture(random, shape, (0.3, 1, 1))), (0.2, 0.5, 0.5))
     coil = np.exp(-(rows - rows.min()) / random.uniform(180, 420))

@@ -28,7 +28,7 @@ class CardiacPrompts(RegionPrompts):
     def relations(self, visible: Set[str]) -> str:
         """Enclosure first, then neighbourhood, of what is visible."""
         inside = [f"the {inner} inside the {outer}" for inner, outer in ENCLOSED if {inner, outer} <= visible]
-        beside = [f"the {one} beside the {other}" for one, other in NEIGHBOURS if {one, other} <= visible]
+        beside = [f"the {first} beside the {second}" for first, second in NEIGHBOURS if {first, second} <= visible]
         return " and ".join([*inside, *beside])
 
     def place(self, visibility: Visibility) -> str:

@@ -23,8 +23,8 @@ LEVELS = ["C2", "C2/C3", "C3", "C3/C4", "C4", "C4/C5", "C5", "C5/C6", "C6", "C6/
 def test_the_plug_in_is_found_and_whole() -> None:
     (plugin,) = [plugin for plugin in installed_registry().plugins if plugin.name == "cervical"]
     assert plugin.error is None
-    found = {(c.kind, c.name) for c in installed_registry().components() if c.plugin == "cervical"}
-    assert found == {
+    components = {(c.kind, c.name) for c in installed_registry().components() if c.plugin == "cervical"}
+    assert components == {
         ("atlas", "cervical_spine"),
         ("prompt_generator", "cervical_prompts"),
         ("dataset", "cervical_phantom"),

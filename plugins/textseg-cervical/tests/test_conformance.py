@@ -1,4 +1,4 @@
-"""What every component must do, whoever brings it."""
+"""Conformance tests of the components of this plug-in."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class CervicalPhantom(SpinePhantom):
         )
 
     def read(self, folder: Path) -> Dataset:
-        """As any plain folder is read."""
+        """Return a reader of a plain folder of volumes."""
         settings = {"folder": str(folder), "atlas": self.atlas.name}
         reader: Dataset = installed_registry().build("dataset", "nifti_folder", settings=settings)
         return reader
