@@ -85,11 +85,16 @@ def test_imports_are_absolute_and_public() -> None:
     assert {line for line in private if line[1:] != ("textseg.version", "__version__")} == set()
 
 
-def test_the_page_on_architecture_shows_the_layers_that_are_enforced() -> None:
+def test_page_and_drawing_of_the_architecture_show_the_layers_that_are_enforced() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
     assert "```\n" + "\n".join(layers) + "\n```" in page
+    drawing = (ROOT / "docs/pictures/architecture.svg").read_text(encoding="utf-8")
+    rows: dict[float, list[str]] = {}
+    for y, name in re.findall(r'<text class="name middle" x="[\d.]+" y="([\d.]+)">(\w+)<', drawing):
+        rows.setdefault(float(y), []).append(name)
+    assert [rows[y] for y in sorted(rows)][: len(layers)] == [re.findall(r"\w+", layer) for layer in layers]
 
 
 def test_listing_components_imports_nothing_heavy() -> None:
