@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.training.launching import run_together
 
 SEVERAL = """
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.models.losses import dice_loss
 
 dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
-processes.connect()
-rank, count = processes.rank(), processes.count()
+distributed.connect()
+rank, count = distributed.rank(), distributed.count()
 done = []
 items = list("abcde")
-results = list(processes.in_turns(items, lambda item: done.append(item) or (item, rank)))
+results = list(distributed.in_turns(items, lambda item: done.append(item) or (item, rank)))
 
 logits = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
 mask = torch.randint(3, (4, 6, 5), generator=torch.Generator().manual_seed(1))
@@ -34,24 +34,25 @@ dist.all_reduce(logits.grad)
 
 buffer = torch.nn.BatchNorm2d(1)
 buffer.running_mean.fill_(rank + 1.0)
-processes.same_buffers(buffer)
-said = processes.any_says(rank == 1), processes.any_says(False)
+distributed.same_buffers(buffer)
+said = distributed.any_says(rank == 1), distributed.any_says(False)
 torch.save(
-    {"done": done, "results": results, "gathered": processes.gathered(rank), "said": said, "mean": buffer.running_mean,
-     "loss": loss.detach(), "gradient": logits.grad / count, "logits": logits.detach(), "mask": mask},
+    {"done": done, "results": results, "gathered": distributed.gathered(rank), "said": said,
+     "mean": buffer.running_mean, "loss": loss.detach(), "gradient": logits.grad / count,
+     "logits": logits.detach(), "mask": mask},
     Path(sys.argv[1]) / f"{rank}.pt",
 )
-processes.disconnect()
+distributed.disconnect()
 """
 
 
 def test_alone_nothing_is_asked_of_others() -> None:
-    assert (processes.rank(), processes.count()) == (0, 1)
-    assert processes.gathered("x") == ["x"]
-    assert list(processes.in_turns([1, 2, 3], lambda item: item * item)) == [1, 4, 9]
-    assert not processes.any_says(False)
+    assert (distributed.rank(), distributed.count()) == (0, 1)
+    assert distributed.gathered("x") == ["x"]
+    assert list(distributed.in_turns([1, 2, 3], lambda item: item * item)) == [1, 4, 9]
+    assert not distributed.any_says(False)
     tensor = torch.ones(2)
-    assert processes.summed(tensor) is tensor
+    assert distributed.summed(tensor) is tensor
 
 
 def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from textseg.errors import RecipeError, RunError
 from textseg.metrics.scores import read_scores
 from textseg.runs.folder import RunFolder
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.training.launching import check_shares, launched_rank, one_of_several, run_together
 from textseg.training.run import run
 
@@ -98,7 +98,7 @@ from pathlib import Path
 
 import torch
 
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.recipe.loading import load_recipe
 from textseg.runs.folder import RunFolder
 from textseg.training.run import _connected, prepared
@@ -116,14 +116,14 @@ def step(recipe, folder, *overrides):
     training._start_epoch(0)
     batch = next(training._batches(0))
     terms = {name: value.item() for name, value in training.training_step(batch).items()}
-    shares = processes.gathered((len(batch.case), terms))
-    if processes.rank() == 0:
+    shares = distributed.gathered((len(batch.case), terms))
+    if distributed.rank() == 0:
         torch.save({"gradients": gradients, "shares": shares}, Path(folder) / "step.pt")
 
 
 step(*sys.argv[1:])
-processes.gathered("saved")
-processes.disconnect()
+distributed.gathered("saved")
+distributed.disconnect()
 threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]  # none where it is not Linux
 assert not [name for name in threads if "gloo" in name], threads  # one that outlives Python may abort the process
 """
@@ -169,6 +169,73 @@ def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: P
     dsc = [[row.value for row in rows if row.metric == "dsc"] for rows in (one, other)]
     torch.testing.assert_close(torch.tensor(dsc[0]), torch.tensor(dsc[1]), rtol=0, atol=2e-2, equal_nan=True)
     assert folder.read()["processes"] == {"devices": 2, "nodes": 1}
+
+
+LEARNED_LOSS = """
+from torch import nn
+
+from textseg import hookimpl
+from textseg.contracts import Features, Task
+
+
+class LearnedLoss(nn.Module):
+    def __init__(self, task: Task, features: Features):
+        super().__init__()
+        self.layer = nn.Conv2d(features.channels[0], 1, 1)
+
+    def forward(self, output, batch):
+        return self.layer(output.fused_features[0]).float().square().mean()
+
+
+@hookimpl
+def textseg_register(register):
+    register.auxiliary_loss("learned", LearnedLoss)
+"""
+
+TWO_STEPS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from textseg.recipe.loading import load_recipe
+from textseg.runs.folder import RunFolder
+from textseg.system import distributed
+from textseg.training.loop import Training
+from textseg.training.run import _connected, prepared
+
+recipe, folder, *overrides = sys.argv[1:]
+resolved = load_recipe(Path(recipe), overrides)
+torch.set_num_threads(1)
+training = Training(prepared(resolved), RunFolder(Path(folder)), _connected(resolved.training, "32-true"))
+before = {name: parameter.detach().clone() for name, parameter in training.model.named_parameters()}
+training._start_epoch(0)
+for _, batch in zip(range(2), training._batches(0)):
+    training.training_step(batch)
+after = {name: parameter.detach() for name, parameter in training.model.named_parameters()}
+torch.save({"before": before, "after": after}, Path(folder) / f"{distributed.rank()}.pt")
+distributed.gathered("saved")
+training = None
+distributed.disconnect()
+"""
+
+
+def test_two_processes_agree_on_the_weights_of_an_auxiliary_loss(
+    tiny_recipe: Path, tmp_path: Path, install_into: Any, installed_from: Any
+) -> None:
+    (tmp_path / "site").mkdir()
+    install_into(tmp_path / "site", "learned", "learned_loss", {"plugin": LEARNED_LOSS})
+    overrides = ["auxiliary_losses=[{use: learned, weight: 0.5}]", "training.average_decay=null", "training.devices=2"]
+    with installed_from(tmp_path / "site"):
+        run_together([sys.executable, "-c", TWO_STEPS, str(tiny_recipe), str(tmp_path), *overrides], 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    learned = [name for name in first["after"] if name.startswith("auxiliary.learned.")]
+    assert len(learned) == 2
+    for name, weights in first["after"].items():
+        assert torch.equal(weights, second["after"][name]), name  # though each saw other slices
+    for name in learned:
+        assert torch.equal(first["before"][name], second["before"][name])
+        assert not torch.equal(first["after"][name], first["before"][name])
 
 
 LEARNS = (
@@ -303,7 +370,7 @@ def test_the_script_for_slurm_queues_the_job_again_only_when_its_time_was_up(
 def test_what_can_not_be_shared_is_a_message(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
     with pytest.raises(RecipeError, match="a batch of 4 slices can't be divided among 3 .* 1, 2, 4 are possible"):
         check_shares(4, "slice")
     with pytest.raises(RecipeError, match="the network reads a whole volume in a step"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import signal
@@ -20,10 +21,11 @@ from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.training import loop as module
+from textseg.training import run
 from textseg.training.checkpoints import Progression
-from textseg.training.loop import Training
+from textseg.training.loop import Objective, Training
 
 MEASURED = ("seconds", "slices_per_second", "memory_bytes", "record")
 WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
@@ -429,7 +431,7 @@ def test_the_processes_meet_after_the_first_has_saved(
 ) -> None:
     training = Training(experiment(tiny_recipe), RunFolder(tmp_path), Fabric(accelerator="cpu", devices=1))
     happened: list[str] = []
-    save, gathered = training._save, processes.gathered
+    save, gathered = training._save, distributed.gathered
 
     def saving(name: str) -> None:
         save(name)
@@ -440,7 +442,7 @@ def test_the_processes_meet_after_the_first_has_saved(
         return gathered(value)
 
     monkeypatch.setattr(training, "_save", saving)
-    monkeypatch.setattr(processes, "gathered", meeting)
+    monkeypatch.setattr(distributed, "gathered", meeting)
     training.request_stop()
     with pytest.raises(KeyboardInterrupt):
         training.fit()
@@ -583,3 +585,55 @@ def test_the_loss_is_the_sum_also_where_a_network_calls_a_term_so(
     network: Any = training.segmenter.network
     network.losses = lambda output, batch, loss: {"loss": output.logits.mean() * 0 + 1, "deep": torch.tensor(2.0)}
     assert training.training_step(next(training._batches(0)))["loss"].item() == 3
+
+
+def one_step(training: Training) -> dict[str, Any]:
+    training._start_epoch(0)
+    training.training_step(next(training._batches(0)))
+    return training.segmenter.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at one after a graph break
+def test_compiled_and_not_take_the_same_step_under_the_same_names(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    compile_ = torch.compile
+
+    def eager(function: Any) -> Any:  # what is captured and replayed, without minutes of a compiler
+        captured = compile_(function, backend="eager")
+        return lambda *batch: (calls.append(1), captured(*batch))[1]
+
+    monkeypatch.setattr(module.torch, "compile", eager)
+    plain = one_step(start(experiment(tiny_recipe), tmp_path))
+    assert calls == []
+    training = start(experiment(tiny_recipe, "training.compile=true"), tmp_path)
+    compiled = one_step(training)
+    assert calls == [1]
+    assert compiled.keys() == plain.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name])
+    training._save("last")
+    state = training.folder.load_checkpoint("last")
+    assert not [key for part in ("model", "training") for key in state[part] if "_orig_mod" in key]
+
+
+def test_no_compiler_is_a_message(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(*batch: Any) -> None:
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr(module.torch, "compile", lambda function: broken)
+    training = start(experiment(tiny_recipe, "training.compile=true"), tmp_path)
+    with pytest.raises(
+        RunError, match="training.compile: .* No working C\\+\\+ compiler found .* leave training.compile out"
+    ):
+        one_step(training)
+
+
+def test_forward_step_and_epochs_can_each_be_read_at_once() -> None:
+    files = {inspect.getsourcefile(part) for part in (Objective.forward, Training.training_step, Training.fit)}
+    assert len(files) == 1
+    for function in (Objective.forward, Training.training_step, Training.fit, run.run, run._run):
+        assert len(inspect.getsourcelines(function)[0]) < 45 - 5 * (function is not run.run)

@@ -29,7 +29,7 @@ from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
 from textseg.runs.saved_predictions import Keep, keeping
 from textseg.runs.task_record import write_task
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.system.progress import counting, progress_bar
 from textseg.text.embeddings import write_prompt_table
@@ -92,8 +92,8 @@ def evaluate(
         maps, _ = label_maps(experiment, prepared, prediction)
         return prediction, said, rows, merged, enumerate_structures(*maps, experiment.atlas)
 
-    in_turns = processes.in_turns(cases, scored)
-    if processes.rank():
+    in_turns = distributed.in_turns(cases, scored)
+    if distributed.rank():
         deque(in_turns, maxlen=0)
         return []
     with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
@@ -238,7 +238,7 @@ def validate(
         result = score(*maps, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
         return {experiment.atlas.names[i - 1]: found.values["dsc"] for i, found in result.items()}, prediction
 
-    for prepared, (dsc, prediction) in zip(cases, processes.in_turns(cases, validated), strict=True):
+    for prepared, (dsc, prediction) in zip(cases, distributed.in_turns(cases, validated), strict=True):
         for name, value in dsc.items():
             per_structure.setdefault(name, []).append(value)
         if len(drawn) < pictures:

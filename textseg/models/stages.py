@@ -17,8 +17,8 @@ class Stage:
     first: int
     end: int  # the epoch after its last
 
-    def place(self, step: int, steps_per_epoch: int) -> tuple[int, int]:
-        """How many steps of the stage lie behind a step of the run, and how many it has."""
+    def position(self, step: int, steps_per_epoch: int) -> tuple[int, int]:
+        """Return how many steps of the stage come before a step of the run, and how many the stage has."""
         return step - self.first * steps_per_epoch, (self.end - self.first) * steps_per_epoch
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from textseg.errors import RecipeError, RunError, TextsegError
-from textseg.system import distributed as processes
+from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.training.signals import on_termination
 
@@ -51,7 +51,7 @@ def launched_rank() -> int:
 
 def check_shares(size: int, batching: str) -> None:
     """Raise RecipeError where a batch of `size` slices can't be divided among the processes, part for part equal."""
-    count = processes.count()
+    count = distributed.count()
     if count > 1 and batching == "volume":
         raise RecipeError(
             f"training.devices: the network reads a whole volume in a step, which {count} processes can't share. Train "

@@ -8,15 +8,19 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress
 
 from textseg.drawing.pictures import OverlayPicture, overlay_png
 from textseg.errors import RecipeError
 from textseg.recipe.loading import Recipe
 from textseg.runs.folder import RunFolder
 from textseg.system.files import replacing
+from textseg.system.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +127,43 @@ def watching(recipe: Recipe, folder: RunFolder, step: int, *, without: Sequence[
         watch.close("failed")
         raise
     watch.close("success")
+
+
+class TrainingDisplay:
+    """The progress bar of a training, the printed line of each epoch, and the loggers that get its numbers."""
+
+    def __init__(self, bar: Progress, watch: Watch, epochs: int, finished_epochs: int, *, silent: bool) -> None:
+        self.bar, self.watch, self.silent = bar, watch, silent
+        self.epochs, self.first_epoch, self.started = epochs, finished_epochs, time.monotonic()
+
+    def advance(self) -> None:
+        """Count one more step on the bar."""
+        self.bar.advance(self.bar.task_ids[0])
+
+    def print(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
+
+    def show_epoch(self, row: Mapping[str, float], stage: str, pictures: Sequence[OverlayPicture]) -> None:
+        """Print the line of an epoch, and give its numbers and pictures to the loggers."""
+        epoch = int(row["epoch"])
+        self.watch.log(row, int(row["step"]))
+        if pictures and not self.silent:
+            self.watch.show(pictures, epoch)
+        seconds_per_epoch = (time.monotonic() - self.started) / (epoch - self.first_epoch)
+        left = seconds_per_epoch * (self.epochs - epoch)
+        self.print(describe(row, self.epochs, stage=stage, seconds_left=left))
+
+
+@contextmanager
+def displayed(
+    recipe: Recipe, folder: RunFolder, *, step: int, total_steps: int, finished_epochs: int, silent: bool
+) -> Iterator[TrainingDisplay]:
+    """Show a training while it goes on, from `step` on; a `silent` process of several has no loggers."""
+    loggers = recipe.training.loggers
+    with watching(recipe, folder, step, without=loggers if silent else ()) as watch, progress_bar() as bar:
+        bar.add_task("training", total=total_steps, completed=step)
+        yield TrainingDisplay(bar, watch, recipe.training.epochs, finished_epochs, silent=silent)
 
 
 def check_loggers(recipe: Recipe) -> None:

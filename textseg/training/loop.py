@@ -1,45 +1,106 @@
-"""The loop that finds the weights, on Lightning Fabric."""
+"""The training loop: the loss of a batch, the step that it leads to, and the epochs around it."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from textseg.contracts import Batch
+from textseg.contracts import Batch, SegmenterOutput
 from textseg.data.augmentation import Augmentation
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loader
+from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
+from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.recipe.loading import TrainingSettings
 from textseg.runs.experiment import Experiment
-from textseg.runs.folder import RunFolder
-from textseg.system import distributed as processes
+from textseg.runs.folder import RunFolder, first_line
+from textseg.system import distributed
 from textseg.system.messages import counted
-from textseg.system.progress import progress_bar
 from textseg.training.checkpoints import Part, Progression, initialize, restore
 from textseg.training.launching import check_shares
-from textseg.training.loggers import PICTURES, describe, drawn_in, peak_memory, watching
+from textseg.training.loggers import PICTURES, TrainingDisplay, displayed, drawn_in, peak_memory
 from textseg.training.number_checks import LOWEST_SCALE, NumberCheck, lost_numbers, seed_step
-from textseg.training.objective import Objective
 from textseg.training.optimization import learning_rate, make_optimizer, moving_average
 from textseg.training.signals import on_termination
+
+
+class Objective(nn.Module):
+    """The function that training minimises: a batch in, the weighted terms of the loss out.
+
+    Fabric wraps this one module. Losses with parameters are therefore summed over processes and computed at the
+    precision of the recipe, like the model itself.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        auxiliary: nn.ModuleDict,
+        segmentation_loss: SegmentationLoss,
+        weights: Mapping[str, float],
+        *,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.segmenter, self.auxiliary = segmenter, auxiliary
+        self.segmentation_loss, self.weights = segmentation_loss, weights
+        # The function is compiled, not the module: names in checkpoints stay, and validation runs uncompiled.
+        self.compiled = torch.compile(segmenter.forward) if compiled else None
+
+    def _segment(self, batch: Batch) -> SegmenterOutput:
+        output: SegmenterOutput
+        if self.compiled is None:
+            output = self.segmenter(batch.image, batch.text)
+            return output
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            output = self.compiled(batch.image, batch.text)
+        except TorchDynamoException as error:
+            raise RunError(
+                f"training.compile: the model could not be compiled here: {first_line(error)} Install the C++ compiler "
+                "or Triton that torch.compile needs, or leave training.compile out."
+            ) from error
+        return output
+
+    def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
+        """Return the weighted terms of the loss by name, each a scalar.
+
+        The batch comes out of a function, because Fabric would take it apart to cast it, and cannot rebuild a frozen
+        dataclass.
+        """
+        batch = give_batch()
+        # 1. The model.
+        output = self._segment(batch)
+        # 2. The segmentation loss, or what the network puts in its place.
+        own = self.segmenter.optional("losses")
+        terms: dict[str, Tensor] = dict(
+            self.segmentation_loss(output.logits, batch.mask)
+            if own is None
+            else own(output, batch, self.segmentation_loss)
+        )
+        # 3. The auxiliary losses. One with the name of an earlier term is added to it.
+        for name, loss in self.auxiliary.items():
+            term = self.weights[name] * loss(output, batch)
+            terms[name] = terms[name] + term if name in terms else term
+        return terms
 
 
 class Training:
     """A run in memory: weights, optimiser, and the loop over them.
 
-    Where the run stands follows from its step alone: the place in the epoch, the stage of a network that is trained
-    part by part, the learning rate and every random number. A run that goes on from a checkpoint is therefore equal to
+    The state of a run follows from its step alone: the position in the epoch, the stage of a network that is trained
+    part by part, the learning rate and every random number. A run that resumes from a checkpoint is therefore equal to
     one that was never interrupted.
 
     Raises RunError for weights in `initialize_from` that don't fit, RecipeError for fewer epochs than stages.
@@ -48,31 +109,31 @@ class Training:
     def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
         self.experiment, self.folder, self.fabric = experiment, folder, fabric
         self.settings: TrainingSettings = experiment.recipe.training
+        # The model and the losses, with the weights that the seed draws or that the recipe names.
         torch.manual_seed(experiment.recipe.seed)
         self.segmenter = experiment.segmenter()
         self.auxiliary = experiment.auxiliary_losses(self.segmenter)
         self.segmentation_loss = experiment.segmentation_loss()
         self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
-        if processes.count() > 1 and fabric.device.type == "cuda":  # torch has none for processors
+        if distributed.count() > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
             nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
-        # Frozen ones too: `start_epoch` may thaw them. What has no gradient, the optimiser leaves as it is.
-        self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
-        # Fabric wraps what is called; the loop calls `forward` of one module, so that precision covers all of it.
+        # Frozen parameters too: `start_epoch` may unfreeze them. The optimiser skips what has no gradient.
+        self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
+        # The optimiser, and the wrapping by Fabric for precision and for several processes.
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.optimizer = make_optimizer(self.parameters, self.settings, scaled=self.scaled)
         parts = self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights
-        objective = Objective(*parts, compiled=self.settings.compile)
-        self.wrapped, self.wrapped_optimizer = fabric.setup(objective, self.optimizer)
-        self.objective, self.thawed = objective, [parameter.requires_grad for parameter in self.parameters]
+        self.objective = Objective(*parts, compiled=self.settings.compile)
+        self.wrapped, self.wrapped_optimizer = fabric.setup(self.objective, self.optimizer)
+        self.unfrozen = [parameter.requires_grad for parameter in self.parameters]
         decay = self.settings.average_decay
         self.average = (
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
         )
-        self.progression = Progression(planned_epochs=self.settings.epochs)
-        self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
+        # The data, and the number of steps that follows from them.
         self.slices: Slices | Volumes = experiment.training_slices()
         self.batch_size = self.settings.batch_size
         if self.segmenter.batching == "volume":
@@ -80,106 +141,26 @@ class Training:
         check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching)
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
+        self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
+        self.progression = Progression(planned_epochs=self.settings.epochs)
         self.numbers = NumberCheck(fabric.device)
         self.stop_requested = False
 
-    @property
-    def evaluated(self) -> Segmenter:
-        """The weights that validation and evaluation use."""
-        return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
-
-    @property
-    def silent(self) -> bool:
-        """Whether another process writes what this one would."""
-        return processes.rank() > 0
-
-    @property
-    def finished(self) -> bool:
-        return len(self.progression.history) >= self.settings.epochs or self._patience_is_over
-
-    @property
-    def _patience_is_over(self) -> bool:
-        """Whether the last `patience` validations brought nothing better."""
-        progression, patience = self.progression, self.settings.patience
-        later = [row for row in progression.history if row["epoch"] > progression.best_epoch]
-        return patience is not None and sum("validation_dsc" in row for row in later) >= patience
-
-    def stage(self, epoch: int) -> Stage:
-        """The stage that an epoch, counted from 0, belongs to."""
-        return next(stage for stage in self.stages if epoch < stage.end)
-
-    def request_stop(self) -> None:
-        """End after the step at hand, saved."""
-        self.stop_requested = True
-
-    def fit(self) -> None:
-        """Train to the last epoch, from wherever the run stands; save on the way.
-
-        Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
-        """
-        progression, device, recipe = self.progression, self.fabric.device, self.experiment.recipe
-        without = recipe.training.loggers if self.silent else ()
-        with (
-            watching(recipe, self.folder, progression.step, without=without) as watch,
-            progress_bar() as bar,
-            on_termination(self.request_stop),
-        ):
-            task = bar.add_task("training", total=self.total_steps, completed=progression.step)
-            begun, first = time.monotonic(), len(progression.history)
-            for epoch in range(first, self.settings.epochs):
-                started, slices, stopping = time.monotonic(), 0, False
-                self._start_epoch(epoch)
-                sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
-                for batch in self._batches(epoch):
-                    for name, value in self.training_step(batch).items():
-                        sums[name] = sums[name] + value if name in sums else value
-                    slices += len(batch.case) * processes.count()
-                    bar.update(task, advance=1)
-                    if stopping := processes.any_says(self.stop_requested):
-                        break
-                shares = processes.gathered({name: value.item() for name, value in sums.items()})
-                progression.sums = {name: sum(share[name] for share in shares) / len(shares) for name in sums}
-                progression.seconds += (seconds := time.monotonic() - started)
-                self._check_numbers(weights=True)
-                if not stopping:
-                    validation = self._validate(epoch)
-                    row = self._finish_epoch(epoch, validation, slices / seconds)
-                    watch.log(row, progression.step)
-                    if validation is not None and validation.pictures and not self.silent:
-                        watch.show(validation.pictures, epoch + 1)
-                    left = (time.monotonic() - begun) / (epoch + 1 - first) * (self.settings.epochs - epoch - 1)
-                    line = describe(row, self.settings.epochs, stage=self.stage(epoch).name, seconds_left=left)
-                    bar.console.print(line, highlight=False, soft_wrap=True)
-                    stopping = processes.any_says(self.stop_requested)  # the signal may have come during validation
-                if stopping:
-                    self._save("last")
-                    processes.gathered("saved")  # a process that ended sooner could be the end of the one that saves
-                    said = f"stopped after step {progression.step} of {self.total_steps} and saved"
-                    bar.console.print(f"{said}; the same command goes on from there", highlight=False)
-                    raise KeyboardInterrupt
-                if self.finished and epoch + 1 < self.settings.epochs:
-                    bar.console.print(
-                        f"finished early: nothing better in {counted(self.settings.patience or 0, 'validation')} "
-                        f"after epoch {progression.best_epoch}",
-                        highlight=False,
-                    )
-                    break
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward, backward, one step of the optimiser; returns the terms of the loss, detached."""
+        """Move the weights by one batch; returns the terms of the loss and their sum, detached."""
         step = self.progression.step
-        stage = self.stage(step // self.steps_per_epoch)
-        rate = learning_rate(self.settings, *stage.place(step, self.steps_per_epoch))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        seed_step(self.experiment.recipe.seed, step, processes.rank())
-        # Behind a function, because Fabric would take the batch apart to cast it, and cannot rebuild what is frozen.
+        self._set_learning_rate(step)
+        seed_step(self.experiment.recipe.seed, step, distributed.rank())  # for dropout and the like
+        # 1. Forward: the model, then the losses; see `Objective.forward`.
         terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()
+        # 2. Backward. With several processes, this also averages the gradients over them.
         self.fabric.backward(loss)
+        # 3. Clip the gradient. A loss or a gradient that is no finite number is noted before it reaches the weights.
         self.numbers.note(step, loss.detach(), self._clip())
         if self.numbers.due(step):
             self._check_numbers()
+        # 4. Step: the optimiser moves the weights, and their moving average follows.
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         if self.average is not None:
@@ -187,43 +168,113 @@ class Training:
         self.progression.step += 1
         return {**{name: term.detach() for name, term in terms.items()}, "loss": loss.detach()}
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """What is left of an epoch, on the device."""
-        device, recipe = self.fabric.device, self.experiment.recipe
-        augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
-        loader = training_loader(
-            self.slices,
-            self.batch_size,
-            seed=recipe.seed,
-            epoch=epoch,
-            start=self.progression.step - epoch * self.steps_per_epoch,
-            workers=self.settings.workers,
-            pin_memory=device.type == "cuda",
-            share=(processes.rank(), processes.count()),
-        )
-        for packed in loader:
-            moved = packed.to(device, non_blocking=True)
-            yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
+    def fit(self) -> None:
+        """Train to the last epoch, from wherever the run stands; save on the way.
 
-    def _start_epoch(self, epoch: int) -> None:
-        self.model.train()
-        stage = self.stage(epoch)
-        self.progression.stage = self.stages.index(stage)
-        start_stage = self.segmenter.optional("start_stage")
-        if start_stage is not None and stage.name:
-            start_stage(stage.name)
-        start_epoch = self.segmenter.optional("start_epoch")
-        if start_epoch is not None:
-            start_epoch(epoch, self.settings.epochs)
-        thawed = [parameter.requires_grad for parameter in self.parameters]
-        if processes.count() > 1 and self.thawed != thawed:
-            # What makes one gradient of those of all processes knows only what was trained when it was made.
-            self.wrapped, self.thawed = None, thawed
-            gc.collect()  # the old one listens to the parameters as long as it lives
-            self.wrapped = self.fabric.setup_module(self.objective)
+        Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
+        """
+        first = len(self.progression.history)
+        display_of = displayed(
+            self.experiment.recipe,
+            self.folder,
+            step=self.progression.step,
+            total_steps=self.total_steps,
+            finished_epochs=first,
+            silent=self.silent,
+        )
+        with display_of as display, on_termination(self.request_stop):
+            for epoch in range(first, self.settings.epochs):
+                self._start_epoch(epoch)
+                stopping, speed = self._train_epoch(epoch, display)
+                self._check_numbers(weights=True)  # before a checkpoint is written
+                if not stopping:
+                    validation = self._validate(epoch)
+                    row = self._finish_epoch(epoch, validation, speed)
+                    display.show_epoch(row, self.stage(epoch).name, validation.pictures if validation else ())
+                    stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
+                if stopping:
+                    self._save_and_stop(display)
+                if self._patience_is_over and epoch + 1 < self.settings.epochs:
+                    display.print(
+                        f"finished early: nothing better in {counted(self.settings.patience or 0, 'validation')} "
+                        f"after epoch {self.progression.best_epoch}"
+                    )
+                    break
+
+    def _train_epoch(self, epoch: int, display: TrainingDisplay) -> tuple[bool, float]:
+        """Train on what is left of an epoch; returns whether the run is to stop, and slices per second."""
+        progression, device = self.progression, self.fabric.device
+        started, slices, stopping = time.monotonic(), 0, False
+        # A run that was stopped inside the epoch goes on with the sums of the steps before.
+        sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
+        for batch in self._batches(epoch):
+            for name, value in self.training_step(batch).items():
+                sums[name] = sums[name] + value if name in sums else value
+            slices += len(batch.case) * distributed.count()
+            display.advance()
+            if stopping := distributed.any_says(self.stop_requested):
+                break
+        shares = distributed.gathered({name: value.item() for name, value in sums.items()})
+        progression.sums = {name: sum(share[name] for share in shares) / len(shares) for name in sums}
+        seconds = time.monotonic() - started
+        progression.seconds += seconds
+        return stopping, slices / seconds
+
+    def _save_and_stop(self, display: TrainingDisplay) -> NoReturn:
+        self._save("last")
+        distributed.gathered("saved")  # a process that ended sooner could be the end of the one that saves
+        display.print(
+            f"stopped after step {self.progression.step} of {self.total_steps} and saved; the same command goes on "
+            "from there"
+        )
+        raise KeyboardInterrupt
+
+    @property
+    def evaluated(self) -> Segmenter:
+        """The model with the weights that validation and evaluation use: the moving average where there is one."""
+        return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
+
+    @property
+    def silent(self) -> bool:
+        """True in all processes but the first, which alone writes and prints."""
+        return distributed.rank() > 0
+
+    @property
+    def finished(self) -> bool:
+        """True after the last epoch, and where early stopping has ended the run."""
+        return len(self.progression.history) >= self.settings.epochs or self._patience_is_over
+
+    @property
+    def _patience_is_over(self) -> bool:
+        """True where the last `patience` validations brought no better one."""
+        progression, patience = self.progression, self.settings.patience
+        later = [row for row in progression.history if row["epoch"] > progression.best_epoch]
+        return patience is not None and sum("validation_dsc" in row for row in later) >= patience
+
+    def stage(self, epoch: int) -> Stage:
+        """Return the stage that an epoch, counted from 0, belongs to."""
+        return next(stage for stage in self.stages if epoch < stage.end)
+
+    def request_stop(self) -> None:
+        """End after the current step, and save."""
+        self.stop_requested = True
+
+    def resume(self) -> str:
+        """Continue from the checkpoint `last`; returns a note where its schedule was another one, else "".
+
+        Raises RunError for a checkpoint that doesn't fit, or that has more epochs.
+        """
+        self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
+        return self.progression.plan(self.settings, staged=len(self.stages) > 1)
+
+    def _set_learning_rate(self, step: int) -> None:
+        stage = self.stage(step // self.steps_per_epoch)
+        rate = learning_rate(self.settings, *stage.position(step, self.steps_per_epoch))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def _clip(self) -> Tensor | None:
-        """The norm of the gradient, which is clipped where the recipe says so; None where the loss is scaled."""
+        """Clip the gradient where the recipe asks for it; returns its norm, or None where the loss is scaled."""
         norm: Tensor | None = None
         if self.settings.gradient_clip is not None:
             norm = self.fabric.clip_gradients(
@@ -237,36 +288,75 @@ class Training:
         return None if self.scaled else norm
 
     def _check_numbers(self, *, weights: bool = False) -> None:
-        """Stop before a checkpoint is overwritten with what can't be mended."""
-        found = self.numbers.first()
-        if found is not None:
-            raise lost_numbers(f"The {found[0]} is no finite number", self.folder, *self._batch(found[1]))
+        """Raise RunError for a loss, a gradient or a weight that is no number, before it gets into a checkpoint."""
+        first = self.numbers.first()
+        if first is not None:
+            kind, step = first
+            raise lost_numbers(f"The {kind} is no finite number", self.folder, step, self._slices_of(step))
         if weights and not torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all():
             raise lost_numbers("A weight is no finite number", self.folder, self.progression.step - 1)
         if weights and self.scaled and self.fabric.strategy.precision.state_dict()["scale"] < LOWEST_SCALE:
             raise lost_numbers("The gradient overflows at any scale", self.folder, self.progression.step - 1)
 
-    def _batch(self, step: int) -> tuple[int, list[tuple[str, str | None]]]:
-        """A step with the slices of its batch and their prompts, which follow from it."""
+    def _slices_of(self, step: int) -> list[tuple[str, str | None]]:
+        """Return the slices of the batch of a step, each with its prompt; both follow from the step alone."""
         epoch, start = divmod(step, self.steps_per_epoch)
         seed = self.experiment.recipe.seed
         order = ShuffledBatches(len(self.slices), self.batch_size, seed=seed, epoch=epoch, start=start)
-        return step, [self.slices.named(draw) for draw in next(iter(order))]
+        return [self.slices.named(draw) for draw in next(iter(order))]
+
+    def _start_epoch(self, epoch: int) -> None:
+        """Bring the model into the state in which this epoch trains it."""
+        self.model.train()
+        stage = self.stage(epoch)
+        self.progression.stage = self.stages.index(stage)
+        start_stage = self.segmenter.optional("start_stage")
+        if start_stage is not None and stage.name:
+            start_stage(stage.name)
+        start_epoch = self.segmenter.optional("start_epoch")
+        if start_epoch is not None:
+            start_epoch(epoch, self.settings.epochs)
+        unfrozen = [parameter.requires_grad for parameter in self.parameters]
+        if distributed.count() > 1 and self.unfrozen != unfrozen:
+            # DistributedDataParallel knows only the parameters that had a gradient when it was made. It is made anew;
+            # the old one goes first, since it listens to the parameters as long as it exists.
+            self.wrapped, self.unfrozen = None, unfrozen
+            gc.collect()
+            self.wrapped = self.fabric.setup_module(self.objective)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield what is left of an epoch, on the device."""
+        device, recipe = self.fabric.device, self.experiment.recipe
+        augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
+        loader = training_loader(
+            self.slices,
+            self.batch_size,
+            seed=recipe.seed,
+            epoch=epoch,
+            start=self.progression.step - epoch * self.steps_per_epoch,
+            workers=self.settings.workers,
+            pin_memory=device.type == "cuda",
+            share=(distributed.rank(), distributed.count()),
+        )
+        for packed in loader:
+            moved = packed.to(device, non_blocking=True)
+            yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
 
     def _validate(self, epoch: int) -> Validation | None:
-        """How the validation cases are segmented, where it is time to ask."""
+        """Score the validation cases; None after an epoch without validation."""
         settings, last = self.settings, epoch + 1 == self.settings.epochs
-        whole = self.stage(epoch) == self.stages[-1]  # before, a part of the network has learned nothing yet
-        if not last and not (whole and (epoch + 1) % settings.validate_every == 0):
+        # In an earlier stage a part of the network is still untrained, and its score would mean nothing.
+        in_last_stage = self.stage(epoch) == self.stages[-1]
+        if not last and not (in_last_stage and (epoch + 1) % settings.validate_every == 0):
             return None
-        processes.same_buffers(self.evaluated)
+        distributed.same_buffers(self.evaluated)
         self.evaluated.eval()
         drawn = drawn_in(epoch + 1, every=settings.overlay_every, validate_every=settings.validate_every, last=last)
         pictures = PICTURES if drawn else 0
         return validate(self.experiment, self.evaluated, "validation", self.fabric.device, pictures=pictures)
 
     def _finish_epoch(self, epoch: int, validation: Validation | None, slices_per_second: float) -> dict[str, float]:
-        """Save where it is time to; returns the epoch's row of the log."""
+        """Add the epoch to the history, and save where it is due; returns the epoch's row of the log."""
         progression = self.progression
         row: dict[str, float] = {"epoch": epoch + 1, "step": progression.step}
         row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
@@ -291,7 +381,7 @@ class Training:
         return row
 
     def _save(self, name: str) -> None:
-        """`best` is what evaluation needs, `last` also what training needs to go on."""
+        """Write a checkpoint: `best` holds what evaluation needs, `last` also what training needs to resume."""
         if self.silent:
             return
         state: dict[str, Any] = {"model": self.evaluated.state_dict(), "progression": asdict(self.progression)}
@@ -299,16 +389,8 @@ class Training:
             state |= {key: None if part is None else part.state_dict() for key, part in self._parts.items()}
         self.folder.save_checkpoint(name, state)
 
-    def resume(self) -> str:
-        """Go on where `last` stands, and say whether its schedule was another one; empty if not.
-
-        Raises RunError for a checkpoint that doesn't fit, or that has more epochs.
-        """
-        self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
-        return self.progression.plan(self.settings, staged=len(self.stages) > 1)
-
     @property
     def _parts(self) -> dict[str, Part | None]:
-        """What training needs to go on, by its key in a checkpoint."""
+        """The state that training needs to resume, by its key in a checkpoint."""
         precision = self.fabric.strategy.precision
         return {"training": self.model, "optimizer": self.optimizer, "average": self.average, "precision": precision}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textseg.errors import RunError
 from textseg.runs.folder import RunFolder
-from textseg.system import distributed as processes
+from textseg.system import distributed
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 LOOK_EVERY = 100  # steps between two looks on a GPU, each of which makes it wait
@@ -48,7 +48,7 @@ class NumberCheck:
 
     def first(self) -> tuple[str, int] | None:
         """What was no number first, "loss" or "gradient", and in which step, counted from 0."""
-        loss, gradient = map(min, zip(*processes.gathered(self.steps.tolist()), strict=True))
+        loss, gradient = map(min, zip(*distributed.gathered(self.steps.tolist()), strict=True))
         if min(loss, gradient) == NEVER:
             return None
         return ("loss", loss) if loss <= gradient else ("gradient", gradient)

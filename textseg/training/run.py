@@ -1,13 +1,11 @@
-"""`run`: takes a recipe to its report."""
+"""Run a recipe: prepare, train or resume, score, report."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,18 +20,16 @@ from textseg.data.slices import ShuffledBatches
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import evaluate, headline, load_segmenter
 from textseg.metrics.scores import Score, read_scores
-from textseg.models.cost import cost_of_determinism, measure_cost
+from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
-from textseg.recipe.loading import Recipe, TrainingSettings, complete_settings, dump, load_recipe
+from textseg.recipe.loading import Recipe, TrainingSettings, dump, load_recipe
 from textseg.runs.experiment import Experiment, build
-from textseg.runs.folder import RunFolder, environment, first_line
-from textseg.runs.task_record import write_task
-from textseg.system import distributed as processes
-from textseg.system.files import cache_folder, write_atomically
+from textseg.runs.folder import RunFolder, first_line
+from textseg.system import distributed
+from textseg.system.files import cache_folder
 from textseg.system.messages import counted
 from textseg.system.progress import counting
-from textseg.text.embeddings import write_prompt_table
 from textseg.training.launching import (
     launched,
     launched_by_textseg,
@@ -42,9 +38,10 @@ from textseg.training.launching import (
     run_command,
     run_together,
 )
-from textseg.training.loggers import check_loggers, peak_memory, watching
+from textseg.training.loggers import check_loggers, watching
 from textseg.training.loop import Training
-from textseg.training.number_checks import deterministic, numeric_settings
+from textseg.training.number_checks import deterministic
+from textseg.training.record import RunRecord, bound, is_scored
 from textseg.training.resources import told_what_ran_out
 
 LOST_AFTER = timedelta(hours=2)  # how long a process waits for one that neither ends nor answers
@@ -86,82 +83,74 @@ def run(
         told_what_ran_out(folder.path, cache_folder(), folder.checkpoint("last")),
     ):
         _run(resolved, folder, rank, fresh=fresh)
-        processes.disconnect()
+        distributed.disconnect()
     return folder.path
 
 
-def _run(resolved: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
+def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
+    """Do a run, or the part in it of one of several processes: prepare, train, score, record."""
     started = time.monotonic()
-    experiment = prepared(resolved) if rank == 0 else None  # the others wait in `launch`, and find it prepared
-    if fresh and rank == 0 and folder.path.exists():
-        with folder.lock():  # not under the feet of a process that writes it
-            print(f"the earlier run stands in {folder.move_aside()}")
-    precision, note = _precision(resolved.training.precision)
-    with folder.lock() if rank == 0 else nullcontext(), deterministic(resolved.training.deterministic):
-        fabric = _connected(resolved.training, precision)
-        experiment = experiment or prepared(resolved)
-        bound, going_on = _bound(experiment), folder.checkpoint("last").exists()
-        if going_on:
-            folder.check_bound(bound)
-        training = Training(experiment, folder, fabric)
-        replanned = training.resume() if going_on else ""
-        if processes.gathered(training.finished and _scored(training))[0]:
+    # 1. Prepare. The other processes wait in `_connected` for the first one, and then find the data prepared.
+    experiment = prepared(recipe) if rank == 0 else None
+    if fresh and rank == 0:
+        _move_aside(folder)
+    with folder.lock() if rank == 0 else nullcontext(), deterministic(recipe.training.deterministic):
+        precision, note = _precision(recipe.training.precision)
+        fabric = _connected(recipe.training, precision)
+        experiment = experiment or prepared(recipe)
+        # 2. Resume, where there is a checkpoint of the same experiment.
+        training, resumed = _resumed(experiment, folder, fabric)
+        if distributed.gathered(training.finished and is_scored(training))[0]:
             if rank == 0:
                 _print_result(training, read_scores(folder.scores))
             return
-        if rank:
+        # 3. Record where the weights come from. For a finished run that only needs scores, the record says it already.
+        record = RunRecord(training, started)
+        if rank == 0:
+            record.write_inputs()
+        if rank == 0 and not training.finished:
+            record.write_origin({"requested": recipe.training.precision, "used": precision, "note": note})
+            print(plan(experiment), *([note] if note else []), *_cost_of_determinism(training), *resumed, sep="\n")
+        # 4. Train and score, in all processes.
+        with record.kept() if rank == 0 else nullcontext():
             if not training.finished:
                 training.fit()
+            if rank == 0:
+                record.write_cost()  # the report shows it
             _evaluate(training)
-            return
-        _write_inputs(experiment, folder)
-        if not training.finished:  # what stands in the record of a finished run is where its weights come from
-            folder.update(
-                name=resolved.name,
-                seed=resolved.seed,
-                fold=resolved.split.fold,
-                reference=resolved.reference,
-                dataset=resolved.dataset.use,
-                precision={"requested": resolved.training.precision, "used": precision, "note": note},
-                processes={"devices": resolved.training.devices, "nodes": resolved.training.nodes},
-                numerics=numeric_settings(),
-                hashes=experiment.hashes(),
-                bound=bound,
-                settings=complete_settings(resolved, experiment.registry),
-                **environment(experiment.components),
-                **measure_cost(training.segmenter, experiment.task, fabric.device),
-                **_derived(training.segmenter),
-            )
-            print(plan(experiment), *([note] if note else []), sep="\n")
-            if resolved.training.deterministic:
-                print(_cost_of_determinism(training))
-            if going_on:
-                print(f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}")
-                if replanned:
-                    print(replanned)
-        before = folder.update(failure=None)
-        experiment.registry.tell("textseg_run_started", experiment.run(folder.path, before))
-        try:
-            if not training.finished:
-                training.fit()
-            _record_cost(training, before, started)  # the report shows it
-            _evaluate(training)
-        except Exception as error:
-            folder.update(failure=first_line(error))  # `textseg runs` shows it
-            raise
-        finally:
-            _record_cost(training, before, started)
-        experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
+
+
+def _move_aside(folder: RunFolder) -> None:
+    """Make place for a fresh run, unless another process is writing the old one."""
+    if folder.path.exists():
+        with folder.lock():
+            print(f"the earlier run stands in {folder.move_aside()}")
+
+
+def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple[Training, list[str]]:
+    """Return a training at the checkpoint `last`, or at its start, and lines for the user where it resumes.
+
+    Raises RunError for a checkpoint of another experiment.
+    """
+    resumes = folder.checkpoint("last").exists()
+    if resumes:
+        folder.check_bound(bound(experiment))
+    training = Training(experiment, folder, fabric)
+    if not resumes:
+        return training, []
+    replanned = training.resume()
+    line = f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}"
+    return training, [line, *([replanned] if replanned else [])]
 
 
 def prepared(recipe: Recipe) -> Experiment:
-    """The experiment of a recipe with its data in place, and a bar while they are put there."""
+    """Return the experiment of a recipe with its data prepared; a progress bar shows the preparation."""
     with counting("preparing slices") as report:
         return build(recipe, progress=report)
 
 
 def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
-    """The device of this process, and the way to the others; raises RunError for devices that aren't there."""
+    """Return this process's device and its connection to the others; raises RunError for devices that don't exist."""
     several = settings.devices * settings.nodes > 1
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # else it counts the processes on stderr
     try:
@@ -178,12 +167,12 @@ def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
     except (MisconfigurationException, ValueError) as error:
         raise RunError(f"training.devices, training.nodes: {first_line(error)}") from error
     if several:
-        processes.connect()
+        distributed.connect()
     return fabric
 
 
 def plan(experiment: Experiment) -> str:
-    """What a run is about to do: cases, slices, prompts, parameters."""
+    """Return what a run is about to do, in lines: cases, slices, prompts, parameters."""
     lines = [
         f"{part}: {counted(len({case.case.patient for case in cases}), 'patient')}, {counted(len(cases), 'case')}, "
         f"{counted(sum(case.slice_count for case in cases), 'slice')}"
@@ -215,37 +204,20 @@ def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
     )
 
 
-def _wanted(experiment: Experiment) -> dict[str, Any]:
-    evaluation = experiment.recipe.evaluation.model_dump(mode="json")
-    return {**evaluation, "prompts": experiment.evaluation_source or "none"}
-
-
-def _scored(training: Training) -> bool:
-    """Whether the scores of these very weights, measured as the recipe asks, stand in the folder."""
-    record, folder = training.folder.read(), training.folder
-    same = record.get("scored_step") == training.progression.step and record.get("evaluation") == _wanted(
-        training.experiment
-    )
-    return same and folder.scores.exists() and folder.report.exists()
-
-
 def _evaluate(training: Training) -> None:
-    """Score the best checkpoint."""
+    """Score the best checkpoint on the test cases; every process takes part, and the first one writes."""
     experiment, folder, progression = training.experiment, training.folder, training.progression
+    if not training.silent:
+        folder.report.unlink(missing_ok=True)  # written last, it says that the scores are those of the record
+        folder.update(
+            best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
+        )
+    distributed.gathered("written")  # the checkpoint, before the others read it
+    device = training.fabric.device
+    segmenter = load_segmenter(experiment, folder).to(device)
+    scores = evaluate(experiment, segmenter, folder, folder, source=experiment.evaluation_source, device=device)
     if training.silent:
-        processes.gathered("ready")
-        device = training.fabric.device
-        segmenter = load_segmenter(experiment, folder).to(device)
-        evaluate(experiment, segmenter, folder, folder, source=experiment.evaluation_source, device=device)
         return
-    processes.gathered("written")  # the checkpoint, before the others read it
-    folder.report.unlink(missing_ok=True)  # written last, it says that the scores are those of the record
-    folder.update(
-        best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
-    )
-    segmenter = load_segmenter(experiment, folder).to(training.fabric.device)
-    source, device = experiment.evaluation_source, training.fabric.device
-    scores = evaluate(experiment, segmenter, folder, folder, source=source, device=device)
     test = {f"test_{metric}": value for metric, value in folder.read()["test"].items() if value is not None}
     with watching(experiment.recipe, folder, progression.step, without=["tensorboard"]) as watch:  # a plug-in's
         watch.log(test, progression.step)
@@ -258,62 +230,16 @@ def _print_result(training: Training, scores: Sequence[Score]) -> None:
     print(f"report: {training.folder.report}")
 
 
-def _record_cost(training: Training, before: Mapping[str, Any], started: float) -> None:
-    """Time and memory, together with those of the earlier parts of an interrupted run."""
-    training.folder.update(
-        wall_seconds=round(before.get("wall_seconds", 0) + time.monotonic() - started, 1),
-        training_seconds=round(training.progression.seconds, 1),
-        peak_memory_bytes=max(before.get("peak_memory_bytes", 0), peak_memory(training.fabric.device)),
-    )
-
-
-def _write_inputs(experiment: Experiment, folder: RunFolder) -> None:
-    write_atomically(folder.recipe, dump(experiment.recipe))
-    write_atomically(
-        folder.split, json.dumps({**asdict(experiment.split), "hash": experiment.split.hash}, indent=1) + "\n"
-    )
-    write_task(folder.task, experiment.record)
-    if experiment.text is not None:
-        write_prompt_table(folder.prompts, experiment.text.rows)
-
-
-def _derived(segmenter: Segmenter) -> dict[str, Any]:
-    """What a network that plans itself made of the data."""
-    derived = getattr(segmenter.network, "plan", None)
-    return {"plan": asdict(derived)} if is_dataclass(derived) and not isinstance(derived, type) else {}
-
-
-def _bound(experiment: Experiment) -> dict[str, Any]:
-    """What a resumed run must have in common with its beginning."""
-    recipe = experiment.recipe
-    free = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
-    free |= {"checkpoint_every", "overlay_every", "loggers"}
-    text = recipe.prompts
-    return {
-        "seed": recipe.seed,
-        "data": experiment.hashes()["data"],
-        "split": experiment.split.hash,
-        "preparation": recipe.preparation.model_dump(mode="json"),
-        "augmentation": recipe.augmentation.model_dump(mode="json"),
-        "prompts": text.model_dump(mode="json", exclude={"evaluation"}) if text else None,
-        "text": experiment.text.table.fingerprint if experiment.text else None,
-        "model": recipe.model.model_dump(mode="json"),
-        "segmentation_loss": recipe.segmentation_loss.model_dump(mode="json"),
-        "auxiliary_losses": [loss.model_dump(mode="json") for loss in recipe.auxiliary_losses],
-        # A switch that is off is as good as one that an older version did not have.
-        "training": {k: v for k, v in recipe.training.model_dump(mode="json", exclude=free).items() if v is not False},
-    }
-
-
-def _cost_of_determinism(training: Training) -> str:
+def _cost_of_determinism(training: Training) -> list[str]:
+    """Return a line on the time that deterministic operators take; none where the recipe does not ask for them."""
+    if not training.settings.deterministic:
+        return []
     if training.fabric.device.type == "cpu":
-        return "deterministic: costs nothing on a CPU, where a run repeats bit by bit anyway"
+        return ["deterministic: costs nothing on a CPU, where a run repeats bit by bit anyway"]
     experiment, size = training.experiment, training.settings.batch_size
-    free, bound = cost_of_determinism(training.segmenter, experiment.task, size, training.fabric.device)
-    return (
-        f"deterministic: {bound:.1f} ms for a batch forward and backward, beside {free:.1f} ms without "
-        f"({100 * (bound / free - 1):+.0f} %)"
-    )
+    usual, slower = cost_of_determinism(training.segmenter, experiment.task, size, training.fabric.device)
+    times = f"{slower:.1f} ms for a batch forward and backward, beside {usual:.1f} ms without"
+    return [f"deterministic: {times} ({100 * (slower / usual - 1):+.0f} %)"]
 
 
 def _precision(requested: str) -> tuple[Any, str]:

@@ -1,0 +1,124 @@
+"""The record of a run, run.json: where it comes from, what it costs, and when its scores are valid."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from textseg.models.cost import measure_cost
+from textseg.models.segmenter import Segmenter
+from textseg.recipe.loading import complete_settings, dump
+from textseg.runs.experiment import Experiment
+from textseg.runs.folder import environment, first_line
+from textseg.runs.task_record import write_task
+from textseg.system.files import write_atomically
+from textseg.text.embeddings import write_prompt_table
+from textseg.training.loggers import peak_memory
+from textseg.training.loop import Training
+from textseg.training.number_checks import numeric_settings
+
+# Settings of a training that may change when a run resumes.
+FREE = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
+FREE |= {"checkpoint_every", "overlay_every", "loggers"}
+
+
+class RunRecord:
+    """What the first process of a run writes into its folder beside checkpoints and scores."""
+
+    def __init__(self, training: Training, started: float) -> None:
+        self.training, self.experiment, self.folder = training, training.experiment, training.folder
+        self.started = started  # by `time.monotonic`
+        self.before: Mapping[str, Any] = {}  # the record of the earlier parts of an interrupted run
+
+    def write_inputs(self) -> None:
+        """Write recipe, split, task and prompts."""
+        experiment, folder = self.experiment, self.folder
+        write_atomically(folder.recipe, dump(experiment.recipe))
+        write_atomically(
+            folder.split, json.dumps({**asdict(experiment.split), "hash": experiment.split.hash}, indent=1) + "\n"
+        )
+        write_task(folder.task, experiment.record)
+        if experiment.text is not None:
+            write_prompt_table(folder.prompts, experiment.text.rows)
+
+    def write_origin(self, precision: Mapping[str, Any]) -> None:
+        """Write what the weights come from: data, settings, versions, hardware, and the cost of the model."""
+        experiment, recipe, segmenter = self.experiment, self.experiment.recipe, self.training.segmenter
+        self.folder.update(
+            name=recipe.name,
+            seed=recipe.seed,
+            fold=recipe.split.fold,
+            reference=recipe.reference,
+            dataset=recipe.dataset.use,
+            precision=dict(precision),
+            processes={"devices": recipe.training.devices, "nodes": recipe.training.nodes},
+            numerics=numeric_settings(),
+            hashes=experiment.hashes(),
+            bound=bound(experiment),
+            settings=complete_settings(recipe, experiment.registry),
+            **environment(experiment.components),
+            **measure_cost(segmenter, experiment.task, self.training.fabric.device),
+            **_plan_of_network(segmenter),
+        )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the record true while a run trains and is scored, and tell plug-ins of its start and its end."""
+        experiment, folder = self.experiment, self.folder
+        self.before = folder.update(failure=None)
+        experiment.registry.tell("textseg_run_started", experiment.run(folder.path, self.before))
+        try:
+            yield
+        except Exception as error:
+            folder.update(failure=first_line(error))  # `textseg runs` shows it
+            raise
+        finally:
+            self.write_cost()
+        experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
+
+    def write_cost(self) -> None:
+        """Write time and memory, together with those of the earlier parts of an interrupted run."""
+        self.folder.update(
+            wall_seconds=round(self.before.get("wall_seconds", 0) + time.monotonic() - self.started, 1),
+            training_seconds=round(self.training.progression.seconds, 1),
+            peak_memory_bytes=max(self.before.get("peak_memory_bytes", 0), peak_memory(self.training.fabric.device)),
+        )
+
+
+def bound(experiment: Experiment) -> dict[str, Any]:
+    """Return what a resumed run must have in common with its beginning."""
+    recipe, text = experiment.recipe, experiment.recipe.prompts
+    training = recipe.training.model_dump(mode="json", exclude=FREE)
+    return {
+        "seed": recipe.seed,
+        "data": experiment.hashes()["data"],
+        "split": experiment.split.hash,
+        "preparation": recipe.preparation.model_dump(mode="json"),
+        "augmentation": recipe.augmentation.model_dump(mode="json"),
+        "prompts": text.model_dump(mode="json", exclude={"evaluation"}) if text else None,
+        "text": experiment.text.table.fingerprint if experiment.text else None,
+        "model": recipe.model.model_dump(mode="json"),
+        "segmentation_loss": recipe.segmentation_loss.model_dump(mode="json"),
+        "auxiliary_losses": [loss.model_dump(mode="json") for loss in recipe.auxiliary_losses],
+        # A switch that is off equals one that an older version did not have.
+        "training": {key: value for key, value in training.items() if value is not False},
+    }
+
+
+def is_scored(training: Training) -> bool:
+    """Return True where the folder holds the scores of these very weights, measured as the recipe asks."""
+    experiment, folder, record = training.experiment, training.folder, training.folder.read()
+    evaluation = experiment.recipe.evaluation.model_dump(mode="json")
+    evaluation["prompts"] = experiment.evaluation_source or "none"
+    same = record.get("scored_step") == training.progression.step and record.get("evaluation") == evaluation
+    return same and folder.scores.exists() and folder.report.exists()
+
+
+def _plan_of_network(segmenter: Segmenter) -> dict[str, Any]:
+    """Return what a network that plans itself has made of the data."""
+    derived = getattr(segmenter.network, "plan", None)
+    return {"plan": asdict(derived)} if is_dataclass(derived) and not isinstance(derived, type) else {}
