@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from textseg.errors import PromptError, suggestion
 from textseg.system.devices import Movable
 
 if TYPE_CHECKING:  # listing components must not import torch
     from torch import Tensor
+
+    from textseg.models.losses import SegmentationLoss
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
@@ -300,17 +302,12 @@ class AuxiliaryLoss(Protocol):
 
 
 class Network(Protocol):
-    """`(task, *, ...)`: an `nn.Module` that does everything between image and logits by itself.
+    """`(task, *, ...)`: an `nn.Module` that computes logits from images by itself.
 
-    Optional, for a fusion too:
-        losses(output, batch, segmentation_loss) -> dict of scalars: at every step of training, in place of the default.
-        start_epoch(epoch, epochs): before each epoch, counted from 0.
-        stages, a mapping of names to shares of the epochs, with start_stage(name): parts that one run trains in
-            sequence. It is called before each epoch of its stage, and so again where a run goes on: it says what has
-            gradients, and changes no weight. Validation begins with the last stage.
-        batching = "volume": B is all slices of one case, in order, in training and everywhere else.
-        reads_frozen = True, for a vision encoder too: its parameters that have no gradient when it is built are read
-            from elsewhere each time, and stay as they are. Checkpoints hold their fingerprint in place of them.
+    A network, or a fusion, may also have the members of the protocols below: `HasLosses`, `HasEpochStart`, `HasStages`,
+    `HasBatching`, `ReadsFrozen` and, for a network, `HasPlan`. The core finds them by `isinstance`, so no class needs
+    to be inherited, and these names must not stand for anything else.
+
     State that must survive an interruption lives in buffers.
     """
 
@@ -318,3 +315,61 @@ class Network(Protocol):
     size_multiple: int
 
     def __call__(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput: ...
+
+
+@runtime_checkable
+class HasLosses(Protocol):
+    """A network or fusion with a loss of its own."""
+
+    def losses(self, output: Any, batch: Batch, segmentation_loss: SegmentationLoss) -> Mapping[str, Tensor]:
+        """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss."""
+        ...
+
+
+@runtime_checkable
+class HasEpochStart(Protocol):
+    """A network or fusion that changes with the epochs."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Prepare for an epoch, counted from 0. Called before each, and after `start_stage`."""
+        ...
+
+
+@runtime_checkable
+class HasStages(Protocol):
+    """A network or fusion whose parts one run trains in sequence. Validation begins with the last stage."""
+
+    stages: Mapping[str, float]  # share of the epochs by name
+
+    def start_stage(self, name: str) -> None:
+        """Set which parameters have gradients; change no weight. Called before each epoch of the stage."""
+        ...
+
+
+@runtime_checkable
+class HasBatching(Protocol):
+    """A network or fusion that says what its batches are.
+
+    With "volume", B is all slices of one case, in order, in training and everywhere else; without this member, or
+    with "slice", B is any slices.
+    """
+
+    batching: Batching
+
+
+@runtime_checkable
+class ReadsFrozen(Protocol):
+    """A network, vision encoder or fusion with parameters that are read from elsewhere and never trained.
+
+    With `reads_frozen = True` these are the parameters without a gradient when it is built. Checkpoints hold their
+    fingerprint in place of them.
+    """
+
+    reads_frozen: bool
+
+
+@runtime_checkable
+class HasPlan(Protocol):
+    """A network that plans itself from the data; its plan, a dataclass, is written into run.json."""
+
+    plan: Any

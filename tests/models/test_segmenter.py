@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, Features, SegmenterOutput, Task, TextFeatures
+from textseg.contracts import Atlas, Features, HasEpochStart, HasLosses, SegmenterOutput, Task, TextFeatures
 from textseg.errors import PluginError, RunError
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.runs.folder import RunFolder
@@ -135,25 +135,42 @@ class Planned(nn.Module):
         self.epochs.append((epoch, epochs))
 
 
-class Whole(nn.Module):
-    """A network with and without parts."""
-
-    uses_text, size_multiple = True, 1
-
-    def __init__(self, fusion: nn.Module | None = None) -> None:
-        super().__init__()
-        self.fusion = fusion
-
-
-def test_a_fusion_may_define_what_a_network_may() -> None:
+def test_a_fusion_may_have_the_optional_members_of_a_network(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
     fusion = Planned()
-    segmenter = Segmenter(Whole(fusion))  # type: ignore[arg-type]
-    start_epoch = segmenter.optional("start_epoch")
-    assert start_epoch is not None
-    start_epoch(1, 5)
+    segmenter = Segmenter(TextGuidedNetwork(task, Encoder(), fusion))
+    part = segmenter.part_with(HasEpochStart)
+    assert part is not None
+    part.start_epoch(1, 5)
     assert fusion.epochs == [(1, 5)]
-    assert segmenter.optional("losses") is None
-    assert Segmenter(Whole()).optional("start_epoch") is None  # type: ignore[arg-type]
+    assert segmenter.part_with(HasLosses) is None
+    assert Segmenter(Convolutions()).part_with(HasEpochStart) is None
+
+
+class TwoStages(Convolutions):
+    """A network with parts that are called stages, as many are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([self.layer])
+
+
+class Sequential(TwoStages):
+    def start_stage(self, name: str) -> None:
+        pass
+
+
+def test_stages_are_those_of_training_only_where_a_method_starts_them() -> None:
+    assert Segmenter(TwoStages()).stages == {}
+    network = Sequential()
+    assert Segmenter(network).stages is network.stages
+
+
+def test_batches_are_slices_unless_the_network_reads_volumes() -> None:
+    network = Convolutions()
+    assert Segmenter(network).batching == "slice"
+    network.batching = "volume"
+    assert Segmenter(network).batching == "volume"
 
 
 class Adapted(nn.Module):

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.contracts import Batching, Features, Fusion, Network, SegmenterOutput, Task, TextFeatures, VisionEncoder
+from textseg.contracts import (
+    Batching,
+    Features,
+    Fusion,
+    HasBatching,
+    HasStages,
+    Network,
+    ReadsFrozen,
+    SegmenterOutput,
+    Task,
+    TextFeatures,
+    VisionEncoder,
+)
 from textseg.errors import PluginError, RunError
 
+Member = TypeVar("Member")
 FROZEN = "frozen"  # the key under which a state holds the fingerprint of what it leaves out
 
 
@@ -60,51 +73,44 @@ class Segmenter(nn.Module):
 
     @property
     def uses_text(self) -> bool:
+        """True where the network reads text."""
         return self.network.uses_text
 
     @property
     def fused_features(self) -> Features | None:
         """The pyramid that auxiliary losses may use; None for a whole network."""
-        fusion = getattr(self.network, "fusion", None)
-        return cast(Features, fusion.features) if fusion is not None else None
+        return self.network.fusion.features if isinstance(self.network, TextGuidedNetwork) else None
 
     @property
     def batching(self) -> Batching:
-        """Whether a batch is any slices, or all of one case in order."""
-        offered = (getattr(part, "batching", None) for part in self._parts)
-        return cast(Batching, next(filter(None, offered), "slice"))
+        """What a batch is: any slices, or all slices of one case in order."""
+        part = self.part_with(HasBatching)
+        return part.batching if part is not None else "slice"
 
     @property
     def stages(self) -> Mapping[str, float]:
         """Each part that is trained by itself, with its share of the epochs; empty where all is trained at once."""
-        for part in self._parts:
-            if callable(getattr(part, "start_stage", None)):  # else the name may stand for something of its own
-                return cast(Mapping[str, float], part.stages)
-        return {}
+        part = self.part_with(HasStages)
+        return part.stages if part is not None else {}
 
-    def optional(self, name: str) -> Callable[..., Any] | None:
-        """`losses`, `start_epoch` or `start_stage`, where the model defines it beyond its contract."""
-        for part in self._parts:
-            method = getattr(part, name, None)
-            if callable(method):
-                return cast(Callable[..., Any], method)
-        return None
-
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        """What may go beyond its contract: the network, or else its fusion."""
-        return self.network, getattr(self.network, "fusion", None)
+    def part_with(self, protocol: type[Member]) -> Member | None:
+        """Return the network, or else its fusion, where it has the optional members of a protocol of `contracts`."""
+        parts: list[Any] = [self.network]
+        if isinstance(self.network, TextGuidedNetwork):
+            parts.append(self.network.fusion)
+        return next((part for part in parts if isinstance(part, protocol)), None)
 
     def _read_elsewhere(self) -> tuple[str, ...]:
-        """The names of the parameters that are read from elsewhere at each build."""
-        parts = {"network": self.network} | {
-            f"network.{name}": getattr(self.network, name, None) for name in ("vision_encoder", "fusion")
-        }
+        """Return the names of the parameters that are read from elsewhere at each build."""
+        parts: dict[str, Any] = {"network": self.network}
+        if isinstance(self.network, TextGuidedNetwork):
+            parts["network.vision_encoder"] = self.network.vision_encoder
+            parts["network.fusion"] = self.network.fusion
         names = (
-            f"{place}.{name}"
-            for place, part in parts.items()
-            if isinstance(part, nn.Module) and getattr(part, "reads_frozen", False) is True
-            for name, parameter in part.named_parameters()
+            f"{path}.{name}"
+            for path, part in parts.items()
+            if isinstance(part, ReadsFrozen) and part.reads_frozen is True
+            for name, parameter in cast(nn.Module, part).named_parameters()
             if not parameter.requires_grad
         )
         return tuple(dict.fromkeys(names))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from textseg.contracts import Features, Task
+from textseg.contracts import Features, HasBatching, HasLosses, HasStages, Task
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.testing.calls import built, example_for, few, results, sum_of_squares, task_of
@@ -26,12 +26,13 @@ GUIDED = ("fusion", "network")  # what text goes into
 
 
 def _stages(module: nn.Module) -> Iterator[str]:
-    """Puts the module into each of its stages; one without a name where it has none."""
-    start = getattr(module, "start_stage", None)
-    for name in cast(Mapping[str, float], module.stages) if callable(start) else [""]:
+    """Put the module into each of its stages and yield its name; one without a name where it has none."""
+    if not isinstance(module, HasStages):
+        yield ""
+        return
+    for name in module.stages:
         module.train()
-        if name and start is not None:
-            start(name)
+        module.start_stage(name)
         yield name
 
 
@@ -62,7 +63,7 @@ def _construction(subject: Subject) -> None:
     if kind == "network":
         uses_text = getattr(module, "uses_text", None)
         promise(isinstance(uses_text, bool), "an attribute `uses_text`, true or false", uses_text)
-    batching = getattr(module, "batching", "slice")
+    batching = module.batching if isinstance(module, HasBatching) else "slice"
     promise(batching in ("slice", "volume"), 'batching = "slice" or "volume"', repr(batching))
 
 
@@ -150,10 +151,10 @@ def _gradients(subject: Subject) -> None:
 
 
 def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
-    if subject.component.kind == "network" and callable(getattr(module, "losses", None)):
+    if subject.component.kind == "network" and isinstance(module, HasLosses):
         segmenter = Segmenter(cast(Any, module))
         output = segmenter(example.image, example.text if segmenter.uses_text else None)
-        terms = cast(Any, module).losses(output, example.batch, SegmentationLoss())
+        terms = module.losses(output, example.batch, SegmentationLoss())
         promise(
             isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values()),
             "losses() that gives a scalar by name",
@@ -235,7 +236,7 @@ def _pickled(module: nn.Module) -> nn.Module:
 def _batch(subject: Subject) -> None:
     """In evaluation, slices of a batch do not see each other."""
     module = built(subject).eval()
-    if getattr(module, "batching", "slice") == "volume":
+    if isinstance(module, HasBatching) and module.batching == "volume":
         return  # its slices are to see each other
     example = example_for(subject, module)
     with torch.no_grad():

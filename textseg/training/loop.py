@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from textseg.contracts import Batch, SegmenterOutput
+from textseg.contracts import Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
 from textseg.data.augmentation import Augmentation
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
@@ -83,11 +83,11 @@ class Objective(nn.Module):
         # 1. The model.
         output = self._segment(batch)
         # 2. The segmentation loss, or what the network puts in its place.
-        own = self.segmenter.optional("losses")
+        part = self.segmenter.part_with(HasLosses)
         terms: dict[str, Tensor] = dict(
             self.segmentation_loss(output.logits, batch.mask)
-            if own is None
-            else own(output, batch, self.segmentation_loss)
+            if part is None
+            else part.losses(output, batch, self.segmentation_loss)
         )
         # 3. The auxiliary losses. One with the name of an earlier term is added to it.
         for name, loss in self.auxiliary.items():
@@ -310,12 +310,10 @@ class Training:
         self.model.train()
         stage = self.stage(epoch)
         self.progression.stage = self.stages.index(stage)
-        start_stage = self.segmenter.optional("start_stage")
-        if start_stage is not None and stage.name:
-            start_stage(stage.name)
-        start_epoch = self.segmenter.optional("start_epoch")
-        if start_epoch is not None:
-            start_epoch(epoch, self.settings.epochs)
+        if (staged := self.segmenter.part_with(HasStages)) is not None and stage.name:
+            staged.start_stage(stage.name)
+        if (scheduled := self.segmenter.part_with(HasEpochStart)) is not None:
+            scheduled.start_epoch(epoch, self.settings.epochs)
         unfrozen = [parameter.requires_grad for parameter in self.parameters]
         if distributed.count() > 1 and self.unfrozen != unfrozen:
             # DistributedDataParallel knows only the parameters that had a gradient when it was made. It is made anew;

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from textseg.contracts import HasPlan
 from textseg.models.cost import measure_cost
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import complete_settings, dump
@@ -120,5 +121,5 @@ def is_scored(training: Training) -> bool:
 
 def _plan_of_network(segmenter: Segmenter) -> dict[str, Any]:
     """Return what a network that plans itself has made of the data."""
-    derived = getattr(segmenter.network, "plan", None)
-    return {"plan": asdict(derived)} if is_dataclass(derived) and not isinstance(derived, type) else {}
+    plan = segmenter.network.plan if isinstance(segmenter.network, HasPlan) else None
+    return {"plan": asdict(plan)} if is_dataclass(plan) and not isinstance(plan, type) else {}
