@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textseg import randomness
+
 if TYPE_CHECKING:
     from textseg.recipe.loading import AugmentationSettings
 
@@ -33,7 +35,7 @@ class Augmentation:
 
     def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
         """Image [C, H, W], mask [H, W] or [any, H, W] -> the same, distorted, all planes alike."""
-        generator = np.random.default_rng((self.seed, epoch, slice_id))
+        generator = randomness.distortion(self.seed, epoch, slice_id)
         settings = self.settings
         if settings.distortion and generator.random() < settings.distortion:
             grid = self.sampling_grid(generator, image.shape[-2], image.shape[-1]).to(image.device)
@@ -45,8 +47,8 @@ class Augmentation:
             if settings.flip in flips and generator.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
         image = self.change_intensity(generator, image)
-        # From a key of its own, so that these settings move no draw of those above
-        return self.change_quality(np.random.default_rng((self.seed, epoch, slice_id, 2)), image), mask
+        # A stream of its own, so that these settings move no draw of those above.
+        return self.change_quality(randomness.image_quality(self.seed, epoch, slice_id), image), mask
 
     def of_batch(self, image: Tensor, mask: Tensor, keys: Sequence[int], *, epoch: int) -> tuple[Tensor, Tensor]:
         """Distort image [B, C, H, W] and mask [B, H, W] in as many equal parts as there are keys.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from textseg.contracts import Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
-from textseg.randomness import case_key, slice_key
+from textseg.randomness import case_key, prompt_source, slice_key, slice_order
 from textseg.system.devices import Movable
 from textseg.text.slice_text import SliceText, TextRows
 
@@ -125,7 +125,7 @@ class Slices(Dataset[Item]):
         """Draw the prompt source of the slice, or the case, with this key; None without text."""
         if self.text is None:
             return None
-        chance = np.random.default_rng((self.seed, epoch, key, 1))
+        chance = prompt_source(self.seed, epoch, key)
         return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
 
     def pack(self, items: Sequence[Item]) -> PackedBatch:
@@ -226,7 +226,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         return self.per_epoch(self.slice_count, self.batch_size) - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.slice_count).tolist()
+        order = slice_order(self.seed, self.epoch).permutation(self.slice_count).tolist()
         for batch in range(self.start, self.start + len(self)):
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             rank, processes = self.share

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from textseg.contracts import Atlas, Case, PromptGenerator, Source, TextEncoder, TextFeatures, Visibility
-from textseg.randomness import slice_key
+from textseg.randomness import simulated_person
 from textseg.system.devices import Movable
 from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
 from textseg.text.prompts import (
@@ -131,7 +130,7 @@ def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge:
     stretch = [name for name in atlas.sequence if name in shown]
     if not stretch:
         return interactive_visibility(atlas, shown or atlas.names, facts)
-    chance = np.random.default_rng((knowledge.seed, slice_key(case, 0), 2))
+    chance = simulated_person(knowledge.seed, case)
     levels = int(chance.choice((-1, 1))) if chance.random() < knowledge.interactive_error else 0
     return interactive_visibility(atlas, shifted(atlas, stretch[0], stretch[-1], levels), facts)
 

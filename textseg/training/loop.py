@@ -22,6 +22,7 @@ from textseg.evaluation.evaluate import Validation, validate
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
+from textseg.randomness import step_seed
 from textseg.recipe.loading import TrainingSettings
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, first_line
@@ -30,7 +31,7 @@ from textseg.system.messages import counted
 from textseg.training.checkpoints import Part, Progression, initialize, restore
 from textseg.training.launching import check_shares
 from textseg.training.loggers import PICTURES, TrainingDisplay, displayed, drawn_in, peak_memory
-from textseg.training.number_checks import LOWEST_SCALE, NumberCheck, lost_numbers, seed_step
+from textseg.training.number_checks import LOWEST_SCALE, NumberCheck, lost_numbers
 from textseg.training.optimization import learning_rate, make_optimizer, moving_average
 from textseg.training.signals import on_termination
 
@@ -150,7 +151,7 @@ class Training:
         """Move the weights by one batch; returns the terms of the loss and their sum, detached."""
         step = self.progression.step
         self._set_learning_rate(step)
-        seed_step(self.experiment.recipe.seed, step, distributed.rank())  # for dropout and the like
+        torch.manual_seed(step_seed(self.experiment.recipe.seed, step, distributed.rank()))  # dropout and the like
         # 1. Forward: the model, then the losses; see `Objective.forward`.
         terms: dict[str, Tensor] = self.wrapped(lambda: batch)
         loss = torch.stack(list(terms.values())).sum()

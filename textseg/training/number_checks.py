@@ -21,11 +21,6 @@ NEVER = torch.iinfo(torch.int64).max
 LISTED, SHOWN = 16, 600  # slices of a batch, characters of a prompt that a message shows
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make dropout and the like a function of the step, and of the part of the batch."""
-    torch.manual_seed((seed * 1_000_003 + step + rank * 2**40) % 2**63)
-
-
 class NumberCheck:
     """Notes on the device the first step whose loss, or whose gradient, is no finite number.
 
