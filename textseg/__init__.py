@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from textseg.inference.onnx_networks import Engine
-    from textseg.inference.trained_model import TrainedModel
+    from textseg.inference.predictor import Predictor
 
 __all__ = ["API_VERSION", "ReportSection", "Run", "__version__", "hookimpl", "load", "run"]
 
 
-def load(
-    path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None
-) -> TrainedModel:
-    """The trained model of a run folder or a bundle; several paths are one ensemble.
+def load(path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None) -> Predictor:
+    """Load the trained model of a run folder or a bundle; several paths give an ensemble.
 
     `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.inference.loading.load`. It is imported when it
     is called: `import textseg` must not import torch.

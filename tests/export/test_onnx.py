@@ -19,6 +19,7 @@ from textseg.errors import RunError
 from textseg.export import onnx as onnx_exporting
 from textseg.export.bundle import export_bundle
 from textseg.export.onnx import Agreement, write_graph
+from textseg.inference.loading import load_model
 from textseg.inference.onnx_networks import OnnxNetwork
 from textseg.models.cost import usual_task
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
@@ -61,11 +62,11 @@ def test_a_graph_predicts_what_its_run_predicts(
     bundle: Path, finished_run: Path, scan: Path, engine: Any, visible: str | None
 ) -> None:
     pytest.importorskip(engine)
-    ours, theirs = textseg.load(bundle, engine=engine), textseg.load(finished_run)
+    ours, theirs = textseg.load(bundle, engine=engine), load_model(finished_run)
     mask, expected = ours(scan, visible=visible), theirs(scan, visible=visible)
     assert mask.array.any()
     assert (mask.array == expected.array).mean() >= 0.9999
-    assert mask.said == expected.said
+    assert mask.visibility == expected.visibility
     assert mask.confidence == pytest.approx(expected.confidence, abs=1e-4)
 
 
@@ -101,7 +102,7 @@ def test_a_package_that_is_missing_is_named_with_what_brings_it(
     with pytest.raises(RunError, match=r"'openvino' is not installed. Run `pip install \"textseg\[openvino\]\""):
         textseg.load(bundle, engine="openvino")
     with pytest.raises(RunError, match="'onnxscript' is not installed"):
-        export_bundle(RunFolder(finished_run), textseg.load(finished_run), tmp_path / "b", onnx=True)
+        export_bundle(RunFolder(finished_run), load_model(finished_run), tmp_path / "b", onnx=True)
     assert not (tmp_path / "b").exists()
 
 
@@ -121,7 +122,7 @@ def test_a_graph_that_gives_other_labels_is_not_written(
 
     monkeypatch.setattr(onnx_exporting, "write_graph", write_another)
     with pytest.raises(RunError, match="is not the model: On .* slices .*% of the labels .* Use --to bundle"):
-        export_bundle(RunFolder(finished_run), textseg.load(finished_run), tmp_path / "b", onnx=True)
+        export_bundle(RunFolder(finished_run), load_model(finished_run), tmp_path / "b", onnx=True)
     assert list(tmp_path.iterdir()) == []
 
 

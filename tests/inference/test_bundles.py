@@ -17,6 +17,7 @@ from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
 from textseg.export.bundle import _possible, export_bundle
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
+from textseg.inference.loading import load_model
 from textseg.recipe.loading import ComponentSpec, ModelSettings, load_recipe
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import installed_registry
@@ -32,7 +33,7 @@ def scan(finished_run: Path, stranger: None) -> Path:
 @pytest.fixture(scope="module")
 def bundle(finished_run: Path, stranger: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(RunFolder(finished_run), textseg.load(finished_run), folder)
+    export_bundle(RunFolder(finished_run), load_model(finished_run), folder)
     return folder
 
 
@@ -43,7 +44,7 @@ def test_a_bundle_predicts_what_its_run_predicts(
     ours, theirs = (textseg.load(path)(scan, visible=visible) for path in (bundle, finished_run))
     assert ours.array.any()
     assert np.array_equal(ours.array, theirs.array)
-    assert ours.said == theirs.said
+    assert ours.visibility == theirs.visibility
     assert ours.confidence == theirs.confidence
 
 
@@ -182,7 +183,7 @@ def test_texts_without_end_are_refused() -> None:
 
 def test_what_is_there_is_not_overwritten(finished_run: Path, bundle: Path) -> None:
     with pytest.raises(RunError, match="exists. Name another folder"):
-        export_bundle(RunFolder(finished_run), textseg.load(finished_run), bundle)
+        export_bundle(RunFolder(finished_run), load_model(finished_run), bundle)
 
 
 def test_the_configuration_of_a_hub_travels_along_so_that_no_hub_is_asked(
@@ -192,7 +193,7 @@ def test_the_configuration_of_a_hub_travels_along_so_that_no_hub_is_asked(
 
     sizes = {"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 1, 1]}
     ConvNextBackbone(ConvNextConfig(num_channels=1, **sizes)).save_pretrained(tmp_path / "hub_model")
-    plain, registry = textseg.load(finished_run), installed_registry()
+    plain, registry = load_model(finished_run), installed_registry()
     encoder = ComponentSpec(use="huggingface_vision", model=str(tmp_path / "hub_model"), pretrained=True)
     fusion = ComponentSpec(use="hasf", heads=2, stages=1)
     recipe = plain.recipe.model_copy(update={"model": ModelSettings(vision_encoder=encoder, fusion=fusion)})

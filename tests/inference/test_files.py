@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import textseg
 from textseg.errors import DataError, PromptError
 from textseg.inference.files import Job, Outcome, check_names, find_inputs, plan_jobs, predict_files, stem
 from textseg.inference.trained_model import TrainedModel
@@ -16,11 +15,6 @@ from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.volumes.files import read_labels, read_volume
-
-
-@pytest.fixture(scope="module")
-def model(finished_run: Path, stranger: None) -> TrainedModel:
-    return textseg.load(finished_run)
 
 
 @pytest.fixture(scope="module")

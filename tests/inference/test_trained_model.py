@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import copy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from textseg.contracts import Source
 from textseg.errors import PromptError, RunError
 from textseg.evaluation.evaluate import load_segmenter
 from textseg.inference.averaging import views
-from textseg.inference.loading import ensemble
+from textseg.inference.loading import load_model
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import told_slices
 from textseg.inference.trained_model import TrainedModel
@@ -27,11 +25,7 @@ from textseg.runs.folder import RunFolder
 from textseg.volumes.files import Geometry, Volume, read_volume
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(finished_run: Path, stranger: None) -> TrainedModel:
-    return textseg.load(finished_run)
+Scans = dict[str, list[Path]]
 
 
 @pytest.mark.parametrize("source", ["template", "predicted"])
@@ -42,116 +36,51 @@ def test_a_file_gives_what_evaluation_predicts_for_its_case(
     experiment = build(load_recipe(folder.recipe), also=[source])
     segmenter = load_segmenter(experiment, folder)
     prepared = experiment.cases["test"][0]
-    slices, said = told_slices(experiment, segmenter, prepared, source, CPU)
-    expected = predict_case(segmenter, prepared, slices, device=CPU, batch_size=1)
+    stack, visibility = told_slices(experiment, segmenter, prepared, source, CPU)
+    expected = predict_case(segmenter, prepared, stack, device=CPU, batch_size=1)
     mask = model(prepared.case.image_path, prompts=source)  # type: ignore[arg-type]
     assert np.array_equal(mask.array, expected.native)
     assert mask.array.any()
-    assert mask.said is not None
-    assert said is not None
-    assert (mask.said.visible, mask.said.source) == (said.visible, source)
+    assert mask.visibility is not None
+    assert visibility is not None
+    assert (mask.visibility.visible, mask.visibility.source) == (visibility.visible, source)
     assert mask.remarks == ()
 
 
-def test_what_a_person_names_reaches_the_model(model: TrainedModel, finished_run: Path) -> None:
-    path = next(iter(_images(model, finished_run, "test")))
+def test_what_a_person_names_reaches_the_model(model: TrainedModel, scans: Scans) -> None:
+    path = scans["test"][0]
     by_ends, by_text = model(path, visible=("L3", "L5")), model(path, visible="L3:L5")
-    assert by_ends.said == by_text.said
-    assert by_ends.said is not None
-    assert "T12" not in by_ends.said.visible
+    assert by_ends.visibility == by_text.visibility
+    assert by_ends.visibility is not None
+    assert "T12" not in by_ends.visibility.visible
     assert np.array_equal(by_ends.array, by_text.array)
     with pytest.raises(PromptError, match="'L3:L9': 'L9' stands in no row. Possible: L1"):
         model(path, visible="L3:L9")
 
 
-def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel, finished_run: Path) -> None:
-    path = next(iter(_images(model, finished_run, "test")))
+def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel, scans: Scans) -> None:
+    path = scans["test"][0]
     assert np.array_equal(model(read_volume(path)).array, model(path).array)
 
 
-def other_weights(model: TrainedModel) -> TrainedModel:
-    """The same model after a training that went otherwise."""
-    segmenter = copy.deepcopy(model.segmenter)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in segmenter.parameters():
-            parameter.add_(0.2 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator))
-    return replace(model, segmenter=segmenter, fingerprint="other", record=replace(model.record, seen={"b": "case b"}))
-
-
-def test_an_ensemble_is_the_mean_of_its_members_posteriors(model: TrainedModel, finished_run: Path) -> None:
-    other = other_weights(model)
-    both = ensemble([("one", model), ("other", other)])
-    path = next(iter(_images(model, finished_run, "test")))
-    volume = read_volume(path)
-    prepared = model.prepare(volume)
-    said = model.visibility(prepared, "T12:L5", None)
-    one, two = (torch.cat(list(part.logits(prepared, said))).softmax(1) for part in (model, other))
-    found = torch.cat(list(both.logits(prepared, said)))
-    assert (one.argmax(1) != two.argmax(1)).any()
-    torch.testing.assert_close(found.exp(), (one + two) / 2)
-    finder = {name: both(path, visible="T12:L5").confidence[name] for name in ("L5", "SC")}
-    expected = both.segment(prepared, volume.geometry, said)
-    assert finder == {name: expected.confidence[name] for name in finder}
-    assert (both.name, both.engine) == ("tiny x 2", "torch")
-    assert both.fingerprint not in (model.fingerprint, other.fingerprint)
-    assert both.record.seen == {**model.record.seen, "b": "case b"}
-    assert both(path, prompts="predicted").said is not None
-
-
-def test_an_ensemble_of_one_is_that_one(model: TrainedModel, finished_run: Path) -> None:
-    assert ensemble([("one", model)]) is model
-    twin = ensemble([("one", model), ("two", replace(model, fingerprint="twin"))])
-    path = next(iter(_images(model, finished_run, "test")))
-    assert np.array_equal(twin(path).array, model(path).array)
-
-
-def test_models_that_do_not_fit_are_no_ensemble(model: TrainedModel, finished_run: Path) -> None:
-    with pytest.raises(RunError, match=f"'{finished_run}' and '{finished_run}' hold the same weights"):
-        textseg.load(finished_run, finished_run)
-    other = replace(model, fingerprint="other")
-    size = model.recipe.preparation.model_copy(update={"size": (64, 40)})
-    larger = replace(other, recipe=model.recipe.model_copy(update={"preparation": size}))
-    with pytest.raises(
-        RunError, match=r"'b' can't be in one ensemble with 'a': preparation.size is \[48, 40\] against"
-    ):
-        ensemble([("a", model), ("b", larger)])
-    fewer = replace(model.atlas, name="fewer", groups={}, adjacent=(), structures=model.atlas.structures[:-1])
-    named = replace(other, record=replace(model.record, task=replace(model.task, atlas=fewer)))
-    with pytest.raises(
-        RunError, match=r"the name of their atlases differs \('lumbar.*' against 'fewer'\); the structures"
-    ):
-        ensemble([("a", model), ("b", named)])
-    uncoded = replace(model.atlas, structures=tuple(replace(some, snomed=None) for some in model.atlas.structures))
-    older = replace(other, record=replace(model.record, task=replace(model.task, atlas=uncoded)))
-    assert len(ensemble([("a", model), ("b", older)]).members) == 2  # codes have no part in a posterior
-    assert model.recipe.prompts is not None
-    prompts = model.recipe.prompts.model_copy(update={"evaluation": "predicted"})
-    undecided = ensemble(
-        [("a", model), ("b", replace(other, recipe=model.recipe.model_copy(update={"prompts": prompts})))]
-    )
-    with pytest.raises(PromptError, match="'tiny' by template, 'tiny' by predicted.: say which"):
-        _ = undecided.default_prompts
-
-
-def test_views_are_averaged_and_nothing_is_mirrored(model: TrainedModel, finished_run: Path) -> None:
-    path = next(iter(_images(model, finished_run, "test")))
+def test_views_are_averaged_and_nothing_is_mirrored(model: TrainedModel, scans: Scans) -> None:
+    path = scans["test"][0]
     prepared = model.prepare(read_volume(path))
-    said = model.visibility(prepared, None, "template")
+    visibility = model.visibility(prepared, None, "template")
     dark = views(["gamma"], model.task.image_size)
     assert len(dark) == 3
     by_hand = [
-        torch.cat(list(model.logits(replace(prepared, image=view.show(prepared.image)), said))).softmax(1)
+        torch.cat(list(model.logits(replace(prepared, image=view.show(prepared.image)), visibility))).softmax(1)
         for view in dark
     ]
-    found = torch.cat(list(model.logits(prepared, said, test_time_augmentation=["gamma"])))
-    torch.testing.assert_close(found.exp(), torch.stack(by_hand).mean(0))
+    averaged = torch.cat(list(model.logits(prepared, visibility, test_time_augmentation=["gamma"])))
+    torch.testing.assert_close(averaged.exp(), torch.stack(by_hand).mean(0))
     plain, all_views = model(path), model(path, test_time_augmentation=("shift", "scale", "gamma"))
     assert 0 < (plain.array != all_views.array).mean() < 0.2
 
 
-def test_a_scan_of_the_training_is_recognised(model: TrainedModel, finished_run: Path) -> None:
-    path = next(iter(_images(model, finished_run, "train")))
+def test_a_scan_of_the_training_is_recognised(model: TrainedModel, scans: Scans) -> None:
+    path = scans["train"][0]
     assert any("training case" in remark for remark in model(path).remarks)
 
 
@@ -177,11 +106,11 @@ def test_a_path_without_a_run_says_what_is_missing(tmp_path: Path) -> None:
         textseg.load(tmp_path)
 
 
-def test_an_inverted_scan_is_called_unlike_those_of_the_training(model: TrainedModel, finished_run: Path) -> None:
-    scan = read_volume(next(_images(model, finished_run, "test")))
+def test_an_inverted_scan_is_called_unlike_those_of_the_training(model: TrainedModel, scans: Scans) -> None:
+    scan = read_volume(scans["test"][0])
     inverted = replace(scan, array=scan.array.max() - scan.array)
-    found, plain = (" ".join(model(volume).remarks) for volume in (inverted, scan))
-    assert "of its range of intensities, of the training cases below" in found
+    remarks, plain = (" ".join(model(volume).remarks) for volume in (inverted, scan))
+    assert "of its range of intensities, of the training cases below" in remarks
     assert "range of intensities" not in plain
 
 
@@ -202,12 +131,12 @@ def test_a_cpu_takes_one_slice_at_a_time_and_a_gpu_what_fits_into_half_of_its_me
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_slices_together_are_labelled_as_one_by_one_on_a_gpu(finished_run: Path, stranger: None) -> None:
-    model = textseg.load(finished_run, device="cuda")
+def test_slices_together_are_labelled_as_one_by_one_on_a_gpu(finished_run: Path, scans: Scans) -> None:
+    model = load_model(finished_run, device="cuda")
     assert model.slices_at_once > 1
-    prepared = model.prepare(read_volume(next(_images(model, finished_run, "test"))))
-    said = model.visibility(prepared, None, None)
-    together, alone = (torch.cat(list(model.logits(prepared, said, batch_size=size))) for size in (None, 1))
+    prepared = model.prepare(read_volume(scans["test"][0]))
+    visibility = model.visibility(prepared, None, None)
+    together, alone = (torch.cat(list(model.logits(prepared, visibility, batch_size=size))) for size in (None, 1))
     assert (together.argmax(1) == alone.argmax(1)).float().mean() > 0.9999
 
 
@@ -220,8 +149,3 @@ def test_importing_textseg_imports_no_torch_and_loading_no_lightning(finished_ru
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-def _images(model: TrainedModel, finished_run: Path, part: str) -> Iterator[Path]:
-    experiment = build(load_recipe(RunFolder(finished_run).recipe))
-    yield from (case.case.image_path for case in experiment.cases[part])

@@ -8,7 +8,7 @@ import pytest
 
 from textseg.contracts import Atlas, Task
 from textseg.data.slice_geometry import prepare_volume
-from textseg.inference.training_domain import unlike
+from textseg.inference.training_domain import outside_domain
 from textseg.recipe.loading import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume
 
@@ -38,27 +38,29 @@ def kinds(lines: list[str]) -> list[str]:
 def test_lengths_beyond_those_of_the_training_are_said(small_atlas: Atlas, volume: Volume) -> None:
     thin = replace(volume, spacing_mm=(3.0, 1.0, 1.0))
     task = trained_on(small_atlas, [volume, thin], [LIKE, LIKE])
-    assert unlike(task, volume, LIKE) == []
+    assert outside_domain(task, volume, LIKE) == []
     thick = replace(volume, spacing_mm=(6.1, 1.0, 1.0))
-    assert unlike(task, thick, LIKE) == ["the distance of its slices is 6.1 mm, and the training cases have 3 to 4 mm"]
-    assert unlike(task, replace(volume, spacing_mm=(5.9, 1.0, 1.0)), LIKE) == []
+    assert outside_domain(task, thick, LIKE) == [
+        "the distance of its slices is 6.1 mm, and the training cases have 3 to 4 mm"
+    ]
+    assert outside_domain(task, replace(volume, spacing_mm=(5.9, 1.0, 1.0)), LIKE) == []
     small = Volume(volume.array[:, ::4], volume.spacing_mm, GEOMETRY)
-    assert kinds(unlike(task, small, LIKE)) == ["the height of its field of view"]
+    assert kinds(outside_domain(task, small, LIKE)) == ["the height of its field of view"]
 
 
 def test_a_median_far_from_those_of_the_training_is_said(small_atlas: Atlas, volume: Volume) -> None:
     task = trained_on(small_atlas, [volume, volume], [LIKE, (100.0, 0.0, 200.0, 0.0, 600.0)])  # at 30 % and 20 %
     for median, like in ((6.0, True), (4.0, False), (44.0, True), (46.0, False)):
-        assert (unlike(task, volume, (0.0, 1.0, median, 99.0, 100.0)) == []) == like
-    assert unlike(task, volume, (-50.0, 0.0, 70.0, 0.0, 100.0)) == [
+        assert (outside_domain(task, volume, (0.0, 1.0, median, 99.0, 100.0)) == []) == like
+    assert outside_domain(task, volume, (-50.0, 0.0, 70.0, 0.0, 100.0)) == [
         "half of it lies below 80% of its range of intensities, of the training cases below 20% to 30%"
     ]
 
 
-def test_a_task_that_knows_of_no_case_calls_nothing_unlike(small_atlas: Atlas, volume: Volume) -> None:
-    assert unlike(Task(1, (160, 128), small_atlas.class_count, small_atlas), volume, LIKE) == []
+def test_a_task_that_knows_of_no_case_calls_nothing_outside_domain(small_atlas: Atlas, volume: Volume) -> None:
+    assert outside_domain(Task(1, (160, 128), small_atlas.class_count, small_atlas), volume, LIKE) == []
     older = trained_on(small_atlas, [volume], [(0.0, 100.0)])  # which knew the ends alone
-    assert unlike(older, volume, (0.0, 80.0, 90.0, 95.0, 100.0)) == []
+    assert outside_domain(older, volume, (0.0, 80.0, 90.0, 95.0, 100.0)) == []
 
 
 def test_each_real_scan_is_like_the_others_and_inverted_it_is_not(small_atlas: Atlas, spider_folder: Path) -> None:
@@ -67,6 +69,6 @@ def test_each_real_scan_is_like_the_others_and_inverted_it_is_not(small_atlas: A
     for number, volume in enumerate(volumes):
         others = [other for other in range(len(volumes)) if other != number]
         task = trained_on(small_atlas, [volumes[other] for other in others], [intensities[other] for other in others])
-        assert unlike(task, volume, intensities[number]) == []
+        assert outside_domain(task, volume, intensities[number]) == []
         inverted = tuple(-value for value in reversed(intensities[number]))
-        assert "of its range of intensities" in unlike(task, volume, inverted)[-1]
+        assert "of its range of intensities" in outside_domain(task, volume, inverted)[-1]

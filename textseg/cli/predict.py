@@ -59,7 +59,7 @@ def predict(
     from textseg.inference.files import check_names, find_inputs, plan_jobs, predict_files
     from textseg.inference.loading import load
     from textseg.inference.onnx_networks import checked_engine
-    from textseg.inference.trained_model import Prompting
+    from textseg.inference.predictor import Prompting
     from textseg.system.messages import counted
     from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
     from textseg.volumes.dicom_segmentation import require_highdicom
@@ -147,12 +147,12 @@ def export(
         raise RunError("--slug: say how the challenge calls the images that it gives and takes, such as mri:mask.")
     from textseg.export.bundle import export_bundle
     from textseg.export.grand_challenge import LABELS, export_container
-    from textseg.inference.loading import load
+    from textseg.inference.loading import load_model
     from textseg.runs.folder import RunFolder
 
     folder = RunFolder.existing(run)
+    model = load_model(folder.path, device="cpu")
     if slug:
-        model = load(folder.path, device="cpu")
         print(export_container(folder, model, output, slug=slug, labels=labels or LABELS))
         return
-    print(export_bundle(folder, load(folder.path, device="cpu"), output, onnx=to == "onnx"))
+    print(export_bundle(folder, model, output, onnx=to == "onnx"))

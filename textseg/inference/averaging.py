@@ -1,4 +1,4 @@
-"""One posterior out of several: the mean over models, and over a volume that was moved, scaled or made darker a little.
+"""Mean probabilities over several models, and over views of a volume: moved, scaled, darker or brighter a little.
 
 Nothing is mirrored: left and right, up and down differ in a patient, and names go by them.
 """
@@ -24,7 +24,7 @@ GAMMA = 0.2  # the logarithm of the exponent, both ways
 
 @dataclass(frozen=True)
 class View:
-    """A volume as it is, or changed in one way that can be undone in what a model says of it."""
+    """A volume as it is, or changed in one way that can be undone in the probabilities that a model gives."""
 
     rows: int = 0  # by which the picture moves down
     columns: int = 0  # to the right
@@ -32,7 +32,7 @@ class View:
     exponent: float = 1.0
 
     def show(self, image: Tensor) -> Tensor:
-        """[S, H, W] -> the same, changed; what comes from outside is as dark as the darkest pixel."""
+        """Change an image [S, H, W]; what comes from outside is as dark as the darkest pixel."""
         low, high = image.amin(), image.amax()
         span = (high - low).clamp(min=1e-6)
         if self.exponent != 1:
@@ -40,7 +40,7 @@ class View:
         return self._moved((image - low)[None], self.zoom, 1)[0] + low
 
     def undo(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """[1, K, H, W] -> the same as the volume lies, and where the view showed it: 1 or 0, [1, 1, H, W]."""
+        """Move maps [1, K, H, W] back to the volume; also give where the view showed it: 1 or 0, [1, 1, H, W]."""
         shown = torch.ones_like(maps[:, :1])
         back, shown = (self._moved(planes, 1 / self.zoom, -1) for planes in (maps, shown))
         return back, (shown > 0.999).to(maps.dtype)
@@ -59,20 +59,20 @@ class View:
 
 
 def views(changes: Sequence[Change], size: tuple[int, int]) -> list[View]:
-    """The volume as it is, then its views by each of `changes`, for slices of `size` (H, W)."""
-    # Odd: moved by a multiple of its strides, a convolution would say the same once more.
+    """Return the view without a change, then those of each of `changes`, for slices of `size` (H, W)."""
+    # An odd number of pixels: moved by a multiple of its strides, a convolution would give the same once more.
     rows, columns = (round(SHIFT * side) | 1 for side in size)
-    found = {
+    changed = {
         "shift": [View(rows=rows), View(rows=-rows), View(columns=columns), View(columns=-columns)],
         "scale": [View(zoom=1 + SCALE), View(zoom=1 / (1 + SCALE))],
         "gamma": [View(exponent=math.exp(GAMMA)), View(exponent=math.exp(-GAMMA))],
     }
-    return [View(), *(view for change in get_args(Change) if change in changes for view in found[change])]
+    return [View(), *(view for change in get_args(Change) if change in changes for view in changed[change])]
 
 
-def checked_changes(said: str) -> tuple[Change, ...]:
-    """Names with commas between them, each once, in one order. Raises RunError for one that there is not."""
-    named = [name.strip() for name in said.split(",")]
+def checked_changes(text: str) -> tuple[Change, ...]:
+    """Read names with commas between them, each once, in a fixed order. Raises RunError for an unknown one."""
+    named = [name.strip() for name in text.split(",")]
     for name in named:
         if name not in get_args(Change):
             raise RunError(
@@ -82,19 +82,19 @@ def checked_changes(said: str) -> tuple[Change, ...]:
     return tuple(change for change in get_args(Change) if change in named)
 
 
-def mean_posterior(streams: Sequence[tuple[View, Iterable[Tensor]]]) -> Iterator[Tensor]:
-    """Slice by slice, the logarithm [1, K, H, W] of the mean of the softmax of each stream's logits [B, K, H, W].
+def average(streams: Sequence[tuple[View, Iterable[Tensor]]]) -> Iterator[Tensor]:
+    """Give, slice by slice, the logarithm [1, K, H, W] of the mean softmax of each stream's logits [B, K, H, W].
 
     Batches may differ in size from stream to stream. A view counts where it showed the volume; one of them must show
     all of it.
     """
-    for slices in zip(*(_one_by_one(logits) for _, logits in streams), strict=True):
-        found = [view.undo(logits.softmax(1)) for (view, _), logits in zip(streams, slices, strict=True)]
-        total = torch.stack([posterior * shown for posterior, shown in found]).sum(0)
-        mean = total / torch.stack([shown for _, shown in found]).sum(0)
-        yield mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+    for slices in zip(*(_single_slices(logits) for _, logits in streams), strict=True):
+        undone = [view.undo(logits.softmax(1)) for (view, _), logits in zip(streams, slices, strict=True)]
+        total = torch.stack([probabilities * shown for probabilities, shown in undone]).sum(0)
+        mean = total / torch.stack([shown for _, shown in undone]).sum(0)
+        yield mean.clamp(min=torch.finfo(mean.dtype).tiny).log()  # rounding must not make it log(0)
 
 
-def _one_by_one(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _single_slices(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     for batch in batches:
         yield from torch.split(batch, 1)

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg.contracts import Atlas, Visibility
 from textseg.data.slice_geometry import PreparedVolume
 from textseg.drawing.volume_pictures import mask_png
 from textseg.errors import DataError, PromptError, TextsegError
 from textseg.inference.averaging import Change
-from textseg.inference.trained_model import Prompting, TrainedModel
+from textseg.inference.ensemble import Ensemble
+from textseg.inference.predictor import Predictor, Prompting
 from textseg.registry.component import cause
 from textseg.system.files import write_atomically
 from textseg.text.prompts import read_named, spoken
@@ -170,7 +172,7 @@ def _own_suffix(given: Input) -> str:
 
 
 def predict_files(
-    model: TrainedModel,
+    model: Predictor,
     jobs: Sequence[Job],
     *,
     prompts: Prompting | None = None,
@@ -197,7 +199,7 @@ def predict_files(
 
 
 def _computed(
-    model: TrainedModel,
+    model: Predictor,
     job: Job,
     reading: Future[_Read | None],
     how: _How,
@@ -225,7 +227,7 @@ def _computed(
     return writer.submit(_write, model, job, mask, read, how)
 
 
-def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
+def _read(model: Predictor, job: Job, how: _How) -> _Read | None:
     """None where the mask is there already."""
     if isinstance(job.input, Path) and not job.input.is_file():
         raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
@@ -237,7 +239,7 @@ def _read(model: TrainedModel, job: Job, how: _How) -> _Read | None:
     return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
 
 
-def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:
+def _write(model: Predictor, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:
     try:
         if job.mask.suffix == DICOM:
             assert isinstance(job.input, DicomSeries)
@@ -252,7 +254,7 @@ def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) ->
             "labels": {str(value): name for name, value in mask.values(how.labels).items()},
             "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
             "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
-            "said": None if mask.said is None else said_of(mask),
+            "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
             "made": _made(model, read.hash, job, how),
@@ -264,23 +266,23 @@ def _write(model: TrainedModel, job: Job, mask: Mask, read: _Read, how: _How) ->
     return Outcome(job, "written", remarks=mask.remarks)
 
 
-def said_of(mask: Mask) -> Mapping[str, Any]:
-    """What the prompts told the model of a volume, and who said so."""
-    assert mask.said is not None
-    return {"source": mask.said.source, "visible": spoken(mask.atlas, mask.said.visible)}
+def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
+    """Return what the prompts stated about a volume, and where that came from."""
+    return {"source": visibility.source, "visible": spoken(atlas, visibility.visible)}
 
 
-def _made(model: TrainedModel, content: str, job: Job, how: _How) -> dict[str, Any]:
+def _made(model: Predictor, content: str, job: Job, how: _How) -> dict[str, Any]:
     """By what a mask was made: with the same, it would be the same."""
-    asked = job.visible or how.prompts or (model.default_prompts if model.reads_text else "none")
+    prompts = job.visible or how.prompts or (model.default_prompts if model.reads_text else "none")
+    members = model.members if isinstance(model, Ensemble) else ()
     return {
         "input": job.input.name,
         "input_sha256": content,
         "model": model.name,
         "model_sha256": model.fingerprint,
-        "members": [{"model": one.name, "model_sha256": one.fingerprint} for one in model.members],
+        "members": [{"model": member.name, "model_sha256": member.fingerprint} for member in members],
         "engine": model.engine,
-        "prompts": asked,
+        "prompts": prompts,
         "labels": how.labels,
         "ordered": how.ordered,
         "test_time_augmentation": list(how.test_time_augmentation),
@@ -296,7 +298,7 @@ def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_names(model: TrainedModel, jobs: Sequence[Job]) -> None:
+def check_names(model: Predictor, jobs: Sequence[Job]) -> None:
     """What a person named must exist before the first volume is read. Raises PromptError."""
     for job in jobs:
         if job.visible is not None:

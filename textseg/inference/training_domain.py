@@ -1,4 +1,4 @@
-"""Whether a volume is like those that a model was trained on."""
+"""The training domain: spacings, fields of view and intensities that a model was trained on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LENGTH_BEYOND = 1.5  # times beyond what the training cases span, from which a l
 MEDIAN_BEYOND = 0.15  # of the range of intensities, by which a median may lie outside of those of the training
 
 
-def unlike(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:
-    """In words, where a volume lies outside of what the training cases span: spacing, field of view, intensities.
+def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:
+    """Return, in words, where a volume lies outside the range of the training: spacing, field of view, intensities.
 
     `intensities` are percentiles of the volume from low to high, as `textseg.data.slice_geometry` takes them. Their
     unit means nothing in MRI, so what is compared is where the median lies between the lowest and the highest.
@@ -24,31 +24,32 @@ def unlike(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str
     sizes = np.array(fingerprint.get("native_sizes", ()), dtype=float)
     if not len(spacings):
         return []
-    found = []
+    remarks = []
     views = sizes * spacings
-    mine = np.array(volume.spacing_mm)
-    for what, known, value in (
-        ("distance of its slices", spacings[:, 0], mine[0]),
-        ("size of its pixels", spacings[:, 1:].max(axis=1), mine[1:].max()),
-        ("height of its field of view", views[:, 1], volume.array.shape[1] * mine[1]),
-        ("width of its field of view", views[:, 2], volume.array.shape[2] * mine[2]),
+    spacing_mm = np.array(volume.spacing_mm)
+    for quantity, known, value in (
+        ("distance of its slices", spacings[:, 0], spacing_mm[0]),
+        ("size of its pixels", spacings[:, 1:].max(axis=1), spacing_mm[1:].max()),
+        ("height of its field of view", views[:, 1], volume.array.shape[1] * spacing_mm[1]),
+        ("width of its field of view", views[:, 2], volume.array.shape[2] * spacing_mm[2]),
     ):
         low, high = float(known.min()), float(known.max())
         if not low / LENGTH_BEYOND <= value <= high * LENGTH_BEYOND:
-            found.append(f"the {what} is {value:.4g} mm, and the training cases have {_span(low, high, '.4g')} mm")
+            span = _span(low, high, ".4g")
+            remarks.append(f"the {quantity} is {value:.4g} mm, and the training cases have {span} mm")
     medians = [_median(percentiles) for percentiles in fingerprint.get("intensities", ()) if len(percentiles) > 2]
     if medians:
         low, high, value = min(medians), max(medians), _median(intensities)
         if not low - MEDIAN_BEYOND <= value <= high + MEDIAN_BEYOND:
-            found.append(
+            remarks.append(
                 f"half of it lies below {value:.0%} of its range of intensities, of the training cases below "
                 f"{_span(low, high, '.0%')}"
             )
-    return found
+    return remarks
 
 
 def _median(percentiles: Sequence[float]) -> float:
-    """Where the middle one of an odd number of percentiles lies, from 0 (the first) to 1 (the last)."""
+    """Return where the middle of an odd number of percentiles lies, from 0 (the first) to 1 (the last)."""
     low, middle, high = percentiles[0], percentiles[len(percentiles) // 2], percentiles[-1]
     return (middle - low) / max(high - low, 1e-6)
 

@@ -26,16 +26,16 @@ class Mask:
 
     `array` holds class indices [S, H, W] in the canonical order of `textseg.volumes.files`; `names` says what
     they mean.
-    `confidence` is, by structure, how sure the model is of it, from 0 to 1. `said` is what the prompts told the model,
-    None for one that reads no text; `remarks` are sentences about what makes the result doubtful, `changes` about what
-    was named anew to stand in order.
+    `confidence` is, by structure, how sure the model is of it, from 0 to 1. `visibility` is what the prompts
+    stated, None for a model that reads no text; `remarks` are sentences about what makes the result doubtful, `changes`
+    about structures that were renamed to stand in order.
     """
 
     array: NDArray[np.uint8] = field(repr=False)
     geometry: Geometry
     atlas: Atlas
     confidence: Mapping[str, float]
-    said: Visibility | None
+    visibility: Visibility | None
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
 

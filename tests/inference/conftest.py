@@ -1,0 +1,26 @@
+"""The model of the finished run, and the scans that it was trained and tested on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from textseg.inference.loading import load_model
+from textseg.inference.trained_model import TrainedModel
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import build
+from textseg.runs.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def model(finished_run: Path, stranger: None) -> TrainedModel:
+    """The model of the finished run."""
+    return load_model(finished_run)
+
+
+@pytest.fixture(scope="module")
+def scans(finished_run: Path, stranger: None) -> dict[str, list[Path]]:
+    """The image files of the finished run, by part of its split."""
+    experiment = build(load_recipe(RunFolder(finished_run).recipe))
+    return {part: [prepared.case.image_path for prepared in cases] for part, cases in experiment.cases.items()}

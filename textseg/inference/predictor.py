@@ -1,0 +1,219 @@
+"""A model in use: a volume in, a mask of named structures out, in the geometry of its file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, Task, Visibility
+from textseg.data.slice_geometry import PreparedVolume, prepare_volume
+from textseg.errors import DataError, PromptError
+from textseg.inference.averaging import Change, average, views
+from textseg.inference.structure_finder import StructureFinder, predicted_visibility
+from textseg.inference.training_domain import outside_domain
+from textseg.levels.level_order import order_levels
+from textseg.runs.task_record import TaskRecord
+from textseg.text.prompts import interactive_visibility, template_visibility
+from textseg.volumes.files import DicomSeries, Geometry, Volume, file_hash, read_volume
+from textseg.volumes.mask import Mask, label_values
+
+if TYPE_CHECKING:
+    from textseg.inference.trained_model import TrainedModel
+
+_READS_NO_TEXT = "'{}' reads no text, so there is nobody to tell what is visible. Leave out --visible and --prompts."
+
+Prompting = Literal["template", "predicted"]
+Named = str | tuple[str, str] | list[str]
+
+
+class Predictor(ABC):
+    """A model that segments volumes: one trained model, or several as an ensemble.
+
+    Calling it segments one volume. It never sees an annotation: its prompts state the template, what a person names,
+    or what its own first pass finds.
+    """
+
+    name: str
+    fingerprint: str  # of its weights
+    record: TaskRecord
+
+    @property
+    @abstractmethod
+    def models(self) -> Sequence[TrainedModel]:
+        """The models whose probabilities are averaged; the first prepares the volumes."""
+
+    @property
+    def task(self) -> Task:
+        """The task that it was built for."""
+        return self.record.task
+
+    @property
+    def atlas(self) -> Atlas:
+        """The structures that it knows."""
+        return self.task.atlas
+
+    @property
+    def readers(self) -> list[TrainedModel]:
+        """The models that read text."""
+        return [model for model in self.models if model.recipe.prompts is not None]
+
+    @property
+    def reads_text(self) -> bool:
+        """True if prompts reach at least one of its models."""
+        return bool(self.readers)
+
+    @property
+    def engine(self) -> str:
+        """The software that runs its networks: "torch", engines of ONNX bundles, or several joined by " + "."""
+        engines = {str(getattr(model.segmenter.network, "engine", "torch")) for model in self.models}
+        return " + ".join(sorted(engines))
+
+    @property
+    def default_prompts(self) -> Prompting:
+        """The prompt source that its recipes evaluate with.
+
+        Raises PromptError where the recipes of an ensemble disagree.
+        """
+        sources = [(model.name, model.recipe.prompts.evaluation) for model in self.readers if model.recipe.prompts]
+        if len({source for _, source in sources}) > 1:
+            each = ", ".join(f"'{name}' by {source}" for name, source in sources)
+            raise PromptError(f"The models of the ensemble are evaluated with different prompts ({each}): say which.")
+        return cast(Prompting, sources[0][1]) if sources else "template"
+
+    def __call__(
+        self,
+        volume: Path | str | DicomSeries | Volume,
+        *,
+        visible: Named | None = None,
+        prompts: Prompting | None = None,
+        ordered: bool = False,
+        test_time_augmentation: Sequence[Change] = (),
+    ) -> Mask:
+        """Segment a volume: a file, or what `textseg.volumes.read_volume` returned in the plane of the atlas.
+
+        Args:
+            volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation.
+            visible: what a person sees in it: "T10:L5" or ("T10", "L5") for all from the first to the last in an
+                ordered atlas, "L4, L5" or a list for these.
+            prompts: without `visible`, the source of the prompts: "template" or "predicted"; the default is that of the
+                recipe's evaluation.
+            ordered: rename pieces that contradict the order of the atlas: see `textseg.levels.level_order`.
+            test_time_augmentation: "shift", "scale", "gamma": average over views of the volume, none of them mirrored:
+                see `textseg.inference.averaging`.
+
+        Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
+        `visible` to a model that reads no text.
+        """
+        scan = volume if isinstance(volume, Volume) else read_volume(volume, self.atlas.plane)
+        if scan.geometry.plane != self.atlas.plane:
+            raise DataError(
+                f"The volume was read in {scan.geometry.plane} slices, and '{self.name}' reads {self.atlas.plane} "
+                f"ones: read_volume(path, plane='{self.atlas.plane}')."
+            )
+        content = None if isinstance(volume, Volume) else file_hash(volume)
+        prepared = self.prepare(scan)
+        return self.segment(
+            prepared,
+            scan.geometry,
+            self.visibility(prepared, visible, prompts),
+            self.remarks_on(scan, prepared, content),
+            ordered=ordered,
+            test_time_augmentation=test_time_augmentation,
+        )
+
+    def prepare(self, volume: Volume) -> PreparedVolume:
+        """Return the slices of a volume as the networks read them."""
+        return prepare_volume(volume, self.models[0].recipe.preparation)
+
+    def visibility(
+        self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None
+    ) -> Visibility | None:
+        """Return what the prompts will state about a volume; None for a model that reads no text.
+
+        Raises PromptError for names that the atlas does not have, and for `visible` or `prompts` without a reader.
+        """
+        if not self.reads_text and visible is None and prompts is None:
+            return None
+        if visible is not None:
+            return self.visibility_of(visible)
+        self._require_reader()
+        template = template_visibility(self.atlas)
+        if (prompts or self.default_prompts) == "template":
+            return template
+        # The first pass, with the prompts of the template
+        finder = StructureFinder(self.atlas)
+        for logits in self.logits(prepared, template):
+            finder.add(logits)
+        settings = self.readers[0].recipe.prompts
+        assert settings is not None
+        return predicted_visibility(finder.confidence(), self.atlas, settings.predicted_threshold)
+
+    def visibility_of(self, visible: Named) -> Visibility:
+        """Return what a person means by `visible`; raises PromptError for names that the atlas does not have."""
+        self._require_reader()
+        return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
+
+    def _require_reader(self) -> None:
+        if not self.reads_text:
+            raise PromptError(_READS_NO_TEXT.format(self.name))
+
+    def remarks_on(self, volume: Volume, prepared: PreparedVolume, content: str | None) -> tuple[str, ...]:
+        """Return sentences about what makes a mask of this volume doubtful; `content` is the hash of its file."""
+        known_case = self.record.seen.get(content or "")
+        known = f"it is the {known_case} of this model, so its mask says nothing about new scans"
+        return (*([known] if known_case else ()), *outside_domain(self.task, volume, prepared.intensities))
+
+    def check_labels(self, labels: str) -> None:
+        """Raise DataError for a label scheme that the atlas does not have, or not for every structure."""
+        label_values(self.atlas, labels)
+
+    def segment(
+        self,
+        prepared: PreparedVolume,
+        geometry: Geometry,
+        visibility: Visibility | None,
+        remarks: tuple[str, ...] = (),
+        *,
+        ordered: bool = False,
+        test_time_augmentation: Sequence[Change] = (),
+    ) -> Mask:
+        """Return the mask of prepared slices, with prompts that state `visibility`."""
+        finder = StructureFinder(self.atlas)
+        logits = self.logits(prepared, visibility, test_time_augmentation=test_time_augmentation)
+        changes: list[str] = []
+        if ordered:  # needs the whole volume in memory at once
+            ordered_logits, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
+            logits = iter(torch.from_numpy(ordered_logits)[:, None])
+        batches = [prepared.placement.restore(batch).cpu() for batch in _observed(logits, finder)]
+        array = torch.cat(batches).numpy()
+        return Mask(array, geometry, self.atlas, finder.confidence(), visibility, remarks, tuple(changes))
+
+    def logits(
+        self,
+        prepared: PreparedVolume,
+        visibility: Visibility | None,
+        *,
+        batch_size: int | None = None,
+        test_time_augmentation: Sequence[Change] = (),
+    ) -> Iterator[Tensor]:
+        """Give logits [B, K, H, W] of the prepared slices, batch by batch; by default, as many slices as fit.
+
+        Several models or views give the logarithm of their mean probabilities.
+        """
+        streams = [
+            (view, model.view_logits(prepared, visibility, view, batch_size))
+            for model in self.models
+            for view in views(test_time_augmentation, self.task.image_size)
+        ]
+        return streams[0][1] if len(streams) == 1 else average(streams)
+
+
+def _observed(logits: Iterable[Tensor], finder: StructureFinder) -> Iterator[Tensor]:
+    for batch in logits:
+        finder.add(batch)
+        yield batch
