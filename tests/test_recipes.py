@@ -12,10 +12,11 @@ import torch
 from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 
-from textseg.data.slices import batches_in_order
+from textseg.data.phantoms import PhantomFiles
 from textseg.evaluation.evaluate import validate
 from textseg.inference.slices import predict_case
 from textseg.models.cost import empty_text
+from textseg.recipe.listing import InstalledRecipe
 from textseg.recipe.loading import Recipe, load_recipe, required_components
 from textseg.registry.component import Component
 from textseg.registry.discovery import installed_registry
@@ -103,6 +104,25 @@ def test_a_recipe_is_read(path: Path) -> None:
     assert recipe.reference.startswith("https://")
     for kind, spec in required_components(recipe):
         assert installed_registry().component(kind, spec.use)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=stem)
+def test_a_recipe_says_what_it_needs(path: Path) -> None:
+    recipe, needs = load_recipe(path), []
+    dataset = installed_registry().component("dataset", recipe.dataset.use).load()
+    if not (isinstance(dataset, type) and issubclass(dataset, PhantomFiles)):
+        needs.append("data")
+    if recipe.training.precision == "16-mixed":
+        needs.append("GPU")
+    used = required_components(recipe)
+    pretrained = [
+        spec for kind, spec in used if hasattr(installed_registry().component(kind, spec.use).load(), "fetch")
+    ]
+    if any(spec.settings.get("model") or spec.settings.get("weights") for spec in pretrained):
+        needs.append("weights")
+    if any(spec.use == "minilm" for _, spec in used):
+        needs.append("extra minilm")
+    assert InstalledRecipe(path.stem, path, "textseg").summary().needs == (", ".join(needs) or "nothing")
 
 
 def test_every_network_has_its_recipes() -> None:
@@ -223,6 +243,6 @@ def test_a_network_without_text_loads_no_text_encoder(
     monkeypatch.setattr(Component, "load", noted)
     experiment = reduced(path, phantom)
     assert not experiment.segmenter().uses_text
-    assert next(iter(batches_in_order(experiment.training_slices(), 2, "slice"))).text is None
+    assert experiment.training_slices().text is None
     assert "network" in loaded
     assert set(loaded) & {"text_encoder", "prompt_generator"} == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,15 @@ def textseg_register(register: Register) -> None:
 
     A builder is an object or a string "module:name"; the string keeps the module unimported until a recipe needs it.
     """
+
+
+@hookspec
+def textseg_recipes() -> os.PathLike[str]:
+    """Return the folder with the recipes of this plug-in: `textseg recipes` lists them, `textseg run NAME` runs one.
+
+    A folder inside the package travels with it: `Path(__file__).with_name("recipes")`.
+    """
+    raise NotImplementedError
 
 
 @hookspec

@@ -30,7 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["components"], ["plugins", "list"], ["--help"], ["--version"], ["run", "--help"]]
+    "arguments", [["components"], ["plugins", "list"], ["recipes"], ["--help"], ["--version"], ["run", "--help"]]
 )
 def test_listing_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     program = (
@@ -312,7 +312,10 @@ def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out == "what it says\n" * 2
 
 
-@pytest.mark.parametrize("command", [["run"], ["evaluate"], ["compare"], ["components"], ["plugins", "list"]])
+@pytest.mark.parametrize(
+    "command",
+    [["run"], ["evaluate"], ["compare"], ["components"], ["recipes"], ["recipes", "copy"], ["plugins", "list"]],
+)
 def test_every_command_has_help_with_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

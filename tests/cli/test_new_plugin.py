@@ -66,8 +66,8 @@ def test_what_is_written_keeps_the_contract(kind: str, written: Path, tmp_path: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_recipe_uses_it(kind: str, written: Path) -> None:
-    (path,) = (written / f"textseg-my-{kind.replace('_', '-')}" / "recipes").iterdir()
-    recipe = load_recipe(path)
+    (path,) = (written / f"textseg-my-{kind.replace('_', '-')}" / f"textseg_my_{kind}" / "recipes").iterdir()
+    recipe = load_recipe(Path(path.stem))  # the plug-in's hook names its folder
     assert recipe.name == path.stem
     used = {(kind, spec.use) for kind, spec in required_components(recipe)}
     own = {"atlas": ("dataset", "my_atlas_phantom"), "dataset": ("dataset", "my_dataset_phantom")}
@@ -148,6 +148,6 @@ def test_the_command_says_what_comes_next(
     assert lines[-3:] == [
         "  pip install -e './textseg-mine[test]'",
         "  pytest textseg-mine",
-        "  textseg run textseg-mine/recipes/mine_lumbar_phantom.yaml",
+        "  textseg run mine_lumbar_phantom",
     ]
     assert all(Path(line).is_file() for line in lines[: lines.index("")])

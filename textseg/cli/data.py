@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Fetch data sets, check them, look at them.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(metavar="DATASET", help="A data set such as spider, or a recipe file.")]
+Name = Annotated[str, typer.Argument(metavar="DATASET", help="A data set such as spider, or a recipe.")]
 Folder = Annotated[
     Path | None,
     typer.Option(help="Where the data are; else the recipe's folder, or TEXTSEG_DATA/<name>, or data/<name>."),
@@ -192,21 +192,22 @@ def evaluate_predictions(
 
 
 def _dataset(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
-    """The data set that a name or a recipe means, with settings from the command line."""
+    """Return the data set that a name or a recipe means, with settings from the command line."""
+    from textseg.recipe.listing import installed_recipes
     from textseg.recipe.loading import load_recipe
     from textseg.recipe.source import put
     from textseg.registry.discovery import installed_registry
 
     registry = installed_registry()
-    if name.lower().endswith((".yaml", ".yml")):
+    known = [component.name for component in registry.components("dataset")]
+    if name in known:
+        component = name
+        settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}
+    elif name.lower().endswith((".yaml", ".yml")) or name in {recipe.name for recipe in installed_recipes(registry)}:
         spec = load_recipe(Path(name), []).dataset
         component, settings = spec.use, dict(spec.settings)
     else:
-        known = [found.name for found in registry.components("dataset")]
-        if name not in known:
-            raise DataError(f"There is no data set '{name}'.{suggestion(name, known)} Or name a recipe file (.yaml).")
-        component = name
-        settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}
+        raise DataError(f"There is no data set '{name}'.{suggestion(name, known)} Or name a recipe, as for `run`.")
     settings |= {} if folder is None else {"folder": str(folder)}
     for override in overrides or []:
         try:

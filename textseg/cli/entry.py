@@ -13,6 +13,7 @@ from textseg.cli.data import bytes_bar, data, evaluate_predictions
 from textseg.cli.figure import figure
 from textseg.cli.plugins import components, plugins, warn_of_faults
 from textseg.cli.predict import export, predict
+from textseg.cli.recipes import recipes
 from textseg.cli.runs import runs
 from textseg.cli.text import probe, prompts
 from textseg.errors import TextsegError
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(recipes, name="recipes")
 app.add_typer(plugins, name="plugins")
 app.add_typer(data, name="data")
 
@@ -55,7 +57,9 @@ def _textseg(
 
 @app.command()
 def run(
-    recipes: Annotated[list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipe files.")] = None,
+    recipes: Annotated[
+        list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipe files, or names that `textseg recipes` lists.")
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="RUN", help="Instead of recipes: repeat this run and say what differs."),
@@ -79,7 +83,7 @@ def run(
 ) -> None:
     """Prepare, train, evaluate and report; an interrupted run resumes. Several end with a leaderboard.
 
-    Example: textseg run recipes/quickstart.yaml --set training.epochs=2 --seeds 1,2
+    Example: textseg run quickstart --set training.epochs=2 --seeds 1,2
     """
     if bool(recipes) == (source is not None):
         raise typer.BadParameter("name recipes, or a run with --from.")
@@ -98,7 +102,7 @@ def run(
     output = output or Path("runs")
     planned = plan_runs(recipes or [], overrides or [], chosen, folds, output)
     if len(planned) > 1:
-        raise typer.Exit(run_all(planned, jobs=jobs, fresh=fresh, dry_run=dry_run))
+        raise typer.Exit(run_all(planned, jobs=1 if dry_run else jobs, fresh=fresh, dry_run=dry_run))
     from textseg.training.run import run as run_recipe
 
     (only,) = planned
@@ -107,7 +111,7 @@ def run(
 
 @app.command()
 def fetch(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe; may be repeated."),
@@ -115,7 +119,7 @@ def fetch(
 ) -> None:
     """Download the pretrained weights that a recipe needs; nothing else does, and runs work offline.
 
-    Example: textseg fetch recipes/atmnet_spider.yaml
+    Example: textseg fetch atmnet_spider
     """
     warn_of_faults()
     from textseg.recipe.loading import load_recipe, required_components

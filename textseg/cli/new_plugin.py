@@ -115,7 +115,7 @@ class NewPlugin:
         if self.with_data:
             yield filled(f"{package}/{self.name}_phantom.py", "phantom.py")
         plain = self.with_data or self.kind == "network"
-        yield filled(f"recipes/{self.recipe}.yaml", "plain.yaml" if plain else "guided.yaml")
+        yield filled(f"{package}/recipes/{self.recipe}.yaml", "plain.yaml" if plain else "guided.yaml")
         yield filled(f"tests/test_{self.name}.py", f"test_{self.kind}.py")
         yield filled("tests/test_recipe.py", "test_recipe.py")
 

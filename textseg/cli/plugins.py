@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from textseg.cli.tables import print_table
 
 plugins = typer.Typer(help="What is installed, what is wrong with it, and a plug-in of your own.", no_args_is_help=True)
 
@@ -34,7 +35,7 @@ def components(
     if cost:
         from textseg.reports.cost_table import HEADER, cost_note, cost_rows
 
-        _print_table(HEADER, list(cost_rows(registry, recipes or [], size)))
+        print_table(HEADER, list(cost_rows(registry, recipes or [], size)))
         print(cost_note(size))
         return
     rows = [
@@ -46,7 +47,7 @@ def components(
         )
         for c in [*registry.components(kind), *registry.old_names(kind)]
     ]
-    _print_table(("kind", "name", "plug-in", "distribution"), rows)
+    print_table(("kind", "name", "plug-in", "distribution"), rows)
 
 
 @plugins.command("list")
@@ -61,7 +62,7 @@ def list_plugins() -> None:
         (plugin.name, f"{plugin.distribution} {plugin.version}", f"broken: {plugin.error}" if plugin.error else "ok")
         for plugin in installed_registry().plugins
     ]
-    _print_table(("plug-in", "distribution", "state"), rows)
+    print_table(("plug-in", "distribution", "state"), rows)
 
 
 @plugins.command()
@@ -106,7 +107,7 @@ def new(
     print(*files, sep="\n")
     print(
         f"\nInstall it, test it, run it:\n\n  pip install -e {shlex.quote(f'{_local(folder)}[test]')}\n"
-        f"  pytest {shlex.quote(str(folder))}\n  textseg run {shlex.quote(str(recipe))}"
+        f"  pytest {shlex.quote(str(folder))}\n  textseg run {recipe.stem}"
     )
 
 
@@ -121,9 +122,3 @@ def warn_of_faults() -> None:
 
     for fault in installed_registry().faults:
         print(f"Warning: {fault}", file=sys.stderr)
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, tuple("-" * width for width in widths), *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -27,7 +27,7 @@ def prompts(
 ) -> None:
     """Show what a case's prompts read at each granularity and from each source, with tokens counted.
 
-    Example: textseg prompts recipes/quickstart.yaml --output prompts.html
+    Example: textseg prompts quickstart --output prompts.html
     """
     from textseg.recipe.loading import load_recipe
     from textseg.reports.prompt_sheet import prompt_sheet

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from textseg.errors import PluginError, RecipeError
+from textseg.recipe.listing import recipe_file
 from textseg.recipe.schema import (
     AugmentationSettings,
     ComponentSpec,
@@ -57,12 +58,13 @@ _PLACES: dict[KeyPath, str] = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
-    """The recipe in a YAML file, with `--set` values such as "training.epochs=5" put in.
+    """Read a recipe, from a file or an installed one by its name, and put in `--set` values ("training.epochs=5").
 
     The file must be named like the recipe, or be the copy in a run folder, which is always called recipe.yaml.
     Raises RecipeError with one line for each mistake, which names the line of the file, or the `--set` value.
     """
     registry = installed_registry() if registry is None else registry
+    path = recipe_file(path, registry)
     data, places = read(path)
     unusable: list[str] = []
     for override in overrides:

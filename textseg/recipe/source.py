@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
     except (OSError, UnicodeDecodeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else cause(error)
         raise RecipeError(
-            f"{path}: {reason}; a recipe is a YAML file in UTF-8, such as recipes/quickstart.yaml."
+            f"{path}: {reason}; a recipe is a YAML file in UTF-8, or a name that `textseg recipes` lists."
         ) from error
     try:
         places = Places(path, text)

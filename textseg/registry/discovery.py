@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pluggy
@@ -129,20 +130,31 @@ class Registry:
 
     def tell(self, hook: str, run: Run) -> None:
         """Call a hook about a run in every plug-in; one that raises becomes a line on stderr."""
-        self._answers(hook, run, lambda _: [])
+        self._answers(hook, lambda _: None, run=run)
 
     def report_sections(self, run: Run) -> list[ReportSection]:
-        """What the plug-ins have to say in the report of a run; one that can't becomes a line on stderr."""
-        return self._answers("textseg_report_sections", run, _checked_sections)
+        """Return the sections that plug-ins add to the report of a run; one that fails becomes a line on stderr."""
+        answers = self._answers("textseg_report_sections", _checked_sections, run=run)
+        return [section for _, sections in answers for section in sections]
 
-    def _answers(self, hook: str, run: Run, read: Callable[[Any], list[T]]) -> list[T]:
-        answers: list[T] = []
+    def recipe_folders(self) -> list[tuple[str, Path]]:
+        """Return the folder of recipes of each plug-in that has one, behind the name of its distribution."""
+        distributions = {plugin.name: plugin.distribution for plugin in self.plugins}
+        answers = self._answers("textseg_recipes", _checked_folder)
+        return sorted((distributions[plugin], folder) for plugin, folder in answers)
+
+    def _answers(self, hook: str, read: Callable[[Any], T], **arguments: object) -> list[tuple[str, T]]:
+        """Call a hook in every plug-in: the name of each plug-in, and what `read` makes of its answer."""
+        answers: list[tuple[str, T]] = []
         for implementation in getattr(self._hooks.hook, hook).get_hookimpls() if self._hooks else ():
+            plugin = implementation.plugin_name
             try:
-                answers += read(implementation.function(**dict.fromkeys(implementation.argnames, run)))
+                answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
+                answers.append((plugin, read(answer)))
             except (Exception, SystemExit) as error:
-                name = implementation.plugin_name
-                print(f"Warning: {hook} of plug-in '{name}' failed, and is left out: {cause(error)}.", file=sys.stderr)
+                print(
+                    f"Warning: {hook} of plug-in '{plugin}' failed, and is left out: {cause(error)}.", file=sys.stderr
+                )
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
@@ -216,6 +228,13 @@ def _checked_sections(answer: Any) -> list[ReportSection]:
     if wrong := [section for section in sections if not isinstance(section, ReportSection)]:
         raise TypeError(f"it gives {wrong[0]!r}, which is no ReportSection")
     return sections
+
+
+def _checked_folder(answer: Any) -> Path:
+    folder = Path(answer)
+    if not folder.is_dir():
+        raise TypeError(f"it gives '{answer}', which is no folder")
+    return folder
 
 
 def collision(components: Sequence[Component]) -> str:

@@ -40,7 +40,7 @@ def reproduce(
     if folder.path.resolve() == original.path.resolve():
         raise RunError(f"The repeat would stand in '{folder.path}', the run itself. Choose another --output.")
     print(f"repeating '{original.path}' in '{folder.path}'")
-    record, experiment = original.read(), prepared(asked)
+    record, experiment = original.read(), prepared(asked, dry_run=dry_run)
     now = {**environment(experiment.components), "hashes": experiment.hashes()}
     now["settings"] = complete_settings(asked, experiment.registry)
     before = differences(recipe, asked, {key: record.get(key) for key in KNOWN_BEFORE}, now)

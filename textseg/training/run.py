@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from textseg.data.phantoms.files import drawn_apart
 from textseg.data.slices import ShuffledBatches
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import evaluate, headline, load_segmenter
@@ -65,7 +66,7 @@ def run(
     check_loggers(resolved)
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     if dry_run:
-        print(dump(resolved), plan(prepared(resolved)), sep="\n")
+        print(dump(resolved), plan(prepared(resolved, dry_run=True)), sep="\n")
         return folder.path
     count = settings.devices * settings.nodes
     if count > 1 and not launched():
@@ -143,9 +144,12 @@ def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple
     return training, [line, *([replanned] if replanned else [])]
 
 
-def prepared(recipe: Recipe) -> Experiment:
-    """Return the experiment of a recipe with its data prepared; a progress bar shows the preparation."""
-    with counting("preparing slices") as report:
+def prepared(recipe: Recipe, *, dry_run: bool = False) -> Experiment:
+    """Return the experiment of a recipe with its data prepared; a progress bar shows the preparation.
+
+    A dry run writes nothing outside the cache.
+    """
+    with drawn_apart() if dry_run else nullcontext(), counting("preparing slices") as report:
         return build(recipe, progress=report)
 
 

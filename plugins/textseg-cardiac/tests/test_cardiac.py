@@ -21,7 +21,7 @@ from textseg_cardiac.atlas import heart_acdc, heart_short_axis
 from textseg_cardiac.cardiac_phantom import CardiacPhantom
 from textseg_cardiac.cardiac_prompts import CardiacPrompts
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "atmnet_cardiac_phantom.yaml"
+RECIPE = Path("atmnet_cardiac_phantom")  # by its name, as it is installed
 RV, MYO, LV, LA, RA = range(1, 6)
 
 

@@ -1,5 +1,7 @@
 """Table of contents."""
 
+from pathlib import Path
+
 from textseg import hookimpl
 from textseg.registry import Register
 
@@ -11,3 +13,8 @@ def textseg_register(register: Register) -> None:
     register.prompt_generator("cardiac_prompts", "textseg_cardiac.cardiac_prompts:CardiacPrompts")
     register.dataset("acdc", "textseg_cardiac.acdc:ACDC")
     register.dataset("cardiac_phantom", "textseg_cardiac.cardiac_phantom:CardiacPhantom")
+
+
+@hookimpl
+def textseg_recipes() -> Path:
+    return Path(__file__).with_name("recipes")

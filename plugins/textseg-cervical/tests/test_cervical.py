@@ -16,7 +16,7 @@ from textseg_cervical.atlas import cervical_spine
 from textseg_cervical.cervical_phantom import CervicalPhantom
 from textseg_cervical.cervical_prompts import CervicalPrompts
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "atmnet_cervical_phantom.yaml"
+RECIPE = Path("atmnet_cervical_phantom")  # by its name, as it is installed
 LEVELS = ["C2", "C2/C3", "C3", "C3/C4", "C4", "C4/C5", "C5", "C5/C6", "C6", "C6/C7", "C7", "C7/T1", "T1", "T1/T2", "T2"]
 
 

@@ -7,9 +7,12 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +26,23 @@ from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.phantoms.spine import Phantom, render
 from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
 from textseg.errors import DataError, RecipeError
+from textseg.system.files import cache_folder
 
+_apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
 ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
+
+
+@contextmanager
+def drawn_apart() -> Iterator[None]:
+    """Draw phantoms that are not on disk into the cache, and remove them in the end, so that a dry run leaves none."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="phantom.", dir=cache_folder()) as folder:
+        token = _apart.set(Path(folder))
+        try:
+            yield
+        finally:
+            _apart.reset(token)
 
 
 class PhantomFiles(ABC):
@@ -63,6 +80,7 @@ class PhantomFiles(ABC):
     @cached_property
     def _reader(self) -> Dataset:
         if not self.folder.is_dir():
+            self.folder = (_apart.get() or self.folder.parent) / self.folder.name
             self._generate()
         return self.read(self.folder)
 

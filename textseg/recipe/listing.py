@@ -1,0 +1,162 @@
+"""Recipes that are installed: found by name, listed with what they need, and copied to be edited."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textseg.errors import RecipeError, suggestion
+from textseg.registry.discovery import Registry, installed_registry
+from textseg.system.files import write_atomically
+
+SUFFIXES = (".yaml", ".yml")
+_NEEDS = "Needs:"  # begins the line in a recipe's first comment that says what the recipe takes to run
+_NOT_SHOWN = (_NEEDS, "Base:")
+
+
+@dataclass(frozen=True)
+class InstalledRecipe:
+    """A recipe that came with textseg or with a plug-in; its name is that of its file."""
+
+    name: str
+    path: Path
+    distribution: str
+
+    def summary(self) -> RecipeSummary:
+        """Read from the file what the recipe is; its components are not imported. Raises RecipeError."""
+        import yaml
+
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            model, dataset = content["model"], content["dataset"]["use"]
+            parts = [model["network"]] if "network" in model else [model["vision_encoder"], model["fusion"]]
+            method = " + ".join(part["use"] for part in parts)
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"{self.path}: this recipe of {self.distribution} can't be listed: {' '.join(str(error).split())}. "
+                f"`textseg run {self.name} --dry-run` names each mistake."
+            ) from error
+        heading = list(_heading(text))
+        shown = " ".join(line for line in heading if not line.startswith(_NOT_SHOWN))
+        needs = next(
+            (line.removeprefix(_NEEDS).strip(" .") for line in heading if line.startswith(_NEEDS)), "not stated"
+        )
+        return RecipeSummary(self.name, method, str(dataset), needs, re.split(r"(?<=\.)\s", shown)[0])
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """A line of `textseg recipes`: the components of the model, the data set, what it takes to run, what it shows."""
+
+    name: str
+    method: str
+    data: str
+    needs: str
+    shows: str
+
+
+def installed_recipes(registry: Registry | None = None) -> list[InstalledRecipe]:
+    """Return the recipes of textseg and of the plug-ins, those of textseg first, each folder before the folders in it.
+
+    Two recipes may bear one name: `recipe_file` then refuses the name.
+    """
+    registry = installed_registry() if registry is None else registry
+    return [
+        InstalledRecipe(path.stem, path, distribution)
+        for distribution, folder in (("textseg", _own_folder()), *registry.recipe_folders())
+        for path in sorted(folder.rglob("*"), key=lambda path: (len(path.parts), path))
+        if path.suffix in SUFFIXES
+    ]
+
+
+def recipe_file(path: Path, registry: Registry | None = None) -> Path:
+    """Return the file that a person means by a path or by the name of an installed recipe; a file that exists wins.
+
+    A path that leads nowhere comes back as it is. Raises RecipeError for a name that no recipe has, and for one that
+    two have.
+    """
+    if path.is_file() or path.name != str(path) or path.suffix in SUFFIXES:
+        return path
+    return installed_recipe(path.name, registry).path
+
+
+def installed_recipe(name: str, registry: Registry | None = None) -> InstalledRecipe:
+    """Return the installed recipe of this name. Raises RecipeError where there is none, or more than one."""
+    recipes = installed_recipes(registry)
+    named = [recipe for recipe in recipes if recipe.name == name]
+    if len(named) > 1:
+        files = " and ".join(f"'{recipe.path}' ({recipe.distribution})" for recipe in named)
+        raise RecipeError(f"Two recipes are called '{name}': {files}. Name the file of the one that you mean.")
+    if not named:
+        raise RecipeError(
+            f"There is no recipe '{name}', neither as a file nor installed.{_nearest(name, recipes)} `textseg recipes` "
+            "lists what is installed; a file of yours is named with its path, such as my_recipe.yaml."
+        )
+    return named[0]
+
+
+def copy_recipe(name: str, folder: Path) -> list[Path]:
+    """Copy an installed recipe into a folder, to be edited, with the split file that it refers to.
+
+    Returns the files, the recipe first. A split file goes into `folder`/splits, and the copy of the recipe names it
+    there. Nothing is overwritten: raises RecipeError where a file of that name exists, unless it is an equal split.
+    """
+    source = installed_recipe(name).path
+    try:
+        text, split = _with_split_beside(source)
+        copies = {folder / source.name: text, **{folder / path: content for path, content in split.items()}}
+        for path, content in copies.items():
+            if path.exists() and (path.suffix in SUFFIXES or path.read_text(encoding="utf-8") != content):
+                raise RecipeError(f"'{path}' exists already, and nothing is overwritten. Name another folder.")
+        for path, content in reversed(copies.items()):  # the recipe last: where it is, everything is
+            write_atomically(path, content)
+    except OSError as error:
+        raise RecipeError(f"'{source}' can't be copied to '{folder}': {error}. Name another folder.") from error
+    return list(copies)
+
+
+def _own_folder() -> Path:
+    """Return the folder with the recipes of textseg.
+
+    A wheel holds them inside the package. A checkout and an editable install, which reads the checkout, have them in
+    `recipes` beside the package; there is no copy of them that could be older.
+    """
+    package = Path(__file__).parents[1]
+    packaged = package / "recipes"
+    return packaged if packaged.is_dir() else package.parent / "recipes"
+
+
+def _heading(text: str) -> Iterator[str]:
+    """Yield the lines of the comment that a recipe begins with."""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            return
+        yield line.removeprefix("#").strip()
+
+
+def _nearest(name: str, recipes: Sequence[InstalledRecipe]) -> str:
+    names = {recipe.name for recipe in recipes}
+    nearest = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else suggestion(name, names)
+
+
+def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
+    """Return a recipe's text, with its split file named where a copy has it, and that copy's path and content."""
+    import yaml
+
+    text = source.read_text(encoding="utf-8")
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key in ("split", "file"):
+        children = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for child, value in children if child.value == key), None)
+    if node is None:
+        return text, {}
+    split = Path(node.value)
+    copied = Path("splits") / split.name
+    content = (source.parent / split).read_text(encoding="utf-8")
+    return text[: node.start_mark.index] + copied.as_posix() + text[node.end_mark.index :], {copied: content}
