@@ -302,14 +302,18 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = Recorder(monkeypatch, "comparison.compare", "leaderboard")
-    monkeypatch.setattr(leaderboard_text, "print_text", lambda board, file: file.write(f"{board}\n"))
-    assert call(monkeypatch, "compare", "a", "b", "--output", "o") == 0
+    comparison = Recorder(monkeypatch, "comparison.compare", "compare")
+    monkeypatch.setattr(
+        leaderboard_text,
+        "print_leaderboard",
+        lambda board, file, details, output: file.write(f"{board} {details} {output}\n"),
+    )
+    assert call(monkeypatch, "compare", "a", "b", "--output", "o", "--details") == 0
     assert call(monkeypatch, "compare", "a", "--rare", "0.1", "--single-runs", "--force", "--published", "spider") == 0
     given = {"output": Path("o"), "published": None, "rare": 0.2, "single_runs": False, "force": False}
     other = {"output": None, "published": "spider", "rare": 0.1, "single_runs": True, "force": True}
     assert comparison.calls == [(([Path("a"), Path("b")],), given), (([Path("a")],), other)]
-    assert capsys.readouterr().out == "what it says\n" * 2
+    assert capsys.readouterr().out == "what it says True o\nwhat it says False None\n"
 
 
 @pytest.mark.parametrize(

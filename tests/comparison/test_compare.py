@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from textseg.comparison.compare import comparable, compare
-from textseg.comparison.compare import leaderboard as board_of
+from textseg.comparison.text import as_text
 from textseg.errors import RunError
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, write_scores
@@ -75,6 +75,10 @@ HASTY = {
 }
 
 
+def text_of(runs, **options):
+    return as_text(compare(runs, **options))
+
+
 def table_of(folder):
     with (folder / "leaderboard.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -83,7 +87,7 @@ def table_of(folder):
 def test_values_by_hand(tmp_path):
     hasty = make(tmp_path / "hasty/seed1", HASTY, name="hasty")
     careful = make(tmp_path / "careful/seed1", CAREFUL, name="careful")
-    text = compare([hasty, careful], output=tmp_path / "out")
+    text = text_of([hasty, careful], output=tmp_path / "out")
     first, second = table_of(tmp_path / "out")
     assert [first["run"], first["rank"], second["run"], second["rank"]] == ["careful", "1", "hasty", "2"]
     assert float(first["dsc_as_published"]) == pytest.approx(((0.9 + 0.8) / 2 + (0.5 + 0.7) / 2) / 2)
@@ -112,7 +116,7 @@ def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
     runs = [
         make(tmp_path / name / "seed1", values, name=name) for name, values in (("careful", CAREFUL), ("hasty", HASTY))
     ]
-    warnings = [line for line in compare(runs).splitlines() if line.startswith("Warning")]
+    warnings = [line for line in text_of(runs).splitlines() if line.startswith("Warning")]
     (warning,) = warnings
     assert warning.startswith("Warning: ranks by HD95 (mm) depend on the aggregate (as_published, common, penalised): ")
     assert warning.endswith("careful (seed 1) 2, 1, 1; hasty (seed 1) 1, 2, 2.")
@@ -121,13 +125,13 @@ def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
 def test_no_warning_where_the_order_stays(tmp_path):
     worse = {place: (value[0] - 0.1, value[1] + 1) for place, value in CAREFUL.items()}
     runs = [make(tmp_path / name, values, name=name) for name, values in (("a", CAREFUL), ("b", worse))]
-    assert "Warning" not in compare(runs)
+    assert "Warning" not in text_of(runs)
 
 
 def test_the_best_is_bold_in_markdown_and_names_cannot_break_the_table(tmp_path):
     a = make(tmp_path / "a", CAREFUL, name="a|b <i>")
     b = make(tmp_path / "b", HASTY, name="hasty")
-    compare([a, b], output=tmp_path / "out")
+    text_of([a, b], output=tmp_path / "out")
     markdown = (tmp_path / "out/leaderboard.md").read_text()
     careful, hasty, *_ = (line for line in markdown.splitlines() if "seed 1" in line and line.startswith("|"))
     assert careful.startswith("| a\\|b &lt;i> (seed 1) | 1 | **0.7250** [0.700, 0.750] | 4.50 [")
@@ -142,7 +146,7 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
         make(tmp_path / "pointed", CAREFUL, name="pointed", source="interactive", named="T10:L5"),
         make(tmp_path / "simulated", CAREFUL, name="simulated", source="simulated"),
     ]
-    text = compare(runs, output=tmp_path / "out")
+    text = text_of(runs, output=tmp_path / "out")
     assert (
         text.index("pointed (seed 1)")
         < text.index("hasty (seed 1)")
@@ -171,32 +175,32 @@ def test_an_oracle_stands_apart_and_is_never_ranked_or_bold(tmp_path):
 
 def test_a_run_that_declares_ground_truth_prompts_is_an_oracle_whatever_its_rows_say(tmp_path):
     run = make(tmp_path / "a", CAREFUL, evaluation={"prompts": "ground_truth"})
-    assert compare([run]).startswith("Oracle runs")
-    assert board_of([run]).tables[0].rows[0].rank is None
+    assert text_of([run]).startswith("Oracle runs")
+    assert compare([run]).tables[0].rows[0].rank is None
 
 
 def test_means_are_over_structures_that_every_run_was_trained_on(tmp_path):
     a = make(tmp_path / "a", CAREFUL, name="a", structures_in_training=["L4", "L5"])
     b = make(tmp_path / "b", CAREFUL, name="b", structures_in_training=["T10", "L4"])
-    compare([a, b], output=tmp_path / "out")
+    text_of([a, b], output=tmp_path / "out")
     assert [float(row["dsc_as_published"]) for row in table_of(tmp_path / "out")] == [pytest.approx(0.85)] * 2
     c = make(tmp_path / "c", CAREFUL, structures_in_training=["T10"])
     with pytest.raises(RunError, match="No structure occurs in the training data of all"):
-        compare([a, c])
+        text_of([a, c])
 
 
 def test_a_name_means_all_its_seeds_once_and_nothing_moved_aside(tmp_path):
     for seed in (1, 2):
         make(tmp_path / f"net/seed{seed}", CAREFUL, name="net", seed=seed)
     make(tmp_path / "net/seed1.old", HASTY, name="net")
-    (table,) = board_of([tmp_path / "net", tmp_path / "net/seed2"]).tables
+    (table,) = compare([tmp_path / "net", tmp_path / "net/seed2"]).tables
     assert [row.label for row in table.rows] == ["net (2 seeds)"]
-    (table,) = board_of([tmp_path / "net", tmp_path / "net/seed2"], single_runs=True).tables
+    (table,) = compare([tmp_path / "net", tmp_path / "net/seed2"], single_runs=True).tables
     assert [row.label for row in table.rows] == ["net (seed 1)", "net (seed 2)"]
 
 
 def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
-    text = compare([make(tmp_path / "x", CAREFUL), make(tmp_path / "y", CAREFUL)])
+    text = text_of([make(tmp_path / "x", CAREFUL), make(tmp_path / "y", CAREFUL)])
     assert f"run (seed 1) [template prompts] [{tmp_path / 'x'}]" in text
 
 
@@ -216,7 +220,7 @@ def test_equal_labels_are_told_apart_by_their_folders(tmp_path):
 def test_runs_that_differ_in_what_counts_are_refused(tmp_path, change, line):
     runs = [make(tmp_path / "a", CAREFUL), make(tmp_path / "b", CAREFUL, **change)]
     with pytest.raises(RunError, match=line):
-        compare(runs)
+        text_of(runs)
 
 
 def test_runs_fall_into_groups_that_may_be_compared(tmp_path):
@@ -234,15 +238,15 @@ def test_runs_fall_into_groups_that_may_be_compared(tmp_path):
     assert comparable(runs) == [[a, c], [b, d], [e]]
     assert comparable([]) == []
     for group in comparable(runs):
-        compare(group)
+        text_of(group)
     with pytest.raises(RunError):
-        compare([a, b])
+        text_of([a, b])
 
 
 def test_what_no_run_says_is_not_taken_for_equal(tmp_path):
     runs = [make(tmp_path / name, CAREFUL, hashes={"split": None}) for name in "ab"]
     with pytest.raises(RunError, match=r"hashes.split: .*a has nothing, .*b has nothing"):
-        compare(runs)
+        text_of(runs)
 
 
 def test_every_difference_has_its_line(tmp_path):
@@ -253,7 +257,7 @@ def test_every_difference_has_its_line(tmp_path):
         make(tmp_path / "c", fewer),
     ]
     with pytest.raises(RunError) as error:
-        compare(runs, output=tmp_path / "out")
+        text_of(runs, output=tmp_path / "out")
     assert len([line for line in str(error.value).splitlines() if line.startswith("  ")]) == 3
     assert "cases in scores.csv" in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -261,40 +265,40 @@ def test_every_difference_has_its_line(tmp_path):
 
 def test_the_order_of_metrics_does_not_matter(tmp_path):
     other = make(tmp_path / "b", CAREFUL, name="b", evaluation={"metrics": ["hd95", "dsc"]})
-    assert "b (seed 1)" in compare([make(tmp_path / "a", CAREFUL), other])
+    assert "b (seed 1)" in text_of([make(tmp_path / "a", CAREFUL), other])
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path):
     good = make(tmp_path / "good", CAREFUL)
     with pytest.raises(RunError, match=r"no run at .*nowhere.*textseg run"):
-        compare([good, tmp_path / "nowhere"])
+        text_of([good, tmp_path / "nowhere"])
     with pytest.raises(RunError, match="nothing to compare"):
-        compare([])
+        text_of([])
     unscored = make(tmp_path / "unscored", CAREFUL)
     (unscored / "scores.csv").unlink()
     with pytest.raises(RunError, match=r"textseg evaluate .*unscored"):
-        compare([good, unscored])
+        text_of([good, unscored])
     unfinished = tmp_path / "net/seed3"
     unfinished.mkdir(parents=True)
     with pytest.raises(RunError, match=r"seed3' has no run.json.*textseg run"):
-        compare([tmp_path / "net"])
+        text_of([tmp_path / "net"])
     (good / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
-        compare([good])
+        text_of([good])
     (good / "run.json").write_text("[]")
     with pytest.raises(RunError, match="must hold an object"):
-        compare([good])
+        text_of([good])
 
 
 def test_a_distance_that_no_run_has_is_a_dash(tmp_path):
     run = make(tmp_path / "a", dict.fromkeys(CAREFUL, MISSED), parameters=None, milliseconds_per_slice=None)
-    compare([run], output=tmp_path / "out")
+    text_of([run], output=tmp_path / "out")
     row = (tmp_path / "out/leaderboard.md").read_text().splitlines()[4]
     assert row == "| run (seed 1) | 1 | **0.0000** [0.000, 0.000] | – [–, –] | 4 | 0 | template |"
 
 
 def test_spurious_structures_are_counted(tmp_path):
-    compare([make(tmp_path / "a", {**CAREFUL, ("c2", "L5"): SPURIOUS})], output=tmp_path / "out")
+    text_of([make(tmp_path / "a", {**CAREFUL, ("c2", "L5"): SPURIOUS})], output=tmp_path / "out")
     assert [(r["missed"], r["spurious"]) for r in table_of(tmp_path / "out")] == [("0", "1")]
 
 
@@ -305,7 +309,7 @@ def test_scores_of_an_earlier_checkpoint_are_refused(tmp_path):
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps({**record, "scored_step": step}))
     with pytest.raises(RunError, match="earlier checkpoint: .* textseg evaluate .*seed1 --prompts ground_truth"):
-        compare([run, evaluated])
+        text_of([run, evaluated])
 
 
 def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
@@ -313,7 +317,7 @@ def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
     better = {(case, "L4"): (0.9 - 0.01 * number, 2.0) for number, case in enumerate(many)}
     worse = {(case, "L4"): (0.8 - 0.012 * number, 3.0 + number) for number, case in enumerate(many)}
     runs = [make(tmp_path / name, values, name=name) for name, values in (("better", better), ("worse", worse))]
-    text = compare(runs, output=tmp_path / "out")
+    text = text_of(runs, output=tmp_path / "out")
     line = next(line for line in text.splitlines() if line.startswith("better (seed 1) - worse (seed 1)"))
     assert line.split()[-4:] == ["+0.1110", "+1.00", "0.000488", "0.000488"]
     assert "12 patients: intervals and tests of fewer than 50 are rough" in text
@@ -328,7 +332,7 @@ def test_intervals_and_differences_stand_below_the_ranking(tmp_path):
 
 def test_oracles_are_not_tested_against_each_other(tmp_path):
     runs = [make(tmp_path / name, CAREFUL, name=name, source="ground_truth") for name in ("a", "b")]
-    assert "Differences in DSC" not in compare(runs)
+    assert "Differences in DSC" not in text_of(runs)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -343,7 +347,7 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, s
     hardest = {f"c{case}" for case in by_distance[:10]}
     missing = {place: MISSED if place[0] in hardest else value for place, value in found.items()}
     runs = [make(tmp_path / "all", found, name="all"), make(tmp_path / "half", missing, name="half")]
-    text = compare(runs, output=tmp_path / "out")
+    text = text_of(runs, output=tmp_path / "out")
     rows = {row["run"]: row for row in table_of(tmp_path / "out")}
     assert float(rows["half"]["hd95_mm_as_published"]) < float(rows["all"]["hd95_mm_as_published"])  # the trap
     assert float(rows["half"]["hd95_mm_common"]) == float(rows["all"]["hd95_mm_common"])
@@ -364,8 +368,8 @@ def test_a_surface_dice_of_another_tolerance_is_another_number(tmp_path):
         (folder / "scores.csv").write_text(text.replace("dsc", "nsd"))
         runs.append(folder)
     with pytest.raises(RunError, match="evaluation.tolerance: .* has '1.0', .* has '2.0'"):
-        compare(runs[:2])
-    assert "NSD" in compare([runs[0], runs[2]])
+        text_of(runs[:2])
+    assert "NSD" in text_of([runs[0], runs[2]])
 
 
 def test_a_forced_comparison_is_marked_in_every_file(tmp_path):
@@ -374,8 +378,8 @@ def test_a_forced_comparison_is_marked_in_every_file(tmp_path):
         make(tmp_path / "b", HASTY, name="b", evaluation={"per": "slice"}, hashes={"data": "d2"}),
     ]
     with pytest.raises(RunError, match="--force makes a table anyway, marked as not comparable"):
-        board_of(runs, output=tmp_path / "out")
-    board = board_of(runs, force=True, output=tmp_path / "out")
+        compare(runs, output=tmp_path / "out")
+    board = compare(runs, force=True, output=tmp_path / "out")
     assert [mismatch.key for mismatch in board.mismatches] == ["hashes.data", "evaluation.per"]
     assert {row["not_comparable"] for row in table_of(tmp_path / "out")} == {"hashes.data+evaluation.per"}
     for path in sorted((tmp_path / "out").iterdir()):
@@ -388,7 +392,7 @@ def test_units_that_differ_are_told_apart_in_a_forced_table(tmp_path):
     a = make(tmp_path / "a", CAREFUL, name="a")
     b = make(tmp_path / "b", CAREFUL, name="b", evaluation={"unit": "pixel"})
     (b / "scores.csv").write_text((b / "scores.csv").read_text().replace(",mm,", ",pixel,"))
-    assert "4.50 pixel" in compare([a, b], force=True)
+    assert "4.50 pixel" in text_of([a, b], force=True)
 
 
 def test_folds_and_seeds_end_to_end(tmp_path):
@@ -398,14 +402,14 @@ def test_folds_and_seeds_end_to_end(tmp_path):
             hashes = {"split": f"s{fold}"}
             make(tmp_path / f"net/seed{seed}_fold{fold}", values, name="net", seed=seed, fold=fold, hashes=hashes)
             make(tmp_path / f"other/seed{seed}_fold{fold}", values, name="other", seed=seed, fold=fold, hashes=hashes)
-    compare([tmp_path / "net", tmp_path / "other"], output=tmp_path / "out")
+    text_of([tmp_path / "net", tmp_path / "other"], output=tmp_path / "out")
     (row, _) = table_of(tmp_path / "out")
     assert (row["label"], row["seeds"], row["folds"], row["runs"]) == ("net (2 seeds x 2 folds)", "1+2", "0+1", "4")
     assert float(row["dsc_as_published"]) == pytest.approx(0.725 + 0.025)
     assert float(row["dsc_seed_sd"]) == pytest.approx(np.std([0.725, 0.775], ddof=1))
     assert float(row["dsc_fold_sd"]) == pytest.approx(np.std([0.7, 0.75], ddof=1))
     assert row["test_patients"] == "2"
-    text = compare([tmp_path / "net", tmp_path / "other"], single_runs=True, force=True)
+    text = text_of([tmp_path / "net", tmp_path / "other"], single_runs=True, force=True)
     assert "net (seed 1, fold 0)" in text
 
 
@@ -421,7 +425,7 @@ def test_a_disguised_oracle_is_never_ranked_or_bold(tmp_path, disguise):
     if disguise == "recipe":
         (oracle / "recipe.yaml").write_text("prompts: {evaluation: ground_truth}\n")
     honest = make(tmp_path / "honest", HASTY, name="honest")
-    compare([oracle, honest], output=tmp_path / "out", force=True)
+    text_of([oracle, honest], output=tmp_path / "out", force=True)
     assert [(row["table"], row["rank"], row["run"]) for row in table_of(tmp_path / "out")] == [
         ("ranked", "1", "honest"),
         ("oracle", "", "new"),
@@ -438,15 +442,15 @@ def test_scores_merged_from_two_sources_are_an_oracles(tmp_path):
     header, *rows = (honest / "scores.csv").read_text().splitlines()
     best = (cheat / "scores.csv").read_text().splitlines()[1:]
     (honest / "scores.csv").write_text("\n".join([header, *best[:2], *rows[2:]]) + "\n")
-    (table,) = board_of([honest]).tables
+    (table,) = compare([honest]).tables
     assert not table.ranked
     assert table.rows[0].rank is None
 
 
 def test_published_results_stand_beside_and_are_never_ranked(tmp_path):
     run = make(tmp_path / "a", HASTY, name="a")
-    board = board_of([run], published="spider", output=tmp_path / "out")
+    board = compare([run], published="spider", output=tmp_path / "out")
     assert [row.rank for table in board.tables for row in table.rows] == [1]
     assert {row["rank"] for row in table_of(tmp_path / "out") if row["table"] == "published"} == {""}
     with pytest.raises(RunError, match="--published: there are no results of 'x'"):
-        board_of([run], published="x")
+        compare([run], published="x")

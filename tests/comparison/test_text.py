@@ -5,12 +5,14 @@ import math
 import re
 from pathlib import Path
 
+import pytest
+
 from textseg.comparison.comparability import Mismatch
 from textseg.comparison.finished_runs import Repeats, Run
 from textseg.comparison.published import PROTOCOL, published_rows
 from textseg.comparison.sections import picked, sections
 from textseg.comparison.tabulation import make_leaderboard
-from textseg.comparison.text import as_markdown, as_text, print_text
+from textseg.comparison.text import as_markdown, as_text, print_leaderboard
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score
 
@@ -40,7 +42,7 @@ def run(name, values, *, seed=1, source="template", **facts):
                 )
             )
     known = {"name": name, "seed": seed, "structures_in_training": ["L5", "T9"], "groups": {"vertebrae": ["L5", "T9"]},
-             "evaluation": {"per": "volume", "space": "native", "unit": "mm"}}  # fmt: skip
+             "dataset": "phantom", "evaluation": {"per": "volume", "space": "native", "unit": "mm"}}  # fmt: skip
     return Run(Path(name), {**known, **facts}, rows)
 
 
@@ -89,23 +91,80 @@ def test_seeds_have_a_table_and_single_runs_have_none():
     assert "Differences in DSC" not in found
 
 
-def test_the_same_bytes_each_time_and_colours_only_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
-    found = board(CAREFUL, HASTY, published=published_rows("spider"))
-    plain, terminal = io.StringIO(), Terminal()
-    print_text(found, plain)
-    assert plain.getvalue() == as_text(board(CAREFUL, HASTY, published=published_rows("spider")))
-    assert "\x1b" not in plain.getvalue()
-    print_text(found, terminal)
-    shown = terminal.getvalue()
-    assert "\x1b[1m" in shown
-    flat = re.sub(r"\x1b\[[\d;]*m", "", shown)
-    assert "Leaderboard" in flat
-    assert "[95 %]" in flat  # no mark-up of rich's
-    assert "hasty" in flat
+
+def printed(board, **options):
+    text = io.StringIO()
+    print_leaderboard(board, text, **options)
+    return text.getvalue()
+
+
+def test_the_same_bytes_each_time_and_colours_only_on_a_terminal():
+    leaderboard = board(CAREFUL, HASTY, published=published_rows("spider"))
+    again = board(CAREFUL, HASTY, published=published_rows("spider"))
+    for details in (False, True):
+        plain, terminal = printed(leaderboard, details=details), Terminal()
+        assert plain == printed(again, details=details)
+        assert "\x1b" not in plain
+        print_leaderboard(leaderboard, terminal, details=details, width=100)
+        shown = terminal.getvalue()
+        assert "\x1b[1m" in shown
+        flat = re.sub(r"\x1b\[[\d;]*m", "", shown)
+        assert "Leaderboard" in flat
+        assert "[95 %]" in flat  # no mark-up of rich's
+        assert "hasty" in flat
+    assert printed(leaderboard, details=True) == as_text(again)
+
+
+METHODS = [f"method_{number}_of_the_spine" for number in range(12)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_the_short_form_fits_the_width(width):
+    rows = [run(name, [(0.9 - n / 50, 2.0 + n), (0.8 - n / 50, 4.0)]) for n, name in enumerate(METHODS)]
+    text = printed(board(*rows), width=width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= (40 if width == 60 else 24)
+    assert ("[95 %]" in text, "M params" in text) == (width > 80, width > 60)
+    assert all(name[:12] in text for name in METHODS), "a long name is folded, not cut"
+    assert text.count("ine ") + text.count("ine\n") >= 12
+    assert "(seed 1)" not in text, "every row has the same seed: it stands in the title"
+    assert lines[0] == "Leaderboard: phantom, seed 1"
+
+
+def test_the_short_form_names_what_it_shows_and_where_the_rest_is():
+    text = printed(board(CAREFUL, HASTY))
+    assert line(text, "   1") == " | 1 | careful | 0.7333 [0.500, 0.867] | 5.00 [2.7, 9.0] | 0 | template | 2.00"
+    assert line(text, "   2") == " | 2 | hasty | 0.4333 [0.000, 0.667] | 3.00 [3.0, 3.0] | 1 | template | –"
+    flat = " ".join(text.split())
+    assert "Means over 2 structures and 3 test patients. Ranks are by DSC, where a missed structure" in flat
+    assert "HD95 leaves missed structures out" in flat
+    assert "No other method differs significantly from the first (p < 0.05, Holm)." in flat
+    assert "Ranks depend on how misses are counted." in flat
+    assert "--details" in flat
+    assert "--output DIR" in flat
+    written = printed(board(CAREFUL), output=Path("table"))
+    assert "table/leaderboard.html and .csv, .json, .md, .tex" in written
+
+
+def test_the_short_form_ranks_no_oracle_and_no_published_result():
+    oracle = run("oracle", [(1.0, 0.0)] * 3, source="ground_truth")
+    text = printed(board(HASTY, oracle, published=published_rows("spider")))
+    assert line(text, "   –").startswith(" | – | oracle ORACLE | 1.0000 | 0.00 | 0 | ground truth")
+    assert re.search(r"– +atmnet \(published\) +0.7939 +9.91 pixel", text)
+
+
+def test_the_short_form_of_many_runs_counts_those_that_it_leaves_out():
+    rows = [run(f"trial{number}", [(number / 200, 3.0)]) for number in range(40)]
+    text = printed(board(*rows))
+    assert "trial39 " in text
+    assert "trial24 " not in text
+    assert "... and 25 more" in text
+    assert "trial0 " in printed(board(*rows), details=True)
 
 
 def test_published_results_are_beside_in_their_own_unit():
@@ -126,6 +185,9 @@ def test_a_forced_comparison_says_so_above_everything_and_picks_nobody():
         assert "evaluation.per: a has 'volume', b has 'slice'" in second
         assert "NOT COMPARABLE: Leaderboard" in text
     assert not any(section.best or section.second for section in sections(found))
+    short = printed(found)
+    assert short.startswith("NOT COMPARABLE: these runs differ in evaluation.per.\n")
+    assert "significantly" not in short
 
 
 def test_a_unit_that_is_not_the_headings_stands_in_the_cell():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from medpy.metric import binary
 
 from textseg.comparison.compare import compare
+from textseg.comparison.text import as_text
 from textseg.contracts import TextFeatures, Visibility
 from textseg.errors import RecipeError, RunError
 from textseg.evaluation import evaluate as evaluation
@@ -219,7 +220,7 @@ def test_oracle_prompts_stand_apart(copied: Path, capsys: pytest.CaptureFixture[
     assert "ORACLE" in (target / "report.html").read_text()
     assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"ground_truth"}
     assert json.loads((target / "run.json").read_text())["evaluation"]["prompts"] == "ground_truth"
-    ranked, _, oracles = compare([copied, target]).partition("Oracle runs (prompts from the ground truth)")
+    ranked, _, oracles = as_text(compare([copied, target])).partition("Oracle runs (prompts from the ground truth)")
     assert oracles
     tables = [part.partition("95 % interval")[0] for part in (ranked, oracles)]
     assert [table.count("tiny (seed 2025)") for table in tables] == [1, 1]
@@ -245,12 +246,12 @@ def test_interactive_prompts(copied: Path) -> None:
     assert "SIMULATED · test prompts: simulated" in (target / "report.html").read_text()
     lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
     assert {line["source"] for line in lines} == {"simulated"}
-    assert compare([target]).startswith("Simulated interaction")
+    assert as_text(compare([target])).startswith("Simulated interaction")
     # A table of levels for the whole test set is a person's, and ranked.
     named = evaluate_run(copied, prompts="interactive", visible=str(target / "visible.csv"))
     assert named.name == "interactive"
     assert json.loads((named / "run.json").read_text())["named"] == str(target / "visible.csv")
-    assert "Simulated" not in compare([named])
+    assert "Simulated" not in as_text(compare([named]))
     assert [row.value for row in read_scores(named / "scores.csv")] == pytest.approx(
         [row.value for row in read_scores(target / "scores.csv")], nan_ok=True
     )

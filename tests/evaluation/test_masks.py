@@ -11,6 +11,7 @@ from medpy.metric import binary
 
 from textseg.cli import entry as cli
 from textseg.comparison.compare import compare
+from textseg.comparison.text import as_text
 from textseg.contracts import Dataset
 from textseg.errors import DataError, RunError
 from textseg.evaluation.masks import evaluate_masks
@@ -73,7 +74,7 @@ def test_two_tools_are_compared_and_a_run_is_told_apart(
 ) -> None:
     for name, rows in (("near", 1), ("far", 3)):
         evaluate_masks(predict(dataset, tmp_path / f"masks_{name}", rows), dataset, name, SETTINGS, tmp_path / name)
-    board = compare([tmp_path / "far", tmp_path / "near"])
+    board = as_text(compare([tmp_path / "far", tmp_path / "near"]))
     assert board.index("near") < board.index("far")
     with pytest.raises(RunError, match="hashes.data: .* has '.*', .* has '.*'"):
         compare([tmp_path / "near", finished_run])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from textseg.drawing.tables import format_value, markdown_table, metric_title, text_table
+from textseg.drawing.tables import format_value, markdown_table, metric_title
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score
 from textseg.reports.run_report import OverlayPicture, write_report
@@ -212,12 +212,6 @@ def test_titles_and_values():
 def test_markdown_table_cannot_be_broken_out_of():
     assert markdown_table(["a", "b"], [["x|y", "1\n2"], ["<b>", "&"]]) == (
         "| a | b |\n|:---|---:|\n| x\\|y | 1 2 |\n| &lt;b> | &amp; |\n"
-    )
-
-
-def test_text_table_is_aligned():
-    assert text_table(["run", "DSC"], [["long name", "0.9"], ["b", "0.8123"]]) == (
-        "run           DSC\n-----------------\nlong name     0.9\nb          0.8123\n"
     )
 
 

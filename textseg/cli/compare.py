@@ -26,6 +26,9 @@ def compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare what can't be compared; the result says so everywhere.")
     ] = False,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print every table: ways to count a miss, groups, differences, ranks.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="The folder to write the leaderboard to, too, in every format.")
     ] = None,
@@ -45,8 +48,8 @@ def compare(
 
         print("\n".join(map(published_report, [published] if published else published_datasets())))
         return
-    from textseg.comparison.compare import leaderboard
-    from textseg.comparison.text import print_text
+    from textseg.comparison.compare import compare as compare_runs
+    from textseg.comparison.text import print_leaderboard
 
-    board = leaderboard(runs, output=output, published=published, rare=rare, single_runs=single_runs, force=force)
-    print_text(board, sys.stdout)
+    board = compare_runs(runs, output=output, published=published, rare=rare, single_runs=single_runs, force=force)
+    print_leaderboard(board, sys.stdout, details=details, output=output)

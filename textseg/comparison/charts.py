@@ -9,15 +9,13 @@ from html import escape
 
 import numpy as np
 
-from textseg.comparison.significance import SCHEMES, Difference, Ranking
+from textseg.comparison.significance import ALPHA, SCHEMES, Difference, Ranking
 from textseg.drawing.page import breakable
 from textseg.drawing.pictures import ticks
 from textseg.drawing.tables import format_value
 from textseg.metrics.scores import Mean
 from textseg.metrics.statistics import Floats
 from textseg.system.messages import counted
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)

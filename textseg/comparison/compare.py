@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from textseg.comparison.comparability import mismatches
 from textseg.comparison.data_files import as_csv, as_json
@@ -14,17 +13,12 @@ from textseg.comparison.leaderboard import Leaderboard
 from textseg.comparison.page import as_html
 from textseg.comparison.published import published_rows
 from textseg.comparison.tabulation import make_leaderboard
-from textseg.comparison.text import as_markdown, as_text
+from textseg.comparison.text import FORMATS, as_markdown
 from textseg.errors import RunError
 from textseg.system.files import write_atomically
 
 
-def compare(runs: Sequence[Path], **options: Any) -> str:
-    """The leaderboard of runs as plain text; `options` are those of `leaderboard`."""
-    return as_text(leaderboard(runs, **options))
-
-
-def leaderboard(
+def compare(
     runs: Sequence[Path],
     *,
     output: Path | None = None,
@@ -33,7 +27,7 @@ def leaderboard(
     single_runs: bool = False,
     force: bool = False,
 ) -> Leaderboard:
-    """The leaderboard of runs; with `output` also written there, in every format.
+    """Return the leaderboard of runs; with `output` also write it there, in every format.
 
     A run is `runs/<name>/seed<seed>`, or `runs/<name>` for all its seeds and folds. Those of one name are one row,
     unless `single_runs`. Means are over the structures that occur in the training data of every run; those that fewer
@@ -53,13 +47,7 @@ def leaderboard(
         )
     board = make_leaderboard(compared, rare_share=rare, mismatches=different, published=beside)
     if output is not None:
-        for name, content in (
-            ("csv", as_csv),
-            ("json", as_json),
-            ("md", as_markdown),
-            ("tex", as_latex),
-            ("html", as_html),
-        ):
+        for name, content in zip(FORMATS, (as_html, as_csv, as_json, as_markdown, as_latex), strict=True):
             write_atomically(output / f"leaderboard.{name}", content(board))
     return board
 

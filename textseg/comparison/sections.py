@@ -3,33 +3,135 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Table, lower_is_better
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table, lower_is_better
 from textseg.comparison.published import PROTOCOL
-from textseg.comparison.significance import SCHEMES
+from textseg.comparison.significance import ALPHA, SCHEMES
 from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.tables import format_value, metric_title
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
 from textseg.metrics.definitions import POLICY
-from textseg.metrics.statistics import DRAWS, small_sample_warning
+from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
 from textseg.system.messages import counted
 
 MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
+SHORT_ROWS = 15  # of each table in the short form, which has to fit a screen
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table of cells with a heading; `best` and `second` are places (row, column) that a ranking picks out."""
+    """A table of cells with a heading. `best` and `second` are the cells (row, column) that a ranking emphasises.
+
+    `text_columns` hold text, which stands to the left; `parts` are the rows that begin a new part of the table.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     best: frozenset[tuple[int, int]] = frozenset()
     second: frozenset[tuple[int, int]] = frozenset()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
+    text_columns: frozenset[int] = frozenset({0})
+    parts: frozenset[int] = frozenset()
+
+
+def short_section(board: Leaderboard, width: int) -> Section:
+    """Return one table that fits `width` columns: rank, method, first metric, first distance, misses, prompts, size.
+
+    The intervals of the distance go first where the width is small, then those of the first metric, then the size.
+    """
+    for intervals, sizes in ((2, True), (1, True), (0, True)):
+        section = _short_section(board, intervals, sizes)
+        columns = zip(section.header, *section.rows, strict=True)
+        if sum(max(map(len, cells)) + 2 for cells in columns) - 2 <= width:
+            return section
+    return _short_section(board, 0, sizes=False)
+
+
+def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
+    metrics = _short_metrics(board)
+    titles = [f"{title_of(board, m)}{' [95 %]' if n < intervals else ''}" for n, m in enumerate(metrics)]
+    header = ["rank", "method", *titles, "missed", "prompts", *["M params"] * sizes]
+    shared, shorten = _shared_repeat(board)
+    rows: list[list[str]] = []
+    parts = set()
+    for table in board.tables:
+        parts.add(len(rows))
+        for row in table.rows[:SHORT_ROWS]:
+            cells = ["–" if row.rank is None else str(row.rank), f"{shorten(row.label)} {table.badge}".rstrip()]
+            numbers = [row.number(metric, MAIN) for metric in metrics]
+            cells += [
+                _mean_cell(board, metric, number, interval=n < intervals)
+                for n, (metric, number) in enumerate(zip(metrics, numbers, strict=True))
+            ]
+            rows.append([*cells, str(numbers[0].missed), prompts_of(row.repeats)])
+            if sizes:
+                rows[-1].append(_millions(row.cost["parameters"]))
+        rows += _remainder(len(table.rows), len(header))
+    if board.published:
+        parts.add(len(rows))
+        for result in board.published[:SHORT_ROWS]:
+            means = [with_unit(board, m, result.value(m), result.unit(m)) for m in metrics]
+            rows.append(["–", f"{result.method} (published)", *means, "–", "–"])
+            if sizes:
+                rows[-1].append(_millions(result.parameters))
+        rows += _remainder(len(board.published), len(header))
+    best, second = _picked_columns(board, board.tables[0], metrics, first=2, rows=SHORT_ROWS)
+    title = f"Leaderboard: {board.settings.get('dataset')}{f', {shared}' if shared else ''}"
+    text = frozenset({1, header.index("prompts")})
+    return Section(title, header, rows, best, second, text_columns=text, parts=frozenset(parts))
+
+
+def _short_metrics(board: Leaderboard) -> list[str]:
+    """Return the metric that ranks, and HD95 or else the first distance."""
+    first = board.metrics[0]
+    distances = sorted((m for m in board.metrics if lower_is_better(m) and m != first), key=lambda m: m != "hd95")
+    return [first, *distances[:1]]
+
+
+def _shared_repeat(board: Leaderboard) -> tuple[str, Callable[[str], str]]:
+    """Return the seeds and folds that all rows share, and a function that leaves them out of a label."""
+    repeats = {row.repeats.said for table in board.tables for row in table.rows}
+    shared = repeats.pop() if len(repeats) == 1 else ""
+    if not shared:
+        return "", str
+    return shared, lambda label: label.replace(f" ({shared})", "", 1)
+
+
+def _remainder(count: int, columns: int) -> list[list[str]]:
+    """Return the row that says how many rows are not shown, if any."""
+    return [["", f"... and {count - SHORT_ROWS} more", *[""] * (columns - 2)]] if count > SHORT_ROWS else []
+
+
+def reading(board: Leaderboard) -> Iterator[str]:
+    """Yield the lines below the short table: what is averaged and ranked, and how certain the order is."""
+    first, *distance = _short_metrics(board)
+    sizes = f"{counted(len(board.structures), 'structure')} and {counted(len(board.patients), 'test patient')}"
+    title = title_of(board, first).partition(" (")[0]
+    misses = "its worst value" if lower_is_better(first) else "0"
+    line = f"Means over {sizes}. Ranks are by {title}, where a missed structure counts as {misses}."
+    if distance:
+        distance_title = title_of(board, distance[0]).partition(" (")[0]
+        line += f" {distance_title} leaves missed structures out: read it with `missed`."
+    yield line
+    yield " ".join(_certainty(board, first))
+
+
+def _certainty(board: Leaderboard, metric: str) -> Iterator[str]:
+    table = board.tables[0]
+    pairs = [d for d in table.differences.get(metric, ()) if table.rows[0].label in (d.first, d.second)]
+    if pairs and not board.mismatches:
+        differing = sum(d.adjusted < ALPHA for d in pairs)
+        some = f"{differing} of the {len(pairs)} other methods {'differs' if differing == 1 else 'differ'}"
+        which = {0: "No other method differs", len(pairs): "Every other method differs"}.get(differing, some)
+        yield f"{which} significantly from the first (p < {ALPHA}, Holm)."
+    if table.warnings:
+        yield "Ranks depend on how misses are counted."
+    if len(board.patients) < MINIMUM_PATIENTS:
+        yield f"With fewer than {MINIMUM_PATIENTS} patients, intervals and tests are rough."
 
 
 def sections(board: Leaderboard) -> Iterator[Section]:
@@ -89,26 +191,34 @@ def _main(board: Leaderboard, table: Table) -> Section:
     for row in table.rows:
         numbers = [row.number(m, MAIN) for m in board.metrics]
         cells = [row.label, "–" if row.rank is None else str(row.rank)]
-        for metric, number in zip(board.metrics, numbers, strict=True):
-            interval = f"[{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]"
-            cells.append(f"{with_unit(board, metric, number.value, number.unit)} {interval}")
+        cells += [_mean_cell(board, m, number, interval=True) for m, number in zip(board.metrics, numbers, strict=True)]
         rows.append([*cells, str(numbers[0].missed), str(numbers[0].spurious), prompts_of(row.repeats)])
-    best, second = _picked_columns(board, table, first=2)
+    best, second = _picked_columns(board, table, board.metrics, first=2)
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
     note = "In brackets stands the 95 % interval of each mean, as_published."
     return Section(title, header, rows, best, second, [*table.warnings, note])
 
 
-def _picked_columns(board: Leaderboard, table: Table, first: int) -> tuple[frozenset[tuple[int, int]], ...]:
-    """The best and the second best cells of the metrics, which stand in the columns from `first` on."""
+def _mean_cell(board: Leaderboard, metric: str, number: Number, *, interval: bool) -> str:
+    value = with_unit(board, metric, number.value, number.unit)
+    return f"{value} [{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]" if interval else value
+
+
+def _picked_columns(
+    board: Leaderboard, table: Table, metrics: Sequence[str], first: int, rows: int | None = None
+) -> tuple[frozenset[tuple[int, int]], ...]:
+    """Return the best and the second best cells of the metrics, which stand in the columns from `first` on.
+
+    Of the table, only the first `rows` are shown, if given.
+    """
     best: list[tuple[int, int]] = []
     second: list[tuple[int, int]] = []
     if table.ranked and not board.mismatches:
-        for column, metric in enumerate(board.metrics, start=first):
+        for column, metric in enumerate(metrics, start=first):
             values = [format_value(row.number(metric, MAIN).value, board.unit[metric]) for row in table.rows]
             one, other = picked(values, lower=lower_is_better(metric))
-            best += [(row, column) for row in one]
-            second += [(row, column) for row in other]
+            best += [(row, column) for row in one if rows is None or row < rows]
+            second += [(row, column) for row in other if rows is None or row < rows]
     return frozenset(best), frozenset(second)
 
 
@@ -201,6 +311,10 @@ def _names(table: Table) -> Section:
 
 def _share(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _millions(value: float | None) -> str:
+    return "–" if value is None else f"{value / 1e6:.2f}"
 
 
 def _cost(table: Table) -> Section:

@@ -25,6 +25,7 @@ from textseg.metrics.statistics import (
     ranks,
 )
 
+ALPHA = 0.05  # below it a difference is called significant, after Holm's adjustment
 SCHEMES = {
     "mean_then_rank": "methods are ranked by their means",
     "rank_then_mean": "methods are ranked on each patient, then by the means of these ranks",

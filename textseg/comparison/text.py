@@ -1,63 +1,118 @@
-"""A leaderboard as plain text, for a terminal, and as Markdown."""
+"""A leaderboard as text: a short form and every table for a terminal, and Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
 from typing import IO
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from textseg.comparison.leaderboard import Leaderboard
-from textseg.comparison.sections import Section, mark, notes, sections
-from textseg.drawing.tables import markdown_table, text_table
+from textseg.comparison.sections import Section, mark, notes, reading, sections, short_section
+from textseg.drawing.tables import markdown_table
+
+WIDTH = 100  # of the short form without a terminal, so that a log looks the same on every machine
+UNLIMITED = 10_000  # every table without a terminal: no line is broken, so that two texts can be compared by line
+FORMATS = ("html", "csv", "json", "md", "tex")
+
+
+def print_leaderboard(
+    board: Leaderboard, file: IO[str], *, details: bool = False, output: Path | None = None, width: int | None = None
+) -> None:
+    """Print one table that fits the width, what it means, and where the rest is; with `details` every table.
+
+    `width` is that of the terminal, or 100 columns without one. On a terminal the best value of a column is bold and
+    the second best underlined. `output` is the folder that the leaderboard was written to.
+    """
+    plain = not file.isatty()
+    if width is None and plain:
+        width = UNLIMITED if details else WIDTH
+    console = Console(file=file, width=width, highlight=False)
+    with console.capture() as capture:
+        if details:
+            _print_all(board, console)
+        else:
+            _print_short(board, console)
+        for line in _whereabouts(details, output):
+            console.print(line, markup=False)
+    # A table fills each line to its width with spaces, which only get in the way in a log.
+    file.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
 
 
 def as_text(board: Leaderboard) -> str:
-    """Plain: the same on every screen, so that two can be compared line by line."""
-    parts = ["\n".join(mark(board)) + "\n"] if board.mismatches else []
-    for section in sections(board):
-        said = ["", *section.notes] if section.notes else []
-        parts.append("\n".join([f"{section.title}\n", text_table(section.header, section.rows).rstrip(), *said, ""]))
-    return "\n".join([*parts, *notes(board)]) + "\n"
+    """Return every table as plain text."""
+    text = StringIO()
+    print_leaderboard(board, text, details=True)
+    return text.getvalue()
 
 
-def print_text(board: Leaderboard, file: IO[str]) -> None:
-    """As plain text; on a terminal with colours, the best bold and the second best underlined."""
-    if not file.isatty():
-        file.write(as_text(board))
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as RichTable
+def _print_short(board: Leaderboard, console: Console) -> None:
+    for line in mark(board)[:1]:
+        console.print(line, style="bold red", markup=False)
+    _print_section(short_section(board, console.width), console)
+    for line in reading(board):
+        console.print(line, markup=False)
 
-    console = Console(file=file)
+
+def _print_all(board: Leaderboard, console: Console) -> None:
     for line in mark(board):
-        console.print(escape(line), style="bold red")
+        console.print(line, style="bold red", markup=False)
     for section in sections(board):
-        table = RichTable(title=escape(section.title), title_justify="left", title_style="bold")
-        for column, name in enumerate(section.header):
-            table.add_column(escape(name), justify="right" if column else "left")
-        for place, cells in enumerate(section.rows):
-            table.add_row(*(_styled(section, place, column, escape(cell)) for column, cell in enumerate(cells)))
-        console.print(table)
-        for note in section.notes:
-            console.print(escape(note), style="yellow" if note.startswith("Warning") else "dim", highlight=False)
+        _print_section(section, console)
     for note in notes(board):
-        console.print(escape(note), style="dim", highlight=False)
+        console.print(note, style="dim", markup=False)
 
 
-def _styled(section: Section, row: int, column: int, cell: str) -> str:
+def _print_section(section: Section, console: Console) -> None:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, name in enumerate(section.header):
+        text = column in section.text_columns
+        # Names are folded where the table is too wide, so that two long ones can still be told apart.
+        table.add_column(Text(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    for row, cells in enumerate(section.rows):
+        if row in section.parts:
+            table.add_section()
+        table.add_row(*(_cell(section, row, column, cell) for column, cell in enumerate(cells)))
+    console.print(section.title, style="bold", markup=False)
+    console.print()
+    console.print(table)
+    if section.notes:
+        console.print()
+    for note in section.notes:
+        console.print(note, style="yellow" if note.startswith("Warning") else "dim", markup=False)
+    console.print()
+
+
+def _cell(section: Section, row: int, column: int, cell: str) -> Text:
     style = "bold" if (row, column) in section.best else "underline" if (row, column) in section.second else ""
-    return f"[{style}]{cell}[/{style}]" if style else cell
+    return Text(" ".join(cell.split()), style)
+
+
+def _whereabouts(details: bool, output: Path | None) -> Iterator[str]:
+    if not details:
+        yield "Every table: `textseg compare RUN... --details`."
+    if output is None:
+        yield "As HTML, CSV, JSON, Markdown and LaTeX: `textseg compare RUN... --output DIR`."
+    else:
+        first, *others = FORMATS
+        yield f"Files: {output / f'leaderboard.{first}'} and .{', .'.join(others)} beside it."
 
 
 def as_markdown(board: Leaderboard) -> str:
-    """With the best value of each column of a ranking bold."""
+    """Return every table as Markdown, the best value of each column of a ranking bold."""
     parts = [f"> **{line.strip()}**\n" for line in mark(board)]
     for section in sections(board):
         rows = [
             [_bold(cell) if (row, column) in section.best else cell for column, cell in enumerate(cells)]
             for row, cells in enumerate(section.rows)
         ]
-        said = "\n".join(f"- {note}" for note in section.notes)
-        parts.append("\n".join([f"## {section.title}\n", markdown_table(section.header, rows), said]) + "\n")
+        remarks = "\n".join(f"- {note}" for note in section.notes)
+        parts.append("\n".join([f"## {section.title}\n", markdown_table(section.header, rows), remarks]) + "\n")
     return "\n".join([*parts, "## Notes\n", *(f"- {note}" for note in notes(board))]) + "\n"
 
 

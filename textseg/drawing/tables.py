@@ -1,4 +1,4 @@
-"""Scores as text, and tables as Markdown and plain text."""
+"""Scores as text, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -29,14 +29,3 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     rule = f"|:---|{'---:|' * (len(header) - 1)}"
     return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal, the first column to the left, the others to the right."""
-    table = [[" ".join(cell.split()) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
-    ]
-    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]) + "\n"

@@ -163,12 +163,13 @@ def _meaning(code: int) -> str:
 
 def _print_leaderboards(folders: Sequence[Path]) -> None:
     from textseg.comparison.compare import comparable, compare  # which a single run never needs
+    from textseg.comparison.text import print_leaderboard
 
     for group in comparable(folders):
         if len(group) > 1:
             print()
             try:
-                print(compare(group))
+                print_leaderboard(compare(group), sys.stdout)
             except RunError as error:
                 print(error, file=sys.stderr)
 
