@@ -1,8 +1,10 @@
 import gzip
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations, product
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import SimpleITK as sitk
 from textseg.errors import DataError
 from textseg.volumes import files as volumes
 from textseg.volumes.files import Geometry, canonical, file_hash, read_labels, read_volume, restore, write_labels
+from textseg.volumes.itk import quietly
 
 SPACING = {"slice": 3.3, "row": 0.75, "column": 0.5}
 # ITK's letters say where an axis runs to: canonical columns to Posterior, rows to Inferior, slices to Right.
@@ -355,15 +358,22 @@ def test_real_scans_lie_as_patients_do(tmp_path: Path) -> None:
             assert copy.geometry.differences(labels.geometry, tolerance=1e-5) == []
 
 
-def test_output_of_other_threads_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = save(phantom(), tmp_path / "a.mha")
+def test_output_of_other_threads_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    assert quietly(lambda: os.write(2, b"\r 50 % \r")) == 8
+    assert capfd.readouterr().err == "\r 50 % \r"
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz", ".nii"])
+def test_threads_decode_voxels_at_the_same_time(tmp_path: Path, suffix: str) -> None:
+    paths = [save(phantom(), tmp_path / f"{name}{suffix}") for name in "ab"]
+    both = Barrier(2, timeout=20)  # breaks where one thread waits for the other to finish
     execute = sitk.ImageFileReader.Execute
 
-    def read_and_print(reader: sitk.ImageFileReader) -> sitk.Image:
-        os.write(2, b"\r 50 % \r")
+    def execute_together(reader: sitk.ImageFileReader) -> sitk.Image:
+        both.wait()
         return execute(reader)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sitk.ImageFileReader, "Execute", read_and_print)
-        read_volume(path)
-    assert capfd.readouterr().err == "\r 50 % \r"
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(sitk.ImageFileReader, "Execute", execute_together)
+        first, second = pool.map(read_volume, paths)
+    assert np.array_equal(first.array, second.array)

@@ -23,7 +23,7 @@ from textseg.errors import DataError
 from textseg.volumes.dicom_series import DicomSeries, only_series, read_series, series_hash
 from textseg.volumes.geometry import Array, Geometry, canonical, restore
 from textseg.volumes.integrity import numbers, require_scalar_volume, require_whole_mha, require_whole_nifti
-from textseg.volumes.itk import UnreadableError, quietly, sitk
+from textseg.volumes.itk import UnreadableError, attempt, quietly, sitk
 
 __all__ = [
     "SUFFIXES",
@@ -52,14 +52,14 @@ class Volume:
 
 
 def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
-    """What the header of a file says, cut into slices of that plane; no voxel is read. Raises DataError."""
+    """Read the geometry in the header of a file, cut into slices of that plane. Raises DataError."""
     reader = sitk.ImageFileReader()
     _read_header(Path(path), reader)
     return _geometry(Path(path), reader, plane)
 
 
 def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Volume:
-    """Intensities, float32 [S, H, W], cut into slices of that plane; of a file, or a folder of one DICOM series.
+    """Read intensities, float32 [S, H, W], cut into slices of that plane, from a file or a folder of one DICOM series.
 
     Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
     colour or complex, or holds a value that is no finite number.
@@ -81,7 +81,7 @@ def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Vo
 
 
 def read_labels(path: Path | str, plane: Plane = "sagittal") -> Volume:
-    """Labels, integers [S, H, W] as the file has them (int64 where it stores whole numbers as floats).
+    """Read labels, integers [S, H, W] as the file has them (int64 where it stores whole numbers as floats).
 
     Raises DataError as `read_volume` does, and where a value is not a whole number.
     """
@@ -148,7 +148,7 @@ def write_labels(
 
 
 def file_hash(path: Path | str | DicomSeries) -> str:
-    """SHA-256 of the content of a file or series, in hexadecimal. Raises DataError where it can't be read."""
+    """Return the SHA-256 of the content of a file or series, in hexadecimal. Raises DataError if it can't be read."""
     if isinstance(path, DicomSeries) or Path(path).is_dir():
         return series_hash(path if isinstance(path, DicomSeries) else only_series(Path(path)))
     try:
@@ -159,15 +159,17 @@ def file_hash(path: Path | str | DicomSeries) -> str:
 
 
 def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
-    """The canonical array in the file's own type, and its geometry."""
+    """Return the canonical array in the file's own type, and its geometry."""
     reader = sitk.ImageFileReader()
     _read_header(path, reader)
+    name = path.name.lower()
     try:
-        if path.name.lower().endswith(".mha"):
+        if name.endswith(".mha"):
             require_whole_mha(path, reader)
-        elif path.name.lower().endswith((".nii", ".nii.gz")):
+        elif name.endswith((".nii", ".nii.gz")):
             require_whole_nifti(path, reader)
-        image = quietly(reader.Execute)
+        # A file that was checked has nothing left for ITK to print about, so threads may decode voxels at once.
+        image = quietly(reader.Execute) if name.endswith(".nrrd") else attempt(reader.Execute)
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
     if image.GetDimension() == 2:
@@ -189,7 +191,7 @@ def _read_header(path: Path, reader: Any) -> None:
 
 
 def _geometry(path: Path, reader: Any, plane: Plane) -> Geometry:
-    """What a header says."""
+    """Return the geometry that a header states."""
     size, spacing, origin, direction = (
         tuple(getattr(reader, f"Get{name}")()) for name in ("Size", "Spacing", "Origin", "Direction")
     )

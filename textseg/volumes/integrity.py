@@ -1,4 +1,4 @@
-"""Whether a volume file is whole, where ITK would go on in silence; from its header, before its voxels are read."""
+"""Integrity of volume files: checks of what ITK passes over in silence, before it reads the voxels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # by the code of the datatype
 
 
 def require_scalar_volume(path: Path, reader: Any) -> None:
+    """Raise DataError for a file that does not hold one real number for each voxel of a volume or a slice."""
     if reader.GetDimension() not in (2, 3):
         size = numbers(reader.GetSize())
         raise DataError(f"{path} has {reader.GetDimension()} dimensions ({size}), not 2 or 3; take it apart.")
@@ -26,7 +27,7 @@ def require_scalar_volume(path: Path, reader: Any) -> None:
 
 
 def require_whole_mha(path: Path, reader: Any) -> None:
-    """ITK goes on with what it could decompress of a damaged file; zlib's own check sum tells, and the size does."""
+    """Raise for a damaged file, by its size and zlib's check sum: ITK goes on with what it could decompress."""
     header = {}
     expected = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     with path.open("rb") as file:
@@ -53,28 +54,26 @@ def require_whole_mha(path: Path, reader: Any) -> None:
 
 
 def require_whole_nifti(path: Path, reader: Any) -> None:
-    """Against three silences of ITK: zeros for what a truncated file lacks and for NaN, and x.nii read for x.nii.gz."""
+    """Raise for what ITK passes over: a truncated file (it gives zeros), NaN (zeros too), x.nii beside x.nii.gz."""
     header = {key: float(reader.GetMetaData(key)) for key in ("vox_offset", "bitpix")}
-    expected = int(header["vox_offset"]) + math.prod(reader.GetSize()) * int(header["bitpix"]) // 8
-    if path.name.lower().endswith(".gz"):
-        twin = path.with_suffix("")
-        if twin.exists():
-            raise DataError(f"{path}: {twin.name} lies beside it, and ITK would mix the two; move one of them away.")
-        with gzip.open(path) as file:
-            actual = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
-    else:
-        actual = path.stat().st_size
+    offset, voxel_count = int(header["vox_offset"]), math.prod(reader.GetSize())
+    expected = offset + voxel_count * int(header["bitpix"]) // 8
+    packed = path.name.lower().endswith(".gz")
+    if packed and (twin := path.with_suffix("")).exists():
+        raise DataError(f"{path}: {twin.name} lies beside it, and ITK would mix the two; move one of them away.")
+    float_type, content = NIFTI_FLOATS.get(reader.GetMetaData("datatype")), b""
+    with gzip.open(path) if packed else path.open("rb") as file:
+        # Decompressing to the end checks gzip's own sum. Only floats are kept, to look for NaN in them.
+        if float_type:
+            content = file.read()
+            actual = len(content)
+        else:
+            actual = sum(map(len, iter(lambda: file.read(1 << 20), b""))) if packed else path.stat().st_size
     if actual < expected:
         raise UnreadableError(f"it has {actual} of {expected} bytes")
-    if reader.GetMetaData("datatype") in NIFTI_FLOATS:
-        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+    if float_type:
         order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
-        voxels = np.frombuffer(
-            content,
-            order + NIFTI_FLOATS[reader.GetMetaData("datatype")],
-            count=math.prod(reader.GetSize()),
-            offset=int(header["vox_offset"]),
-        )
+        voxels = np.frombuffer(content, order + float_type, count=voxel_count, offset=offset)
         if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
             raise DataError(
                 f"{path}: {bad} of {voxels.size} values are NaN or infinite; repair or leave out this volume."
@@ -82,4 +81,5 @@ def require_whole_nifti(path: Path, reader: Any) -> None:
 
 
 def numbers(values: tuple[float, ...]) -> str:
+    """Write numbers for a message, such as "640 x 512 x 15"."""
     return " x ".join(f"{value:.6g}" for value in values)

@@ -1,4 +1,4 @@
-"""Calls into ITK, whose failures are one line, and whose libraries print nothing meanwhile."""
+"""Calls into ITK: a failure is one line, and what its libraries print does not stand in the way of it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,32 @@ _one_call = threading.Lock()
 
 
 class UnreadableError(Exception):
-    """What is wrong with a file, in one line."""
+    """The reason why ITK can't read or write a file, in one line."""
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """Return the result of `call`; raise UnreadableError where ITK fails."""
+    try:
+        return call()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
+        if reason.startswith("Reason:"):  # the system's last error, which is about something else
+            reason = "its header or its voxels are incomplete"
+        raise UnreadableError(reason) from error
 
 
 def quietly(call: Callable[[], Any]) -> Any:
-    """What `call` gives; on failure nothing of what ITK's libraries print stands in the way of our one message.
+    """Return the result of `call`; where it fails, nothing is printed beside our one message.
 
-    What other threads write to the process's standard error meanwhile comes out afterwards.
+    Standard error belongs to the whole process, so only one call at a time runs quietly, and output of other threads
+    appears after it. A call that needs no silence takes `attempt`, so that threads run beside each other.
     """
     with _one_call, _printed() as printed:
         sys.stderr.flush()
         kept = os.dup(2)
         os.dup2(printed, 2)
         try:
-            result = call()
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
-            if reason.startswith("Reason:"):  # the system's last error, which is about something else
-                reason = "its header or its voxels are incomplete"
-            raise UnreadableError(reason) from error
+            result = attempt(call)
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -47,7 +54,7 @@ def quietly(call: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _printed() -> Iterator[int]:
-    """A file for what libraries print, by its descriptor; in memory where the system has such files."""
+    """Open a file for the output of libraries and give its descriptor; in memory where the system can."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("printed")
         try:
