@@ -32,7 +32,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.task_record import TaskRecord
-from textseg.text.prompts import template_visibility
+from textseg.text.visibility import template_visibility
 from textseg.volumes.files import read_volume
 
 TEXT_LENGTH, TEXT_SIZE = 256, 384  # T and D of minilm

@@ -2,21 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
-from textseg.errors import DataError, PromptError
-from textseg.text.prompts import (
-    SequencePrompts,
-    generate,
+from textseg.errors import PromptError
+from textseg.text.prompts import SequencePrompts, generate
+from textseg.text.visibility import (
     ground_truth_visibility,
     interactive_visibility,
-    predicted_visibilities,
-    read_named,
-    shifted,
-    spoken,
     template_visibility,
 )
 
@@ -68,11 +62,11 @@ def test_unknown_position_is_left_out(small_atlas: Atlas) -> None:
 def test_thirds_of_the_stack(small_atlas: Atlas, slice_count: int, expected: str) -> None:
     generator, visibility = SequencePrompts(small_atlas), template_visibility(small_atlas)
     letters = {"left third of the slices": "l", "true mid-sagittal plane": "m", "right third of the slices": "r"}
-    found = ""
+    thirds = ""
     for slice_index in range(slice_count):
         holistic = generator(visibility.at(slice_index, slice_count)).holistic
-        found += "".join(letter for place, letter in letters.items() if f"the anatomy in the {place}," in holistic)
-    assert found == expected
+        thirds += "".join(letter for third, letter in letters.items() if f"the anatomy in the {third}," in holistic)
+    assert thirds == expected
 
 
 def test_a_slice_that_shows_nothing_says_so(small_atlas: Atlas) -> None:
@@ -130,66 +124,9 @@ def test_generate_checks_what_a_generator_gives(small_atlas: Atlas) -> None:
         generate(lambda _: Prompts("A spine.", ("",) * 3), small_atlas, visibility)
 
 
-def test_template_lists_everything(small_atlas: Atlas) -> None:
-    facts = {"sequence": "T1"}
-    assert template_visibility(small_atlas, facts) == Visibility(
-        ("L2", "L1", "L1/L2", "SC"), source="template", scope="volume", facts=facts
-    )
-
-
-@pytest.mark.parametrize(
-    ("named", "visible"),
-    [
-        ("L1:L1/L2", ("L1", "L1/L2", "SC")),
-        (" L1 : L2 ", ("L2", "L1", "L1/L2", "SC")),
-        ("SC, L1", ("L1", "SC")),
-        ("L2", ("L2",)),
-        (["SC", "L2", "SC"], ("L2", "SC")),
-    ],
-)
-def test_interactive_names_in_class_order(small_atlas: Atlas, named: str | list[str], visible: tuple[str, ...]) -> None:
-    assert interactive_visibility(small_atlas, named) == Visibility(visible, source="interactive", scope="volume")
-
-
-def test_interactive_stretches_are_visibilities_of_the_atlas(small_atlas: Atlas) -> None:
-    listed = list(small_atlas.visibilities())
-    assert template_visibility(small_atlas) in listed
-    assert interactive_visibility(small_atlas, "L1/L2:L2") in listed
-
-
-@pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ("L2:L1", "runs upwards"),
-        ("L1:L9", "'L9' stands in no row"),
-        ("L1:", "is no stretch"),
-        ("L1:L2:L1", "is no stretch"),
-        ("L1:SC", "'SC' stands in no row"),
-        ("", "No visible structure is named"),
-        ([], "No visible structure is named"),
-        ("L1,L7", "has no structure 'L7'"),
-    ],
-)
-def test_interactive_mistakes(small_atlas: Atlas, named: str | list[str], message: str) -> None:
-    with pytest.raises(PromptError, match=message):
-        interactive_visibility(small_atlas, named)
-
-
-def test_a_stretch_needs_an_order() -> None:
-    with pytest.raises(PromptError, match="has no order"):
-        interactive_visibility(heart(), "LV:myocardium")
-
-
-def test_ground_truth_speaks_of_one_slice(small_atlas: Atlas) -> None:
-    visibility = ground_truth_visibility(small_atlas, [3, 0, 1, 1])
-    assert visibility == Visibility(("L2", "L1/L2"), source="ground_truth", scope="slice")
-    with pytest.raises(DataError, match=r"class indices \[5, 25\], and atlas 'small' has 0 to 4"):
-        ground_truth_visibility(small_atlas, [25, 1, 5])
-
-
 def test_importing_stays_light() -> None:
     code = (
-        "import sys, textseg.text.prompts, textseg.text.embeddings; "
+        "import sys, textseg.text.prompts, textseg.text.visibility, textseg.text.embeddings; "
         "print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -198,51 +135,7 @@ def test_importing_stays_light() -> None:
 
 def test_facts_end_the_holistic_prompt_where_they_are_known(small_atlas: Atlas) -> None:
     generator = SequencePrompts(small_atlas, granularity=1, facts=("sequence", "sex", "view"))
-    said = generator(template_visibility(small_atlas, {"sex": "female", "sequence": "T2", "scanner": "Avanto"}))
-    assert said.holistic == "The sagittal MRI of the spine. The sequence is T2. The patient is female."
+    prompts = generator(template_visibility(small_atlas, {"sex": "female", "sequence": "T2", "scanner": "Avanto"}))
+    assert prompts.holistic == "The sagittal MRI of the spine. The sequence is T2. The patient is female."
     plain = SequencePrompts(small_atlas, facts=("sex",))(template_visibility(small_atlas))
     assert plain == SequencePrompts(small_atlas)(template_visibility(small_atlas))
-
-
-def test_a_miscounted_stretch_moves_by_structures_of_one_kind_and_stays_in_the_row(small_atlas: Atlas) -> None:
-    assert shifted(small_atlas, "L1", "L1", 1) == "L2:L2"
-    assert shifted(small_atlas, "L1", "L2", 1) == "L2:L2"
-    assert shifted(small_atlas, "L1", "L1/L2", -1) == "L1:L1/L2"
-    ungrouped = Atlas("bare", small_atlas.structures, small_atlas.sequence)
-    assert shifted(ungrouped, "L1", "L1/L2", 1) == "L1/L2:L2"
-
-
-def test_what_a_first_pass_may_find(small_atlas: Atlas) -> None:
-    found = [visibility.visible for visibility in predicted_visibilities(small_atlas, {"sex": "male"})]
-    stretches = [visibility.visible for visibility in small_atlas.visibilities()]
-    assert found == list(dict.fromkeys(stretches))
-    assert len(set(found)) == len(found) == 6  # three structures in a row; the whole row is the template, too
-    three = heart()
-    sets = [visibility.visible for visibility in predicted_visibilities(three)]
-    assert len(set(sets)) == len(sets) == 2 ** len(three.names) - 1
-    crowd = Atlas("crowd", tuple(Structure(f"s{i}", "part", i) for i in range(1, 9)))
-    assert [visibility.visible for visibility in predicted_visibilities(crowd)] == [crowd.names]
-    assert {visibility.source for visibility in predicted_visibilities(crowd)} == {"predicted"}
-
-
-def test_what_is_spoken_says_what_was_meant(small_atlas: Atlas) -> None:
-    for visibility in small_atlas.visibilities():
-        said = spoken(small_atlas, visibility.visible)
-        assert ":" in said
-        assert interactive_visibility(small_atlas, said).visible == visibility.visible
-    assert spoken(small_atlas, ("L2", "L1")) == "L2, L1"  # without the canal, which a stretch would include
-    assert spoken(heart(), heart().names) == ", ".join(heart().names)
-
-
-def test_a_table_of_what_is_visible(tmp_path: Path) -> None:
-    assert read_named("L1:L2", ["a", "b"]) == {"a": "L1:L2", "b": "L1:L2"}
-    table = tmp_path / "visible.csv"
-    table.write_text("case,visible,annotated\na,L1:L2,\nb,L2,L2\nother,L1,\n")
-    assert read_named(str(table), ["b"])["b"] == "L2"
-    with pytest.raises(PromptError, match="has no row for case 'othr'. Did you mean 'other'"):
-        read_named(str(table), ["othr"])
-    table.write_text("case\na\n")
-    with pytest.raises(PromptError, match="needs the columns case and visible"):
-        read_named(str(table), ["a"])
-    with pytest.raises(PromptError, match=r"missing.csv' can't be read"):
-        read_named(str(tmp_path / "missing.csv"), ["a"])

@@ -10,8 +10,9 @@ import torch
 from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Structure, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.errors import PromptError
-from textseg.text.prompts import SequencePrompts, predicted_visibilities, template_visibility
+from textseg.text.prompts import SequencePrompts
 from textseg.text.slice_text import Knowledge, SliceText, build_text, slice_prompts
+from textseg.text.visibility import predicted_visibilities, template_visibility
 
 MakeCase = Callable[..., PreparedCase]
 TextOf = Callable[[Sequence[PreparedCase], Atlas], SliceText]

@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from textseg.contracts import Atlas, Structure
-from textseg.text.prompts import SequencePrompts, interactive_visibility, template_visibility
+from textseg.text.prompts import SequencePrompts
+from textseg.text.visibility import interactive_visibility, template_visibility
 from textseg_atmnet.atpg_lumbar import ATPGLumbar
 
 SEQUENCE = ("T10", "T10/T11", "T11", "T12", "L1", "L5", "L5/S", "S")

@@ -144,8 +144,8 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     """Evaluate a finished run again, with the prompts of another source where one is named.
 
     The scores of another source stand below the run, in a folder of their own that `compare` reads like a run.
-    `visible` is what a person named for `interactive` prompts: see `textseg.text.prompts.read_named`. Raises RunError
-    for a source that there is not, and for data that are not those of the training.
+    `visible` is what a person named for `interactive` prompts: see `textseg.text.visibility.read_statements`. Raises
+    RunError for a source that there is not, and for data that are not those of the training.
     """
     folder = RunFolder.existing(run)
     recipe = load_recipe(folder.recipe)

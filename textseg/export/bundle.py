@@ -24,7 +24,8 @@ from textseg.runs.folder import RunFolder
 from textseg.runs.task_record import write_task
 from textseg.system.files import write_atomically
 from textseg.system.hub import CONFIGURATION, noting_models
-from textseg.text.prompts import generate, predicted_visibilities, template_visibility
+from textseg.text.prompts import generate
+from textseg.text.visibility import predicted_visibilities, template_visibility
 from textseg.version import API_VERSION, __version__
 from textseg.volumes.files import file_hash
 

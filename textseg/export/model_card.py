@@ -11,7 +11,7 @@ from textseg.metrics.scores import read_scores, summarise
 from textseg.metrics.statistics import small_sample_warning
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
-from textseg.text.prompts import spoken
+from textseg.text.visibility import statement
 
 PARTS = ("train", "validation", "test")
 
@@ -50,7 +50,7 @@ def model_card(
         *(_built_like(configurations) if configurations else ()),
         "## Limits",
         "",
-        f"- It knows these structures only, and numbers levels by what it sees: {spoken(atlas, atlas.names)}.",
+        f"- It knows these structures only, and numbers levels by what it sees: {statement(atlas, atlas.names)}.",
         "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`",
         "  remarks on spacings, fields of view and a brightness that it was not trained on.",
         "- Its scores are those of few patients of one data set, and say nothing about other hospitals.",

@@ -23,7 +23,7 @@ from textseg.models.segmenter import Segmenter
 from textseg.registry.discovery import installed_registry
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
-from textseg.text.prompts import template_visibility
+from textseg.text.visibility import template_visibility
 from textseg.volumes.files import read_volume
 
 SAME = 0.9999  # of the labels must be equal

@@ -22,7 +22,7 @@ from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
 from textseg.registry.component import cause
 from textseg.system.files import write_atomically
-from textseg.text.prompts import read_named, spoken
+from textseg.text.visibility import read_statements, statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
 from textseg.volumes.dicom_series import find_series, is_dicom
@@ -132,9 +132,9 @@ def _is_input(path: Path) -> bool:
 def plan_jobs(
     inputs: Sequence[Input], output: Path, *, suffix: str | None = None, visible: str | None = None
 ) -> list[Job]:
-    """Where the mask of each input goes: its name, in `output`; with its folder's name before it where two are equal.
+    """Plan the mask of each input: its name, in `output`; with its folder's name before it where two are equal.
 
-    `suffix` is that of the masks, else each has its input's; `visible` as `textseg.text.prompts.read_named` reads it.
+    `suffix` is that of the masks, else each has its input's; `textseg.text.visibility.read_statements` reads `visible`.
     Raises DataError where two masks would have one name, a mask would take the place of an input, or is to be DICOM
     where the input is not.
     """
@@ -151,7 +151,7 @@ def plan_jobs(
     if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
         same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
         raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
-    named = read_named(visible, names) if visible else {}
+    named = read_statements(visible, names) if visible else {}
     jobs = []
     for one, name in zip(inputs, names, strict=True):
         mask = output / f"{name}{suffix or _own_suffix(one)}"
@@ -268,7 +268,7 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, how: _How) -> Ou
 
 def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
     """Return what the prompts stated about a volume, and where that came from."""
-    return {"source": visibility.source, "visible": spoken(atlas, visibility.visible)}
+    return {"source": visibility.source, "visible": statement(atlas, visibility.visible)}
 
 
 def _made(model: Predictor, content: str, job: Job, how: _How) -> dict[str, Any]:

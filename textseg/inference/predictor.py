@@ -18,7 +18,7 @@ from textseg.inference.structure_finder import StructureFinder, predicted_visibi
 from textseg.inference.training_domain import outside_domain
 from textseg.levels.level_order import order_levels
 from textseg.runs.task_record import TaskRecord
-from textseg.text.prompts import interactive_visibility, template_visibility
+from textseg.text.visibility import interactive_visibility, template_visibility
 from textseg.volumes.files import DicomSeries, Geometry, Volume, file_hash, read_volume
 from textseg.volumes.mask import Mask, label_values
 

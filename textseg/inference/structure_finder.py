@@ -18,7 +18,7 @@ from textseg.metrics.scores import csv_text
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
 from textseg.system.files import write_atomically
-from textseg.text.prompts import ground_truth_visibility, predicted_visibilities, spoken
+from textseg.text.visibility import ground_truth_visibility, predicted_visibilities, statement
 
 SMALL = 0.25  # of the usual size in its group: below it, a finding counts in proportion to its size
 
@@ -134,7 +134,7 @@ def write_visible(path: Path, atlas: Atlas, said: Sequence[tuple[PreparedCase, V
     for prepared, visibility in said:
         present = {index for plane in prepared.present for index in plane}
         annotated = ground_truth_visibility(atlas, present).visible
-        rows.append((prepared.case.id, spoken(atlas, visibility.visible), spoken(atlas, annotated)))
+        rows.append((prepared.case.id, statement(atlas, visibility.visible), statement(atlas, annotated)))
         found, wanted = (
             [n for n in (atlas.sequence or atlas.names) if n in names] for names in (visibility.visible, annotated)
         )

@@ -25,8 +25,8 @@ from textseg.recipe.loading import Recipe, required_components
 from textseg.registry.discovery import Component, Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder
-from textseg.text.prompts import read_named
 from textseg.text.slice_text import Knowledge, Text, build_text
+from textseg.text.visibility import read_statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,8 +150,8 @@ def build(
     Args:
         recipe: checked.
         also: prompt sources beyond those of the recipe.
-        named: what a person says is visible in the test cases, for `interactive` prompts: see `read_named`; without it
-            the person is simulated.
+        named: what a person says is visible in the test cases, for `interactive` prompts: see `read_statements`;
+            without it the person is simulated.
         progress: told how many cases of how many are prepared.
 
     Raises a TextsegError, before anything is prepared where that is possible, for a recipe whose parts don't go
@@ -289,7 +289,7 @@ def _text(
             template_position=settings.template_position,
             interactive_error=settings.interactive_error,
             seed=recipe.seed,
-            named=read_named(named, [case.case.id for case in cases["test"]]) if named else {},
+            named=read_statements(named, [case.case.id for case in cases["test"]]) if named else {},
         ),
     )
 

@@ -14,7 +14,8 @@ from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import REGION
 from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
-from textseg.text.prompts import generate, template_visibility
+from textseg.text.prompts import generate
+from textseg.text.visibility import template_visibility
 
 KIND = "prompt_generator"
 

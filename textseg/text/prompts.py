@@ -1,21 +1,17 @@
-"""From what is visible to the text that says so: visibilities of each source, and prompts of any ordered atlas."""
+"""Prompt generators for any atlas: sentences about the structures that are visible."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar, Literal
 
 from textseg.contracts import Atlas, Plane, PromptGenerator, Prompts, Visibility
-from textseg.errors import DataError, PromptError, suggestion
+from textseg.errors import PromptError
 from textseg.system.messages import counted
 
 Granularity = Literal[1, 2, 3]
 Wording = Literal["corrected", "paper"]
 Absence = Literal["stated", "silent"]
-FEW = 6  # structures of an atlas without an order, of which every set is a text of its own
 THIRDS: Mapping[Plane, tuple[str, str, str]] = {
     "sagittal": ("left third of the slices", "true mid-sagittal plane", "right third of the slices"),
     "coronal": ("anterior third of the slices", "middle third of the slices", "posterior third of the slices"),
@@ -173,119 +169,6 @@ def third_of_stack(slice_index: int | None, slice_count: int | None) -> int | No
     if middle < 2 * slice_count:
         return 0
     return 1 if middle <= 4 * slice_count else 2
-
-
-def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
-    """What is said when nobody looked: every structure of the atlas."""
-    return Visibility(atlas.names, source="template", scope="volume", facts=facts)
-
-
-def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapping[str, str] = {}) -> Visibility:
-    """What a person named for a whole volume.
-
-    `named` is a stretch of an ordered atlas ("T10:L5", with all that is outside the sequence), a list in one text
-    ("L4, L5") or a list of names. Raises PromptError for unknown names and for stretches that the atlas doesn't have.
-    """
-    visible = _stretch(atlas, named) if isinstance(named, str) else _chosen(atlas, named)
-    return Visibility(visible, source="interactive", scope="volume", facts=facts)
-
-
-def spoken(atlas: Atlas, visible: Sequence[str]) -> str:
-    """What a person would name to say `visible`: "T10:L5" where that says it, else every name."""
-    stretch = [name for name in atlas.sequence if name in visible]
-    if stretch and set(visible) == set(atlas.between(stretch[0], stretch[-1])):
-        return f"{stretch[0]}:{stretch[-1]}"
-    return ", ".join(visible)
-
-
-def read_named(given: str, case_ids: Iterable[str]) -> dict[str, str]:
-    """What a person named for each case: the same for all, or the columns `case` and `visible` of a CSV file.
-
-    Raises PromptError for a file that can't be read, or that lacks a case.
-    """
-    if not given.lower().endswith(".csv"):
-        return dict.fromkeys(case_ids, given)
-    try:
-        with Path(given).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PromptError(f"'{given}' can't be read as a table of visible structures: {error}.") from error
-    named = {row["case"]: (row["visible"] or "").strip() for row in rows if row.get("case") and "visible" in row}
-    for case_id in case_ids:
-        if not named.get(case_id):
-            near = suggestion(case_id, named)
-            raise PromptError(
-                f"'{given}' has no row for case '{case_id}'.{near} It needs the columns case and visible, and a row "
-                "such as 12_t2,T10:L5 for each case."
-            )
-    return named
-
-
-def ground_truth_visibility(
-    atlas: Atlas, class_indices_present: Iterable[int], facts: Mapping[str, str] = {}
-) -> Visibility:
-    """What the mask of one slice shows; index 0, the background, says nothing.
-
-    Raises DataError for a class index that the atlas doesn't have.
-    """
-    present = {int(index) for index in class_indices_present} - {0}
-    unknown = sorted(present - {structure.index for structure in atlas.structures})
-    if unknown:
-        raise DataError(
-            f"A mask holds the class indices {unknown}, and atlas '{atlas.name}' has 0 to {atlas.class_count - 1}; "
-            "the mask belongs to another atlas, or its values were not mapped to class indices."
-        )
-    visible = tuple(structure.name for structure in atlas.structures if structure.index in present)
-    return Visibility(visible, source="ground_truth", scope="slice", facts=facts)
-
-
-def predicted_visibilities(atlas: Atlas, facts: Mapping[str, str] = {}) -> Iterator[Visibility]:
-    """Everything that a first pass may find: each stretch of an ordered atlas, else each set of a few structures.
-
-    Without an order and with more than FEW structures, that is all of them, always.
-    """
-    if atlas.ordered or len(atlas.names) > FEW:
-        found = [visibility.visible for visibility in atlas.visibilities()]
-    else:
-        sizes = range(1, len(atlas.names) + 1)
-        found = [names for size in sizes for names in itertools.combinations(atlas.names, size)]
-    for visible in dict.fromkeys(found):
-        yield Visibility(visible, source="predicted", scope="volume", facts=facts)
-
-
-def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str:
-    """The stretch as a person names it who has miscounted by some levels; downwards where `levels` is positive.
-
-    A level is the next structure of the same group. Where the row ends, the stretch ends with it.
-    """
-    return f"{_neighbour(atlas, first, levels)}:{_neighbour(atlas, last, levels)}"
-
-
-def _neighbour(atlas: Atlas, name: str, levels: int) -> str:
-    row = next(([n for n in atlas.sequence if n in group] for group in atlas.groups.values() if name in group), None)
-    row = row or list(atlas.sequence)
-    return row[min(max(row.index(name) + levels, 0), len(row) - 1)]
-
-
-def _stretch(atlas: Atlas, named: str) -> tuple[str, ...]:
-    if ":" not in named:
-        return _chosen(atlas, [part.strip() for part in named.split(",") if part.strip()])
-    ends = [end.strip() for end in named.split(":")]
-    if len(ends) != 2 or not all(ends):
-        raise PromptError(
-            f"'{named}' is no stretch of structures; write FIRST:LAST with the upper structure first, or names "
-            f"separated by commas. Atlas '{atlas.name}' has {', '.join(atlas.names)}."
-        )
-    return atlas.between(*ends)
-
-
-def _chosen(atlas: Atlas, names: Sequence[str]) -> tuple[str, ...]:
-    if not names:
-        raise PromptError(
-            f"No visible structure is named; name at least one of atlas '{atlas.name}': {', '.join(atlas.names)}."
-        )
-    chosen = {atlas[name].name for name in names}
-    return tuple(name for name in atlas.names if name in chosen)
 
 
 def _phrase(family: str, name: str) -> str:

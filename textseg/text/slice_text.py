@@ -14,8 +14,8 @@ from textseg.contracts import Atlas, Case, PromptGenerator, Source, TextEncoder,
 from textseg.randomness import simulated_person
 from textseg.system.devices import Movable
 from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
-from textseg.text.prompts import (
-    generate,
+from textseg.text.prompts import generate
+from textseg.text.visibility import (
     ground_truth_visibility,
     interactive_visibility,
     predicted_visibilities,

@@ -1,0 +1,129 @@
+"""Visibilities: which structures a prompt may call visible, by the source of that knowledge.
+
+The template names every structure, a person names some, a mask shows them, and a first pass predicts them.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from textseg.contracts import Atlas, Visibility
+from textseg.errors import DataError, PromptError, suggestion
+
+FEW = 6  # structures of an atlas without an order, up to which a first pass may find any set of them
+
+
+def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
+    """Return the visibility of the template: every structure of the atlas, without a look at the image."""
+    return Visibility(atlas.names, source="template", scope="volume", facts=facts)
+
+
+def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapping[str, str] = {}) -> Visibility:
+    """Return the visibility that a person states for a whole volume.
+
+    `named` is a stretch of an ordered atlas ("T10:L5", with all that is outside the sequence), a list in one text
+    ("L4, L5") or a list of names. Raises PromptError for unknown names and for stretches that the atlas doesn't have.
+    """
+    visible = _stretch(atlas, named) if isinstance(named, str) else _chosen(atlas, named)
+    return Visibility(visible, source="interactive", scope="volume", facts=facts)
+
+
+def _stretch(atlas: Atlas, named: str) -> tuple[str, ...]:
+    if ":" not in named:
+        return _chosen(atlas, [part.strip() for part in named.split(",") if part.strip()])
+    ends = [end.strip() for end in named.split(":")]
+    if len(ends) != 2 or not all(ends):
+        raise PromptError(
+            f"'{named}' is no stretch of structures; write FIRST:LAST with the upper structure first, or names "
+            f"separated by commas. Atlas '{atlas.name}' has {', '.join(atlas.names)}."
+        )
+    return atlas.between(*ends)
+
+
+def _chosen(atlas: Atlas, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        raise PromptError(
+            f"No visible structure is named; name at least one of atlas '{atlas.name}': {', '.join(atlas.names)}."
+        )
+    chosen = {atlas[name].name for name in names}
+    return tuple(name for name in atlas.names if name in chosen)
+
+
+def statement(atlas: Atlas, visible: Sequence[str]) -> str:
+    """Write visible structures as a person states them: "T10:L5" for a whole stretch, else every name."""
+    stretch = [name for name in atlas.sequence if name in visible]
+    if stretch and set(visible) == set(atlas.between(stretch[0], stretch[-1])):
+        return f"{stretch[0]}:{stretch[-1]}"
+    return ", ".join(visible)
+
+
+def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
+    """Read what a person states for each case: one text for all, or the columns `case` and `visible` of a CSV file.
+
+    Raises PromptError for a file that can't be read, or that lacks a case.
+    """
+    if not text.lower().endswith(".csv"):
+        return dict.fromkeys(case_ids, text)
+    try:
+        with Path(text).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PromptError(f"'{text}' can't be read as a table of visible structures: {error}.") from error
+    statements = {row["case"]: (row["visible"] or "").strip() for row in rows if row.get("case") and "visible" in row}
+    for case_id in case_ids:
+        if not statements.get(case_id):
+            near = suggestion(case_id, statements)
+            raise PromptError(
+                f"'{text}' has no row for case '{case_id}'.{near} It needs the columns case and visible, and a row "
+                "such as 12_t2,T10:L5 for each case."
+            )
+    return statements
+
+
+def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str:
+    """Return a stretch moved by some levels, as a person who miscounted names it; downwards where `levels` is positive.
+
+    A level is the next structure of the same group. Where the row ends, the stretch ends with it.
+    """
+    return f"{_neighbour(atlas, first, levels)}:{_neighbour(atlas, last, levels)}"
+
+
+def _neighbour(atlas: Atlas, name: str, levels: int) -> str:
+    row = next(([n for n in atlas.sequence if n in group] for group in atlas.groups.values() if name in group), None)
+    row = row or list(atlas.sequence)
+    return row[min(max(row.index(name) + levels, 0), len(row) - 1)]
+
+
+def ground_truth_visibility(
+    atlas: Atlas, class_indices_present: Iterable[int], facts: Mapping[str, str] = {}
+) -> Visibility:
+    """Return the visibility that the mask of one slice shows; index 0, the background, is left out.
+
+    Raises DataError for a class index that the atlas doesn't have.
+    """
+    present = {int(index) for index in class_indices_present} - {0}
+    unknown = sorted(present - {structure.index for structure in atlas.structures})
+    if unknown:
+        raise DataError(
+            f"A mask holds the class indices {unknown}, and atlas '{atlas.name}' has 0 to {atlas.class_count - 1}; "
+            "the mask belongs to another atlas, or its values were not mapped to class indices."
+        )
+    visible = tuple(structure.name for structure in atlas.structures if structure.index in present)
+    return Visibility(visible, source="ground_truth", scope="slice", facts=facts)
+
+
+def predicted_visibilities(atlas: Atlas, facts: Mapping[str, str] = {}) -> Iterator[Visibility]:
+    """Give every visibility that a first pass may predict: each stretch of an ordered atlas, or each set of structures.
+
+    Without an order and with more than FEW structures, the only one names all of them.
+    """
+    if atlas.ordered or len(atlas.names) > FEW:
+        sets = [visibility.visible for visibility in atlas.visibilities()]
+    else:
+        sizes = range(1, len(atlas.names) + 1)
+        sets = [names for size in sizes for names in itertools.combinations(atlas.names, size)]
+    for visible in dict.fromkeys(sets):
+        yield Visibility(visible, source="predicted", scope="volume", facts=facts)
