@@ -21,7 +21,7 @@ import torch
 from textseg.contracts import Case
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
-from textseg.data.slice_geometry import Placement
+from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import Slices, training_loader
 from textseg.recipe.loading import AugmentationSettings
 
@@ -61,10 +61,18 @@ def stored(folder: Path, side: int, name: str = "a") -> PreparedCase:
     (folder / name).mkdir()
     np.save(folder / name / "image.npy", (image / 1000).astype(np.float16))
     np.save(folder / name / "mask.npy", mask)
-    placement = Placement(0, 0, side, side, (side, side))
+    slice_geometry = SliceGeometry(0, 0, side, side, (side, side))
     shown = ((1,),) * SLICES
     return PreparedCase(
-        Case(name, name, folder), folder / name, name, placement, (4.0, 0.5, 0.5), (4.0, 0.5, 0.5), (0, 1), shown, ""
+        Case(name, name, folder),
+        folder / name,
+        name,
+        slice_geometry,
+        (4.0, 0.5, 0.5),
+        (4.0, 0.5, 0.5),
+        (0, 1),
+        shown,
+        "",
     )
 
 

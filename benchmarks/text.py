@@ -16,7 +16,7 @@ import torch
 
 from textseg.contracts import Case, TextEncoder
 from textseg.data.preparation import PreparedCase
-from textseg.data.slice_geometry import Placement
+from textseg.data.slice_geometry import SliceGeometry
 from textseg.registry.discovery import installed_registry
 from textseg.text.slice_text import build_text
 
@@ -56,7 +56,7 @@ def cases() -> list[PreparedCase]:
                 case=Case(f"{number}", f"{number}", Path("i"), Path("m"), facts),
                 folder=Path(),
                 key=f"{number}",
-                placement=Placement(0, 0, 1, 1, (1, 1)),
+                slice_geometry=SliceGeometry(0, 0, 1, 1, (1, 1)),
                 spacing_mm=(4.0, 1.0, 1.0),
                 native_spacing_mm=(4.0, 1.0, 1.0),
                 intensities=(0.0, 1.0),

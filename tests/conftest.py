@@ -397,7 +397,7 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
     import numpy as np
 
     from textseg.data.preparation import PreparedCase
-    from textseg.data.slice_geometry import Placement
+    from textseg.data.slice_geometry import SliceGeometry
 
     folder = folder / name
     folder.mkdir(parents=True)
@@ -412,7 +412,7 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
         case=Case(name, name, Path("i.mha"), Path("m.mha"), {"sequence": sequence}),
         folder=folder,
         key=name,
-        placement=Placement(0, 0, *SLICE_SIZE, SLICE_SIZE),
+        slice_geometry=SliceGeometry(0, 0, *SLICE_SIZE, SLICE_SIZE),
         spacing_mm=(4.0, 1.0 + len(slices), 1.5),
         native_spacing_mm=(4.0, 1.0, 1.5),
         intensities=(0.0, 1.0),

@@ -25,7 +25,7 @@ from scipy.ndimage import center_of_mass
 from textseg.contracts import Case
 from textseg.data import preparation
 from textseg.data.preparation import PreparedCase, prepare
-from textseg.data.slice_geometry import Placement, find_body, highest, normalise, place
+from textseg.data.slice_geometry import SliceGeometry, find_body, find_slice_geometry, highest, normalise
 from textseg.errors import DataError
 from textseg.recipe.loading import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume, restore, write_labels
@@ -102,19 +102,19 @@ def test_restoring_undoes_preparing(
 ) -> None:
     image, labels = scan(shape)
     settings = PreparationSettings(size=size, crop=crop)
-    placement = place(Volume(image, spacing, geometry_of(shape, spacing)), settings)
-    mask = placement.prepare(torch.from_numpy(labels), size, labels=True)
+    slice_geometry = find_slice_geometry(Volume(image, spacing, geometry_of(shape, spacing)), settings)
+    mask = slice_geometry.prepare(torch.from_numpy(labels), size, labels=True)
     assert mask.dtype == torch.uint8
     assert set(mask.unique().tolist()) <= {0, 7, 9}
     logits = F.one_hot(mask.long(), 10).movedim(-1, 1).float()
     kept = logits.clone()
-    found = placement.restore(logits).numpy()
+    found = slice_geometry.restore(logits).numpy()
     assert found.shape == shape
     assert torch.equal(logits, kept)
     for value in (7, 9):
         assert dice(found == value, labels == value) > 0.95
     # The centre stays, as far as prepared pixels can tell.
-    pixel = max(1, placement.height / size[0], placement.width / size[1])
+    pixel = max(1, slice_geometry.height / size[0], slice_geometry.width / size[1])
     np.testing.assert_allclose(center_of_mass(found == 9), center_of_mass(labels == 9), atol=0.3 * pixel)
 
 
@@ -126,37 +126,37 @@ def test_image_and_mask_lie_on_each_other_at_whole_ratios(ratio: int) -> None:
     for centre in range(6):  # edges at every place within a prepared pixel
         middle = side / 2 + centre * 0.7
         labels = ((row - middle) ** 2 + (column - middle) ** 2 < (9.3 * ratio) ** 2).astype(np.uint8)[None]
-        placement = Placement(0, 0, side, side, (side, side))
-        image = placement.prepare(torch.from_numpy(labels).float(), (32, 32), labels=False)[0].numpy()
-        mask = placement.prepare(torch.from_numpy(labels), (32, 32), labels=True)[0].numpy()
+        slice_geometry = SliceGeometry(0, 0, side, side, (side, side))
+        image = slice_geometry.prepare(torch.from_numpy(labels).float(), (32, 32), labels=False)[0].numpy()
+        mask = slice_geometry.prepare(torch.from_numpy(labels), (32, 32), labels=True)[0].numpy()
         shifts.append(np.subtract(center_of_mass(mask), center_of_mass(image)) * ratio)
     np.testing.assert_allclose(np.mean(shifts, axis=0), 0, atol=0.1)  # native pixels
 
 
 def test_of_labels_in_one_pixel_most_wins_and_the_background_yields() -> None:
     native = torch.tensor([[0, 0, 5, 5, 3, 3], [0, 5, 5, 0, 3, 3], [7, 7, 0, 5, 0, 0], [7, 7, 5, 0, 0, 0]])
-    placement = Placement(0, 0, 4, 6, (4, 6))
-    prepared = placement.prepare(native[None].to(torch.uint8), (4, 6), labels=True)
+    slice_geometry = SliceGeometry(0, 0, 4, 6, (4, 6))
+    prepared = slice_geometry.prepare(native[None].to(torch.uint8), (4, 6), labels=True)
     assert torch.equal(prepared[0], native)  # nothing to decide
     stripes = torch.tensor([0, 4] * 8, dtype=torch.uint8).expand(1, 16, 16)
-    assert Placement(0, 0, 16, 16, (16, 16)).prepare(stripes, (8, 8), labels=True)[0, :, 1:-1].eq(4).all()
+    assert SliceGeometry(0, 0, 16, 16, (16, 16)).prepare(stripes, (8, 8), labels=True)[0, :, 1:-1].eq(4).all()
 
 
 @pytest.mark.parametrize(
-    "placement",
+    "slice_geometry",
     [
-        Placement(top=-7, left=-4, height=64, width=45, native_size=(50, 37)),  # reaches beyond on every side
-        Placement(top=5, left=6, height=32, width=24, native_size=(50, 37)),  # inside
-        Placement(top=-6, left=8, height=50, width=40, native_size=(50, 37)),  # both
+        SliceGeometry(top=-7, left=-4, height=64, width=45, native_size=(50, 37)),  # reaches beyond on every side
+        SliceGeometry(top=5, left=6, height=32, width=24, native_size=(50, 37)),  # inside
+        SliceGeometry(top=-6, left=8, height=50, width=40, native_size=(50, 37)),  # both
     ],
 )
-def test_pixels_lie_where_the_placement_says(placement: Placement) -> None:
+def test_pixels_lie_where_the_slice_geometry_says(slice_geometry: SliceGeometry) -> None:
     size = (31, 22)
     native = torch.stack(torch.meshgrid(torch.arange(50.0), torch.arange(37.0), indexing="ij"))
-    rows = placement.top + (torch.arange(31) + 0.5) * placement.height / 31 - 0.5
-    columns = placement.left + (torch.arange(22) + 0.5) * placement.width / 22 - 0.5
+    rows = slice_geometry.top + (torch.arange(31) + 0.5) * slice_geometry.height / 31 - 0.5
+    columns = slice_geometry.left + (torch.arange(22) + 0.5) * slice_geometry.width / 22 - 0.5
     inside = ((rows > 4) & (rows < 45))[:, None] & ((columns > 4) & (columns < 32))  # far from the edge's zeros
-    prepared = placement.prepare(native, size, labels=False)
+    prepared = slice_geometry.prepare(native, size, labels=False)
     inside[[0, -1]] = inside[:, [0, -1]] = False  # where the box cuts the filter
     for found, expected in zip(prepared, (rows[:, None].expand(size), columns.expand(size)), strict=True):
         difference = (found - expected)[inside]  # the filter's few taps are not quite symmetric: no bias, some ripple
@@ -166,24 +166,24 @@ def test_pixels_lie_where_the_placement_says(placement: Placement) -> None:
     ramps = torch.stack([rows[:, None].expand(size), columns.expand(size)])
     box = torch.zeros(50, 37, dtype=torch.bool)
     box[
-        max(0, placement.top) + 2 : placement.top + placement.height - 2,
-        max(0, placement.left) + 2 : placement.left + placement.width - 2,
+        max(0, slice_geometry.top) + 2 : slice_geometry.top + slice_geometry.height - 2,
+        max(0, slice_geometry.left) + 2 : slice_geometry.left + slice_geometry.width - 2,
     ] = True
     for ramp, expected in zip(ramps, native, strict=True):
         for edge in torch.arange(0.5, float(expected.max())):
             logits = torch.stack([torch.zeros_like(ramp), ramp - edge])[None]
             for shift in (-0.02, 0.02):  # of the edge, which lies between two pixels whatever it is moved by
-                found = placement.restore(logits + torch.tensor([0, shift])[:, None, None])[0]
+                found = slice_geometry.restore(logits + torch.tensor([0, shift])[:, None, None])[0]
                 assert torch.equal(found[box], (expected > edge)[box].to(torch.uint8))
 
 
 def test_classes_are_those_of_enlarged_logits() -> None:
     logits = torch.randn(2, 20, 31, 22, generator=torch.Generator().manual_seed(0))
-    placement = Placement(top=-7, left=6, height=64, width=24, native_size=(50, 37))
+    slice_geometry = SliceGeometry(top=-7, left=6, height=64, width=24, native_size=(50, 37))
     enlarged = F.interpolate(logits, (64, 24), mode="bilinear", align_corners=False).argmax(1)
     expected = torch.zeros(2, 50, 37, dtype=torch.uint8)
     expected[:, :, 6:30] = enlarged[:, 7:57]
-    assert torch.equal(placement.restore(logits), expected)
+    assert torch.equal(slice_geometry.restore(logits), expected)
 
 
 def test_of_equal_maps_the_first_is_the_highest() -> None:
@@ -194,10 +194,10 @@ def test_of_equal_maps_the_first_is_the_highest() -> None:
 
 
 def test_beyond_the_box_is_background_whatever_the_logits() -> None:
-    placement = Placement(top=10, left=5, height=20, width=30, native_size=(50, 40))
+    slice_geometry = SliceGeometry(top=10, left=5, height=20, width=30, native_size=(50, 40))
     logits = torch.full((2, 3, 10, 15), -50.0)
     logits[:, 2] = 50.0
-    found = placement.restore(logits)
+    found = slice_geometry.restore(logits)
     expected = torch.zeros(2, 50, 40, dtype=torch.uint8)
     expected[:, 10:30, 5:35] = 2
     assert torch.equal(found, expected)
@@ -208,9 +208,9 @@ def test_beyond_the_box_is_background_whatever_the_logits() -> None:
 def test_a_slice_that_fits_is_left_as_it_is(side: int, spacing: float) -> None:
     image = np.random.default_rng(0).random((1, side, side), dtype=np.float32)
     volume = Volume(image, (4.0, spacing, spacing), geometry_of(image.shape, (4.0, spacing, spacing)))
-    placement = place(volume, PreparationSettings(size=(side, side), crop="none"))
-    assert placement == Placement(0, 0, side, side, (side, side))
-    prepared = placement.prepare(torch.from_numpy(image), (side, side), labels=False)
+    slice_geometry = find_slice_geometry(volume, PreparationSettings(size=(side, side), crop="none"))
+    assert slice_geometry == SliceGeometry(0, 0, side, side, (side, side))
+    prepared = slice_geometry.prepare(torch.from_numpy(image), (side, side), labels=False)
     torch.testing.assert_close(prepared, torch.from_numpy(image))
 
 
@@ -220,13 +220,15 @@ def test_the_box_holds_the_body_and_has_the_shape_of_the_prepared_slice_in_milli
     top, left, bottom, right = find_body(image)
     assert (top, bottom) == pytest.approx((16, 184), abs=3)  # the ellipse's ends are narrower than a body must be
     assert (left, right) == pytest.approx((24, 152), abs=3)
-    placement = place(Volume(image, spacing, geometry_of(image.shape, spacing)), PreparationSettings(size=(96, 64)))
-    assert placement.top <= top
-    assert placement.left <= left
-    assert placement.top + placement.height >= bottom
-    assert placement.left + placement.width >= right
-    assert placement.height * 0.5 / (placement.width * 0.9) == pytest.approx(96 / 64, rel=0.02)
-    assert placement.width - (right - left) <= 1  # the smallest: the columns fill it
+    slice_geometry = find_slice_geometry(
+        Volume(image, spacing, geometry_of(image.shape, spacing)), PreparationSettings(size=(96, 64))
+    )
+    assert slice_geometry.top <= top
+    assert slice_geometry.left <= left
+    assert slice_geometry.top + slice_geometry.height >= bottom
+    assert slice_geometry.left + slice_geometry.width >= right
+    assert slice_geometry.height * 0.5 / (slice_geometry.width * 0.9) == pytest.approx(96 / 64, rel=0.02)
+    assert slice_geometry.width - (right - left) <= 1  # the smallest: the columns fill it
 
 
 def test_noisy_air_is_no_body_and_an_even_volume_is_all_body() -> None:
@@ -266,8 +268,10 @@ def test_a_prepared_case_is_memory_mapped_and_says_what_it_shows(tmp_path: Path)
     assert prepared.slice_count == 3
     assert [tuple(np.unique(plane)) for plane in prepared.mask] == [(0, 1), (0, 1, 2), (0, 1, 2)]
     assert prepared.native_spacing_mm == pytest.approx((4.0, 0.8, 0.8))
-    placement = prepared.placement
-    assert prepared.spacing_mm == pytest.approx((4.0, 0.8 * placement.height / 40, 0.8 * placement.width / 32))
+    slice_geometry = prepared.slice_geometry
+    assert prepared.spacing_mm == pytest.approx(
+        (4.0, 0.8 * slice_geometry.height / 40, 0.8 * slice_geometry.width / 32)
+    )
     assert float(prepared.image.min()) == 0
     assert float(prepared.image.max()) <= 1
     native = prepared.native_mask(LABELS)
@@ -282,7 +286,7 @@ def test_what_lies_beyond_the_file_is_as_dark_as_its_darkest_part(tmp_path: Path
     prepared = prepare_one(
         case, tmp_path / "cache", PreparationSettings(size=(40, 40), intensity="zscore", crop="none")
     )
-    assert prepared.placement.left < 0
+    assert prepared.slice_geometry.left < 0
     assert float(prepared.image[:, :, 0].max()) == float(prepared.image.min()) < -0.5
 
 
@@ -515,9 +519,9 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     native = prepared.native_mask(dataset.label_map(case))
     logits = F.one_hot(torch.from_numpy(mask).long(), atlas.class_count).movedim(-1, 1).float()
     middle = len(mask) // 2
-    found = prepared.placement.restore(logits[middle : middle + 1]).numpy()[0]
+    found = prepared.slice_geometry.restore(logits[middle : middle + 1]).numpy()[0]
     assert dice(found > 0, native[middle] > 0) > 0.95
-    assert read_volume(case.image_path).array.shape[1:] == prepared.placement.native_size
+    assert read_volume(case.image_path).array.shape[1:] == prepared.slice_geometry.native_size
 
 
 AXES = [(a, b, c) for a, b, c in permutations(("RL", "AP", "IS"))]
@@ -544,7 +548,7 @@ def test_every_orientation_is_prepared_alike_and_comes_back_in_its_own_geometry(
         case = Case(orientation, orientation, paths["image"], paths["mask"])
         found = prepared[orientation] = prepare_one(case, tmp_path / "cache")
         logits = F.one_hot(torch.from_numpy(found.mask.astype(np.int64)), 3).movedim(-1, 1).float()
-        labels = found.placement.restore(logits).numpy()
+        labels = found.slice_geometry.restore(logits).numpy()
         geometry = read_volume(paths["image"]).geometry
         output = tmp_path / f"{orientation}_output{suffix}"
         write_labels(labels, geometry, output)
@@ -605,6 +609,6 @@ def test_the_plane_decides_which_slices_are_prepared(tmp_path: Path) -> None:
     )
     assert sagittal.key == prepare_one(case, cache).key != axial.key
     native = axial.native_mask(LABELS)
-    assert axial.slice_count == native.shape[0] == sagittal.placement.native_size[0]
+    assert axial.slice_count == native.shape[0] == sagittal.slice_geometry.native_size[0]
     np.testing.assert_array_equal(native, np.moveaxis(sagittal.native_mask(LABELS), (0, 1, 2), (2, 0, 1))[..., ::-1])
     assert axial.native_spacing_mm == tuple(sagittal.native_spacing_mm[axis] for axis in (1, 2, 0))

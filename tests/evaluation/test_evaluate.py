@@ -88,7 +88,7 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
     rows = {(row.case, row.structure, row.metric): row for row in read_scores(finished_run / "scores.csv")}
     checked = 0
     for prepared in experiment.cases["test"]:
-        height, width = prepared.placement.native_size
+        height, width = prepared.slice_geometry.native_size
         found = np.zeros((prepared.slice_count, height, width), np.uint8)
         for index in range(prepared.slice_count):
             visibility = Visibility(atlas.names, "template", "volume", facts=prepared.case.facts)
@@ -101,7 +101,7 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
             image = torch.from_numpy(prepared.image[index].astype(np.float32))[None, None]
             with torch.inference_mode():
                 logits = segmenter(image, text).logits
-            place = prepared.placement
+            place = prepared.slice_geometry
             box = F.interpolate(logits, (place.height, place.width), mode="bilinear").argmax(1)[0].numpy()
             for row in range(height):
                 for column in range(width):

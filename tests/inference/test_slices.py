@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, TextFeatures
 from textseg.data.preparation import PreparedCase
-from textseg.data.slice_geometry import Placement
+from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import SliceStack
 from textseg.inference.slices import predict_case
 from textseg.models.segmenter import Segmenter
@@ -48,16 +48,18 @@ def blobs(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     return labels
 
 
-def prepared_case(folder: Path, labels: NDArray[np.uint8], placement: Placement, size: tuple[int, int]) -> PreparedCase:
+def prepared_case(
+    folder: Path, labels: NDArray[np.uint8], slice_geometry: SliceGeometry, size: tuple[int, int]
+) -> PreparedCase:
     """A case whose pixels are its class index and a half."""
-    mask = placement.prepare(torch.from_numpy(labels), size, labels=True).numpy()
+    mask = slice_geometry.prepare(torch.from_numpy(labels), size, labels=True).numpy()
     np.save(folder / "image.npy", (mask + 0.5).astype(np.float16))
     np.save(folder / "mask.npy", mask)
     return PreparedCase(
         case=Case("1", "1", Path("i.mha"), Path("m.mha")),
         folder=folder,
         key="1",
-        placement=placement,
+        slice_geometry=slice_geometry,
         spacing_mm=(4.0, 1.0, 1.0),
         native_spacing_mm=(4.0, 1.0, 1.0),
         intensities=(0.0, 1.0),
@@ -67,16 +69,18 @@ def prepared_case(folder: Path, labels: NDArray[np.uint8], placement: Placement,
 
 
 @pytest.mark.parametrize(
-    ("placement", "size"),
+    ("slice_geometry", "size"),
     [
-        (Placement(0, 0, 91, 75, (91, 75)), (91, 75)),  # as it is
-        (Placement(-5, -12, 101, 99, (91, 75)), (64, 63)),  # reaches beyond, and shrinks
-        (Placement(8, 2, 76, 73, (91, 75)), (152, 146)),  # cuts, and grows
+        (SliceGeometry(0, 0, 91, 75, (91, 75)), (91, 75)),  # as it is
+        (SliceGeometry(-5, -12, 101, 99, (91, 75)), (64, 63)),  # reaches beyond, and shrinks
+        (SliceGeometry(8, 2, 76, 73, (91, 75)), (152, 146)),  # cuts, and grows
     ],
 )
-def test_a_case_is_predicted_at_both_sizes(tmp_path: Path, placement: Placement, size: tuple[int, int]) -> None:
+def test_a_case_is_predicted_at_both_sizes(
+    tmp_path: Path, slice_geometry: SliceGeometry, size: tuple[int, int]
+) -> None:
     labels = blobs((5, 91, 75))
-    prepared = prepared_case(tmp_path, labels, placement, size)
+    prepared = prepared_case(tmp_path, labels, slice_geometry, size)
     network = Threshold().eval()
     found = predict_case(Segmenter(network), prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert network.shown == [2, 2, 1]
@@ -88,13 +92,13 @@ def test_a_case_is_predicted_at_both_sizes(tmp_path: Path, placement: Placement,
         mine, theirs = found.native == index, labels == index
         assert 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) > 0.95
     # Wherever nearest neighbours would say something else, it is at a border.
-    rows = ((np.arange(91) - placement.top + 0.5) * size[0] / placement.height).astype(int)
-    columns = ((np.arange(75) - placement.left + 0.5) * size[1] / placement.width).astype(int)
+    rows = ((np.arange(91) - slice_geometry.top + 0.5) * size[0] / slice_geometry.height).astype(int)
+    columns = ((np.arange(75) - slice_geometry.left + 0.5) * size[1] / slice_geometry.width).astype(int)
     inside = np.ix_(range(5), (rows >= 0) & (rows < size[0]), (columns >= 0) & (columns < size[1]))
     nearest = np.zeros_like(labels)
     nearest[inside] = prepared.mask[np.ix_(range(5), rows[inside[1].ravel()], columns[inside[2].ravel()])]
     assert (found.native != nearest).mean() < 0.02
-    if placement.native_size == size:
+    if slice_geometry.native_size == size:
         assert np.array_equal(found.native, labels)
     outside = np.ones_like(labels, dtype=bool)
     outside[inside] = False
@@ -102,7 +106,7 @@ def test_a_case_is_predicted_at_both_sizes(tmp_path: Path, placement: Placement,
 
 
 def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
-    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(-2, -3, 45, 37, (40, 30)), (24, 20))
+    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), SliceGeometry(-2, -3, 45, 37, (40, 30)), (24, 20))
     stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
     one, other = (predict_case(segmenter, prepared, stack, device=CPU, batch_size=size) for size in (1, 5))
     assert one.native is not None
@@ -112,7 +116,7 @@ def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
 
 
 def test_the_native_size_is_computed_only_where_it_is_asked_for(tmp_path: Path) -> None:
-    prepared = prepared_case(tmp_path, blobs((2, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
+    prepared = prepared_case(tmp_path, blobs((2, 40, 30)), SliceGeometry(0, 0, 40, 30, (40, 30)), (20, 15))
     stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
     found = predict_case(segmenter, prepared, stack, device=CPU, batch_size=2, native=False)
     assert found.native is None
@@ -138,14 +142,14 @@ class Keeper(nn.Module):
 
 def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Path) -> None:
     segmenter = Segmenter(Keeper())
-    case = prepared_case(tmp_path, blobs((2, 8, 6)), Placement(0, 0, 8, 6, (8, 6)), (8, 6))
+    case = prepared_case(tmp_path, blobs((2, 8, 6)), SliceGeometry(0, 0, 8, 6, (8, 6)), (8, 6))
     predict_case(segmenter, case, SliceStack(case.image), device=CPU, batch_size=2)
     segmenter(torch.zeros(1, 1, 8, 6)).logits.sum().backward()
     assert segmenter.network.layer.weight.grad is not None
 
 
 def test_a_network_that_reads_volumes_gets_them_whole(across: type[nn.Module], tmp_path: Path) -> None:
-    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), Placement(0, 0, 40, 30, (40, 30)), (20, 15))
+    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), SliceGeometry(0, 0, 40, 30, (40, 30)), (20, 15))
     segmenter = Segmenter(across()).eval()
     found = predict_case(segmenter, prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert segmenter.network.shown == [5]

@@ -139,14 +139,12 @@ def test_template_prompts_know_nothing_of_the_annotation(experiment: Experiment)
             assert prompt.visibility.visible == experiment.atlas.names
     assert len(experiment.cases["test"]) > 1
     assert {index: len(texts) for index, texts in said.items()} == dict.fromkeys(range(5), 1)
-    features = [next(iter(batches(experiment, prepared))).text.tokens for prepared in experiment.cases["test"]]
-    assert all(torch.equal(features[0], other) for other in features)
-
-
-def batches(experiment: Experiment, prepared: Any, source: Any = "template") -> Any:
-    from textseg.data.slices import batches_in_order
-
-    return batches_in_order(experiment.slices(prepared, source), 5)
+    features = []
+    for prepared in experiment.cases["test"]:
+        ((_, text),) = experiment.slices(prepared, "template").batches(5)
+        assert text is not None
+        features.append(text.tokens)
+    assert all(torch.equal(features[0], tokens) for tokens in features)
 
 
 def test_ground_truth_prompts_name_what_the_slice_shows(experiment: Experiment) -> None:
@@ -177,8 +175,8 @@ def test_training_slices_are_distorted_and_mix_sources_and_others_are_not(experi
     drawn = [slices[epoch, number][3] for epoch in range(3) for number in range(len(slices))]
     assert set(drawn) == {"ground_truth", "template"}
     prepared = experiment.cases["test"][0]
-    (batch,) = batches(experiment, prepared, "interactive")
-    np.testing.assert_array_equal(batch.image[:, 0].numpy(), np.asarray(prepared.image, np.float32))
+    ((image, _),) = experiment.slices(prepared, "interactive").batches(5)
+    np.testing.assert_array_equal(image[:, 0].numpy(), np.asarray(prepared.image, np.float32))
     assert any(not torch.equal(slices[0, n][0], slices[1, n][0]) for n in range(len(slices)))
 
 

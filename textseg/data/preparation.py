@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from textseg.contracts import Case, LabelMap, Plane
-from textseg.data.slice_geometry import PERCENTILES, Placement, prepare_volume
+from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
 from textseg.errors import DataError
 from textseg.system.files import replacing, write_atomically
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
@@ -40,7 +40,7 @@ class PreparedCase:
     case: Case
     folder: Path
     key: str  # content address
-    placement: Placement
+    slice_geometry: SliceGeometry
     spacing_mm: tuple[float, float, float]  # of the prepared slices: slice, row, column distance
     native_spacing_mm: tuple[float, float, float]
     intensities: tuple[float, ...]  # percentiles of the file: see `textseg.data.slice_geometry`
@@ -147,7 +147,7 @@ def _prepare_case(
         case=case,
         folder=folder,
         key=key,
-        placement=Placement(**{**facts["placement"], "native_size": tuple(facts["placement"]["native_size"])}),
+        slice_geometry=SliceGeometry(**{**facts["placement"], "native_size": tuple(facts["placement"]["native_size"])}),
         spacing_mm=tuple(facts["spacing_mm"]),
         native_spacing_mm=tuple(facts["native_spacing_mm"]),
         intensities=tuple(facts["intensities"]),
@@ -178,9 +178,9 @@ def _write_case(
         )
     prepared = prepare_volume(volume, settings)
     classes = torch.from_numpy(map_labels(labels, label_map, case))
-    mask = prepared.placement.prepare(classes, settings.size, labels=True)
+    mask = prepared.slice_geometry.prepare(classes, settings.size, labels=True)
     facts: dict[str, Any] = {
-        "placement": asdict(prepared.placement),
+        "placement": asdict(prepared.slice_geometry),
         "spacing_mm": prepared.spacing_mm,
         "native_spacing_mm": volume.spacing_mm,
         "intensities": prepared.intensities,

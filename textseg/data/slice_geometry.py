@@ -1,4 +1,4 @@
-"""The slices of a volume as a model reads them, and the way back to the pixels of the file."""
+"""Slices of a volume as networks read them, and the way back to the pixels of the file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from textseg.volumes.files import Volume
 if TYPE_CHECKING:
     from textseg.recipe.loading import PreparationSettings
 
-PERCENTILES = (0.5, 25, 50, 75, 99.5)  # lowest and highest are the ends of what is kept of the intensities
+PERCENTILES = (0.5, 25, 50, 75, 99.5)  # intensities beyond the lowest and the highest are clipped
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
 BODY_PIXELS = 0.02  # share of a row or column that must be body
 
 
 @dataclass(frozen=True)
-class Placement:
+class SliceGeometry:
     """The box of a native slice that a prepared slice shows, in native pixels; it may reach beyond the slice."""
 
     top: int
@@ -34,67 +34,69 @@ class Placement:
     native_size: tuple[int, int]  # H, W of the file's slices
 
     def prepare(self, image: Tensor, size: tuple[int, int], *, labels: bool) -> Tensor:
-        """[S, H_native, W_native] -> [S, H, W]; images are smoothed against aliasing, labels are voted on."""
+        """Resample [S, H_native, W_native] to [S, H, W]: images with a filter against aliasing, labels by vote."""
         bottom = self.top + self.height - self.native_size[0]
         right = self.left + self.width - self.native_size[1]
         box = F.pad(image, (-self.left, right, -self.top, bottom))
         return _vote(box, size) if labels else _smooth(box, size)
 
     def restore(self, logits: Tensor) -> Tensor:
-        """[B, K, H, W] -> uint8 [B, H_native, W_native]: the class of the highest logit; beyond the box background.
+        """Resample logits [B, K, H, W] to class indices, uint8 [B, H_native, W_native]; beyond the box is background.
 
-        Logits, not labels, are brought to the native size, so that borders are as smooth as the file's own pixels.
+        Resampling logits instead of labels keeps outlines as smooth as the pixels of the file.
         """
         height, width = self.native_size
         bottom, right = height - self.top - self.height, width - self.left - self.width
         size, slices = (self.height, self.width), []
-        for one in logits:  # K maps of this size would fit neither the cache of a CPU nor, of a batch, a small GPU
-            enlarged = (F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False) for plane in one)
+        # Map by map: K maps of this size fit neither the cache of a CPU nor, for a batch, the memory of a small GPU.
+        for maps in logits:
+            enlarged = (F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False) for plane in maps)
             slices.append(highest(enlarged)[1])
         return F.pad(torch.cat(slices), (self.left, right, self.top, bottom))[:, 0]
 
 
 def highest(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The highest of up to 256 maps at each place, and, as uint8, which of them that is; of equal ones the first.
+    """Return the highest of up to 256 maps at each pixel, and its index as uint8; the first of equal ones.
 
-    One after the other: on a CPU several times as fast as `argmax` over all of them.
+    It takes one map after the other, on a CPU several times as fast as `argmax` over all of them.
     """
     maps = iter(maps)
     values = next(maps).clone()
-    found = torch.zeros_like(values, dtype=torch.uint8)
-    for index, one in enumerate(maps, start=1):
-        torch.maximum(found, (one > values).to(torch.uint8) * index, out=found)  # who wins last has the greatest index
-        torch.maximum(values, one, out=values)
-    return values, found
+    indices = torch.zeros_like(values, dtype=torch.uint8)
+    for index, plane in enumerate(maps, start=1):
+        # The last map that is higher than all before has the greatest index, so the maximum keeps it.
+        torch.maximum(indices, (plane > values).to(torch.uint8) * index, out=indices)
+        torch.maximum(values, plane, out=values)
+    return values, indices
 
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """The slices of one volume at the size of the recipe, with what leads back to the file."""
+    """The slices of one volume at the size of the recipe, with the way back to its file."""
 
     image: Tensor  # [S, H, W] float32
-    placement: Placement
+    slice_geometry: SliceGeometry
     spacing_mm: tuple[float, float, float]  # slice, row, column distance of the prepared slices
     intensities: tuple[float, ...]  # `PERCENTILES` of the file
 
 
 def prepare_volume(volume: Volume, settings: PreparationSettings) -> PreparedVolume:
-    """The slices of a volume as a model reads them, in training and in prediction alike."""
-    placement = place(volume, settings)
+    """Crop, normalise and resample a volume, in training and in prediction alike."""
+    slice_geometry = find_slice_geometry(volume, settings)
     normalised, intensities = normalise(volume.array, settings)
-    floor = float(normalised.min())  # what lies beyond the slice is as dark as its darkest part
-    image = placement.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    floor = float(normalised.min())  # beyond its edges a slice is padded with its darkest value
+    image = slice_geometry.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
     slice_mm, row_mm, column_mm = volume.spacing_mm
     spacing_mm = (
         slice_mm,
-        row_mm * placement.height / settings.size[0],
-        column_mm * placement.width / settings.size[1],
+        row_mm * slice_geometry.height / settings.size[0],
+        column_mm * slice_geometry.width / settings.size[1],
     )
-    return PreparedVolume(image, placement, spacing_mm, intensities)
+    return PreparedVolume(image, slice_geometry, spacing_mm, intensities)
 
 
 def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of what is not air in a volume [S, H, W]; everything where nothing stands out."""
+    """Return top, left, bottom, right of the body in a volume [S, H, W]; the whole slice where nothing stands out."""
     body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[-1]) - array.min())
     bounds = []
     for axis in (1, 0):
@@ -104,8 +106,8 @@ def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def place(volume: Volume, settings: PreparationSettings) -> Placement:
-    """The smallest box around the body that has the shape of a prepared slice, in millimetres."""
+def find_slice_geometry(volume: Volume, settings: PreparationSettings) -> SliceGeometry:
+    """Return the smallest box around the body that has the shape of a prepared slice, in millimetres."""
     native_height, native_width = volume.array.shape[1:]
     box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
     top, left, bottom, right = box
@@ -115,7 +117,7 @@ def place(volume: Volume, settings: PreparationSettings) -> Placement:
     # Rounded first: 448.00000000000006 pixels are 448.
     box_height = math.ceil(round(height * pixel_mm / row_mm, 6))
     box_width = math.ceil(round(width * pixel_mm / column_mm, 6))
-    return Placement(
+    return SliceGeometry(
         top=(top + bottom - box_height) // 2,
         left=(left + right - box_width) // 2,
         height=box_height,
@@ -127,9 +129,9 @@ def place(volume: Volume, settings: PreparationSettings) -> Placement:
 def normalise(
     array: NDArray[np.float32], settings: PreparationSettings
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Intensities of a volume brought to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`).
+    """Scale the intensities of a volume to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`).
 
-    Also gives their `PERCENTILES` before that.
+    Also return their `PERCENTILES` before that.
     """
     intensities = tuple(float(value) for value in np.percentile(array, PERCENTILES))
     low, high = intensities[0], intensities[-1]
@@ -144,9 +146,9 @@ def _smooth(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _vote(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The label that weighs most in each pixel, as the image is weighed; the background yields where weights are equal.
+    """Return the label with the greatest weight in each pixel, weighed as the image is; background loses a tie.
 
-    A label picked at the pixel's centre would lie half a native pixel off the image wherever the ratio is even.
+    The label at the pixel's centre would lie half a native pixel off the image wherever the ratio is even.
     """
     values = torch.unique(labels).tolist()
     values.sort(key=lambda value: value == 0)
@@ -154,7 +156,7 @@ def _vote(labels: Tensor, size: tuple[int, int]) -> Tensor:
     result = torch.zeros_like(heaviest, dtype=labels.dtype)
     for value in values:
         weight = _smooth((labels == value).float(), size)
-        wins = weight > heaviest + 1e-4  # equal but for rounding is equal
+        wins = weight > heaviest + 1e-4  # a difference by rounding counts as a tie
         result[wins] = value
         heaviest = torch.where(wins, weight, heaviest)
     return result

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from textseg.contracts import Task, TextFeatures, Visibility
-from textseg.data.slice_geometry import Placement, PreparedVolume
+from textseg.data.slice_geometry import PreparedVolume, SliceGeometry
 from textseg.errors import RunError, TextsegError
 from textseg.inference.onnx_networks import IMAGE, LOGITS, TEXT, OnnxNetwork, optional_package, text_inputs
 from textseg.inference.trained_model import TrainedModel
@@ -129,7 +129,7 @@ def compare(ours: TrainedModel, theirs: TrainedModel, scans: Sequence[PreparedVo
     """Two forms of one model on slices of scans, the second two slices at a time; on noise where there are no scans."""
     height, width = ours.task.image_size
     image = torch.rand(SLICES, height, width, generator=torch.Generator().manual_seed(0))
-    noise = PreparedVolume(image, Placement(0, 0, height, width, (height, width)), (1.0, 1.0, 1.0), ())
+    noise = PreparedVolume(image, SliceGeometry(0, 0, height, width, (height, width)), (1.0, 1.0, 1.0), ())
     difference, equal, pixels, slices = 0.0, 0, 0, 0
     for prepared in scans or [noise]:
         for said in _said(ours):

@@ -189,7 +189,7 @@ class Predictor(ABC):
         if ordered:  # needs the whole volume in memory at once
             ordered_logits, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
             logits = iter(torch.from_numpy(ordered_logits)[:, None])
-        batches = [prepared.placement.restore(batch).cpu() for batch in _observed(logits, finder)]
+        batches = [prepared.slice_geometry.restore(batch).cpu() for batch in _observed(logits, finder)]
         array = torch.cat(batches).numpy()
         return Mask(array, geometry, self.atlas, finder.confidence(), visibility, remarks, tuple(changes))
 

@@ -49,7 +49,7 @@ def predict_case(
     for logits in slice_logits(segmenter, stack, device=device, batch_size=batch_size):
         small.append(highest(logits.unbind(1))[1].cpu())
         if native:
-            large.append(prepared.placement.restore(logits).cpu())
+            large.append(prepared.slice_geometry.restore(logits).cpu())
     return CasePrediction(torch.cat(small).numpy(), torch.cat(large).numpy() if native else None)
 
 

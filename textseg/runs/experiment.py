@@ -303,7 +303,7 @@ def _mixture(recipe: Recipe) -> dict[Source, float]:
 def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
     """Of the training cases, for networks that plan themselves and for the check of unlike volumes."""
     return {
-        "native_sizes": [(case.slice_count, *case.placement.native_size) for case in cases],
+        "native_sizes": [(case.slice_count, *case.slice_geometry.native_size) for case in cases],
         "native_spacings_mm": [case.native_spacing_mm for case in cases],
         "spacings_mm": [case.spacing_mm for case in cases],
         "intensities": [case.intensities for case in cases],
