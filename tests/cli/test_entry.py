@@ -178,14 +178,29 @@ def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_run_is_repeated_from_its_folder(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     repeating = Recorder(monkeypatch, "training.reproduce", "reproduce")
-    assert call(monkeypatch, "run", "--from", "runs/x/seed1") == 0
-    assert call(monkeypatch, "run", "--from", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run") == 0
+    assert call(monkeypatch, "reproduce", "runs/x/seed1") == 0
+    assert call(monkeypatch, "reproduce", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run") == 0
     named: dict[str, Any] = {"overrides": [], "output": Path("repeated"), "fresh": False, "dry_run": False}
     others: dict[str, Any] = {"overrides": ["a=1"], "output": Path("o"), "fresh": True, "dry_run": True}
     assert repeating.calls == [((Path("runs/x/seed1"),), named), ((Path("r"),), others)]
-    for wrong in ([], ["x.yaml", "--from", "r"], ["--from", "r", "--seeds", "1"], ["--from", "r", "--jobs", "2"]):
-        assert call(monkeypatch, "run", *wrong) == 2
+    for wrong in ([], ["r", "--seeds", "1"], ["r", "--jobs", "2"]):
+        assert call(monkeypatch, "reproduce", *wrong) == 2
+    assert call(monkeypatch, "run") == 2
     assert running.calls == []
+
+
+@pytest.mark.parametrize(
+    ("old", "spelling"),
+    [
+        (["run", "--from", "runs/x"], "textseg reproduce RUN"),
+        (["evaluate", "--predictions=masks", "--dataset", "spider"], "textseg score DIR --dataset DATASET"),
+    ],
+)
+def test_an_old_spelling_answers_with_the_new_one(
+    old: list[str], spelling: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *old) == 2
+    assert spelling in capsys.readouterr().err
 
 
 def test_several_runs_are_planned_and_their_exit_code_is_that_of_all(
@@ -318,7 +333,17 @@ def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys:
 
 @pytest.mark.parametrize(
     "command",
-    [["run"], ["evaluate"], ["compare"], ["components"], ["recipes"], ["recipes", "copy"], ["plugins", "list"]],
+    [
+        ["run"],
+        ["reproduce"],
+        ["score"],
+        ["evaluate"],
+        ["compare"],
+        ["components"],
+        ["recipes"],
+        ["recipes", "copy"],
+        ["plugins", "list"],
+    ],
 )
 def test_every_command_has_help_with_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

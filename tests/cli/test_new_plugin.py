@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from textseg.cli import entry as cli
-from textseg.cli import new_plugin
-from textseg.cli.new_plugin import LONGEST, NewPlugin, write_plugin
+from textseg.cli.plugins import scaffold
+from textseg.cli.plugins.scaffold import LONGEST, NewPlugin, write_plugin
 from textseg.errors import PluginError
 from textseg.recipe.loading import load_recipe, required_components
 from textseg.registry.component import KINDS
@@ -129,7 +129,7 @@ def test_nothing_is_written_over_and_nothing_is_left_half_written(
         yield "a.py", "x = 1\n"
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(new_plugin.NewPlugin, "files", fail)
+    monkeypatch.setattr(scaffold.NewPlugin, "files", fail)
     with pytest.raises(PluginError, match="can't be written: the disk is full"):
         write_plugin("mine", "fusion", tmp_path)
     assert list(tmp_path.iterdir()) == []

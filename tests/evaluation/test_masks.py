@@ -117,7 +117,7 @@ def test_what_can_not_be_scored(dataset: Dataset, tmp_path: Path, finished_run: 
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["textseg", "evaluate", *arguments])
+    monkeypatch.setattr(sys, "argv", ["textseg", "score", *arguments])
     try:
         cli.main()
     except SystemExit as end:
@@ -135,11 +135,11 @@ def test_the_command_line(
     predictions = predict(dataset, tmp_path / "other_tool")
     (predictions / f"{first_case(dataset).upper()}.nii.gz").unlink()
     monkeypatch.chdir(tmp_path)
-    options = ("--predictions", "other_tool", "--dataset", "spider", "--references", str(spider_folder))
+    options = ("other_tool", "--dataset", "spider", "--references", str(spider_folder))
     assert call(monkeypatch, *options) == 0
     out = capsys.readouterr().out
     assert f"every structure is missed: {first_case(dataset)}" in out
     assert "structures in the references" in out
     assert (tmp_path / "runs/other_tool/scores.csv").exists()
-    for wrong in ((), ("run", "--predictions", "x"), ("--predictions", "x"), ("run", "--dataset", "spider")):
+    for wrong in ((), ("other_tool",), ("--dataset", "spider")):
         assert call(monkeypatch, *wrong) == 2

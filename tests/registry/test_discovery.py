@@ -432,7 +432,7 @@ def test_a_recipe_under_an_old_name_is_the_recipe_under_the_new_one(
 
 
 def test_textseg_components_shows_old_names(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    from textseg.cli.plugins import components
+    from textseg.cli.components import components
 
     install("renaming", "renaming", "fake_renaming", RENAMING.format(until="2"))
     components("fusion")

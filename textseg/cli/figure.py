@@ -1,4 +1,4 @@
-"""The command that draws figures of finished runs; what it needs is imported when it runs."""
+"""`textseg figure`: pictures of several runs side by side."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ def figure(
     output: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")],
     of: Annotated[
         Shown,
-        typer.Option(help="Predictions side by side, probabilities over a slice, pixels by t-SNE of their features."),
+        typer.Option(help="Draw predictions, probabilities of a slice, or a t-SNE of the features of pixels."),
     ] = "predictions",
     case: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Which case; else best, median and worst; may be repeated.")
+        list[str] | None, typer.Option(metavar="ID", help="The case. Default: best, median and worst. May be repeated.")
     ] = None,
     slice_number: Annotated[
-        int | None, typer.Option("--slice", metavar="N", help="Which slice, from 1; else the one that shows most.")
+        int | None,
+        typer.Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most."),
     ] = None,
     structures: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="With probabilities: which, such as L4,L4/L5; else the largest.")
+        str | None,
+        typer.Option(metavar="NAMES", help="With --of probabilities: such as L4,L4/L5. Default: the largest."),
     ] = None,
 ) -> None:
-    """Draw runs as papers print them: the same slices under every method.
+    """Draw the same slices under every run, side by side.
 
     Example: textseg figure runs/atmnet_spider runs/swin_unetr_spider --output figure.png
     """

@@ -1,4 +1,4 @@
-"""The commands that take a trained model to new scans; what a command needs is imported when it runs."""
+"""`textseg predict`: masks for new scans."""
 
 from __future__ import annotations
 
@@ -8,49 +8,51 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-FORMS = ("bundle", "onnx", "grand-challenge")
-
 
 def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Volumes: files, folders, or patterns.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that the masks go to.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the masks.")],
     others: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="RUN", help="Another run or bundle for an ensemble; may be repeated."),
+        typer.Option("--with", metavar="RUN", help="Another run or bundle, to make an ensemble. May be repeated."),
     ] = None,
     visible: Annotated[
         str | None,
-        typer.Option(metavar="FIRST:LAST", help="What a person sees in the volumes, or a CSV file."),
+        typer.Option(metavar="FIRST:LAST", help="The structures that a person sees in the volumes, or a CSV file."),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Without --visible: template or predicted; else the recipe's."),
+        typer.Option(metavar="SOURCE", help="Without --visible: template or predicted. Default: as the recipe says."),
     ] = None,
     labels: Annotated[
-        str, typer.Option(metavar="SCHEME", help="Values in the masks: atlas, or a label scheme such as spider.")
+        str, typer.Option(metavar="SCHEME", help="The label values of the masks: atlas, or a scheme such as spider.")
     ] = "atlas",
     ordered: Annotated[
-        bool, typer.Option("--ordered", help="Name levels anew that contradict their order along the atlas.")
+        bool, typer.Option("--ordered", help="Rename levels whose names contradict their order in the atlas.")
     ] = False,
     augmentation: Annotated[
         str | None,
         typer.Option(
-            "--test-time-augmentation", metavar="CHANGES", help="Average over views: shift, scale, gamma, or several."
+            "--test-time-augmentation",
+            metavar="CHANGES",
+            help="Average predictions of changed images: shift, scale, gamma, or several.",
         ),
     ] = None,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Beside each mask a PNG of slices with its structures named.")
+        bool, typer.Option("--overlay", help="Also write a PNG of each mask with its structures named.")
     ] = False,
     suffix: Annotated[
         str | None,
-        typer.Option("--format", metavar="SUFFIX", help="Such as .seg.nrrd; else that of each input."),
+        typer.Option(
+            "--format", metavar="SUFFIX", help="The file format, such as .seg.nrrd. Default: that of each input."
+        ),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="Of an ONNX bundle: onnxruntime (the default) or openvino.")
+        str | None, typer.Option(metavar="ENGINE", help="For an ONNX bundle: onnxruntime (the default) or openvino.")
     ] = None,
 ) -> None:
-    """Segment volumes: a mask in each one's own geometry, with a sidecar that names its values.
+    """Segment volumes. Each mask has the geometry of its volume, and a JSON file that names its values.
 
     Example: textseg predict runs/quickstart scans/*.nii.gz --output masks
     """
@@ -93,7 +95,7 @@ def predict(
 
     from textseg.system.progress import progress_bar
 
-    failed, written, there = [], 0, 0
+    failed, written, existing = [], 0, 0
     with progress_bar() as bar:
         outcomes = predict_files(
             trained,
@@ -106,53 +108,17 @@ def predict(
         )
         for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
             written += outcome.state == "written"
-            there += outcome.state == "there"
+            existing += outcome.state == "there"
             if outcome.state == "failed":
                 failed.append(outcome)
             for remark in outcome.remarks:
                 bar.console.print(f"{outcome.job.input}: {remark}", highlight=False, soft_wrap=True)
     print(
         f"{counted(written, 'mask')} written to {output}"
-        + (f", {there} {'was' if there == 1 else 'were'} there already" if there else "")
+        + (f", {existing} {'was' if existing == 1 else 'were'} there already" if existing else "")
     )
     if failed:
         print(f"{len(failed)} of {counted(len(jobs), 'volume')} failed:", file=sys.stderr)
         for outcome in failed:
             print(f"  {outcome.message}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="What to make of it: bundle, onnx or grand-challenge.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder.")],
-    slug: Annotated[
-        str | None, typer.Option(metavar="IN[:OUT]", help="Of a challenge's images and masks; for grand-challenge.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="SCHEME", help="Values in the masks, for grand-challenge: spider, or another.")
-    ] = None,
-) -> None:
-    """Make of a run what predicts elsewhere, offline and without its data.
-
-    Example: textseg export runs/quickstart --to bundle --output quickstart_bundle
-    """
-    from textseg.errors import RunError, suggestion
-
-    if to not in FORMS:
-        raise RunError(f"--to: there is no form '{to}'.{suggestion(to, FORMS)}")
-    if to != "grand-challenge" and (slug or labels):
-        raise RunError("--slug and --labels belong to --to grand-challenge. Leave them out.")
-    if to == "grand-challenge" and not slug:
-        raise RunError("--slug: say how the challenge calls the images that it gives and takes, such as mri:mask.")
-    from textseg.export.bundle import export_bundle
-    from textseg.export.grand_challenge import LABELS, export_container
-    from textseg.inference.loading import load_model
-    from textseg.runs.folder import RunFolder
-
-    folder = RunFolder.existing(run)
-    model = load_model(folder.path, device="cpu")
-    if slug:
-        print(export_container(folder, model, output, slug=slug, labels=labels or LABELS))
-        return
-    print(export_bundle(folder, model, output, onnx=to == "onnx"))

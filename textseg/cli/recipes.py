@@ -23,8 +23,8 @@ def list_recipes(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from textseg.cli.plugins import warn_of_faults
     from textseg.recipe.listing import installed_recipes
+    from textseg.registry.discovery import warn_of_faults
 
     warn_of_faults()
     rows = []

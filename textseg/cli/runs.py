@@ -1,4 +1,4 @@
-"""The command that lists runs; what it needs is imported when it runs."""
+"""`textseg runs`: the runs in a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def runs(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List runs: how far each has come, its best validation, its test score.
+    """List runs with their state, epochs, best validation score and test score.
 
     Example: textseg runs runs
     """

@@ -36,6 +36,7 @@ __all__ = [
     "installed_registry",
     "plugin_of",
     "register",
+    "warn_of_faults",
 ]
 
 
@@ -315,3 +316,9 @@ def installed_registry() -> Registry:
             "\n".join(registry.faults) + "\nMend or uninstall what is broken, or unset TEXTSEG_STRICT_PLUGINS."
         )
     return registry
+
+
+def warn_of_faults() -> None:
+    """Print a line on stderr for each installed plug-in or component that is left out."""
+    for fault in installed_registry().faults:
+        print(f"Warning: {fault}", file=sys.stderr)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
@@ -29,3 +38,18 @@ def counting(what: str, *, transient: bool = False) -> Iterator[Callable[[int, i
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Give a function that shows how many bytes of a file have arrived, of how many; a bar for each file."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn()) as bar:
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield report

@@ -19,7 +19,7 @@ from textseg.registry.component import KINDS
 from textseg.registry.discovery import installed_registry
 from textseg.version import API_VERSION, __version__
 
-TEMPLATES = Path(__file__).with_name("plugin_templates")
+TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 24  # letters of a name: what is written stays within its lines
 LINE = 120
 RESERVED = ("atlas", "plugin")  # modules beside the component's own

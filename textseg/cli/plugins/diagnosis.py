@@ -32,7 +32,7 @@ SLOW_SECONDS = 0.5  # every command imports every plug-in
 PATIENCE_SECONDS = 300.0  # for one plug-in
 PATIENCE_CHECKING_SECONDS = 1800.0  # with all of its components held against their contracts
 
-_CHILD = "from textseg.cli.doctor import examine_alone; examine_alone()"
+_CHILD = "from textseg.cli.plugins.diagnosis import examine_alone; examine_alone()"
 
 
 @dataclass(frozen=True)

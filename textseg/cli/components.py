@@ -1,0 +1,49 @@
+"""`textseg components`: what recipes can name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg.cli.tables import print_table
+
+
+def components(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="With network: parameters and operations of each one.")] = False,
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Option("--recipe", metavar="RECIPE", help="With --cost: also the model of this recipe. May be repeated."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="H,W", help="With --cost: the size of a slice in pixels. Default: 384,384.")
+    ] = None,
+) -> None:
+    """List the components that recipes can use, and the plug-in that each comes from.
+
+    Example: textseg components network --cost
+    """
+    if (cost and kind != "network") or ((recipes or size) and not cost):
+        raise typer.BadParameter("--cost goes with network; --recipe and --size go with --cost.")
+    from textseg.registry.discovery import installed_registry, warn_of_faults
+
+    warn_of_faults()
+    registry = installed_registry()
+    if cost:
+        from textseg.reports.cost_table import HEADER, cost_note, cost_rows
+
+        print_table(HEADER, list(cost_rows(registry, recipes or [], size)))
+        print(cost_note(size))
+        return
+    rows = [
+        (
+            component.kind,
+            f"{component.name} (now {component.now}, until {component.until})" if component.now else component.name,
+            component.plugin,
+            f"{component.distribution} {component.version}",
+        )
+        for component in [*registry.components(kind), *registry.old_names(kind)]
+    ]
+    print_table(("kind", "name", "plug-in", "distribution"), rows)

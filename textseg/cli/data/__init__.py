@@ -1,0 +1,20 @@
+"""The commands about data sets, one file each.
+
+Imports what the command line may import.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from textseg.cli.data.cache import cache
+from textseg.cli.data.check import check
+from textseg.cli.data.convert import convert
+from textseg.cli.data.fetch import fetch
+from textseg.cli.data.show import show
+
+__all__ = ["data"]
+
+data = typer.Typer(help="Fetch, check and show data sets.", no_args_is_help=True)
+for command in (fetch, check, show, convert, cache):
+    data.command()(command)

@@ -1,0 +1,46 @@
+"""`textseg data check`: faults in the files of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, split_parts
+from textseg.system.messages import counted
+
+
+def check(
+    dataset: DatasetName,
+    folder: DatasetFolder = None,
+    overrides: DatasetOverrides = None,
+    split: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also check the patients of this split file.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result into this file, too.")
+    ] = None,
+) -> None:
+    """Look for faults in each case of a data set; exit code 1 when there is one.
+
+    Example: textseg data check spider --folder data/spider --json check.json
+    """
+    from textseg.data.checking import check_dataset
+    from textseg.system.files import write_atomically
+    from textseg.system.progress import counting
+
+    source, parts = dataset_of(dataset, folder, overrides), split_parts(split)
+    with counting("checking cases", transient=True) as progress:
+        checked = check_dataset(source, parts, progress=progress)
+    if json is not None:
+        write_atomically(json, checked.as_json())
+    for finding in checked.findings:
+        print(f"{finding.severity}  {finding.case or 'data set'}: {finding.what}\n       {finding.remedy}")
+    doubts = sum(finding.severity == "doubt" for finding in checked.findings)
+    sound, are = len(checked.sound), "is" if len(checked.sound) == 1 else "are"
+    print(f"{sound} of {counted(len(checked.cases), 'case')} {are} sound; {counted(doubts, 'doubt')}")
+    if checked.faulty:
+        print(f"To train on the sound ones: --set 'leave_out=[{', '.join(checked.faulty)}]'")
+    if not checked.clean:
+        raise typer.Exit(1)

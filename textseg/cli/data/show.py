@@ -1,0 +1,53 @@
+"""`textseg data show`: pictures of cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, numbers
+from textseg.errors import DataError, suggestion
+from textseg.system.messages import counted
+
+
+def show(
+    dataset: DatasetName,
+    case: Annotated[
+        str | None, typer.Argument(metavar="CASE", help="The id of a case. Without it, the whole data set.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The PNG to write. Default: <case>.png or <data set>.png.")
+    ] = None,
+    slices: Annotated[str | None, typer.Option(help="Slices of the case, from 1, such as 7,8.")] = None,
+    folder: DatasetFolder = None,
+    overrides: DatasetOverrides = None,
+) -> None:
+    """Draw a case with its structures named, or how often each structure is seen in the data set.
+
+    Example: textseg data show spider 5_t2_SPACE --output case.png
+    """
+    from textseg.data.checking import check_dataset
+    from textseg.drawing.volume_pictures import case_png, frequency_png
+    from textseg.system.files import write_atomically
+    from textseg.system.progress import counting
+
+    source = dataset_of(dataset, folder, overrides)
+    if case is None:
+        if slices is not None:
+            raise typer.BadParameter("--slices goes with a case.")
+        with counting("checking cases", transient=True) as progress:
+            checked = check_dataset(source, progress=progress)
+        visible = [checked_case.slices for checked_case in checked.cases if checked_case.slices]
+        title = f"{Path(dataset).stem}: {counted(len(visible), 'case')} with masks"
+        target, content = output or Path(f"{Path(dataset).stem}.png"), frequency_png(title, source.atlas, visible)
+    else:
+        cases = {candidate.id: candidate for candidate in source.cases()}
+        if case not in cases:
+            raise DataError(f"The data set has no case '{case}'.{suggestion(case, cases)}")
+        indices = None if slices is None else [number - 1 for number in numbers(slices, "7,8")]
+        target = output or Path(f"{case}.png")
+        content = case_png(cases[case], source.label_map(cases[case]), source.atlas, indices)
+    write_atomically(target, content)
+    print(target)

@@ -1,0 +1,80 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from textseg.errors import DataError, RecipeError, suggestion
+
+if TYPE_CHECKING:
+    from textseg.contracts import Dataset
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a name from `textseg recipes`.")]
+RecipeOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe. May be repeated."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")]
+
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set such as spider, or a recipe.")]
+DatasetFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="The folder of the data. Default: the recipe's folder, else TEXTSEG_DATA/<name>, else data/<name>.",
+    ),
+]
+DatasetOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the settings of the data set. May be repeated."),
+]
+
+
+def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
+    """Return the data set with this name, or that of a recipe, with settings from the command line."""
+    from textseg.recipe.listing import installed_recipes
+    from textseg.recipe.loading import load_recipe
+    from textseg.recipe.source import put
+    from textseg.registry.discovery import installed_registry
+
+    registry = installed_registry()
+    known = [component.name for component in registry.components("dataset")]
+    if name in known:
+        component = name
+        settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}
+    elif name.lower().endswith((".yaml", ".yml")) or name in {recipe.name for recipe in installed_recipes(registry)}:
+        spec = load_recipe(Path(name), []).dataset
+        component, settings = spec.use, dict(spec.settings)
+    else:
+        raise DataError(f"There is no data set '{name}'.{suggestion(name, known)} Or name a recipe, as for `run`.")
+    if folder is not None:
+        settings["folder"] = str(folder)
+    for override in overrides or []:
+        try:
+            put(settings, override)
+        except ValueError as error:
+            raise RecipeError(f"--set {override}: {error}") from error
+    dataset: Dataset = registry.build("dataset", component, settings=settings)
+    return dataset
+
+
+def split_parts(path: Path | None) -> dict[str, list[str]] | None:
+    """Return the patients of each part of a split file."""
+    if path is None:
+        return None
+    from textseg.data.splits import read_parts
+
+    return read_parts(path)
+
+
+def numbers(text: str, example: str) -> list[int]:
+    """Return the whole numbers in a text such as "1,2,3"."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' must be numbers with commas between them, such as {example}.") from error

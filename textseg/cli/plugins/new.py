@@ -1,0 +1,33 @@
+"""`textseg plugins new`: a plug-in to start from."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name of the plug-in and its component, such as my_prompts.")
+    ],
+    kind: Annotated[str, typer.Option(help="The kind of component: prompt_generator, fusion, network, ...")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that textseg-NAME is made in.")] = Path(),
+) -> None:
+    """Write a plug-in to start from. It can be installed at once, passes its own tests, and has a recipe that runs.
+
+    Example: textseg plugins new my_prompts --kind prompt_generator
+    """
+    from textseg.cli.plugins.scaffold import write_plugin
+
+    folder, *files = write_plugin(name, kind, output)
+    recipe = next(path for path in files if path.suffix == ".yaml")
+    # Without a '/', pip would look for the name in the package index.
+    local = str(folder) if folder.is_absolute() or str(folder).startswith(".") else f"./{folder}"
+    print(*files, sep="\n")
+    print(
+        f"\nInstall it, test it, run it:\n\n  pip install -e {shlex.quote(f'{local}[test]')}\n"
+        f"  pytest {shlex.quote(str(folder))}\n  textseg run {recipe.stem}"
+    )

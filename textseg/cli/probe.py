@@ -1,0 +1,23 @@
+"""`textseg probe`: how much the result of a run depends on its text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def probe(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run whose model reads text.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder for the tables. Default: RUN/probe.")
+    ] = None,
+) -> None:
+    """Evaluate one checkpoint with other texts, to measure how much the result depends on the text.
+
+    Example: textseg probe runs/quickstart/seed2025
+    """
+    from textseg.evaluation.probe import probe_run
+
+    print(probe_run(run, output=output))

@@ -1,0 +1,28 @@
+"""`textseg reproduce`: a finished run once more, and what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg.cli.options import DryRun, Fresh, RecipeOverrides
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run to repeat.")],
+    overrides: RecipeOverrides = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the new run folder.")] = Path("repeated"),
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Repeat a run from its folder, and report what differs: settings, versions, data, weights, scores.
+
+    Example: textseg reproduce runs/quickstart/seed2025
+    """
+    from textseg.registry.discovery import warn_of_faults
+    from textseg.training.reproduce import reproduce as reproduce_run
+
+    warn_of_faults()
+    reproduce_run(run, overrides=overrides or [], output=output, fresh=fresh, dry_run=dry_run)
