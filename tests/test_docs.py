@@ -232,6 +232,12 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_table_rows_stand_on_one_line(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert [line for line in text.splitlines() if line.startswith("|") and not line.rstrip().endswith("|")] == []
+
+
 def test_every_page_of_the_docs_is_in_a_table_of_contents() -> None:
     listed = set()
     for page in ROOT.glob("docs/**/*.md"):
