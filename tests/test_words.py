@@ -61,6 +61,7 @@ NOT_YET: set[str] = {
     "tests/levels",
     "tests/metrics",
     "tests/models",
+    "tests/recipe",
     "tests/registry",
     "tests/reports",
     "tests/runs",
