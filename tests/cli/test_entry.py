@@ -308,7 +308,7 @@ def test_a_users_mistake_is_one_message_and_an_interruption_is_130(
 
 
 def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluation = Recorder(monkeypatch, "evaluation.evaluate", "evaluate_run")
+    evaluation = Recorder(monkeypatch, "reports.run_evaluation", "evaluate_run")
     assert call(monkeypatch, "evaluate", "runs/x") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "ground_truth") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "interactive", "--visible", "T10:L5") == 0

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Structure, Task
 from textseg.errors import RecipeError, RunError
-from textseg.evaluation.evaluate import evaluate_run, load_segmenter
+from textseg.evaluation.evaluate import load_segmenter
 from textseg.models.cost import META, usual_task
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
+from textseg.reports.run_evaluation import evaluate_run
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.training.loop import Training

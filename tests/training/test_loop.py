@@ -183,7 +183,7 @@ def test_the_moving_average_is_validated_and_kept(
         return terms
 
     def validate(
-        data: Experiment, segmenter: torch.nn.Module, part: str, device: torch.device, pictures: int
+        data: Experiment, segmenter: torch.nn.Module, part: str, device: torch.device, examples: int
     ) -> Validation:
         assert not segmenter.training
         assert part == "validation"

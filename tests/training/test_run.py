@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from textseg.errors import DataError, RunError
-from textseg.evaluation.evaluate import evaluate_run
 from textseg.metrics.scores import read_scores
 from textseg.recipe.loading import load_recipe
+from textseg.reports.run_evaluation import evaluate_run
 from textseg.runs.folder import RunFolder
 from textseg.training import run as running
 from textseg.training.loop import Training
@@ -117,7 +117,7 @@ def test_running_again_changes_nothing(
 ) -> None:
     before = content(copied)
     forbid(monkeypatch, Training, "fit")
-    forbid(monkeypatch, running, "evaluate")
+    forbid(monkeypatch, running, "evaluate_and_write")
     assert run(tiny_recipe, output=copied.parent.parent) == copied
     assert content(copied) == before
     printed = capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_scores_of_an_earlier_checkpoint_do_not_pass_for_those_of_the_last(
     longer = {"overrides": ["training.epochs=4", "training.workers=1"], "output": copied.parent.parent}
     before = RunFolder(copied).read()
     with monkeypatch.context() as patch:
-        patch.setattr(running, "evaluate", fail)
+        patch.setattr(running, "evaluate_and_write", fail)
         with pytest.raises(RunError, match="Memory ran out. .*last.ckpt' is kept: the same command"):
             run(tiny_recipe, **longer)
     line = "training.epochs is 4 and was 3: the schedule is planned anew, and what is left follows that of 4 epochs"

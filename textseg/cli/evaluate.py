@@ -25,6 +25,6 @@ def evaluate(
 
     Example: textseg evaluate runs/quickstart/seed2025 --prompts ground_truth
     """
-    from textseg.evaluation.evaluate import evaluate_run
+    from textseg.reports.run_evaluation import evaluate_run
 
     evaluate_run(run, prompts=prompts, visible=visible)

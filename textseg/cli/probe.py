@@ -18,6 +18,6 @@ def probe(
 
     Example: textseg probe runs/quickstart/seed2025
     """
-    from textseg.evaluation.probe import probe_run
+    from textseg.reports.probe_report import probe_run
 
     print(probe_run(run, output=output))

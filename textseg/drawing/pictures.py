@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from textseg.metrics.statistics import Interval
 
 Points = Sequence[tuple[float, float]]
 
@@ -62,12 +61,6 @@ def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
     inside = np.argwhere(depth >= depth.max() / 2)
     row, column = inside[((inside - np.argwhere(largest).mean(axis=0)) ** 2).sum(axis=1).argmin()]
     return int(row), int(column)
-
-
-def fullest_slice(mask: NDArray[np.integer[Any]]) -> int:
-    """Which slice of [S, H, W] shows most structures, and of several the most of them."""
-    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in mask]
-    return shown.index(max(shown))
 
 
 def overlay_png(*pictures: OverlayPicture) -> bytes:
@@ -159,39 +152,6 @@ def figure_png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor=figure.get_facecolor())
     return png.getvalue()
-
-
-def drop_png(drops: Sequence[tuple[str, str | None, Interval]]) -> bytes:
-    """A PNG of how much DSC falls under each text: over all structures (None) with intervals, and for each of them."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    conditions = list(dict.fromkeys(condition for condition, _, _ in drops))
-    structures = [name for name in dict.fromkeys(structure for _, structure, _ in drops) if name is not None]
-    values = {(condition, structure): interval for condition, structure, interval in drops}
-    figure = Figure(figsize=(6.5 + 0.42 * len(structures), 1.9 + 0.36 * len(conditions)), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(4, max(1.0, 0.42 * len(structures))), sharey=True)
-    overall = [values[condition, None] for condition in conditions]
-    bounds = [[i.value - i.low for i in overall], [i.high - i.value for i in overall]]
-    rows = range(len(conditions))
-    left.axvline(0, color="#999999", linewidth=1)
-    left.errorbar(
-        [i.value for i in overall], rows, xerr=np.nan_to_num(bounds).clip(0), fmt="o", color="#1f5fa8", capsize=3
-    )
-    left.set_yticks(rows, [condition.replace("_", " ") for condition in conditions])
-    left.set_xlabel("drop in DSC against the template, 95 % interval")
-    left.spines[["top", "right"]].set_visible(False)
-    left.invert_yaxis()
-    grid = np.array([[values[condition, structure].value for structure in structures] for condition in conditions])
-    limit = max(float(np.nanmax(np.abs(grid))), 0.01) if grid.size and not np.isnan(grid).all() else 0.01
-    image = right.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    right.set_xticks(range(len(structures)), structures, rotation=60, ha="right", rotation_mode="anchor")
-    right.tick_params(axis="y", length=0)
-    right.set_title("by structure (red: lower than with the template)", size=10)
-    figure.colorbar(image, ax=right, pad=0.02)
-    figure.tight_layout()
-    return figure_png(figure)
 
 
 def draw_structures(

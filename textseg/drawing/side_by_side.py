@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.drawing.pictures import Panels, fullest_slice
+from textseg.drawing.pictures import Panels
 from textseg.errors import RunError, suggestion
 from textseg.metrics.scores import Score
 from textseg.runs.saved_predictions import KeptPredictions
+from textseg.volumes.labels import fullest_slice
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Case
 from textseg.data.preparation import map_labels
-from textseg.drawing.pictures import Panels, draw_structures, figure_png, fullest_slice, panels_png
+from textseg.drawing.pictures import Panels, draw_structures, figure_png, panels_png
 from textseg.errors import DataError
 from textseg.system.messages import counted
 from textseg.volumes.colours import structure_colour
 from textseg.volumes.files import read_labels, read_volume
+from textseg.volumes.labels import fullest_slice
 from textseg.volumes.mask import Mask
 
 if TYPE_CHECKING:

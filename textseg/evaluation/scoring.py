@@ -1,4 +1,4 @@
-"""Predicted and reference label maps to rows of scores, in the space and the unit that a recipe asks for."""
+"""Turn predicted and reference label maps into rows of scores, in the space and the unit of a recipe."""
 
 from __future__ import annotations
 
@@ -9,40 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Case
-from textseg.data.preparation import PreparedCase
+from textseg.data.preparation import PreparedCase, map_labels
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.definitions import RATIOS, score, worst_value
 from textseg.metrics.scores import Score
 from textseg.recipe.loading import EvaluationSettings
 from textseg.runs.experiment import Experiment
+from textseg.volumes.files import read_labels
+from textseg.volumes.geometry import Geometry
 
 
-def score_case(
-    experiment: Experiment,
-    prepared: PreparedCase,
-    prediction: CasePrediction,
-    source: str | None,
-    metrics: Sequence[str],
-) -> tuple[list[Score], list[Score]]:
-    """Rows of the structures, and of the groups of the atlas, each merged into one before it is scored.
-
-    `source` is what stands in the rows as the source of their prompts.
-    """
-    settings = experiment.recipe.evaluation
-    maps, spacing = label_maps(experiment, prepared, prediction)
-    return score_maps(
-        settings, experiment.atlas, prepared.case, maps, spacing, source=source or "none", metrics=metrics
-    )
+def read_reference(experiment: Experiment, prepared: PreparedCase) -> tuple[NDArray[np.uint8], Geometry]:
+    """Return the annotation of a case as class indices [S, H_native, W_native], and its geometry."""
+    case = prepared.case
+    assert case.mask_path is not None
+    labels = read_labels(case.mask_path, prepared.plane)
+    return map_labels(labels, experiment.dataset.label_map(case), case), labels.geometry
 
 
-def label_maps(
-    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction
+def compared_maps(
+    experiment: Experiment, prepared: PreparedCase, prediction: CasePrediction, reference: NDArray[np.uint8]
 ) -> tuple[tuple[NDArray[Any], NDArray[Any]], tuple[float, float, float]]:
-    """Class indices [S, H, W] of prediction and reference in the space of the recipe, and their spacing in mm."""
+    """Return class indices [S, H, W] of prediction and reference in the space of the recipe, and their spacing in mm.
+
+    `reference` is in the size of the file, as `read_reference` gives it.
+    """
     if experiment.recipe.evaluation.space == "prepared":
         return (prediction.prepared, np.asarray(prepared.mask)), prepared.spacing_mm
     assert prediction.native is not None
-    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
     return (prediction.native, reference), prepared.native_spacing_mm
 
 
@@ -56,7 +50,17 @@ def score_maps(
     source: str,
     metrics: Sequence[str],
 ) -> tuple[list[Score], list[Score]]:
-    """Rows of the structures of predicted and reference class indices [S, H, W], and of the groups, each merged."""
+    """Return rows of scores for the structures of two label maps, and for the groups of the atlas.
+
+    Args:
+        settings: the metrics' space and unit.
+        atlas: names the classes; each of its groups is merged into one structure before it is scored.
+        case: which case the label maps belong to.
+        maps: predicted and reference class indices, each [S, H, W].
+        spacing_mm: distances of slices, rows and columns.
+        source: what the rows state as the source of the prompts.
+        metrics: names of metrics.
+    """
     spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
     groups, classes = atlas.collapsed()
     merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
@@ -79,10 +83,17 @@ def _rows(
         if settings.per == "volume"
         else [(index, *planes) for index, planes in enumerate(zip(*maps, strict=True))]
     )
-    for index, one, other in pairs:
-        distances = spacing[-one.ndim :]
+    for index, prediction, reference in pairs:
+        distances = spacing[-prediction.ndim :]
         labels = [structure.index for structure in atlas.structures]
-        result = score(one, other, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance)
+        result = score(
+            prediction,
+            reference,
+            spacing=distances,
+            structures=labels,
+            metrics=metrics,
+            tolerance=settings.tolerance,
+        )
         for structure in atlas.structures:
             for metric, value in result[structure.index].values.items():
                 yield Score(
@@ -94,7 +105,7 @@ def _rows(
                     unit="" if metric in RATIOS else settings.unit,
                     space=settings.space,
                     value=value,
-                    worst=worst_value(metric, one.shape, distances),
+                    worst=worst_value(metric, prediction.shape, distances),
                     status=result[structure.index].status,
                     prompt_source=source,
                 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from textseg.contracts import SegmenterOutput, Source
 from textseg.data.preparation import PreparedCase
 from textseg.drawing.model_pictures import PixelPlaces, ProbabilityMaps, pixel_png, probability_png
-from textseg.drawing.pictures import fullest_slice, panels_png
+from textseg.drawing.pictures import panels_png
 from textseg.drawing.side_by_side import shared_slice, typical_cases
 from textseg.errors import RunError, suggestion
 from textseg.evaluation.evaluate import check_data, load_segmenter
@@ -28,6 +28,7 @@ from textseg.reports.tsne import tsne
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import read_kept
+from textseg.volumes.labels import fullest_slice
 
 PIXELS = 1000  # in a map of features, an equal part for each structure
 COLUMNS = 6  # panels in a line

@@ -9,15 +9,20 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from textseg.contracts import Atlas
 from textseg.drawing.page import page, section
 from textseg.drawing.pictures import OverlayPicture, line_chart, overlay_png
 from textseg.drawing.tables import format_value, metric_title
+from textseg.evaluation.evaluate import ExampleSlice
 from textseg.hookspecs import ReportSection
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, Summary, summarise
 from textseg.runs.folder import RunFolder
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
+from textseg.volumes.files import read_volume
 
 _SOURCES = {
     "template": "every structure listed, nothing known about the case",
@@ -73,6 +78,25 @@ def write_report(
     sections += [section("What the model was told", _prompts(prompts)), section("Provenance", _provenance(run))]
     content = page(f"{run.get('name', run_folder.name)} · textseg", "\n".join(sections))
     write_atomically(RunFolder(run_folder).report, content)
+
+
+def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> OverlayPicture:
+    """Return an example slice with its scan, to be drawn; its title begins with `rank`, such as "best"."""
+    prepared = example.prepared
+    spacing_mm = prepared.native_spacing_mm if example.native else prepared.spacing_mm
+    if example.native:
+        image = read_volume(prepared.case.image_path, prepared.plane).array[example.index]
+    else:
+        image = np.asarray(prepared.image[example.index], np.float32)
+    place = f"case {prepared.case.id}, slice {example.index + 1} of {prepared.slice_count}, mean DSC {example.dsc:.3f}"
+    return OverlayPicture(
+        title=f"{rank}: {place}" if rank else place,
+        image=image,
+        reference=example.reference,
+        prediction=example.prediction,
+        names={structure.index: structure.name for structure in atlas.structures},
+        pixel_aspect=spacing_mm[1] / spacing_mm[2],
+    )
 
 
 def _headline(run: Mapping[str, Any], scores: Sequence[Score], summary: Summary) -> str:

@@ -24,6 +24,7 @@ from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.randomness import step_seed
 from textseg.recipe.loading import TrainingSettings
+from textseg.reports.run_report import example_picture
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, first_line
 from textseg.system import distributed
@@ -191,7 +192,10 @@ class Training:
                 if not stopping:
                     validation = self._validate(epoch)
                     row = self._finish_epoch(epoch, validation, speed)
-                    display.show_epoch(row, self.stage(epoch).name, validation.pictures if validation else ())
+                    pictures = (
+                        [example_picture(e, self.experiment.atlas) for e in validation.examples] if validation else []
+                    )
+                    display.show_epoch(row, self.stage(epoch).name, pictures)
                     stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
                 if stopping:
                     self._save_and_stop(display)
@@ -351,8 +355,8 @@ class Training:
         distributed.same_buffers(self.evaluated)
         self.evaluated.eval()
         drawn = drawn_in(epoch + 1, every=settings.overlay_every, validate_every=settings.validate_every, last=last)
-        pictures = PICTURES if drawn else 0
-        return validate(self.experiment, self.evaluated, "validation", self.fabric.device, pictures=pictures)
+        examples = PICTURES if drawn else 0
+        return validate(self.experiment, self.evaluated, "validation", self.fabric.device, examples=examples)
 
     def _finish_epoch(self, epoch: int, validation: Validation | None, slices_per_second: float) -> dict[str, float]:
         """Add the epoch to the history, and save where it is due; returns the epoch's row of the log."""

@@ -19,12 +19,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from textseg.data.phantoms.files import drawn_apart
 from textseg.data.slices import ShuffledBatches
 from textseg.errors import RunError
-from textseg.evaluation.evaluate import evaluate, headline, load_segmenter
+from textseg.evaluation.evaluate import headline, load_segmenter
 from textseg.metrics.scores import Score, read_scores
 from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
 from textseg.recipe.loading import Recipe, TrainingSettings, dump, load_recipe
+from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
 from textseg.system import distributed
@@ -219,7 +220,8 @@ def _evaluate(training: Training) -> None:
     distributed.gathered("written")  # the checkpoint, before the others read it
     device = training.fabric.device
     segmenter = load_segmenter(experiment, folder).to(device)
-    scores = evaluate(experiment, segmenter, folder, folder, source=experiment.evaluation_source, device=device)
+    source = experiment.evaluation_source
+    scores = evaluate_and_write(experiment, segmenter, folder, folder, source=source, device=device)
     if training.silent:
         return
     test = {f"test_{metric}": value for metric, value in folder.read()["test"].items() if value is not None}

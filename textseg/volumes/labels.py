@@ -1,4 +1,4 @@
-"""Label values of one convention for those of another."""
+"""Label maps as arrays: values of one convention for those of another, and the slice that shows most."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ def convert_labels(
         elif value:
             lost[value] = name
     return converted, lost
+
+
+def fullest_slice(labels: NDArray[np.integer[Any]]) -> int:
+    """Return the index of the slice of [S, H, W] with most structures, and among equals with the largest ones."""
+    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in labels]
+    return shown.index(max(shown))

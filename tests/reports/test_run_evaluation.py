@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from textseg.comparison.compare import compare
+from textseg.comparison.text import as_text
+from textseg.contracts import SegmenterOutput, TextFeatures
+from textseg.errors import RecipeError, RunError
+from textseg.inference.slices import predict_case
+from textseg.metrics.scores import Score, read_scores
+from textseg.models.segmenter import Segmenter
+from textseg.recipe.loading import load_recipe
+from textseg.reports import run_evaluation
+from textseg.reports.run_evaluation import evaluate_and_write, evaluate_run
+from textseg.runs.experiment import Experiment, build
+from textseg.runs.folder import RunFolder
+from textseg.runs.saved_predictions import read_kept
+
+pytestmark = pytest.mark.usefixtures("stranger")
+CPU = torch.device("cpu")
+
+
+class Bright(torch.nn.Module):
+    """Predicts class 1 where the image is bright, and class 19 elsewhere."""
+
+    uses_text = False
+    size_multiple = 1
+
+    def forward(self, image: torch.Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        logits = torch.zeros(image.shape[0], 20, *image.shape[-2:])
+        logits[:, 1] = (image[:, 0] > 0.5).float()
+        logits[:, 19] = 0.5
+        return SegmenterOutput(logits)
+
+
+@pytest.fixture(scope="module")
+def without_text(tiny_recipe: Path, stranger: None) -> Experiment:
+    overrides = ["prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}"]
+    return build(load_recipe(tiny_recipe, overrides))
+
+
+def scored(experiment: Experiment, path: Path, **settings: Any) -> list[Score]:
+    recipe = experiment.recipe
+    evaluation = recipe.evaluation.model_copy(update=settings)
+    changed = replace(experiment, recipe=recipe.model_copy(update={"evaluation": evaluation}))
+    folder = RunFolder(path)
+    return evaluate_and_write(changed, Segmenter(Bright()), folder, folder, source=None, device=CPU)
+
+
+def test_predictions_are_kept_in_the_geometry_of_the_scan(without_text: Experiment, tmp_path: Path) -> None:
+    scored(without_text, tmp_path)
+    kept = read_kept(RunFolder(tmp_path))
+    assert list(kept.cases) == [prepared.case.id for prepared in without_text.cases["test"]]
+    for prepared in without_text.cases["test"]:
+        found, geometry = kept.cases[prepared.case.id].read_prediction()
+        label_map = without_text.dataset.label_map(prepared.case)
+        segmenter = Segmenter(Bright()).eval()
+        expected = predict_case(segmenter, prepared, without_text.slices(prepared, None), device=CPU, batch_size=4)
+        np.testing.assert_array_equal(found, expected.native)
+        np.testing.assert_array_equal(kept.cases[prepared.case.id].read_reference(), prepared.native_mask(label_map))
+        assert kept.cases[prepared.case.id].read_image(geometry).shape == found.shape
+
+
+def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(
+    without_text: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(run_evaluation, "write_report", lambda path, **parts: shown.update(parts))
+    scored(without_text, tmp_path / "asked", metrics=("dsc", "jaccard"))
+    titles = [picture.title for picture in shown["overlays"]]
+    rows = scored(without_text, tmp_path / "unasked", metrics=("jaccard",))
+    assert {row.metric for row in rows} == {"jaccard"}
+    assert [picture.title for picture in shown["overlays"]] == titles
+    assert [title.partition(":")[0] for title in titles] == ["best", "median", "worst"]
+    assert shown["run"]["structures_in_training"] == without_text.structures_in_training
+    assert shown["prompts"] == []
+
+
+def test_oracle_prompts_stand_apart(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    target = evaluate_run(copied.parent, prompts="ground_truth")
+    assert target == copied / "evaluations" / "ground_truth"
+    assert {path: path.read_bytes() for path in before} == before
+    assert "ORACLE" in capsys.readouterr().out
+    assert "ORACLE" in (target / "report.html").read_text()
+    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"ground_truth"}
+    assert json.loads((target / "run.json").read_text())["evaluation"]["prompts"] == "ground_truth"
+    ranked, _, oracles = as_text(compare([copied, target])).partition("Oracle runs (prompts from the ground truth)")
+    assert oracles
+    tables = [part.partition("95 % interval")[0] for part in (ranked, oracles)]
+    assert [table.count("tiny (seed 2025)") for table in tables] == [1, 1]
+    assert "not ranked" in oracles
+
+
+@pytest.mark.parametrize("source", ["ground_truth", "interactive"])
+def test_a_stored_recipe_that_was_edited_gives_no_oracle_unasked(copied: Path, source: str) -> None:
+    before = (copied / "scores.csv").read_bytes()
+    text = (copied / "recipe.yaml").read_text()
+    edited, count = re.subn(r"evaluation: template", f"evaluation: {source}", text)
+    assert count == 1
+    (copied / "recipe.yaml").write_text(edited)
+    with pytest.raises(RecipeError, match=f"'{source}' prompts are read off the annotation"):
+        evaluate_run(copied)
+    assert (copied / "scores.csv").read_bytes() == before
+
+
+def test_interactive_prompts(copied: Path) -> None:
+    target = evaluate_run(copied, prompts="interactive")
+    assert target.name == "simulated"  # nobody named anything
+    assert {row.prompt_source for row in read_scores(target / "scores.csv")} == {"simulated"}
+    assert "SIMULATED · test prompts: simulated" in (target / "report.html").read_text()
+    lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"simulated"}
+    assert as_text(compare([target])).startswith("Simulated interaction")
+    # A table of levels for the whole test set is a person's, and ranked.
+    named = evaluate_run(copied, prompts="interactive", visible=str(target / "visible.csv"))
+    assert named.name == "interactive"
+    assert json.loads((named / "run.json").read_text())["named"] == str(target / "visible.csv")
+    assert "Simulated" not in as_text(compare([named]))
+    assert [row.value for row in read_scores(named / "scores.csv")] == pytest.approx(
+        [row.value for row in read_scores(target / "scores.csv")], nan_ok=True
+    )
+
+
+def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:
+    before = (copied / "scores.csv").read_bytes()
+    (copied / "scores.csv").unlink()
+    assert evaluate_run(copied) == copied
+    assert (copied / "scores.csv").read_bytes() == before
+    assert not (copied / "evaluations").exists()
+
+
+def test_predicted_prompts_say_what_the_first_pass_found(copied: Path) -> None:
+    target = evaluate_run(copied, prompts="predicted")
+    scores, record = read_scores(target / "scores.csv"), json.loads((target / "run.json").read_text())
+    assert {row.prompt_source for row in scores} == {"predicted"}
+    assert record["visible"]["cases"] == 3
+    with (target / "visible.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"predicted"}
+    # What was found, named by a person, gives the same text and so the same masks.
+    again = evaluate_run(copied, prompts="interactive", visible=str(target / "visible.csv"))
+    named = read_scores(again / "scores.csv")
+    assert [row.value for row in named] == pytest.approx([row.value for row in scores], nan_ok=True)
+    assert {row.prompt_source for row in named} == {"interactive"}
+
+
+def test_sources_that_there_are_not(finished_run: Path) -> None:
+    with pytest.raises(RunError, match="there is no source 'ground_thruth'. Did you mean 'ground_truth'"):
+        evaluate_run(finished_run, prompts="ground_thruth")
+    with pytest.raises(RunError, match="--visible goes with --prompts interactive; 'template' prompts ask nobody"):
+        evaluate_run(finished_run, visible="T12:L5")
+    assert not (finished_run / "evaluations").exists()
+
+
+def test_other_data_are_refused(copied: Path) -> None:
+    recipe = copied / "recipe.yaml"
+    text = recipe.read_text()
+    assert "  seed: 0" not in text
+    recipe.write_text(text.replace("  cases: 8", "  cases: 9"))
+    before = (copied / "scores.csv").read_bytes()
+    with pytest.raises(RunError, match="trained on other data than those at hand: data, split changed"):
+        evaluate_run(copied)
+    assert (copied / "scores.csv").read_bytes() == before
+
+
+def test_a_run_keeps_the_scores_of_groups_and_shows_them(finished_run: Path) -> None:
+    folder = RunFolder(finished_run)
+    rows = read_scores(folder.group_scores)
+    assert {row.structure for row in rows} == {"vertebrae", "discs", "canal"}
+    assert {row.case for row in rows} == {row.case for row in read_scores(folder.scores)}
+    assert "right places, whatever the names" in folder.report.read_text()

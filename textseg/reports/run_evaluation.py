@@ -1,0 +1,155 @@
+"""Evaluate a run and write the results into its folder: masks, scores, record and report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from textseg.contracts import Source
+from textseg.drawing.side_by_side import best_median_worst
+from textseg.errors import RunError, suggestion
+from textseg.evaluation.evaluate import (
+    CaseResult,
+    EvaluationResult,
+    check_data,
+    evaluate,
+    headline,
+    load_segmenter,
+    told_by,
+)
+from textseg.inference.structure_finder import write_visible
+from textseg.levels.level_naming import write_enumeration
+from textseg.metrics.definitions import fastest_kernel
+from textseg.metrics.scores import Score, Told, summarise, write_scores
+from textseg.models.segmenter import Segmenter
+from textseg.recipe.loading import load_recipe
+from textseg.reports.run_report import example_picture, write_report
+from textseg.runs.experiment import Experiment, build
+from textseg.runs.folder import RunFolder
+from textseg.runs.saved_predictions import keeping
+from textseg.runs.task_record import write_task
+from textseg.system import distributed
+from textseg.system.progress import counting, progress_bar
+from textseg.text.embeddings import write_prompt_table
+
+
+def evaluate_and_write(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    folder: RunFolder,
+    target: RunFolder,
+    *,
+    source: Source | None,
+    device: torch.device,
+    named: str | None = None,
+) -> list[Score]:
+    """Score the test cases with the prompts of `source`, and write masks, scores.csv, run.json and report.html.
+
+    `target` is the run's own `folder`, or one below it for another source of prompts. `named` is what a person named
+    for `interactive` prompts. Of several processes, each predicts and scores its share of the cases, and only the
+    first one writes; the others return no scores.
+    """
+    if distributed.rank():
+        evaluate(experiment, segmenter, source=source, device=device, named=named)
+        return []
+    with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
+        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
+
+        def on_case(result: CaseResult) -> None:
+            case = result.prepared.case
+            keep(case, result.prediction, result.geometry, experiment.dataset.label_map(case))
+            bar.update(task, advance=1)
+
+        result = evaluate(experiment, segmenter, source=source, device=device, named=named, on_case=on_case)
+    record = _write_numbers(result, experiment, folder, target, source=source, named=named)
+    typical = best_median_worst({case: example.dsc for case, example in result.examples.items()})
+    # The report comes last: where it stands, the scores are complete.
+    write_report(
+        target.path,
+        run=record,
+        scores=result.scores,
+        group_scores=result.group_scores,
+        overlays=[example_picture(result.examples[case], experiment.atlas, rank) for case, rank in typical.items()],
+        prompts=_prompt_examples(experiment, result.prompts),
+        history=folder.read_history(),
+        further=experiment.registry.report_sections(experiment.run(target.path, record)),
+    )
+    return result.scores
+
+
+def _write_numbers(
+    result: EvaluationResult,
+    experiment: Experiment,
+    folder: RunFolder,
+    target: RunFolder,
+    *,
+    source: Source | None,
+    named: str | None,
+) -> dict[str, Any]:
+    """Write the tables of an evaluation and its part of run.json; returns the record."""
+    write_scores(target.scores, result.scores)
+    write_scores(target.group_scores, result.group_scores)
+    overall = summarise(result.scores, structures=experiment.structures_in_training).overall
+    facts = {
+        **folder.read(),
+        "evaluation": {
+            **experiment.recipe.evaluation.model_dump(mode="json"),
+            "prompts": result.prompts or "none",
+        },
+        "metrics_kernel": fastest_kernel(),
+        "structures_in_training": experiment.structures_in_training,
+        "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
+        "enumeration": write_enumeration(target.enumeration, result.naming),
+        "test": {metric: mean.value if mean.n else None for metric, mean in overall.items()},
+    }
+    if named:
+        facts["named"] = named
+    if source in ("interactive", "predicted"):
+        facts["visible"] = write_visible(target.visible, experiment.atlas, result.visibilities)
+    record = target.update(**facts)
+    if target.path != folder.path and experiment.text is not None and (prompts := result.prompts) is not None:
+        rows = [replace(row, source=prompts) for row in experiment.text.rows if row.source == source]
+        write_prompt_table(target.prompts, rows)
+    return record
+
+
+def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None = None) -> Path:
+    """Evaluate a finished run again, with the prompts of another source where one is named.
+
+    The scores of another source go into a folder below the run, which `compare` reads like a run. `visible` is what a
+    person named for `interactive` prompts: see `textseg.text.visibility.read_statements`. Raises RunError for an
+    unknown source, and for data other than those of the training.
+    """
+    folder = RunFolder.existing(run)
+    recipe = load_recipe(folder.recipe)
+    if prompts is not None and prompts not in get_args(Source):
+        raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
+    if prompts is not None and recipe.prompts is None:
+        raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
+    source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
+    if visible is not None and source != "interactive":
+        raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts ask nobody.")
+    with counting("preparing slices") as report:
+        experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
+    check_data(experiment, folder)
+    write_task(folder.task, experiment.record)  # runs of an earlier version lack it
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter = load_segmenter(experiment, folder).to(device)
+    told = told_by(source, visible)
+    target = folder if source == experiment.evaluation_source else folder.evaluation(told)
+    with target.lock():
+        scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
+    print(headline(scores, experiment.structures_in_training, told))
+    print(f"report: {target.report}")
+    return target.path
+
+
+def _prompt_examples(experiment: Experiment, told: Told | None) -> list[dict[str, Any]]:
+    """Return the rows of the prompt table; interactive ones are called simulated where nobody named them."""
+    if experiment.text is None or told is None:
+        return []
+    rows = [asdict(row) for row in experiment.text.rows]
+    return [{**row, "source": told} if told == "simulated" and row["source"] == "interactive" else row for row in rows]
