@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 import textseg
-from textseg.levels.level_naming import enumerate_structures
+from textseg.levels.level_naming import compare_names
 from textseg.metrics.definitions import score
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
@@ -51,7 +51,7 @@ def main() -> None:
                     spacing = prepared.native_spacing_mm
                     scores = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
                     dsc.append(np.mean([structure_scores.values["dsc"] for structure_scores in scores.values()]))
-                    names = enumerate_structures(mask.array, reference, experiment.atlas)
+                    names = compare_names(mask.array, reference, experiment.atlas)
                     shifted += names.shift != 0
                     violations += names.order_violations
                     duplicates += names.duplicates

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from textseg.contracts import Atlas, Structure
-from textseg.levels.level_naming import Array, as_json, enumerate_structures, totals
+from textseg.levels.level_naming import Array, as_json, compare_names, totals
 
 LEVELS = 6
 
@@ -43,7 +43,7 @@ def draw(atlas: Atlas, names: list[str | None]) -> Array:
 
 def test_a_perfect_prediction(spine: Atlas) -> None:
     volume = draw(spine, list(spine.sequence))
-    found = enumerate_structures(volume, volume, spine)
+    found = compare_names(volume, volume, spine)
     assert (found.matched, found.misnamed, found.shift, found.order_violations, found.duplicates) == (12, 0, 0, 0, 0)
     assert found.dsc == found.dsc_without_names == 1.0
 
@@ -53,7 +53,7 @@ def test_everything_one_level_off_is_a_shift_and_right_but_for_the_names(spine: 
     inner = ["V3", "V3/V4", "V4"]
     reference = draw(spine, [None] * 4 + inner)
     moved = [spine.sequence[spine.sequence.index(name) + 2 * levels] for name in inner]
-    found = enumerate_structures(draw(spine, [None] * 4 + moved), reference, spine)
+    found = compare_names(draw(spine, [None] * 4 + moved), reference, spine)
     assert (found.matched, found.misnamed, found.shift) == (4, 3, levels)  # the canal can't be misnamed
     assert found.dsc == pytest.approx(1 / 4)
     assert found.dsc_without_names == 1.0
@@ -63,7 +63,7 @@ def test_everything_one_level_off_is_a_shift_and_right_but_for_the_names(spine: 
 def test_two_neighbours_swapped_are_no_shift_but_break_the_order(spine: Atlas) -> None:
     names = list(spine.sequence)
     names[2], names[4] = names[4], names[2]  # V2 and V3
-    found = enumerate_structures(draw(spine, names), draw(spine, list(spine.sequence)), spine)
+    found = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
     assert (found.misnamed, found.shift) == (2, 0)
     assert found.order_violations == 2  # V2/V3 lies above V2, and V3 above V2/V3
     assert set(found.names) >= {("V2", "V3"), ("V3", "V2")}
@@ -73,7 +73,7 @@ def test_two_neighbours_swapped_are_no_shift_but_break_the_order(spine: Atlas) -
 
 def test_a_missed_structure_is_not_misnamed(spine: Atlas) -> None:
     names = [None if name == "V4" else name for name in spine.sequence]
-    found = enumerate_structures(draw(spine, names), draw(spine, list(spine.sequence)), spine)
+    found = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
     assert (found.matched, found.misnamed) == (11, 0)
     assert found.dsc == found.dsc_without_names == pytest.approx(11 / 12)
 
@@ -82,17 +82,17 @@ def test_what_hardly_overlaps_is_not_the_same_thing(spine: Atlas) -> None:
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index
     prediction[0, 8:18] = spine["V2"].index  # DSC 0.2 by place
-    found = enumerate_structures(prediction, reference, spine)
+    found = compare_names(prediction, reference, spine)
     assert (found.matched, found.misnamed, found.dsc_without_names) == (0, 0, 0.0)
     prediction[0, 5:15] = spine["V2"].index
-    assert enumerate_structures(prediction, reference, spine).misnamed == 1
+    assert compare_names(prediction, reference, spine).misnamed == 1
 
 
 def test_a_poor_structure_with_the_right_name_costs_nothing_by_its_name(spine: Atlas) -> None:
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index
     prediction[0, 8:18] = spine["V1"].index  # too little to be a match
-    found = enumerate_structures(prediction, reference, spine)
+    found = compare_names(prediction, reference, spine)
     assert (found.matched, found.dsc, found.dsc_without_names) == (0, 0.2, 0.2)
 
 
@@ -100,7 +100,7 @@ def test_a_disc_is_no_misnamed_vertebra(spine: Atlas) -> None:
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index
     prediction[0, :10] = spine["V1/V2"].index
-    assert enumerate_structures(prediction, reference, spine).matched == 0
+    assert compare_names(prediction, reference, spine).matched == 0
 
 
 def test_a_second_part_is_a_duplicate_and_a_crumb_is_not(spine: Atlas) -> None:
@@ -108,13 +108,13 @@ def test_a_second_part_is_a_duplicate_and_a_crumb_is_not(spine: Atlas) -> None:
     double, crumb = volume.copy(), volume.copy()
     double[:, 55:59, 15:19] = spine["V1"].index  # 48 of 108 voxels
     crumb[0, 58, 18] = spine["V1"].index
-    assert enumerate_structures(double, volume, spine).duplicates == 1
-    assert enumerate_structures(crumb, volume, spine).duplicates == 0
+    assert compare_names(double, volume, spine).duplicates == 1
+    assert compare_names(crumb, volume, spine).duplicates == 0
 
 
 def test_nothing_shown_and_nothing_found(spine: Atlas) -> None:
     nothing = np.zeros((2, 10, 10), np.uint8)
-    found = enumerate_structures(nothing, nothing, spine)
+    found = compare_names(nothing, nothing, spine)
     assert found.matched == 0
     assert math.isnan(found.dsc)
     json.dumps(as_json({"a": found}), allow_nan=False)
@@ -124,17 +124,17 @@ def test_an_atlas_without_an_order_has_neither_shifts_nor_violations() -> None:
     heart = Atlas("heart", tuple(Structure(n, "part", i) for i, n in enumerate(("LV", "RV"), 1)))
     reference = np.zeros((1, 10, 10), np.uint8)
     reference[0, :5], reference[0, 5:] = 1, 2
-    found = enumerate_structures(3 - reference, reference, heart)
+    found = compare_names(3 - reference, reference, heart)
     assert (found.matched, found.shift, found.order_violations) == (0, 0, 0)
     grouped = Atlas("heart", heart.structures, groups={"chambers": ("LV", "RV")})
-    found = enumerate_structures(3 - reference, reference, grouped)
+    found = compare_names(3 - reference, reference, grouped)
     assert (found.matched, found.misnamed, found.shift, found.dsc, found.dsc_without_names) == (2, 2, 0, 0.0, 1.0)
 
 
 def test_totals_and_what_is_written(spine: Atlas) -> None:
     reference = draw(spine, [None] * 4 + ["V3", "V3/V4", "V4"])
-    right = enumerate_structures(reference, reference, spine)
-    shifted = enumerate_structures(draw(spine, [None] * 4 + ["V4", "V4/V5", "V5"]), reference, spine)
+    right = compare_names(reference, reference, spine)
+    shifted = compare_names(draw(spine, [None] * 4 + ["V4", "V4/V5", "V5"]), reference, spine)
     found = totals({"a": right, "b": shifted})
     assert (found["cases"], found["level_shift_rate"], found["misnamed"], found["matched"]) == (2, 0.5, 3, 8)
     assert found["misnamed_rate"] == pytest.approx(3 / 8)
@@ -149,5 +149,5 @@ def test_totals_and_what_is_written(spine: Atlas) -> None:
 def test_in_axial_slices_the_order_is_that_of_the_slices(spine: Atlas) -> None:
     axial = replace(spine, plane="axial")
     right = np.moveaxis(draw(spine, list(spine.sequence)), 1, 0)
-    assert enumerate_structures(right, right, axial).order_violations == 0
-    assert enumerate_structures(right[::-1], right, axial).order_violations == len(spine.sequence) - 1
+    assert compare_names(right, right, axial).order_violations == 0
+    assert compare_names(right[::-1], right, axial).order_violations == len(spine.sequence) - 1

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from textseg import Run
-from textseg.levels.level_naming import POLICY, Enumeration, write_enumeration
+from textseg.levels.level_naming import POLICY, LevelNaming, write_level_naming
 from textseg_spine.order_of_levels import order_of_levels
 
 FOUND = {
-    "right": Enumeration(4, 0, 0, 0, 0, 0.9, 0.9),
-    "<shifted>": Enumeration(3, 3, 1, 0, 1, 0.05, 0.85, (("L1", "L2"), ("L2", "L3"), ("L3", "L4"))),
-    "empty": Enumeration(0, 0, 0, 0, 0, float("nan"), float("nan")),
+    "right": LevelNaming(4, 0, 0, 0, 0, 0.9, 0.9),
+    "<shifted>": LevelNaming(3, 3, 1, 0, 1, 0.05, 0.85, (("L1", "L2"), ("L2", "L3"), ("L3", "L4"))),
+    "empty": LevelNaming(0, 0, 0, 0, 0, float("nan"), float("nan")),
 }
 
 
 def run(folder: Path, **dataset: Any) -> Run:
-    write_enumeration(folder / "enumeration.json", FOUND)
+    write_level_naming(folder / "enumeration.json", FOUND)
     return Run(folder, {"dataset": dataset}, {})
 
 
@@ -43,7 +43,7 @@ def test_totals_and_the_volumes_that_are_wrong(tmp_path: Path) -> None:
 
 
 def test_no_volume_is_listed_where_none_is_wrong(tmp_path: Path) -> None:
-    write_enumeration(tmp_path / "enumeration.json", {"right": FOUND["right"]})
+    write_level_naming(tmp_path / "enumeration.json", {"right": FOUND["right"]})
     (section,) = order_of_levels(Run(tmp_path, {"dataset": {"use": "lumbar_phantom"}}, {}))
     assert "right" not in cells(section.html)
     assert "Most often" not in section.html

@@ -1,4 +1,4 @@
-"""Random distortions of slices: one fused sampling grid for everything geometric, then changes of intensity."""
+"""Random distortions of slices: one sampling grid for all geometric changes, then changes of intensity."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BIAS_POINTS = 4  # of the coarse field of a receiver coil
 
 
 class Augmentation:
-    """Distorts a slice as `augmentation` in the recipe says; every draw is a function of (seed, epoch, slice id).
+    """Distortion of slices with the settings of a recipe; every draw is a function of (seed, epoch, slice id).
 
-    Images are sampled linearly, masks by nearest neighbour. What comes from outside is background, as dark as the
-    slice's darkest pixel. `horizontal` mirrors the picture's columns, `vertical` its rows, which turns the order of
-    levels round. Slices may lie on any device: what is drawn is the same there, but for the values of the noise.
+    Images are sampled linearly, masks by nearest neighbour. Pixels from outside the slice are background, as dark as
+    its darkest pixel. `horizontal` mirrors the columns of the image, `vertical` its rows, which reverses the order of
+    levels. Slices may lie on any device: the draws are the same, except for the values of the noise.
     """
 
     def __init__(self, settings: AugmentationSettings, seed: int) -> None:
@@ -34,7 +34,7 @@ class Augmentation:
         self.seed = seed
 
     def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
-        """Image [C, H, W], mask [H, W] or [any, H, W] -> the same, distorted, all planes alike."""
+        """Distort an image [C, H, W] and its mask, [H, W] or [any, H, W], all planes alike."""
         generator = randomness.distortion(self.seed, epoch, slice_id)
         settings = self.settings
         if settings.distortion and generator.random() < settings.distortion:
@@ -65,10 +65,10 @@ class Augmentation:
         return torch.cat(images), torch.cat(masks)
 
     def sampling_grid(self, generator: np.random.Generator, height: int, width: int) -> Tensor:
-        """Where each pixel is taken from, [1, H, W, 2] in (column, row) from -1 to 1: affine and elastic in one.
+        """Return the source of each pixel, [1, H, W, 2] as (column, row) from -1 to 1: affine and elastic in one grid.
 
-        Both are sums of products of a function of the row and one of the column, so one product of small matrices makes
-        the whole grid; its coordinates lie in planes, which sampling reads fastest.
+        Both are sums of products of a function of the row and a function of the column, so one product of small
+        matrices gives the whole grid. Its coordinates lie in planes, which sampling reads fastest.
         """
         settings = self.settings
         angle = math.radians(settings.rotation_degrees) * generator.uniform(-1, 1)
@@ -86,7 +86,7 @@ class Augmentation:
         return (_functions(height) @ factors @ _functions(width).T).movedim(0, -1)[None]
 
     def change_intensity(self, generator: np.random.Generator, image: Tensor) -> Tensor:
-        """Contrast, gamma and noise, each by a random amount up to its setting."""
+        """Change contrast and gamma and add noise, each by a random amount up to its setting."""
         settings = self.settings
         if settings.contrast:
             image = image * float(1 + settings.contrast * generator.uniform(-1, 1))
@@ -101,7 +101,7 @@ class Augmentation:
         return image
 
     def change_quality(self, generator: np.random.Generator, image: Tensor) -> Tensor:
-        """The shade of a receiver coil, blur and low resolution, each by a random amount up to its setting."""
+        """Add the shade of a receiver coil, blur and low resolution, each by a random amount up to its setting."""
         settings = self.settings
         if settings.bias:
             control = settings.bias * generator.uniform(-1, 1, (1, 1, BIAS_POINTS, BIAS_POINTS)).astype(np.float32)
@@ -119,15 +119,15 @@ class Augmentation:
 
 @lru_cache(maxsize=16)
 def _functions(size: int) -> Tensor:
-    """[size, CONTROL_POINTS + 2]: of each pixel, the control points' bicubic weights, 1, and its place, -1 to 1."""
+    """Return [size, CONTROL_POINTS + 2] for each pixel: bicubic weights of control points, 1, position from -1 to 1."""
     points = torch.eye(CONTROL_POINTS)[None, None]
     weights = F.interpolate(points, (size, CONTROL_POINTS), mode="bicubic", align_corners=True)[0, 0]
-    places = (torch.arange(size) * 2 + 1) / size - 1
-    return torch.cat([weights, torch.ones(size, 1), places[:, None]], dim=1)
+    positions = (torch.arange(size) * 2 + 1) / size - 1
+    return torch.cat([weights, torch.ones(size, 1), positions[:, None]], dim=1)
 
 
 def _normal(generator: np.random.Generator, image: Tensor) -> Tensor:
-    """Standard normal noise of the shape of an image; on a GPU from its own generator, far faster than over the bus."""
+    """Draw standard normal noise of the shape of an image; a GPU draws its own, which is faster than copying it."""
     if image.device.type == "cpu":
         return torch.from_numpy(generator.standard_normal(image.shape, dtype=np.float32))
     own = torch.Generator(image.device).manual_seed(int(generator.integers(2**62)))
@@ -135,19 +135,19 @@ def _normal(generator: np.random.Generator, image: Tensor) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """[C, H, W] -> the same, smoothed by a Gaussian of `sigma` pixels."""
+    """Smooth an image [C, H, W] by a Gaussian of `sigma` pixels."""
     radius = math.ceil(3 * sigma)
     if radius == 0:
         return image
-    places = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-(places**2) / (2 * sigma**2))
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     blurred = F.conv2d(F.pad(image[:, None], (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
     return F.conv2d(F.pad(blurred, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None, :])[:, 0]
 
 
 def _coarsened(image: Tensor, factor: float) -> Tensor:
-    """[C, H, W] -> the same, as if scanned with pixels `factor` times as large."""
+    """Coarsen an image [C, H, W] as if it were scanned with pixels `factor` times as large."""
     height, width = image.shape[-2:]
     size = max(1, round(height / factor)), max(1, round(width / factor))
     coarse = F.interpolate(image[None], size, mode="bilinear", antialias=True)

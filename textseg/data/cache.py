@@ -1,4 +1,4 @@
-"""What the cache folder holds, and cleaning it; what textseg did not write there is never touched."""
+"""Listing and cleaning the cache folder; files that textseg did not write are never touched."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHELF = re.compile(r"[0-9a-f]{2}")
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The prepared slices of one case, the features of one text, or what a killed process left behind."""
+    """The prepared slices of one case, the features of one text, or the rest of a killed process."""
 
     kind: Kind
     path: Path
@@ -32,14 +32,14 @@ class CacheEntry:
 
 
 def cache_entries(cache: Path) -> list[CacheEntry]:
-    """Everything in the cache that textseg wrote; entries that are being written now are left out."""
+    """List everything in the cache that textseg wrote, without entries that are being written now."""
     return [*_slices(cache / "slices"), *_text(cache / "text")]
 
 
 def clean_cache(
     cache: Path, *, older_than_days: float | None = None, leftovers_only: bool = False
 ) -> Sequence[CacheEntry]:
-    """Remove entries, or those not used for some days, or only what killed processes left; returns what was removed.
+    """Remove all entries, those not used for some days, or only leftovers of killed processes; return what was removed.
 
     A run that needs an entry makes it anew.
     """

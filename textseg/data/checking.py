@@ -1,4 +1,4 @@
-"""What is wrong with a data set, case by case, before anything is trained on it."""
+"""Checks of a data set, case by case, before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class CaseCheck:
-    """What was found in one case; what can't be known of a damaged one is empty."""
+    """The findings in one case; fields that a damaged case can't give are empty."""
 
     case: str
     findings: tuple[Finding, ...]
@@ -53,15 +53,15 @@ class CaseCheck:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Everything that was found, faults first; `sound` are the cases without a fault."""
+    """All findings, faults first; `sound` are the cases without a fault."""
 
     cases: tuple[CaseCheck, ...]
     findings: tuple[Finding, ...]
 
     @property
     def faulty(self) -> list[str]:
-        found = {finding.case for finding in self.findings if finding.severity == "fault"}
-        return [check.case for check in self.cases if check.case in found]
+        faulty_cases = {finding.case for finding in self.findings if finding.severity == "fault"}
+        return [check.case for check in self.cases if check.case in faulty_cases]
 
     @property
     def sound(self) -> list[str]:
@@ -72,7 +72,7 @@ class DatasetCheck:
         return all(finding.severity == "doubt" for finding in self.findings)
 
     def as_json(self) -> str:
-        """For programs: how many cases, which are sound, every finding."""
+        """Return the number of cases, the sound ones and every finding as JSON, for programs."""
         content = {
             "cases": len(self.cases),
             "sound": self.sound,
@@ -88,12 +88,12 @@ def check_dataset(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetCheck:
-    """Check every case, and what only shows between cases.
+    """Check every case, and then the cases against each other.
 
     Args:
         dataset: its `cases()` are checked, with the doubts of the reader itself.
         split: patients of each part, to be checked against each other; the official ones are checked anyway.
-        progress: told how many cases of how many are checked.
+        progress: called with the number of checked cases and of all.
 
     Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
     this under `if __name__ == "__main__":`. Raises DataError where the reader finds no cases at all.
@@ -108,8 +108,10 @@ def check_dataset(
     findings += [*_duplicates(cases, checks), *_unlike(checks), *_overlaps(dataset, split)]
     doubts = getattr(dataset, "doubts", None)
     if doubts is not None:
-        said: Mapping[str, Sequence[str]] = doubts({check.case: set(check.values) for check in checks if check.values})
-        findings += [Finding(case, "doubt", line, "look at it") for case, lines in said.items() for line in lines]
+        doubted: Mapping[str, Sequence[str]] = doubts(
+            {check.case: set(check.values) for check in checks if check.values}
+        )
+        findings += [Finding(case, "doubt", line, "look at it") for case, lines in doubted.items() for line in lines]
     return DatasetCheck(tuple(checks), tuple(sorted(findings, key=lambda finding: finding.severity != "fault")))
 
 
@@ -172,7 +174,7 @@ def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[Cas
 
 
 def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
-    """Each way in which the mask does not lie on its image, with the command that mends it."""
+    """Give each difference between the geometries of mask and image, with the command that mends it."""
     path, mended = str(case.mask_path), f"mended_{Path(str(case.mask_path)).name}"
     resized = image.size != mask.size
     step = "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)" if resized else "m.CopyInformation(i)"
@@ -193,7 +195,7 @@ def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
 def _structures(
     labels: Volume, label_map: LabelMap, atlas: Atlas
 ) -> tuple[dict[str, int], dict[str, float], dict[str, int]]:
-    """Of each structure in the mask: slices that show it, how far down its centroid lies in mm, voxels."""
+    """Return for each structure in the mask: slices that show it, mm from the top to its centroid, voxels."""
     down = downward_axis(atlas.plane) if atlas.ordered else 1
     across = tuple({0, 1, 2} - {down})
     classes = np.zeros(labels.array.shape, dtype=np.uint8)
@@ -210,10 +212,10 @@ def _structures(
 
 
 def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[Finding]:
-    """Levels that are missing between others of their kind, and neighbours that stand the wrong way round.
+    """Give levels that are missing between others of their group, and neighbours in the wrong order.
 
-    Kind by kind: a vertebra's centroid may lie below that of the disc under it, because of what stands out behind; and
-    the uppermost vertebra may show without the disc under it, by what hangs down from it into the picture.
+    Groups are checked one by one. A vertebra's centroid may lie below that of the disc under it because of its
+    posterior elements, and the uppermost vertebra may appear without that disc because its spinous process hangs down.
     """
     for group in atlas.groups.values() or (atlas.names,):
         kind = [name for name in atlas.sequence if name in group]
@@ -231,40 +233,41 @@ def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[F
 
 
 def _duplicates(cases: Sequence[Case], checks: Sequence[CaseCheck]) -> Iterator[Finding]:
-    """Cases of one name, and images that are the same, which would stand on two sides of a split."""
+    """Give cases of the same name and equal images, which could stand in two parts of a split."""
     for case_id, count in Counter(case.id for case in cases).items():
         if count > 1:
             yield Finding(case_id, "fault", f"{count} cases have this name", "give each series a name of its own")
     patients = {case.id: case.patient for case in cases}
-    for kind, what in (("file", "the same file as"), ("voxels", "the same voxels as")):
+    for kind, same in (("file", "the same file as"), ("voxels", "the same voxels as")):
         first: dict[str, str] = {}
         for check in checks:
             content = getattr(check, kind)
-            other = first.setdefault(content, check.case) if content else check.case
-            if other != check.case and (kind == "file" or not _same_file(checks, other, check)):
-                whose = "of the same patient" if patients[other] == patients[check.case] else "of another patient"
-                yield Finding(check.case, "fault", f"its image is {what} that of {other}, {whose}", "keep one of them")
+            earlier = first.setdefault(content, check.case) if content else check.case
+            if earlier != check.case and (kind == "file" or not _same_file(checks, earlier, check)):
+                whose = "of the same patient" if patients[earlier] == patients[check.case] else "of another patient"
+                what = f"its image is {same} that of {earlier}, {whose}"
+                yield Finding(check.case, "fault", what, "keep one of them")
 
 
-def _same_file(checks: Sequence[CaseCheck], other: str, check: CaseCheck) -> bool:
-    return next(found.file for found in checks if found.case == other) == check.file
+def _same_file(checks: Sequence[CaseCheck], case: str, check: CaseCheck) -> bool:
+    return next(candidate.file for candidate in checks if candidate.case == case) == check.file
 
 
 def _unlike(checks: Sequence[CaseCheck]) -> Iterator[Finding]:
-    """Cases whose spacing is far from that of the others."""
+    """Give cases whose spacing is far from that of the others."""
     known = [check for check in checks if check.spacing_mm]
     if len(known) < 3:
         return
     medians = np.median([check.spacing_mm for check in known], axis=0)
     for check in known:
-        for axis, mine, usual in zip(("slice", "row", "column"), check.spacing_mm, medians, strict=True):
-            if not usual / UNLIKE <= mine <= usual * UNLIKE:
-                what = f"its {axis} distance is {mine:.3g} mm, and the median is {usual:.3g} mm"
+        for axis, distance, usual in zip(("slice", "row", "column"), check.spacing_mm, medians, strict=True):
+            if not usual / UNLIKE <= distance <= usual * UNLIKE:
+                what = f"its {axis} distance is {distance:.3g} mm, and the median is {usual:.3g} mm"
                 yield Finding(check.case, "doubt", what, "is its header right?")
 
 
 def _overlaps(dataset: Dataset, split: Mapping[str, Sequence[str]] | None) -> Iterator[Finding]:
-    """Patients on two sides of a split."""
+    """Give patients in two parts of a split."""
     remedy = "give each patient one side"
     try:
         official = dataset.official_split()
@@ -272,6 +275,6 @@ def _overlaps(dataset: Dataset, split: Mapping[str, Sequence[str]] | None) -> It
         yield Finding(None, "fault", str(error), remedy)
         official = None
     for name, parts in (("official split", official), ("split", split)):
-        for (one, first), (other, second) in combinations((parts or {}).items(), 2):
-            for patient in sorted({*first} & {*second}):
-                yield Finding(None, "fault", f"{name}: patient {patient} stands in both {one} and {other}", remedy)
+        for (first, patients), (second, others) in combinations((parts or {}).items(), 2):
+            for patient in sorted({*patients} & {*others}):
+                yield Finding(None, "fault", f"{name}: patient {patient} stands in both {first} and {second}", remedy)

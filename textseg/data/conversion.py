@@ -1,4 +1,4 @@
-"""From one way to write structures into mask files to another, by name; what has no counterpart is never guessed."""
+"""Conversion of mask files from one label scheme to another, by name; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textseg.volumes.labels import Scheme, convert_labels
 
 
 def known_schemes() -> dict[str, Scheme]:
-    """The label schemes of all installed atlases, by name. Raises PluginError where two of one name differ."""
+    """Return the label schemes of all installed atlases, by name. Raises PluginError where two of one name differ."""
     registry = installed_registry()
     schemes: dict[str, Scheme] = {}
     for component in registry.components("atlas"):
@@ -26,9 +26,9 @@ def known_schemes() -> dict[str, Scheme]:
 
 
 def convert_file(path: Path, output: Path, source: str, target: str, *, drop: bool = False) -> Mapping[int, str | None]:
-    """Write the mask `path` in another scheme, geometry and all; returns what became background.
+    """Write the mask `path` in another scheme with the same geometry; return what became background.
 
-    Without `drop` nothing may: raises DataError then, as for a scheme that there is not.
+    Raises DataError for an unknown scheme and, without `drop`, for a structure that the target scheme lacks.
     """
     schemes = known_schemes()
     for name in (source, target):

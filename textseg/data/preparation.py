@@ -1,4 +1,4 @@
-"""From cases to slices of one size: a memory-mapped store, one folder per case, named by its content."""
+"""The slice store: cases as slices of one size, memory-mapped, one folder per case, named by its content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,20 +21,20 @@ from numpy.typing import NDArray
 from textseg.contracts import Case, LabelMap, Plane
 from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
 from textseg.errors import DataError
-from textseg.system.files import replacing, write_atomically
+from textseg.system.files import new_folder, replacing, write_atomically
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
     from textseg.recipe.loading import PreparationSettings
 
-VERSION = 2  # of this step: raise it whenever the prepared slices of the same volume would change
+VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
 MAPPED = 64  # arrays that a process keeps mapped
 LISTED = 10  # unknown values that a message shows
 
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A case in the slice store. Of the arrays used last a few stay mapped: a process may hold few files open."""
+    """A case in the slice store. Only the arrays used last stay mapped: a process may hold few files open."""
 
     case: Case
     folder: Path
@@ -63,7 +62,7 @@ class PreparedCase:
         return self._map("mask.npy")
 
     def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
-        """Class indices [S, H_native, W_native], read from the file."""
+        """Read the class indices [S, H_native, W_native] from the file of the mask."""
         return map_labels(read_labels(_mask_path(self.case), self.plane), label_map, self.case)
 
     def _map(self, name: str) -> NDArray[Any]:
@@ -92,7 +91,7 @@ def prepare(
     plane: Plane = "sagittal",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[PreparedCase]:
-    """Put every case into the store under `cache`, or find it there; the order of `cases` is kept.
+    """Put every case into the store under `cache`, unless it is there already; the order of `cases` stays.
 
     `plane` is that of the atlas.
 
@@ -109,7 +108,7 @@ def prepare(
 
 
 def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
-    """Class indices [S, H, W] of the file's values; raises DataError for a value that the map lacks."""
+    """Map the values of a file to class indices [S, H, W]; raises DataError for a value that the map lacks."""
     values = [int(value) for value in np.unique(labels.array)]
     if unknown := [value for value in values if value not in label_map]:
         shown = ", ".join(map(str, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
@@ -158,7 +157,7 @@ def _prepare_case(
 
 
 def _stored_facts(folder: Path) -> dict[str, Any] | None:
-    """What case.json says, or None where the folder isn't whole, or of a version that knew fewer percentiles."""
+    """Read case.json; None where the folder isn't whole, or its version knew fewer percentiles."""
     try:
         facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
     except (OSError, ValueError):
@@ -186,25 +185,21 @@ def _write_case(
         "intensities": prepared.intensities,
         "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
     }
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        temporary.mkdir(parents=True)
-        with replacing(temporary / "image.npy") as path:
-            np.save(path, prepared.image.numpy().astype(np.float16))
-        with replacing(temporary / "mask.npy") as path:
-            np.save(path, mask.numpy())
-        write_atomically(temporary / "case.json", json.dumps(facts))
-        if folder.exists() and _stored_facts(folder) is None:  # a part deleted, or of an earlier version
-            shutil.rmtree(folder)
-        temporary.replace(folder)
+        with new_folder(folder) as temporary:
+            with replacing(temporary / "image.npy") as path:
+                np.save(path, prepared.image.numpy().astype(np.float16))
+            with replacing(temporary / "mask.npy") as path:
+                np.save(path, mask.numpy())
+            write_atomically(temporary / "case.json", json.dumps(facts))
+            if folder.exists() and _stored_facts(folder) is None:  # a part deleted, or of an earlier version
+                shutil.rmtree(folder)
     except OSError as error:
         if _stored_facts(folder) is None:  # else another process was first, with the same content
             raise DataError(
                 f"Case '{case.id}': its slices can't be written to '{folder.parent}': {error.strerror or error}. Make "
                 "room, or set TEXTSEG_CACHE to a folder that you may write to."
             ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return facts
 
 

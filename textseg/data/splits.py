@@ -1,4 +1,4 @@
-"""Which patients train, validate and test. A patient is never on two sides."""
+"""Splits: the patients of training, validation and test. A patient is never in two parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Split:
 
     @property
     def hash(self) -> str:
-        """Of who is where; equal splits have equal hashes however they came about."""
+        """The hash of all parts; equal splits have equal hashes, no matter how they were made."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -77,20 +77,20 @@ def make_split(
 
 
 def _spread(drawn: Sequence[str], strata: Mapping[str, str]) -> list[str]:
-    """Another order, in which every stretch has about its share of every stratum."""
+    """Reorder patients so that every stretch of the list has about its share of every stratum."""
     sizes, seen = Counter(strata[patient] for patient in drawn), Counter[str]()
-    places = {}
+    positions = {}
     for patient in drawn:
         stratum = strata[patient]
-        # Strata of one patient each would else meet in the middle
+        # A start of its own for each stratum: strata of one patient each would otherwise meet in the middle
         start = int.from_bytes(hashlib.sha256(f"{drawn[0]}:{stratum}".encode()).digest()[:4]) / 2**32
-        places[patient] = (seen[stratum] + start) / sizes[stratum]
+        positions[patient] = (seen[stratum] + start) / sizes[stratum]
         seen[stratum] += 1
-    return sorted(drawn, key=places.__getitem__)
+    return sorted(drawn, key=positions.__getitem__)
 
 
 def read_parts(path: Path) -> dict[str, list[str]]:
-    """The patients of each part in a split file, as they stand there. Raises DataError."""
+    """Read the patients of each part of a split file, in its order. Raises DataError."""
     try:
         content = json.loads(path.read_text())
         parts = {part: content[part] for part in PARTS}
@@ -130,6 +130,6 @@ def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str],
 
 
 def _require_apart(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    for (one, first), (other, second) in combinations(parts.items(), 2):
-        if twice := sorted(set(first) & set(second)):
-            raise DataError(f"{where}: both {one} and {other} have {', '.join(twice)}; one patient, one side.")
+    for (first, patients), (second, others) in combinations(parts.items(), 2):
+        if twice := sorted(set(patients) & set(others)):
+            raise DataError(f"{where}: both {first} and {second} have {', '.join(twice)}; one patient, one side.")

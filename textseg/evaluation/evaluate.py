@@ -15,7 +15,7 @@ from textseg.errors import RunError
 from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
 from textseg.inference.slices import CasePrediction, predict_case
 from textseg.inference.structure_finder import told_slices
-from textseg.levels.level_naming import Enumeration, enumerate_structures
+from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
 from textseg.metrics.scores import Score, Told, summarise
 from textseg.models.segmenter import Segmenter
@@ -50,7 +50,7 @@ class CaseResult:
     geometry: Geometry  # of the annotation
     example: ExampleSlice
     visibility: Visibility | None  # what the prompts stated about the whole volume
-    naming: Enumeration
+    naming: LevelNaming
     scores: Sequence[Score]
     group_scores: Sequence[Score]
 
@@ -65,7 +65,7 @@ class EvaluationResult:
     prompts: Told | None  # the source of the prompts
     scores: list[Score] = field(default_factory=list)
     group_scores: list[Score] = field(default_factory=list)
-    naming: dict[str, Enumeration] = field(default_factory=dict)
+    naming: dict[str, LevelNaming] = field(default_factory=dict)
     examples: dict[str, ExampleSlice] = field(default_factory=dict)
     visibilities: list[tuple[PreparedCase, Visibility]] = field(default_factory=list)  # where prompts state one
 
@@ -141,7 +141,7 @@ def evaluate(
                 prepared, index, reference[index].copy(), prediction.native[index].copy(), mean, native=True
             ),
             visibility=visibility,
-            naming=enumerate_structures(*maps, experiment.atlas),
+            naming=compare_names(*maps, experiment.atlas),
             scores=[row for row in rows if row.metric in metrics],
             group_scores=[row for row in merged if row.metric in metrics],
         )

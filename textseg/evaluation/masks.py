@@ -14,7 +14,7 @@ from textseg.contracts import Case, Dataset
 from textseg.data.preparation import map_labels
 from textseg.errors import DataError
 from textseg.evaluation.scoring import score_maps
-from textseg.levels.level_naming import Enumeration, enumerate_structures, write_enumeration
+from textseg.levels.level_naming import LevelNaming, compare_names, write_level_naming
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, write_scores
 from textseg.recipe.loading import EvaluationSettings
@@ -58,7 +58,7 @@ def evaluate_masks(
         )
     scores: list[Score] = []
     group_scores: list[Score] = []
-    names: dict[str, Enumeration] = {}
+    names: dict[str, LevelNaming] = {}
     contents = []
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
@@ -78,7 +78,7 @@ def evaluate_masks(
             )
             scores += rows
             group_scores += merged
-            names[case.id] = enumerate_structures(found, reference, dataset.atlas)
+            names[case.id] = compare_names(found, reference, dataset.atlas)
             contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
             progress(done, len(cases))
     write_scores(folder.scores, scores)
@@ -96,7 +96,7 @@ def evaluate_masks(
         },
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
         metrics_kernel=fastest_kernel(),
-        enumeration=write_enumeration(folder.enumeration, names),
+        enumeration=write_level_naming(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
         groups={name: list(members) for name, members in dataset.atlas.groups.items()},
     )

@@ -1,10 +1,8 @@
-"""From a run to a bundle: weights, recipe, frozen text, and a card that says what the model is."""
+"""Export of a run as a bundle: weights, recipe, frozen text, and a model card."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from textseg.contracts import PromptGenerator, Visibility
 from textseg.errors import PromptError, RunError
 from textseg.export.model_card import model_card
-from textseg.export.onnx import export_onnx
+from textseg.export.onnx import Agreement, export_onnx
 from textseg.inference.bundles import FORMAT, HUB, MANIFEST, ONNX, WEIGHTS, manifest_text
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import dump, required_components
@@ -22,63 +20,65 @@ from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import RunFolder
 from textseg.runs.task_record import write_task
-from textseg.system.files import write_atomically
+from textseg.system.files import new_folder, write_atomically
 from textseg.system.hub import CONFIGURATION, noting_models
 from textseg.text.prompts import generate
 from textseg.text.visibility import predicted_visibilities, template_visibility
 from textseg.version import API_VERSION, __version__
 from textseg.volumes.files import file_hash
 
-STACK = 48  # slices up to which every position in a stack is asked for
-POSITIONS = 16  # different texts for the positions in a stack, up to which all are frozen
+STACK = 48  # slices of the largest stack whose positions are tried
+POSITIONS = 16  # largest number of different texts for positions that a bundle holds
 
 
 def export_bundle(folder: RunFolder, model: TrainedModel, output: Path, *, onnx: bool = False) -> str:
-    """Write the model of a run as a bundle into the new folder `output`, whole or not at all; says what was written.
+    """Write the model of a run as a bundle into the new folder `output`, or nothing; return a message for the user.
 
     With `onnx` its network is a graph for ONNX Runtime and OpenVINO. Raises RunError where `output` exists or can't be
     written, and where the graph would not be the same model.
     """
     if output.exists():
         raise RunError(f"'{output}' exists. Name another folder for the bundle.")
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        temporary.mkdir(parents=True)
-        write_atomically(temporary / "recipe.yaml", dump(model.recipe))
-        write_task(temporary / "task.json", model.record)
-        agreement, configurations = None, []
-        if onnx:
-            agreement = export_onnx(folder, model, temporary / ONNX)
-        else:
-            state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
-            _write_tensors(temporary / WEIGHTS, state)
-            configurations = _write_configurations(temporary / HUB, model)
-        if model.generator is not None:
-            _write_text(temporary, model)
-        write_atomically(temporary / "README.md", model_card(folder, model, agreement, configurations))
-        inside = sorted(path for path in temporary.rglob("*") if path.is_file())
-        files = {path.relative_to(temporary).as_posix(): file_hash(path) for path in inside}
-        used = [installed_registry().component(kind, spec.use) for kind, spec in required_components(model.recipe)]
-        manifest = {
-            "format": FORMAT,
-            "name": model.name,
-            "fingerprint": files[ONNX] if onnx else model.fingerprint,
-            "textseg": __version__,
-            "api": API_VERSION,
-            "plugins": {part.plugin: {"distribution": part.distribution, "version": part.version} for part in used},
-            "files": files,
-        }
-        write_atomically(temporary / MANIFEST, manifest_text(manifest))
-        temporary.rename(output)
+        with new_folder(output) as bundle:
+            agreement = _write_bundle(bundle, folder, model, onnx=onnx)
     except OSError as error:
         raise RunError(f"The bundle '{output}' can't be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return f"{output}\n{agreement}" if agreement else str(output)
 
 
+def _write_bundle(bundle: Path, folder: RunFolder, model: TrainedModel, *, onnx: bool) -> Agreement | None:
+    """Write the files of a bundle; the manifest comes last, with the hashes of all others."""
+    write_atomically(bundle / "recipe.yaml", dump(model.recipe))
+    write_task(bundle / "task.json", model.record)
+    agreement, configurations = None, []
+    if onnx:
+        agreement = export_onnx(folder, model, bundle / ONNX)
+    else:
+        state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
+        _write_tensors(bundle / WEIGHTS, state)
+        configurations = _write_configurations(bundle / HUB, model)
+    if model.generator is not None:
+        _write_text(bundle, model)
+    write_atomically(bundle / "README.md", model_card(folder, model, agreement, configurations))
+    inside = sorted(path for path in bundle.rglob("*") if path.is_file())
+    files = {path.relative_to(bundle).as_posix(): file_hash(path) for path in inside}
+    used = [installed_registry().component(kind, spec.use) for kind, spec in required_components(model.recipe)]
+    manifest = {
+        "format": FORMAT,
+        "name": model.name,
+        "fingerprint": files[ONNX] if onnx else model.fingerprint,
+        "textseg": __version__,
+        "api": API_VERSION,
+        "plugins": {part.plugin: {"distribution": part.distribution, "version": part.version} for part in used},
+        "files": files,
+    }
+    write_atomically(bundle / MANIFEST, manifest_text(manifest))
+    return agreement
+
+
 def _write_configurations(folder: Path, model: TrainedModel) -> list[str]:
-    """What the builders of the network read from a hub or a folder, which a bundle must not need; the models' names."""
+    """Write the configurations that the network is built from, so that a bundle needs no hub; return their models."""
     with noting_models() as used:
         build_segmenter(model.recipe, installed_registry(), model.task)
     for source in used:
@@ -87,9 +87,9 @@ def _write_configurations(folder: Path, model: TrainedModel) -> list[str]:
 
 
 def _possible(model: TrainedModel) -> Iterator[str]:
-    """Every text that the model can be told without an annotation.
+    """Give every text that the model may read without an annotation.
 
-    Of an atlas without an order and with many structures a person may name sets that are not among them.
+    For an atlas without an order and with many structures, a person may name sets whose texts are not among them.
     """
     assert model.generator is not None
     generator, atlas = model.generator, model.atlas
@@ -97,12 +97,11 @@ def _possible(model: TrainedModel) -> Iterator[str]:
     for visibility in (*atlas.visibilities(), *predicted_visibilities(atlas)):
         for placed in (visibility, *(visibility.at(*position) for position in positions)):
             prompts = generate(generator, atlas, placed)
-            yield prompts.holistic
-            yield from prompts.classwise
+            yield from (prompts.holistic, *prompts.classwise)
 
 
 def _positions(generator: PromptGenerator, template: Visibility, model: TrainedModel) -> Iterator[tuple[int, int]]:
-    """Places in a stack, one for each text that the generator has for them."""
+    """Give positions (index, count) in a stack, one for each text that the generator writes for them."""
     seen = set()
     for count in range(1, STACK + 1):
         for index in range(count):
@@ -131,7 +130,7 @@ def _write_text(folder: Path, model: TrainedModel) -> None:
 
 
 def _network(model: TrainedModel) -> torch.nn.Module:
-    """Its state holds all weights; that of the segmenter leaves out what is read from elsewhere."""
+    """Return the network, whose state holds all weights; that of the segmenter leaves out frozen ones."""
     network: Any = model.segmenter.network
     assert isinstance(network, torch.nn.Module)
     return network

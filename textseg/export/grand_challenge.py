@@ -1,13 +1,11 @@
-"""A bundle as the folder of a container for Grand Challenge, with what checks it where there is no Docker."""
+"""Export of a run as a container for Grand Challenge, with a check that runs without Docker."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import re
-import shutil
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -19,7 +17,7 @@ from textseg.export.bundle import export_bundle
 from textseg.inference.bundles import check_bundle
 from textseg.inference.trained_model import TrainedModel
 from textseg.runs.folder import RunFolder
-from textseg.system.files import write_atomically
+from textseg.system.files import new_folder, write_atomically
 from textseg.volumes.mask import label_values
 
 TEMPLATES = Path(__file__).with_name("grand_challenge_templates")
@@ -30,7 +28,7 @@ LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"
 
 
 def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, slug: str, labels: str = LABELS) -> str:
-    """Write the container of a run into the new folder `output`, whole or not at all; says what was written.
+    """Write the container of a run into the new folder `output`, or nothing; return its path.
 
     Args:
         folder: of the run.
@@ -52,23 +50,20 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         raise DataError(f"--labels: {error}") from None
     if output.exists():
         raise RunError(f"'{output}' exists. Name another folder for the container.")
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        export_bundle(folder, model, temporary / "bundle")
-        plugins = check_bundle(temporary / "bundle")["plugins"].values()
-        needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
-        pinned = requirements(["textseg", *sorted(needed)])
-        said = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
-        write_atomically(temporary / "container.json", json.dumps(said, indent=1, ensure_ascii=False) + "\n")
-        write_atomically(temporary / "requirements.txt", "\n".join(pinned) + "\n")
-        words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}
-        for name in FILES:
-            write_atomically(temporary / name, _written(name, {**words, "labels": labels}))
-        temporary.rename(output)
+        with new_folder(output) as container:
+            export_bundle(folder, model, container / "bundle")
+            plugins = check_bundle(container / "bundle")["plugins"].values()
+            needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
+            pinned = requirements(["textseg", *sorted(needed)])
+            settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
+            write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
+            words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}
+            for name in FILES:
+                write_atomically(container / name, _written(name, {**words, "labels": labels}))
     except OSError as error:
         raise RunError(f"The container '{output}' can't be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return str(output)
 
 
@@ -78,16 +73,16 @@ def _written(name: str, words: Mapping[str, str]) -> str:
 
 
 def made_of(network: nn.Module) -> set[str]:
-    """The distributions that the parts of a network come from, among them such as only an extra brings."""
+    """Return the distributions that the modules of a network come from, including those of extras."""
     packages = {type(part).__module__.partition(".")[0] for part in network.modules()}
     known = importlib.metadata.packages_distributions()
     return {distribution for package in packages for distribution in known.get(package, ())}
 
 
 def requirements(distributions: Sequence[str]) -> list[str]:
-    """These distributions and all that they need on Linux, each with the version that is installed here.
+    """Pin distributions and all that they need on Linux to the versions that are installed here.
 
-    What is needed there alone, such as the libraries of a GPU, is left to pip.
+    Packages that only Linux needs, such as the libraries of a GPU, are left to pip.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -101,14 +96,14 @@ def requirements(distributions: Sequence[str]) -> list[str]:
             continue
         seen.add((canonicalize_name(name), extras))
         try:
-            found = importlib.metadata.distribution(name)
+            installed = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        public = found.version.partition("+")[0]  # "+cpu" is no version that an index of everybody has
-        pinned[canonicalize_name(name)] = f"{found.metadata['Name']}=={public}"
-        for line in found.requires or ():
+        public = installed.version.partition("+")[0]  # public package indexes have no versions such as "+cpu"
+        pinned[canonicalize_name(name)] = f"{installed.metadata['Name']}=={public}"
+        for line in installed.requires or ():
             needed = Requirement(line)
-            places = [{**LINUX, "extra": extra} for extra in ("", *extras)]
-            if needed.marker is None or any(needed.marker.evaluate(place) for place in places):
+            environments = [{**LINUX, "extra": extra} for extra in ("", *extras)]
+            if needed.marker is None or any(map(needed.marker.evaluate, environments)):
                 asked.append((needed.name, frozenset(needed.extras)))
     return [pinned[name] for name in sorted(pinned)]

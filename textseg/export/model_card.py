@@ -1,4 +1,4 @@
-"""A model card: what a trained model was made of, how it scored, and what it is not for."""
+"""Model cards: the data, scores, intended use and limits of a trained model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("train", "validation", "test")
 def model_card(
     folder: RunFolder, model: TrainedModel, agreement: Agreement | None = None, configurations: Sequence[str] = ()
 ) -> str:
-    """Markdown: data, split, scores with what their prompts knew, intended use, limits, provenance.
+    """Write a card in Markdown: data, split, scores with their prompt sources, intended use, limits, provenance.
 
     `agreement` is how the ONNX form of its network differs from torch, for a bundle that holds that; `configurations`
     are the models of a hub that its network is built like.
@@ -77,13 +77,13 @@ def _network(model: TrainedModel, agreement: Agreement) -> list[str]:
         ]
     rows.append(["`logits`", f"S x {task.class_count} x {height} x {width}", "what it gives; 0 is background"])
     table = markdown_table(("tensor", "shape, S slices", ""), rows)
-    said = f"The scores above are those of the weights in torch. {agreement}"
-    return ["## Network", "", "`network.onnx` takes and gives:", "", table, "", said, ""]
+    note = f"The scores above are those of the weights in torch. {agreement}"
+    return ["## Network", "", "`network.onnx` takes and gives:", "", table, "", note, ""]
 
 
 def _built_like(configurations: Sequence[str]) -> list[str]:
-    said = f"It is built like {', '.join(configurations)}, from a configuration that lies in `hub/` beside the weights."
-    return ["## Network", "", f"{said} No hub is asked, but opening it may import transformers.", ""]
+    note = f"It is built like {', '.join(configurations)}, from a configuration that lies in `hub/` beside the weights."
+    return ["## Network", "", f"{note} No hub is asked, but opening it may import transformers.", ""]
 
 
 def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:
@@ -120,7 +120,7 @@ def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
         rows.append([metric_title(metric, mean.unit), format_value(mean.value, mean.unit), between, *counts])
     patients = len({row.patient for row in scores})
     sources = ", ".join(sorted({row.prompt_source for row in scores}))
-    said = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
+    note = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
     warning = small_sample_warning(patients)
     header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
-    return [said, "", markdown_table(header, rows), "", *filter(None, [warning])]
+    return [note, "", markdown_table(header, rows), "", *filter(None, [warning])]

@@ -1,4 +1,4 @@
-"""From a trained model to an ONNX file that was seen to give the same labels."""
+"""Export of a trained model as an ONNX file, which is checked to give the same labels."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from textseg.text.visibility import template_visibility
 from textseg.volumes.files import read_volume
 
 SAME = 0.9999  # of the labels must be equal
-SCANS, SLICES = 2, 8  # on how many scans of the run, and slices of each, that is looked at
+SCANS, SLICES = 2, 8  # scans of the run, and slices of each, that are compared
 OPSET = 18
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported network differs from torch."""
+    """Differences between an exported network and torch."""
 
     scans: int  # real ones; 0 where the data set is not at hand, and noise was taken
     slices: int
@@ -67,20 +67,20 @@ def export_onnx(folder: RunFolder, model: TrainedModel, path: Path) -> Agreement
 
 
 class _Graph(nn.Module):
-    """A segmenter from tensors to a tensor: what ONNX knows."""
+    """A segmenter whose inputs and output are tensors, as ONNX needs it."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
 
     def forward(self, image: Tensor, *text: Tensor) -> Tensor:
-        """[B, C, H, W] and the four tensors of `TextFeatures` -> logits [B, K, H, W]."""
+        """Compute logits [B, K, H, W] from an image [B, C, H, W] and the four tensors of `TextFeatures`."""
         logits: Tensor = self.segmenter(image, TextFeatures(*text) if text else None).logits
         return logits
 
 
 def write_graph(segmenter: Segmenter, task: Task, path: Path, name: str) -> None:
-    """Write what a segmenter computes, for any number of slices of the size of its task, into an ONNX file.
+    """Write the graph of a segmenter, for any number of slices of the size of its task, into an ONNX file.
 
     Raises RunError, in which the model is called `name`, where there is no such graph.
     """
@@ -113,7 +113,7 @@ def write_graph(segmenter: Segmenter, task: Task, path: Path, name: str) -> None
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of its own insides."""
+    """Silence the log and the warnings of torch's exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -126,31 +126,31 @@ def _quiet() -> Iterator[None]:
 
 
 def compare(ours: TrainedModel, theirs: TrainedModel, scans: Sequence[PreparedVolume]) -> Agreement:
-    """Two forms of one model on slices of scans, the second two slices at a time; on noise where there are no scans."""
+    """Compare two forms of one model on slices of scans, or on noise; the second gets two slices at a time."""
     height, width = ours.task.image_size
     image = torch.rand(SLICES, height, width, generator=torch.Generator().manual_seed(0))
     noise = PreparedVolume(image, SliceGeometry(0, 0, height, width, (height, width)), (1.0, 1.0, 1.0), ())
     difference, equal, pixels, slices = 0.0, 0, 0, 0
     for prepared in scans or [noise]:
-        for said in _said(ours):
-            mine = torch.cat(list(ours.logits(prepared, said)))
-            other = torch.cat(list(theirs.logits(prepared, said, batch_size=2)))
-            difference = max(difference, float((mine - other).abs().max()))
-            equal += int((mine.argmax(1) == other.argmax(1)).sum())
-            pixels += mine[:, 0].numel()
+        for visibility in _visibilities(ours):
+            expected = torch.cat(list(ours.logits(prepared, visibility)))
+            logits = torch.cat(list(theirs.logits(prepared, visibility, batch_size=2)))
+            difference = max(difference, float((expected - logits).abs().max()))
+            equal += int((expected.argmax(1) == logits.argmax(1)).sum())
+            pixels += expected[:, 0].numel()
         slices += len(prepared.image)
     return Agreement(len(scans), slices, difference, equal / pixels)
 
 
-def _said(model: TrainedModel) -> list[Visibility | None]:
-    """Two things that a text can say, so that one that is not heard would be noticed."""
+def _visibilities(model: TrainedModel) -> list[Visibility | None]:
+    """Return two visibilities, so that a network that ignores its text is noticed."""
     if model.recipe.prompts is None:
         return [None]
     return [template_visibility(model.atlas), *list(model.atlas.visibilities())[1:][-1:]]
 
 
 def _scans(folder: RunFolder, model: TrainedModel) -> Iterator[PreparedVolume]:
-    """The middle slices of some test scans; none where the data set is not at hand."""
+    """Give the middle slices of some test scans; none if the data set is not available."""
     spec, test = model.recipe.dataset, set(folder.read_split().get("test", ()))
     try:
         cases = installed_registry().build("dataset", spec.use, settings=spec.settings).cases()

@@ -1,4 +1,4 @@
-"""A trained model as one folder that predicts offline: how it is read, and what is refused."""
+"""Bundles: opening a trained model that was exported as one folder and predicts offline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_ONNX = "'{}' holds no ONNX network for {}. Make one: textseg export RUN --to 
 
 
 def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) -> TrainedModel:
-    """The model of a bundle. Nothing is unpickled, and no text encoder is needed.
+    """Open the model of a bundle. Nothing is unpickled, and no text encoder is needed.
 
     `engine` runs the network of a bundle that has it as ONNX. Raises RunError where a file is missing or is not the one
     that was exported, PluginError where a plug-in that the model needs is missing.
@@ -71,7 +71,7 @@ def _load_weights(segmenter: Segmenter, path: Path) -> None:
 
 
 class FrozenTexts:
-    """The features of every text that template, interactive and predicted prompts can produce, out of a bundle."""
+    """Features of every text that template, interactive and predicted prompts can produce, from a bundle."""
 
     def __init__(self, path: Path, text_length: int) -> None:
         self.path = path
@@ -86,7 +86,7 @@ class FrozenTexts:
         self.known = set(texts)
 
     def __call__(self, texts: Sequence[str]) -> TextTable:
-        """The table; raises PromptError for a text that the bundle lacks."""
+        """Return the table; raises PromptError for a text that the bundle lacks."""
         if missing := [text for text in texts if text not in self.known]:
             raise PromptError(
                 f"The bundle '{self.path}' holds no features for '{missing[0][:80]}...': it knows prompts that name "
@@ -96,21 +96,21 @@ class FrozenTexts:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name, out of a safetensors file."""
+    """Read tensors by name from a safetensors file."""
     from safetensors.torch import load_file
 
     return load_file(path)
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest as it stands in a bundle: with a seal, so that a change of it is seen, too."""
+    """Write the manifest of a bundle with a seal, so that a change of the manifest itself is noticed, too."""
     plain = {key: value for key, value in manifest.items() if key != SEAL}
     seal = hashlib.sha256(json.dumps(plain, indent=1).encode()).hexdigest()
     return json.dumps({**plain, SEAL: seal}, indent=1) + "\n"
 
 
 def check_bundle(path: Path) -> dict[str, Any]:
-    """The manifest of a bundle whose files are all there, as they were written."""
+    """Read the manifest of a bundle; raise RunError where a file is missing or was changed."""
     try:
         text = (path / MANIFEST).read_bytes().decode()
         manifest: dict[str, Any] = json.loads(text)

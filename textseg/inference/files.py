@@ -1,4 +1,4 @@
-"""Volume files in, mask files out: which files, under which names, what stands beside them, and what failed."""
+"""Prediction of files: which volumes to read, the names of their masks, the sidecars beside them, and failures."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class Job:
 
     input: Input
     mask: Path
-    visible: str | None  # what a person named
+    visible: str | None  # the statement of a person
 
     @property
     def sidecar(self) -> Path:
-        """What stands beside the mask, in words."""
+        """The JSON file beside the mask that describes it."""
         return self.mask.with_name(f"{stem(self.mask)}.json")
 
     @property
     def picture(self) -> Path:
-        """What shows the mask over its volume, where that is asked for."""
+        """The picture of the mask over its volume, if it is requested."""
         return self.mask.with_name(f"{stem(self.mask)}.png")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a mask, one that was there already, or an error."""
+    """The result of a job: a mask, one that was there already, or an error."""
 
     job: Job
     state: str  # "written", "there", "failed"
@@ -64,8 +64,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _How:
-    """What a person asked for, for every volume."""
+class _Settings:
+    """The settings of a person for all volumes."""
 
     prompts: Prompting | None
     labels: str
@@ -84,23 +84,23 @@ class _Read:
 
 
 def stem(path: Path) -> str:
-    """The name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" are one."""
+    """Return the name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" count as one suffix."""
     name = path.name
     return next((name[: -len(suffix)] for suffix in MASK_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
-def name_of(given: Input) -> str:
-    """What a volume is called in tables and names of masks."""
-    return given.name if isinstance(given, DicomSeries) else stem(given)
+def name_of(volume: Input) -> str:
+    """Return the name of a volume in tables and file names of masks."""
+    return volume.name if isinstance(volume, DicomSeries) else stem(volume)
 
 
-def find_inputs(given: Sequence[str]) -> list[Input]:
-    """The volumes that a person named: files, folders, and patterns such as "scans/*.mha".
+def find_inputs(names: Sequence[str]) -> list[Input]:
+    """Find the volumes that a person named: files, folders, and patterns such as "scans/*.mha".
 
     DICOM files are put together to their series. Raises DataError for a name that stands for nothing.
     """
     files: dict[Path, Path] = {}
-    for name in given:
+    for name in names:
         path = Path(name)
         if path.is_dir():
             inside = sorted(file for file in (path, *path.rglob("*")) if _is_input(file))
@@ -121,7 +121,7 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
 
 
 def _is_input(path: Path) -> bool:
-    """Whether to take a file of a folder for a volume; a folder called like one is to be named as damaged."""
+    """Return True if a file of a folder counts as a volume; an empty folder named like one is reported as damaged."""
     if path.name.startswith("."):
         return False
     if path.name.lower().endswith(SUFFIXES):
@@ -140,35 +140,37 @@ def plan_jobs(
     """
     if suffix is not None and suffix not in MASK_SUFFIXES:
         raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(MASK_SUFFIXES)}.")
-    if suffix == DICOM and (other := next((one for one in inputs if not isinstance(one, DicomSeries)), None)):
+    if suffix == DICOM and (no_series := [path for path in inputs if not isinstance(path, DicomSeries)]):
         raise DataError(
-            f"--format: a DICOM segmentation refers to the slices of a DICOM series, and '{other}' is none."
+            f"--format: a DICOM segmentation refers to the slices of a DICOM series, and '{no_series[0]}' is none."
         )
-    alike = Counter(name_of(one).lower() for one in inputs)
+    names = [name_of(volume) for volume in inputs]
+    counts = Counter(name.lower() for name in names)
     names = [
-        name_of(one) if alike[name_of(one).lower()] == 1 else f"{_folder(one).name}_{name_of(one)}" for one in inputs
+        name if counts[name.lower()] == 1 else f"{_folder(volume).name}_{name}"
+        for volume, name in zip(inputs, names, strict=True)
     ]
     if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
         same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
         raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
-    named = read_statements(visible, names) if visible else {}
+    statements = read_statements(visible, names) if visible else {}
     jobs = []
-    for one, name in zip(inputs, names, strict=True):
-        mask = output / f"{name}{suffix or _own_suffix(one)}"
-        if isinstance(one, Path) and mask.resolve() == one.resolve():
-            raise DataError(f"The mask of '{one}' would take its place. Choose another --output.")
-        jobs.append(Job(one, mask, named.get(name)))
+    for volume, name in zip(inputs, names, strict=True):
+        mask = output / f"{name}{suffix or _own_suffix(volume)}"
+        if isinstance(volume, Path) and mask.resolve() == volume.resolve():
+            raise DataError(f"The mask of '{volume}' would take its place. Choose another --output.")
+        jobs.append(Job(volume, mask, statements.get(name)))
     return jobs
 
 
-def _folder(given: Input) -> Path:
-    return (given.folder if isinstance(given, DicomSeries) else given).resolve().parent
+def _folder(volume: Input) -> Path:
+    return (volume.folder if isinstance(volume, DicomSeries) else volume).resolve().parent
 
 
-def _own_suffix(given: Input) -> str:
-    if isinstance(given, DicomSeries):
+def _own_suffix(volume: Input) -> str:
+    if isinstance(volume, DicomSeries):
         return DICOM
-    return next((end for end in SUFFIXES if given.name.lower().endswith(end)), ".nii.gz")
+    return next((end for end in SUFFIXES if volume.name.lower().endswith(end)), ".nii.gz")
 
 
 def predict_files(
@@ -181,19 +183,19 @@ def predict_files(
     test_time_augmentation: Sequence[Change] = (),
     overlay: bool = False,
 ) -> Iterator[Outcome]:
-    """Segment each volume; write mask, sidecar and, with `overlay`, picture. One that fails is told, the others go on.
+    """Segment each volume; write mask, sidecar and, with `overlay`, picture. After a failure the others go on.
 
     The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
     same file in the same way is left as it is.
     """
-    how = _How(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
+    settings = _Settings(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        pending = [reader.submit(_read, model, job, how) for job in jobs[:1]]
+        pending = [reader.submit(_read, model, job, settings) for job in jobs[:1]]
         written: list[Future[Outcome]] = []
         for number, job in enumerate(jobs):
             if number + 1 < len(jobs):
-                pending.append(reader.submit(_read, model, jobs[number + 1], how))
-            written.append(_computed(model, job, pending.pop(0), how, writer))
+                pending.append(reader.submit(_read, model, jobs[number + 1], settings))
+            written.append(_computed(model, job, pending.pop(0), settings, writer))
             while len(written) > 1 or (written and number + 1 == len(jobs)):
                 yield written.pop(0).result()
 
@@ -202,21 +204,20 @@ def _computed(
     model: Predictor,
     job: Job,
     reading: Future[_Read | None],
-    how: _How,
+    settings: _Settings,
     writer: ThreadPoolExecutor,
 ) -> Future[Outcome]:
     try:
         read = reading.result()
         if read is None:
             return writer.submit(Outcome, job, "there")
-        said = model.visibility(read.prepared, job.visible, how.prompts)
         mask = model.segment(
             read.prepared,
             read.geometry,
-            said,
+            model.visibility(read.prepared, job.visible, settings.prompts),
             read.remarks,
-            ordered=how.ordered,
-            test_time_augmentation=how.test_time_augmentation,
+            ordered=settings.ordered,
+            test_time_augmentation=settings.test_time_augmentation,
         )
     except TextsegError as error:
         return writer.submit(Outcome, job, "failed", str(error))
@@ -224,40 +225,40 @@ def _computed(
         return writer.submit(Outcome, job, "failed", f"{job.input}: there is not enough memory for this volume.")
     except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
         return writer.submit(Outcome, job, "failed", f"{job.input} can't be segmented: {cause(error)}.")
-    return writer.submit(_write, model, job, mask, read, how)
+    return writer.submit(_write, model, job, mask, read, settings)
 
 
-def _read(model: Predictor, job: Job, how: _How) -> _Read | None:
-    """None where the mask is there already."""
+def _read(model: Predictor, job: Job, settings: _Settings) -> _Read | None:
+    """Read and prepare the volume of a job; return None where its mask is there already."""
     if isinstance(job.input, Path) and not job.input.is_file():
         raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
     content = file_hash(job.input)
-    if _is_done(job, _made(model, content, job, how)) and (job.picture.is_file() or not how.overlay):
+    if _is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
         return None
     volume = read_volume(job.input, model.atlas.plane)
-    prepared, image = model.prepare(volume), volume.array if how.overlay else None
+    prepared, image = model.prepare(volume), volume.array if settings.overlay else None
     return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
 
 
-def _write(model: Predictor, job: Job, mask: Mask, read: _Read, how: _How) -> Outcome:
+def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: _Settings) -> Outcome:
     try:
         if job.mask.suffix == DICOM:
             assert isinstance(job.input, DicomSeries)
             mask.save_dicom(job.mask, job.input, model=model.name)
         else:
-            mask.save(job.mask, how.labels)
+            mask.save(job.mask, settings.labels)
         if read.image is not None:
             write_atomically(job.picture, mask_png(name_of(job.input), mask, read.image))
         sidecar = {
             "mask": job.mask.name,
             "mask_sha256": file_hash(job.mask),
-            "labels": {str(value): name for name, value in mask.values(how.labels).items()},
+            "labels": {str(value): name for name, value in mask.values(settings.labels).items()},
             "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
             "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
             "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
-            "made": _made(model, read.hash, job, how),
+            "made": _made(model, read.hash, job, settings),
             "warning": "Not a medical device: for research only.",
         }
         write_atomically(job.sidecar, json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
@@ -271,9 +272,9 @@ def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
     return {"source": visibility.source, "visible": statement(atlas, visibility.visible)}
 
 
-def _made(model: Predictor, content: str, job: Job, how: _How) -> dict[str, Any]:
-    """By what a mask was made: with the same, it would be the same."""
-    prompts = job.visible or how.prompts or (model.default_prompts if model.reads_text else "none")
+def _made(model: Predictor, content: str, job: Job, settings: _Settings) -> dict[str, Any]:
+    """Return everything that determines a mask: the same values would give the same mask."""
+    prompts = job.visible or settings.prompts or (model.default_prompts if model.reads_text else "none")
     members = model.members if isinstance(model, Ensemble) else ()
     return {
         "input": job.input.name,
@@ -283,9 +284,9 @@ def _made(model: Predictor, content: str, job: Job, how: _How) -> dict[str, Any]
         "members": [{"model": member.name, "model_sha256": member.fingerprint} for member in members],
         "engine": model.engine,
         "prompts": prompts,
-        "labels": how.labels,
-        "ordered": how.ordered,
-        "test_time_augmentation": list(how.test_time_augmentation),
+        "labels": settings.labels,
+        "ordered": settings.ordered,
+        "test_time_augmentation": list(settings.test_time_augmentation),
         "textseg": __version__,
     }
 
@@ -299,7 +300,7 @@ def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
 
 
 def check_names(model: Predictor, jobs: Sequence[Job]) -> None:
-    """What a person named must exist before the first volume is read. Raises PromptError."""
+    """Check the statements of all jobs before the first volume is read. Raises PromptError for unknown names."""
     for job in jobs:
         if job.visible is not None:
             try:

@@ -23,7 +23,7 @@ IMAGE, TEXT, LOGITS = "image", ("tokens", "mask", "classwise", "present"), "logi
 
 
 class OnnxNetwork(nn.Module):
-    """What a segmenter computes, out of a file that takes an image and, where it reads text, what `TextFeatures` hold.
+    """A network in an ONNX file that takes an image and, if it reads text, the tensors of `TextFeatures`.
 
     It holds no parameters, and computes on the CPU, in 32 bits, with as many threads as torch.
     """
@@ -38,31 +38,31 @@ class OnnxNetwork(nn.Module):
         self.session = _SESSIONS[engine](path)
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        """[B, C, H, W] of the size of the recipe, text -> logits [B, K, H, W]."""
+        """Compute logits [B, K, H, W] of an image [B, C, H, W] of the size of the recipe, with its text."""
         inputs = {IMAGE: image} | ({} if text is None else text_inputs(text))
         arrays = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
         return SegmenterOutput(torch.from_numpy(self.session(arrays)).to(image.device))
 
 
 def text_inputs(text: TextFeatures) -> dict[str, Tensor]:
-    """What a text-guided network is told, by the name of the input; tokens in 32 bits."""
-    found = {name: getattr(text, name) for name in TEXT}
+    """Return the text inputs of a network by name; tokens in 32 bits."""
+    values = {name: getattr(text, name) for name in TEXT}
     return {
         name: value.float() if value.is_floating_point() else value
-        for name, value in found.items()
+        for name, value in values.items()
         if value is not None
     }
 
 
 def checked_engine(engine: str) -> Engine:
-    """Raises RunError for an engine that textseg does not know."""
+    """Return the engine; raise RunError for one that textseg does not know."""
     if engine not in get_args(Engine):
         raise RunError(f"--engine: there is no engine '{engine}'.{suggestion(engine, get_args(Engine))}")
     return engine  # type: ignore[return-value]
 
 
 def optional_package(name: str) -> Any:
-    """A package that an extra brings. Raises RunError with what installs it."""
+    """Import a package of an extra. Raises RunError with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -83,8 +83,8 @@ def _onnxruntime(path: Path) -> Session:
     wanted = {given.name for given in session.get_inputs()}
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(None, {name: inputs[name] for name in wanted})[0]
-        return found
+        logits: NDArray[np.float32] = session.run(None, {name: inputs[name] for name in wanted})[0]
+        return logits
 
     return run
 

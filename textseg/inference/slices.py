@@ -1,4 +1,4 @@
-"""Slices in, label maps out, also in the geometry that the slices came from."""
+"""Prediction of slices: logits and label maps, also in the native geometry of a case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from textseg.models.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class CasePrediction:
-    """Class indices of one case."""
+    """The label maps of one case."""
 
     prepared: NDArray[np.uint8]  # [S, H, W]
     native: NDArray[np.uint8] | None  # [S, H_native, W_native], where it was asked for

@@ -1,4 +1,4 @@
-"""The slices of a case with the prompts of a source; for `predicted`, what the model itself finds with the template."""
+"""Slices of a case with prompts; for `predicted` ones, a first pass of the model finds the structures."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def told_slices(
     source: Source | None,
     device: torch.device,
 ) -> tuple[SliceStack, Visibility | None]:
-    """The slices of a case with the prompts of a source, and what these say of the whole volume.
+    """Return the slices of a case with the prompts of a source, and the visibility that these state.
 
-    None where there is no text, or where it says something else of each slice. `segmenter` is in evaluation mode.
+    The visibility is None without text, and where it differs from slice to slice. `segmenter` is in evaluation mode.
     """
     if source is None or experiment.text is None:
         return experiment.slices(prepared, None), None
@@ -55,10 +55,10 @@ def told_slices(
 def find_structures(
     segmenter: Segmenter, stack: SliceStack, atlas: Atlas, *, device: torch.device, batch_size: int
 ) -> dict[str, float]:
-    """How sure a model is of each structure of a volume, from 0 to 1.
+    """Return the confidence of a model in each structure of a volume, from 0 to 1.
 
-    The mean probability over the voxels that it calls so; a finding much smaller than the others of its group, as
-    stray islands are, counts in proportion to its size.
+    It is the mean probability over the voxels of the structure. A structure much smaller than the others of its group,
+    such as a stray island, counts in proportion to its size.
 
     Args:
         segmenter: in evaluation mode, on `device`.
@@ -74,7 +74,7 @@ def find_structures(
 
 
 class StructureFinder:
-    """Collects how sure a model is of each structure, from one batch of slices after the other."""
+    """Collector of the confidence in each structure, from one batch of slices after the other."""
 
     def __init__(self, atlas: Atlas) -> None:
         self.atlas = atlas
@@ -82,17 +82,17 @@ class StructureFinder:
         self.probability = torch.zeros(atlas.class_count, dtype=torch.float64)
 
     def add(self, logits: Tensor) -> None:
-        """[B, K, H, W]."""
-        values, found = highest(logits.unbind(1))
+        """Add the logits [B, K, H, W] of further slices."""
+        values, indices = highest(logits.unbind(1))
         total = torch.zeros_like(values)
-        for one in logits.unbind(1):
-            total += (one - values).exp()
-        found, probability = found.flatten().cpu(), (1 / total).flatten().double().cpu()  # its softmax
-        self.voxels += torch.bincount(found, minlength=self.atlas.class_count)
-        self.probability += torch.bincount(found, probability, minlength=self.atlas.class_count)
+        for plane in logits.unbind(1):
+            total += (plane - values).exp()
+        indices, probability = indices.flatten().cpu(), (1 / total).flatten().double().cpu()  # its softmax
+        self.voxels += torch.bincount(indices, minlength=self.atlas.class_count)
+        self.probability += torch.bincount(indices, probability, minlength=self.atlas.class_count)
 
     def confidence(self) -> dict[str, float]:
-        """From 0 to 1, by structure: see `find_structures`."""
+        """Return the confidence in each structure, from 0 to 1: see `find_structures`."""
         mean = self.probability / self.voxels.clamp(min=1)
         sizes = {structure.name: float(self.voxels[structure.index]) for structure in self.atlas.structures}
         sure = {structure.name: float(mean[structure.index]) for structure in self.atlas.structures}
@@ -102,19 +102,19 @@ class StructureFinder:
 
 
 def _usual_size(name: str, sizes: Mapping[str, float], atlas: Atlas) -> float:
-    """The median size of what was found of a structure's group; of one that stands alone, its own."""
+    """Return the median size of the structures found in the group; for a structure without a group, its own size."""
     group = next((group for group in atlas.groups.values() if name in group), (name,))
-    found = [sizes[other] for other in group if sizes[other]]
-    return float(np.median(found)) if found else 1.0
+    found_sizes = [sizes[member] for member in group if sizes[member]]
+    return float(np.median(found_sizes)) if found_sizes else 1.0
 
 
 def predicted_visibility(
     confidence: Mapping[str, float], atlas: Atlas, threshold: float, facts: Mapping[str, str] = {}
 ) -> Visibility:
-    """What prompts say that know only a first pass: of all that they can say, what agrees with it most.
+    """Return the visibility that agrees most with the confidence of a first pass.
 
     In an ordered atlas that is the stretch with the greatest sum of (confidence - threshold): a gap between sure
-    structures is bridged, a doubtful end left off. Where nothing is found, everything is listed, as in the template.
+    structures is bridged, a doubtful end left off. If nothing is found, it names everything, as the template does.
     """
     margin = {name: confidence[name] - threshold for name in (atlas.sequence or atlas.names)}
     best, agreement = atlas.names, 0.0
@@ -125,22 +125,22 @@ def predicted_visibility(
     return Visibility(best, source="predicted", scope="volume", facts=facts)
 
 
-def write_visible(path: Path, atlas: Atlas, said: Sequence[tuple[PreparedCase, Visibility]]) -> dict[str, int]:
-    """Write what each volume was said to show, beside what its annotation shows; returns how often the ends agree.
+def write_visible(path: Path, atlas: Atlas, visibilities: Sequence[tuple[PreparedCase, Visibility]]) -> dict[str, int]:
+    """Write the stated and the annotated structures of each volume; return how often the ends of the row agree.
 
     The columns `case` and `visible` are those that `textseg evaluate --visible` reads.
     """
     rows, right = [], {"cases": 0, "first_right": 0, "last_right": 0, "all_right": 0}
-    for prepared, visibility in said:
+    for prepared, visibility in visibilities:
         present = {index for plane in prepared.present for index in plane}
         annotated = ground_truth_visibility(atlas, present).visible
         rows.append((prepared.case.id, statement(atlas, visibility.visible), statement(atlas, annotated)))
-        found, wanted = (
+        levels, wanted = (
             [n for n in (atlas.sequence or atlas.names) if n in names] for names in (visibility.visible, annotated)
         )
         right["cases"] += 1
-        right["first_right"] += found[:1] == wanted[:1]
-        right["last_right"] += found[-1:] == wanted[-1:]
-        right["all_right"] += found == wanted
+        right["first_right"] += levels[:1] == wanted[:1]
+        right["last_right"] += levels[-1:] == wanted[-1:]
+        right["all_right"] += levels == wanted
     write_atomically(path, csv_text(("case", "visible", "annotated"), rows))
     return right

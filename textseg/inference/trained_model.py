@@ -50,7 +50,7 @@ class TrainedModel(Predictor):
 
     @cached_property
     def slices_at_once(self) -> int:
-        """As many as fit into half of a GPU's free memory, at most `AT_ONCE`; 1 on a CPU, where more win nothing."""
+        """The number that fits into half of a GPU's free memory, at most `AT_ONCE`; 1 on a CPU, which gains nothing."""
         if self.device.type != "cuda" or self.engine != "torch" or self.segmenter.batching == "volume":
             return 1
         needed = max(1, memory_of_a_slice(self.segmenter, self.task, self.device))

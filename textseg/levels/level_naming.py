@@ -1,8 +1,8 @@
-"""Whether structures bear the right names: level shifts, swaps, order, duplicates, and DSC without names.
+"""Level naming: level shifts, swaps, wrong order, duplicates, and DSC without regard to names.
 
-A structure of the reference and one of the prediction are the same thing where they overlap most: within a group of the
-atlas (vertebrae with vertebrae, discs with discs) one to one, so that the sum of DSC is greatest, and only where DSC is
-at least `SAME_PLACE`. What stands in the same place under another name is misnamed.
+Structures of the reference are matched one to one with structures of the prediction in the same group of the atlas
+(vertebrae with vertebrae, discs with discs), so that the sum of DSC is greatest. A match needs a DSC of at least
+`SAME_PLACE`. A structure that is matched under another name is misnamed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ POLICY = (
 
 
 @dataclass(frozen=True)
-class Enumeration:
-    """How the structures of one volume were named.
+class LevelNaming:
+    """Measures of how well the structures of one volume were named.
 
     `shift` is the number of levels, downwards positive, by which most matched structures of the row are off.
     `names` holds (reference, prediction) of every match. `dsc` and `dsc_without_names` are means over the structures of
@@ -57,8 +57,8 @@ class Enumeration:
     names: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
-def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> Enumeration:
-    """Compare the names in two label maps [S, H, W] of class indices, cut as the atlas says."""
+def compare_names(prediction: Array, reference: Array, atlas: Atlas) -> LevelNaming:
+    """Compare the names in two label maps [S, H, W] of class indices, in the plane of the atlas."""
     count = atlas.class_count
     pairs = np.bincount(reference.ravel().astype(np.int64) * count + prediction.ravel(), minlength=count * count)
     overlap = pairs.reshape(count, count).astype(np.float64)  # [reference, prediction]
@@ -68,10 +68,10 @@ def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> E
     matches = _matches(dsc, shown, atlas)
     matched = dict(matches)
     by_place = [dsc[index, matched.get(index, index)] for index in shown]  # one without a match may bear its name
-    names = tuple((atlas.names[expected - 1], atlas.names[found - 1]) for expected, found in matches)
-    return Enumeration(
+    names = tuple((atlas.names[expected - 1], atlas.names[predicted - 1]) for expected, predicted in matches)
+    return LevelNaming(
         matched=len(matches),
-        misnamed=sum(one != other for one, other in names),
+        misnamed=sum(expected != predicted for expected, predicted in names),
         shift=_shift(names, atlas),
         order_violations=_order_violations(prediction, atlas),
         duplicates=_duplicates(prediction, atlas),
@@ -82,7 +82,7 @@ def enumerate_structures(prediction: Array, reference: Array, atlas: Atlas) -> E
 
 
 def _matches(dsc: Array, shown: Sequence[int], atlas: Atlas) -> list[tuple[int, int]]:
-    """Class indices (reference, prediction) of what is one thing."""
+    """Match structures one to one within each group; return class indices (reference, prediction)."""
     matches = []
     for group in _groups(atlas):
         rows = [index for index in shown if index in group]
@@ -94,7 +94,7 @@ def _matches(dsc: Array, shown: Sequence[int], atlas: Atlas) -> list[tuple[int, 
 
 
 def _groups(atlas: Atlas) -> list[list[int]]:
-    """Class indices of each group, and of each structure that is in none."""
+    """Return the class indices of each group, and of each structure that is in none."""
     grouped = [[atlas[name].index for name in group] for group in atlas.groups.values()]
     taken = {index for group in grouped for index in group}
     return [*grouped, *([structure.index] for structure in atlas.structures if structure.index not in taken)]
@@ -105,7 +105,9 @@ def _shift(names: Sequence[tuple[str, str]], atlas: Atlas) -> int:
     for group in atlas.groups.values():
         levels.update({name: level for level, name in enumerate(n for n in atlas.sequence if n in group)})
     shifts = Counter(
-        levels[found] - levels[expected] for expected, found in names if expected in levels and found in levels
+        levels[predicted] - levels[expected]
+        for expected, predicted in names
+        if expected in levels and predicted in levels
     )
     if not shifts:
         return 0
@@ -135,36 +137,38 @@ def _duplicates(prediction: Array, atlas: Atlas) -> int:
     return count
 
 
-def totals(found: Mapping[str, Enumeration]) -> dict[str, Any]:
-    """Over all volumes, by case id: rates and sums, and how often which name was given for which."""
-    values = list(found.values())
-    matched, misnamed = sum(one.matched for one in values), sum(one.misnamed for one in values)
-    swaps = Counter(pair for one in values for pair in one.names if pair[0] != pair[1])
+def totals(namings: Mapping[str, LevelNaming]) -> dict[str, Any]:
+    """Return rates and sums over all volumes (by case id), and how often each name was given for another one."""
+    values = list(namings.values())
+    matched, misnamed = sum(naming.matched for naming in values), sum(naming.misnamed for naming in values)
+    swaps = Counter(pair for naming in values for pair in naming.names if pair[0] != pair[1])
     return {
         "cases": len(values),
-        "level_shift_rate": sum(one.shift != 0 for one in values) / len(values) if values else math.nan,
+        "level_shift_rate": sum(naming.shift != 0 for naming in values) / len(values) if values else math.nan,
         "misnamed_rate": misnamed / matched if matched else math.nan,
         "matched": matched,
         "misnamed": misnamed,
-        "order_violations": sum(one.order_violations for one in values),
-        "duplicates": sum(one.duplicates for one in values),
-        "dsc": _mean([one.dsc for one in values]),
-        "dsc_without_names": _mean([one.dsc_without_names for one in values]),
-        "swaps": [{"reference": one, "prediction": other, "count": n} for (one, other), n in swaps.most_common()],
+        "order_violations": sum(naming.order_violations for naming in values),
+        "duplicates": sum(naming.duplicates for naming in values),
+        "dsc": _mean([naming.dsc for naming in values]),
+        "dsc_without_names": _mean([naming.dsc_without_names for naming in values]),
+        "swaps": [{"reference": pair[0], "prediction": pair[1], "count": count} for pair, count in swaps.most_common()],
     }
 
 
-def write_enumeration(path: Path, found: Mapping[str, Enumeration]) -> dict[str, Any]:
-    """Write enumeration.json; returns the totals without the swaps, for run.json."""
-    content = as_json(found)
+def write_level_naming(path: Path, namings: Mapping[str, LevelNaming]) -> dict[str, Any]:
+    """Write enumeration.json; return the totals without the swaps, for run.json."""
+    content = as_json(namings)
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return {key: value for key, value in content["totals"].items() if key != "swaps"}
 
 
-def as_json(found: Mapping[str, Enumeration]) -> dict[str, Any]:
-    """What enumeration.json holds: the totals, and a row per case; what is not defined is null."""
-    rows = [{"case": case, **{k: v for k, v in asdict(one).items() if k != "names"}} for case, one in found.items()]
-    return {"policy": POLICY, "totals": _null(totals(found)), "cases": [_null(row) for row in rows]}
+def as_json(namings: Mapping[str, LevelNaming]) -> dict[str, Any]:
+    """Return the content of enumeration.json: the totals and a row per case; undefined values are null."""
+    rows = [
+        {"case": case, **{k: v for k, v in asdict(naming).items() if k != "names"}} for case, naming in namings.items()
+    ]
+    return {"policy": POLICY, "totals": _null(totals(namings)), "cases": [_null(row) for row in rows]}
 
 
 def _null(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Levels in their order: pieces of a segmentation named anew where the row of an ordered atlas contradicts them."""
+"""Level order: pieces of a segmentation are renamed where their names contradict the order of the atlas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textseg.errors import DataError
 from textseg.system.messages import counted
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
-SKIPPED = 0.1  # what leaving out a level between two pieces costs, against 1 for a piece of which the model is certain
+SKIPPED = 0.1  # cost of leaving out a level between two pieces, against 1 for a piece that the model is sure of
 
 Floats = NDArray[np.floating[Any]]
 
@@ -25,7 +25,7 @@ class _Piece:
     """Connected voxels of one class."""
 
     label: int
-    places: tuple[NDArray[np.intp], ...]  # slices, rows, columns
+    positions: tuple[NDArray[np.intp], ...]  # slices, rows, columns
     height: float  # mean row of its anterior half, where a vertebra has its body
     front: float  # column that a tenth of it lies before
     depth: float  # columns of that half, twice
@@ -33,37 +33,42 @@ class _Piece:
 
     @property
     def size(self) -> int:
-        return len(self.places[0])
+        return len(self.positions[0])
 
 
 def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
-    """Logits [S, K, H, W] whose highest classes stand in the order of `atlas.sequence`, and in words what was changed.
+    """Return logits [S, K, H, W] whose highest classes follow `atlas.sequence`, and in words what was changed.
 
-    The pieces (connected, 6 neighbours) that make the row get names that increase from superior to inferior, each once,
-    such that the sum of their mean probabilities is highest; a level that is passed over between two pieces costs
-    `SKIPPED`. One that finds no name becomes background. In the row are the largest piece of each structure, and others
-    as large that lie on the same curve: the posterior elements of a vertebra are a piece of their own wherever the
-    pedicles are not in the picture, and follow the nearest body of their name. A piece outside of the row that touches
-    one in it, of its group, takes that one's name. A renamed piece has
-    the two classes' logits exchanged, so that its outline stays. Raises DataError for
-    slices that are not sagittal.
+    The row of levels consists of connected pieces (6 neighbours): the largest piece of each structure, and further
+    pieces of similar size on the same curve. Their names must increase from superior to inferior, each used once, so
+    that the sum of their mean probabilities is highest; each level that is left out between two pieces costs `SKIPPED`.
+    A piece that gets no name becomes background.
+
+    A piece outside the row takes the name of the piece of its group that it touches. Otherwise it follows the nearest
+    piece of its own name, as the posterior elements of a vertebra do where the pedicles are not in the picture.
+
+    A renamed piece has the logits of the two classes exchanged, so its outline stays. Raises DataError for slices that
+    are not sagittal.
     """
     if atlas.ordered and atlas.plane != "sagittal":
         raise DataError(
             f"Levels are put in order in sagittal slices only, and atlas '{atlas.name}' has {atlas.plane} ones. "
             "Leave out --ordered."
         )
+    # 1. Split the segmentation into pieces, and choose those that make the row.
     labels = logits.argmax(axis=1)
     names = {structure.index: structure.name for structure in atlas.structures}
     group_of = {name: group for group, members in atlas.groups.items() for name in members}
     probability = _softmax(logits)
-    found = {atlas[name].index: _pieces(labels, atlas[name].index, probability) for name in atlas.sequence}
-    usual = _usual_sizes(found, names, group_of)
-    row, others = _in_row(found, {index: usual[group_of.get(names[index], names[index])] for index in found})
+    pieces_of = {atlas[name].index: _pieces(labels, atlas[name].index, probability) for name in atlas.sequence}
+    usual = _usual_sizes(pieces_of, names, group_of)
+    row, others = _in_row(pieces_of, {index: usual[group_of.get(names[index], names[index])] for index in pieces_of})
+    # 2. Give the row the best names in order.
     new = dict(zip(map(id, row), _assign(row, atlas, names, group_of, usual), strict=True))
     instances = np.zeros(labels.shape, np.int32)
     for number, piece in enumerate(row, start=1):
-        instances[piece.places] = number
+        instances[piece.positions] = number
+    # 3. Rename the row, then the other pieces after the piece of the row that they belong to.
     changes: list[str] = []
     result = np.array(logits)
     for piece in row:
@@ -76,13 +81,14 @@ def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     return result, changes
 
 
-def _in_row(found: dict[int, list[_Piece]], usual: dict[int, float]) -> tuple[list[_Piece], list[_Piece]]:
-    """The pieces that make the row, from above, and the others."""
-    first = sorted((pieces[0] for pieces in found.values() if pieces), key=lambda piece: piece.height)
-    row, others = list(first), [piece for pieces in found.values() for piece in pieces[1:]]
+def _in_row(pieces_of: dict[int, list[_Piece]], usual: dict[int, float]) -> tuple[list[_Piece], list[_Piece]]:
+    """Return the pieces that make the row, from superior to inferior, and the remaining ones."""
+    first = sorted((pieces[0] for pieces in pieces_of.values() if pieces), key=lambda piece: piece.height)
+    row, others = list(first), [piece for pieces in pieces_of.values() for piece in pieces[1:]]
     if first:
         heights, fronts = [piece.height for piece in first], [piece.front for piece in first]
         depth = float(np.median([piece.depth for piece in first]))
+        # A further piece belongs to the row where it is large and lies near the curve through the largest ones.
         for piece in others:
             apart = abs(piece.front - float(np.interp(piece.height, heights, fronts)))
             if piece.size >= SMALL * usual[piece.label] and apart < depth / 2:
@@ -97,24 +103,26 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _pieces(labels: NDArray[np.integer[Any]], index: int, probability: Floats) -> list[_Piece]:
-    """The connected pieces of a class, the largest first."""
+    """Return the connected pieces of a class, the largest first."""
     marked, count = ndimage.label(labels == index)
     pieces = []
     for number, box in enumerate(ndimage.find_objects(marked, count), start=1):
         inside = np.nonzero(marked[box] == number)
-        places = tuple(axis + side.start for axis, side in zip(inside, box, strict=True))
-        rows, columns = places[1], places[2]
+        positions = tuple(axis + side.start for axis, side in zip(inside, box, strict=True))
+        rows, columns = positions[1], positions[2]
         front, middle = (float(value) for value in np.percentile(columns, (10, 50)))
         height = float(rows[columns <= middle].mean())
-        evidence = probability[places[0], :, rows, columns].mean(axis=0)
-        pieces.append(_Piece(index, places, height, front, 2 * (middle - front) + 1, evidence))
+        evidence = probability[positions[0], :, rows, columns].mean(axis=0)
+        pieces.append(_Piece(index, positions, height, front, 2 * (middle - front) + 1, evidence))
     return sorted(pieces, key=lambda piece: -piece.size)
 
 
-def _usual_sizes(found: dict[int, list[_Piece]], names: dict[int, str], group_of: dict[str, str]) -> dict[str, float]:
-    """By group, the median size of the largest piece of each of its structures."""
+def _usual_sizes(
+    pieces_of: dict[int, list[_Piece]], names: dict[int, str], group_of: dict[str, str]
+) -> dict[str, float]:
+    """Return, by group, the median size of the largest piece of each of its structures."""
     sizes: dict[str, list[int]] = {}
-    for index, pieces in found.items():
+    for index, pieces in pieces_of.items():
         sizes.setdefault(group_of.get(names[index], names[index]), []).extend(piece.size for piece in pieces[:1])
     return {group: float(np.median(known)) if known else 1.0 for group, known in sizes.items()}
 
@@ -122,54 +130,55 @@ def _usual_sizes(found: dict[int, list[_Piece]], names: dict[int, str], group_of
 def _assign(
     row: Sequence[_Piece], atlas: Atlas, names: dict[int, str], group_of: dict[str, str], usual: dict[str, float]
 ) -> list[int]:
-    """The class of each piece, 0 for none; by dynamic programming over pieces and levels, both from above."""
+    """Return the class of each piece, 0 for none, by dynamic programming over pieces and levels, both downwards."""
     levels = [atlas[name].index for name in atlas.sequence]
     groups = [group_of.get(name, name) for name in atlas.sequence]
     gain = np.full((len(row), len(levels)), -np.inf)
-    for place, piece in enumerate(row):
+    for position, piece in enumerate(row):
         group = group_of.get(names[piece.label], names[piece.label])
         weight = min(1.0, piece.size / usual[group])
         for level, index in enumerate(levels):
             if groups[level] == group:
-                gain[place, level] = weight * piece.evidence[index]
-    # best[p, l]: of all ways in which piece p is the last that has a name, and that name is l.
+                gain[position, level] = weight * piece.evidence[index]
+    # best[p, l]: the highest sum of all assignments in which piece p is the last one with a name, and that name is l.
     best = np.full(gain.shape, -np.inf)
     before = np.full((*gain.shape, 2), -1)
-    for place in range(len(row)):
+    for position in range(len(row)):
         for level in range(len(levels)):
-            best[place, level] = gain[place, level]
-            for previous in range(place):
+            best[position, level] = gain[position, level]
+            for previous in range(position):
                 for upper in range(level):
-                    total = best[previous, upper] + gain[place, level] - SKIPPED * (level - upper - 1)
-                    if total > best[place, level]:
-                        best[place, level], before[place, level] = total, (previous, upper)
+                    total = best[previous, upper] + gain[position, level] - SKIPPED * (level - upper - 1)
+                    if total > best[position, level]:
+                        best[position, level], before[position, level] = total, (previous, upper)
+    # Follow the best assignment back from its last piece.
     assigned = [0] * len(row)
     if best.size and np.isfinite(best.max()):
-        place, level = (int(part) for part in np.unravel_index(int(best.argmax()), best.shape))
-        while place >= 0:
-            assigned[place] = levels[level]
-            place, level = (int(part) for part in before[place, level])
+        position, level = (int(part) for part in np.unravel_index(int(best.argmax()), best.shape))
+        while position >= 0:
+            assigned[position] = levels[level]
+            position, level = (int(part) for part in before[position, level])
     return assigned
 
 
 def _neighbour(
     piece: _Piece, instances: NDArray[np.int32], row: Sequence[_Piece], names: dict[int, str], group_of: dict[str, str]
 ) -> _Piece | None:
-    """The piece of the row, of the same group, that shares most faces with a fragment."""
+    """Return the piece of the row, of the same group, that shares most voxel faces with a fragment."""
     contacts = np.zeros(len(row) + 1, dtype=np.int64)
     for axis in range(3):
         for step in (-1, 1):
-            beside = [*piece.places]
+            beside = [*piece.positions]
             beside[axis] = beside[axis] + step
             inside = (beside[axis] >= 0) & (beside[axis] < instances.shape[axis])
             contacts += np.bincount(instances[tuple(side[inside] for side in beside)], minlength=len(row) + 1)
     group = group_of.get(names[piece.label], names[piece.label])
     for number in np.argsort(-contacts[1:], kind="stable"):
-        other: _Piece = row[number]
+        candidate: _Piece = row[number]
         if not contacts[number + 1]:
             return None
-        if group_of.get(names[other.label], names[other.label]) == group:
-            return other
+        if group_of.get(names[candidate.label], names[candidate.label]) == group:
+            return candidate
     return None
 
 
@@ -177,7 +186,7 @@ def _rename(logits: Floats, piece: _Piece, new: int, names: dict[int, str], chan
     """Exchange the logits of the piece's class and the new one, where the piece lies."""
     if new == piece.label:
         return
-    slices, rows, columns = piece.places
+    slices, rows, columns = piece.positions
     old = logits[slices, piece.label, rows, columns]
     logits[slices, piece.label, rows, columns] = logits[slices, new, rows, columns]
     logits[slices, new, rows, columns] = old

@@ -21,7 +21,7 @@ from textseg.evaluation.evaluate import (
     told_by,
 )
 from textseg.inference.structure_finder import write_visible
-from textseg.levels.level_naming import write_enumeration
+from textseg.levels.level_naming import write_level_naming
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, Told, summarise, write_scores
 from textseg.models.segmenter import Segmenter
@@ -102,7 +102,7 @@ def _write_numbers(
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": experiment.structures_in_training,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
-        "enumeration": write_enumeration(target.enumeration, result.naming),
+        "enumeration": write_level_naming(target.enumeration, result.naming),
         "test": {metric: mean.value if mean.n else None for metric, mean in overall.items()},
     }
     if named:

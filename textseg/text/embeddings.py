@@ -1,4 +1,4 @@
-"""What a frozen text encoder makes of the prompts: token budget, features of each text once, the cache on disk."""
+"""Features of prompts from a frozen text encoder: token budget, each text encoded once, the cache on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LISTED = 20  # too long texts that a message shows
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One line of the prompt table: a text, where its knowledge came from, what made and what read it."""
+    """One line of the prompt table: a text with its source, its generator and its encoder."""
 
     source: Source | Literal["simulated"]
     view: Literal["holistic", "classwise"]
@@ -56,7 +56,7 @@ class TextTable:
         return {text: row for row, text in enumerate(self.texts)}
 
     def index(self, text: str) -> int:
-        """Row of a text; raises PromptError where the table doesn't hold it."""
+        """Return the row of a text; raises PromptError where the table doesn't hold it."""
         try:
             return self._rows[text]
         except KeyError:
@@ -67,7 +67,7 @@ class TextTable:
 
 
 def check_budget(encoder: TextEncoder, texts: Sequence[str]) -> int:
-    """The token count of the longest text, special tokens included; 0 where no text has a word.
+    """Return the token count of the longest text, special tokens included; 0 where no text has a word.
 
     Raises PromptError for texts longer than the encoder can read: cutting them would silently hide structures.
     """
@@ -96,9 +96,9 @@ def build_text_table(
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> TextTable:
-    """The features of every distinct text, padded to `text_length` (T); only texts not in the cache are encoded.
+    """Return the features of every distinct text, padded to `text_length` (T); encode only texts not in the cache.
 
-    `cache` is a folder that runs and processes may share. `progress` is told how many of how many texts are encoded.
+    `cache` is a folder that runs and processes may share. `progress` gets the number of encoded texts and of all.
     Raises PromptError for a text over the encoder's or the table's length, and for features that are no numbers.
     """
     import torch
@@ -145,7 +145,7 @@ def build_text_table(
 
 
 def _pooled(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One vector for each text, [N, D]; zero for a text without a token."""
+    """Pool the tokens of each text to a vector, [N, D]; zero for a text without a token."""
     import torch
 
     if pooling not in POOLINGS:
@@ -176,7 +176,7 @@ def write_prompt_table(path: Path, rows: Iterable[PromptRow]) -> None:
 
 
 class _Entry:
-    """The file that holds one text's features; a damaged one counts as missing."""
+    """The cache file with the features of one text; a damaged one counts as missing."""
 
     def __init__(self, cache: Path, encoder: TextEncoder, text: str) -> None:
         self.key = _digest(json.dumps([encoder.fingerprint, text]))

@@ -56,7 +56,7 @@ class RegionPrompts:
         self.phrases = {structure.name: _phrase(structure.family, structure.name) for structure in atlas.structures}
 
     def __call__(self, visibility: Visibility) -> Prompts:
-        """The sentence of the slice and, in class order, the sentence of each structure."""
+        """Write the sentence of the slice and, in class order, the sentence of each structure."""
         visible = {self.atlas[name].name for name in visibility.visible}
         classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
         known = visibility.facts
@@ -66,11 +66,11 @@ class RegionPrompts:
         return Prompts(" ".join([self._holistic(visible, visibility), *facts]), tuple(classwise))
 
     def relations(self, visible: Set[str]) -> str:
-        """How the visible structures lie to each other, in words that close the sentence; nothing by default."""
+        """Describe how the visible structures lie to each other, to close the sentence; nothing by default."""
         return ""
 
     def place(self, visibility: Visibility) -> str:
-        """In which third of the stack the slice lies, in words; empty where that is unknown."""
+        """Name the third of the stack that the slice lies in; empty where that is unknown."""
         third = third_of_stack(visibility.slice_index, visibility.slice_count)
         return "" if third is None else THIRDS[self.atlas.plane][third]
 
@@ -83,8 +83,8 @@ class RegionPrompts:
         listing = _listing(phrases) if phrases else "none of the structures to segment"
         if self.granularity == 2:
             return f"{subject} demonstrates {listing}."
-        place = self.place(visibility)
-        anatomy = f"the anatomy in the {place}" if place else "the anatomy"
+        position = self.place(visibility)
+        anatomy = f"the anatomy in the {position}" if position else "the anatomy"
         relation = self.listing if phrases else "which encompasses"
         closing = self.relations(visible)
         return f"{subject} demonstrates {anatomy}, {relation} {listing}{f', {closing}' if closing else ''}."
@@ -140,7 +140,7 @@ class SequencePrompts(RegionPrompts):
 
 
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:
-    """The prompts of a generator, checked: a text for the slice and one for each structure.
+    """Return the prompts of a generator, checked: a text for the slice and one for each structure.
 
     Raises PromptError where the generator breaks that promise.
     """
@@ -161,7 +161,7 @@ def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -
 
 
 def third_of_stack(slice_index: int | None, slice_count: int | None) -> int | None:
-    """0, 1 or 2: the third in which the middle of a slice lies; None where its place is unknown."""
+    """Return the third (0, 1 or 2) that holds the middle of a slice; None where its position is unknown."""
     if slice_index is None or slice_count is None:
         return None
     # In whole numbers: the only slice of a stack lies in the middle, not on the left.

@@ -1,4 +1,4 @@
-"""What every slice is told by every source that a run needs, and its frozen features."""
+"""The prompts of every slice, by source, and their frozen features."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class AnnotatedCase(Protocol):
         ...
 
 
-AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # what the data of a run can say
+AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # sources that need no model
 
 Line = tuple[Source, Literal["holistic", "classwise"], str | None, str]  # source, view, structure, text
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the sources go by beyond the annotation.
+    """The knowledge of prompt sources beyond the annotation.
 
     Args:
-        template_position: whether the template says where in the stack a slice lies, which nobody need look up.
-        interactive_error: chance that the simulated person has miscounted a volume by one level.
-        seed: of that chance.
-        named: what a person did name, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
+        template_position: True if the template states the position of a slice in the stack, which needs no person.
+        interactive_error: probability that the simulated person has miscounted a volume by one level.
+        seed: of that error.
+        named: statements of a real person, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
     """
 
     template_position: bool = True
@@ -61,7 +61,7 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class SlicePrompt:
-    """What one source says of one slice."""
+    """The prompts of one slice from one source."""
 
     holistic: str
     classwise: tuple[str, ...]
@@ -80,22 +80,21 @@ def slice_prompts(
     atlas: Atlas,
     knowledge: Knowledge = Knowledge(),
 ) -> list[SlicePrompt]:
-    """The prompts of every slice of a case, in order, with what `source` knows.
+    """Return the prompts of every slice of a case, in order, from one source.
 
-    `interactive` is what a person named; else it simulates one, who names the first and the last structure of the
-    sequence that the volume's annotation shows, or all visible ones where the atlas has no order. What is `predicted`
-    only a model can say: see `prompts_saying`.
+    `interactive` uses what a person named. Without that, it simulates a person who names the first and the last
+    structure of the sequence in the volume's annotation, or all visible ones where the atlas has no order. `predicted`
+    prompts need a model: see `prompts_saying`.
     """
     if source == "ground_truth":
         facts = prepared.case.facts
-        said = [ground_truth_visibility(atlas, shown, facts) for shown in prepared.present]
-    else:
-        placed = source != "template" or knowledge.template_position
-        visibility = _of_volume(prepared, source, atlas, knowledge)
-        return prompts_saying(visibility, prepared.slice_count, generator, atlas, position=placed)
-    return [
-        _prompt(generator, atlas, visibility.at(index, prepared.slice_count)) for index, visibility in enumerate(said)
-    ]
+        return [
+            _prompt(generator, atlas, ground_truth_visibility(atlas, shown, facts).at(index, prepared.slice_count))
+            for index, shown in enumerate(prepared.present)
+        ]
+    position = source != "template" or knowledge.template_position
+    visibility = _of_volume(prepared, source, atlas, knowledge)
+    return prompts_saying(visibility, prepared.slice_count, generator, atlas, position=position)
 
 
 def prompts_saying(
@@ -106,9 +105,9 @@ def prompts_saying(
     *,
     position: bool = True,
 ) -> list[SlicePrompt]:
-    """The prompts of every slice of a volume of which `visibility` is said, whoever says it.
+    """Return the prompts of every slice of a volume, which state `visibility`.
 
-    Without `position` they don't say where in the stack a slice lies.
+    With `position` they also state the position of the slice in the stack.
     """
     if not position:
         return [_prompt(generator, atlas, visibility)] * slice_count
@@ -126,7 +125,7 @@ def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge:
         return template_visibility(atlas, facts)
     if case in knowledge.named:
         return interactive_visibility(atlas, knowledge.named[case], facts)
-    shown = ground_truth_visibility(atlas, {found for plane in prepared.present for found in plane}, facts).visible
+    shown = ground_truth_visibility(atlas, {index for plane in prepared.present for index in plane}, facts).visible
     stretch = [name for name in atlas.sequence if name in shown]
     if not stretch:
         return interactive_visibility(atlas, shown or atlas.names, facts)
@@ -137,7 +136,7 @@ def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge:
 
 @dataclass(frozen=True)
 class TextRows(Movable):
-    """Where the features of B slices stand in the text table."""
+    """The rows of the text table that hold the features of B slices."""
 
     holistic: Tensor  # [B]
     classwise: Tensor  # [B, K-1]
@@ -145,7 +144,7 @@ class TextRows(Movable):
 
 
 class SliceText:
-    """Which rows of the text table belong to each slice, for each source."""
+    """The rows of the text table that belong to each slice, for each source."""
 
     def __init__(self, table: TextTable, atlas: Atlas, prompts: Mapping[str, Sequence[SlicePrompt]]) -> None:
         self.table = table
@@ -161,20 +160,20 @@ class SliceText:
         )
 
     def holistic(self, source: str, number: int) -> str:
-        """What a source says of a slice."""
+        """Return the holistic prompt of a slice from one source."""
         return self.table.texts[int(self.rows[source][0][number])]
 
     def features(self, numbers: Sequence[int], sources: Sequence[str]) -> TextFeatures:
-        """The features of B slices, each with its own source."""
+        """Return the features of B slices, each with its own source."""
         return self.gather(self.chosen(numbers, sources))
 
     def chosen(self, numbers: Sequence[int], sources: Sequence[str]) -> TextRows:
-        """The rows of B slices, each with its own source: what a worker hands over in place of their features."""
-        places = list(zip(numbers, sources, strict=True))
-        return TextRows(*(torch.stack([self.rows[source][part][n] for n, source in places]) for part in range(3)))
+        """Return the rows of B slices, each with its own source; a worker passes them on in place of features."""
+        picks = list(zip(numbers, sources, strict=True))
+        return TextRows(*(torch.stack([self.rows[source][part][n] for n, source in picks]) for part in range(3)))
 
     def gather(self, rows: TextRows) -> TextFeatures:
-        """The features of B slices, on the device of their rows; the table goes there once."""
+        """Return the features of B slices on the device of their rows; the table is copied there once."""
         device = rows.holistic.device
         if device not in self._tables:
             self._tables[device] = [part.to(device) for part in (self.table.tokens, self.table.mask, self.table.pooled)]
@@ -189,7 +188,7 @@ class SliceText:
 
 @dataclass(frozen=True)
 class Text:
-    """Everything that is said in a run."""
+    """All prompts of a run with their features."""
 
     atlas: Atlas
     generator: PromptGenerator
@@ -198,7 +197,7 @@ class Text:
     rows: Sequence[PromptRow]  # each distinct text with its source
 
     def of(self, cases: Sequence[AnnotatedCase], sources: Collection[Source]) -> SliceText:
-        """What some sources say of the slices of some cases, numbered through."""
+        """Return the text of the slices of some cases, numbered through, from some sources."""
         by_case = [self.prompts[prepared.case.id] for prepared in cases]
         prompts: dict[str, Sequence[SlicePrompt]] = {
             source: [prompt for case in by_case for prompt in case[source]] for source in sources
@@ -206,7 +205,7 @@ class Text:
         return SliceText(self.table, self.atlas, prompts)
 
     def saying(self, prepared: AnnotatedCase, visibility: Visibility) -> SliceText:
-        """What the slices of a case are told where `visibility` is said of it.
+        """Return the text of the slices of a case with prompts that state `visibility`.
 
         Raises PromptError for a text that is not in the table.
         """
@@ -226,9 +225,9 @@ def build_text(
 ) -> Text:
     """Write the prompts of each case by the sources that it needs, and encode each distinct text once.
 
-    Of a case that needs `predicted`, the table holds whatever a first pass may find. T is the longest text that this
-    generator can produce for this atlas, on whatever scan: a trained model can then read any of them. Raises
-    PromptError for a text that the encoder can't read whole.
+    For a case that needs `predicted`, the table holds the prompts of every visibility that a first pass may predict. T
+    is the longest text that this generator can produce for this atlas on any scan, so that a trained model can read
+    each of them. Raises PromptError for a text that the encoder can't read whole.
     """
     prompts: dict[str, dict[Source, Sequence[SlicePrompt]]] = {
         prepared.case.id: {
@@ -238,9 +237,11 @@ def build_text(
         }
         for prepared, sources in needed
     }
-    said = [item for by_source in prompts.values() for item in by_source.items()]
-    said += _findable([prepared for prepared, sources in needed if "predicted" in sources], generator, atlas)
-    lines = list(dict.fromkeys(_lines(said, atlas)))  # each once, in the order of first use
+    prompts_by_source = [item for by_source in prompts.values() for item in by_source.items()]
+    prompts_by_source += _findable(
+        [prepared for prepared, sources in needed if "predicted" in sources], generator, atlas
+    )
+    lines = list(dict.fromkeys(_lines(prompts_by_source, atlas)))  # each once, in the order of first use
     texts = list(dict.fromkeys(text for *_, text in lines))
     cases = [prepared for prepared, _ in needed]
     length = check_budget(encoder, [*_possible_texts(generator, atlas, cases), *texts])
@@ -250,8 +251,8 @@ def build_text(
     return Text(atlas, generator, prompts, table, rows)
 
 
-def _lines(said: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -> Iterator[Line]:
-    for source, slices in said:
+def _lines(prompts_by_source: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -> Iterator[Line]:
+    for source, slices in prompts_by_source:
         for prompt in slices:
             yield source, "holistic", None, prompt.holistic
             for name, text in zip(atlas.names, prompt.classwise, strict=True):
@@ -261,7 +262,7 @@ def _lines(said: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -
 def _findable(
     cases: Sequence[AnnotatedCase], generator: PromptGenerator, atlas: Atlas
 ) -> list[tuple[Source, Sequence[SlicePrompt]]]:
-    """What a first pass over these cases may lead to; cases of equal facts and slice counts are told alike."""
+    """Return the prompts that a first pass may lead to; cases with equal facts and slice counts share them."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
         ("predicted", prompts_saying(visibility, case.slice_count, generator, atlas))
@@ -271,18 +272,16 @@ def _findable(
 
 
 def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[AnnotatedCase]) -> Iterator[str]:
-    """What can be said in a run or in a later evaluation of it.
+    """Give all texts that a run or a later evaluation of it may need.
 
-    Of every visibility that template and interactive prompts can have, with the facts of each case, in every third of
-    a stack and without one; and of each case whatever any source says, asked for or not: T must not change with the
-    prompts of an evaluation.
+    These are the prompts of every visibility of template and interactive prompts, with the facts of each case, in every
+    third of a stack and without a position; and the prompts of each case from every source, even if the recipe does not
+    use it: T must not depend on the prompts of an evaluation.
     """
     facts = {tuple(sorted(prepared.case.facts.items())) for prepared in cases} | {()}
-    for visibility in (replace(one, facts=dict(known)) for one in atlas.visibilities() for known in sorted(facts)):
+    for visibility in (replace(plain, facts=dict(known)) for plain in atlas.visibilities() for known in sorted(facts)):
         for placed in (visibility, *(visibility.at(index, 3) for index in range(3))):
-            prompts = generate(generator, atlas, placed)
-            yield prompts.holistic
-            yield from prompts.classwise
+            yield from _prompt(generator, atlas, placed).texts
     for prepared in cases:
         for source in AVAILABLE:
             for prompt in slice_prompts(prepared, source, generator, atlas):

@@ -53,7 +53,7 @@ class _Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file seems to hold a DICOM image; no other object, such as a report, a plan or a segmentation."""
+    """Return True if a file seems to hold a DICOM image, not another object such as a report or a segmentation."""
     try:
         with path.open("rb") as file:
             start = file.read(1024)
@@ -67,7 +67,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def find_series(files: Iterable[Path]) -> list[DicomSeries]:
-    """The series among DICOM files, folder by folder.
+    """Find the series among DICOM files, folder by folder.
 
     A file without a readable header belongs to the series of its folder where there is but one, so that reading this
     names it, and else stands for itself.
@@ -75,7 +75,7 @@ def find_series(files: Iterable[Path]) -> list[DicomSeries]:
     folders: defaultdict[Path, list[Path]] = defaultdict(list)
     for file in files:
         folders[file.parent].append(file)
-    found = []
+    series_list = []
     for folder, inside in folders.items():
         series: defaultdict[tuple[str, str], list[Path]] = defaultdict(list)
         damaged = []
@@ -86,32 +86,32 @@ def find_series(files: Iterable[Path]) -> list[DicomSeries]:
             except UnreadableError:
                 damaged.append(file)
         if len(series) <= 1:
-            members = [file for one in series.values() for file in one]
-            found.append(DicomSeries(folder, folder.resolve().name, (*damaged, *members)))
+            members = [file for files_of_series in series.values() for file in files_of_series]
+            series_list.append(DicomSeries(folder, folder.resolve().name, (*damaged, *members)))
             continue
         numbers_given = Counter(number for _, number in series)
         for (unique, number), members in series.items():
             name = f"{folder.resolve().name}_{number}"
             if numbers_given[number] > 1:
                 name += f"_{unique.rpartition('.')[2]}"
-            found.append(DicomSeries(folder, name, tuple(members)))
-        found += [DicomSeries(folder, f"{folder.resolve().name}_{file.stem}", (file,)) for file in damaged]
-    return found
+            series_list.append(DicomSeries(folder, name, tuple(members)))
+        series_list += [DicomSeries(folder, f"{folder.resolve().name}_{file.stem}", (file,)) for file in damaged]
+    return series_list
 
 
 def only_series(folder: Path) -> DicomSeries:
-    """The series of a folder. Raises DataError where it holds none or several."""
-    found = find_series(file for file in sorted(folder.iterdir()) if file.is_file() and is_dicom(file))
-    if not found:
+    """Return the series of a folder. Raises DataError where it holds none or several."""
+    series_list = find_series(file for file in sorted(folder.iterdir()) if file.is_file() and is_dicom(file))
+    if not series_list:
         raise DataError(f"{folder} is not a file, and no folder of a DICOM series.")
-    if len(found) > 1:
-        names = ", ".join(series.name for series in found)
-        raise DataError(f"{folder} holds {len(found)} DICOM series ({names}); give each a folder of its own.")
-    return found[0]
+    if len(series_list) > 1:
+        names = ", ".join(series.name for series in series_list)
+        raise DataError(f"{folder} holds {len(series_list)} DICOM series ({names}); give each a folder of its own.")
+    return series_list[0]
 
 
 def series_hash(series: DicomSeries) -> str:
-    """SHA-256 of the content of its files, in whatever order and under whatever names. Raises DataError."""
+    """Return the SHA-256 of the content of its files; their order and names do not change it. Raises DataError."""
     try:
         parts = sorted(hashlib.sha256(file.read_bytes()).digest() for file in series.files)
     except OSError as error:
@@ -120,10 +120,10 @@ def series_hash(series: DicomSeries) -> str:
 
 
 def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
-    """The files of a series as its slices follow one another, and how they lie; no pixel is read.
+    """Return the files of a series in the order of its slices, and their geometry; no pixel is read.
 
-    Raises DataError where they are no volume: a file that can't be read, slices that are missing, lie twice at one
-    place, in several directions, or beside one another.
+    Raises DataError where they form no volume: a file can't be read, or slices are missing, doubled, differ in their
+    direction, or lie beside one another.
     """
     slices = []
     for file in series.files:
@@ -132,19 +132,20 @@ def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
         except UnreadableError as error:
             raise _unreadable(series, file, error) from error
     first = slices[0]
-    for other in slices:
-        for what, mine, theirs in (
-            ("size", first.size, other.size),
-            ("pixel spacing", first.spacing, other.spacing),
-            ("orientation", (*first.across, *first.down), (*other.across, *other.down)),
+    for current in slices:
+        for quantity, expected, actual in (
+            ("size", first.size, current.size),
+            ("pixel spacing", first.spacing, current.spacing),
+            ("orientation", (*first.across, *first.down), (*current.across, *current.down)),
         ):
-            if not np.allclose(mine, theirs, rtol=0, atol=ASKEW):
+            if not np.allclose(expected, actual, rtol=0, atol=ASKEW):
                 raise DataError(
-                    f"{series}: {first.file.name} and {other.file.name} differ in their {what} "
-                    f"({numbers(mine)} against {numbers(theirs)}), so the series is no volume; take it apart."
+                    f"{series}: {first.file.name} and {current.file.name} differ in their {quantity} "
+                    f"({numbers(expected)} against {numbers(actual)}), so the series is no volume; take it apart."
                 )
+    # Order the slices along the normal of their plane.
     normal = np.cross(first.across, first.down)
-    slices.sort(key=lambda one: float(one.position @ normal))
+    slices.sort(key=lambda current: float(current.position @ normal))
     first, last = slices[0], slices[-1]
     distance, line = first.thickness, normal
     if len(slices) > 1:
@@ -163,11 +164,11 @@ def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
         origin=tuple(first.position.tolist()),
         direction=tuple(directions.ravel().tolist()),
     )
-    return [one.file for one in slices], geometry
+    return [current.file for current in slices], geometry
 
 
 def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Geometry]:
-    """The voxels of a series in file order (slices first), rescaled as each file says, and how they lie.
+    """Read the voxels of a series in file order (slices first), rescaled as each file says, and their geometry.
 
     Raises DataError as `in_order` does, and for pixels that are missing or have a colour.
     """
@@ -187,7 +188,7 @@ def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Ge
 
 
 def _header(file: Path) -> Mapping[str, str]:
-    """Values by tag, such as "0020|000e"."""
+    """Read the values of a header by tag, such as "0020|000e"."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
@@ -215,7 +216,7 @@ def _slice(file: Path) -> _Slice:
 
 
 def _require_even(series: DicomSeries, slices: Sequence[_Slice], normal: Vector) -> None:
-    gaps = np.diff([float(one.position @ normal) for one in slices])
+    gaps = np.diff([float(current.position @ normal) for current in slices])
     usual = float(np.median(gaps))
     for number, gap in enumerate(gaps.tolist()):
         before, after = slices[number].file.name, slices[number + 1].file.name

@@ -1,4 +1,4 @@
-"""How a volume lies in the patient, and how it is cut into slices.
+"""Geometry of a volume: its position in the patient, and the slices that it is cut into.
 
 In memory a volume is canonical, whatever the file's orientation: [S, H, W], its axes running as its plane says. Which
 axis of the file runs which way is read off its direction cosines; an oblique file keeps its grid and is turned by whole
@@ -39,7 +39,7 @@ DIRECTIONS: Mapping[Plane, tuple[Direction, Direction, Direction]] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a file places its voxels in the patient, as stored: three file axes, in ITK's order (fastest first).
+    """Position of the voxels of a file in the patient, as stored: three file axes, in ITK's order (fastest first).
 
     `spacing` and `origin` are in mm, in ITK's frame (x to the left, y to posterior, z to superior); `direction` is the
     3 x 3 matrix of cosines row by row, its columns the file axes. The third axis of a `flat` file is not written.
@@ -53,25 +53,25 @@ class Geometry:
     flat: bool = False
     plane: Plane = "sagittal"
 
-    def differences(self, other: Geometry, tolerance: float = 1e-3) -> list[str]:
-        """In words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
-        found = []
-        if self.flat != other.flat:
-            found.append(f"{2 if self.flat else 3} dimensions against {2 if other.flat else 3}")
-        if self.plane != other.plane:
-            found.append(f"{self.plane} slices against {other.plane} ones")
-        if self.size != other.size:
-            found.append(f"size {numbers(self.size)} against {numbers(other.size)}")
+    def differences(self, second: Geometry, tolerance: float = 1e-3) -> list[str]:
+        """Return, in words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
+        differences = []
+        if self.flat != second.flat:
+            differences.append(f"{2 if self.flat else 3} dimensions against {2 if second.flat else 3}")
+        if self.plane != second.plane:
+            differences.append(f"{self.plane} slices against {second.plane} ones")
+        if self.size != second.size:
+            differences.append(f"size {numbers(self.size)} against {numbers(second.size)}")
         for name in ("spacing", "origin", "direction"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if not np.allclose(mine, theirs, rtol=0.0, atol=tolerance):
+            ours, theirs = getattr(self, name), getattr(second, name)
+            if not np.allclose(ours, theirs, rtol=0.0, atol=tolerance):
                 unit = "" if name == "direction" else " mm"
-                found.append(f"{name} {numbers(mine)}{unit} against {numbers(theirs)}{unit}")
-        return found
+                differences.append(f"{name} {numbers(ours)}{unit} against {numbers(theirs)}{unit}")
+        return differences
 
     @property
     def axes(self) -> tuple[tuple[int, bool], ...]:
-        """For slices, rows and columns: the file axis nearest to it, and whether it runs the other way.
+        """The file axis nearest to slices, rows and columns, and True for each that runs the opposite way.
 
         A short-axis stack has no anatomical axis that it is sure to be nearest to: its slices follow the axis of the
         widest spacing, and the third one where none is wider.
@@ -90,7 +90,7 @@ class Geometry:
             return round(float(np.abs(cosines[range(3), order]).sum()), 4)
 
         order = max(orders, key=closeness)
-        return tuple((axis, bool(cosines[place, axis] < 0)) for place, axis in enumerate(order))
+        return tuple((axis, bool(cosines[position, axis] < 0)) for position, axis in enumerate(order))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,21 +106,21 @@ class Geometry:
 
 
 def downward_axis(plane: Plane) -> int:
-    """Which axis of a canonical array runs from superior to inferior. Raises ValueError where none does."""
+    """Return the axis of a canonical array that runs from superior to inferior. Raises ValueError where none does."""
     if INFERIOR not in DIRECTIONS[plane]:
         raise ValueError(f"No axis of {plane} slices runs from superior to inferior.")
     return DIRECTIONS[plane].index(INFERIOR)
 
 
 def canonical(array: Array, geometry: Geometry) -> Array:
-    """The canonical array [S, H, W] of `array`, which is in file order (slowest file axis first, as SimpleITK's)."""
+    """Return the canonical array [S, H, W] of an array in file order (slowest file axis first, as in SimpleITK)."""
     _require_shape(array, geometry.size[::-1])
     turned = np.transpose(array, [2 - axis for axis, _ in geometry.axes])
     return np.array(turned[_flips(geometry)], order="C")
 
 
 def restore(array: Array, geometry: Geometry) -> Array:
-    """The inverse of `canonical`: [S, H, W] -> file order (slowest file axis first)."""
+    """Return a canonical array [S, H, W] in file order (slowest file axis first)."""
     _require_shape(array, geometry.shape)
     order = [2 - axis for axis, _ in geometry.axes]
     return np.array(np.transpose(array[_flips(geometry)], np.argsort(order)), order="C")

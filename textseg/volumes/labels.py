@@ -1,4 +1,4 @@
-"""Label maps as arrays: values of one convention for those of another, and the slice that shows most."""
+"""Label maps as arrays: conversion of values between conventions, and the slice that shows most structures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Scheme = Mapping[int, str]  # the name of each value
 def convert_labels(
     labels: NDArray[Any], source: Scheme, target: Scheme
 ) -> tuple[NDArray[np.uint16], Mapping[int, str | None]]:
-    """Values of `target` for values of `source`, and what became background: its value, its name if it has one."""
+    """Convert values of `source` to values of `target`; also return what became background: value, name or None."""
     values = {name: value for value, name in sorted(target.items(), reverse=True)}
     converted = np.zeros(labels.shape, dtype=np.uint16)
     lost: dict[int, str | None] = {}

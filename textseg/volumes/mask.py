@@ -1,4 +1,4 @@
-"""A mask of named structures, with what is known of it, and how it is written into a file."""
+"""Masks of named structures, and writing them to files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mask:
 
     `array` holds class indices [S, H, W] in the canonical order of `textseg.volumes.files`; `names` says what
     they mean.
-    `confidence` is, by structure, how sure the model is of it, from 0 to 1. `visibility` is what the prompts
+    `confidence` is how sure the model is of each structure, from 0 to 1. `visibility` is what the prompts
     stated, None for a model that reads no text; `remarks` are sentences about what makes the result doubtful, `changes`
     about structures that were renamed to stand in order.
     """
@@ -52,11 +52,11 @@ class Mask:
         return {name: float(counts[index]) * voxel_ml for index, name in self.names.items()}
 
     def values(self, labels: str = "atlas") -> dict[str, int]:
-        """The value of each structure in a mask file; see `label_values`."""
+        """Return the value of each structure in a mask file; see `label_values`."""
         return label_values(self.atlas, labels)
 
     def labelled(self, labels: str = "atlas") -> NDArray[Any]:
-        """The array with the values of `labels`."""
+        """Return the array with the values of `labels`."""
         if labels == "atlas":
             return self.array
         target = {value: name for name, value in self.values(labels).items()}
@@ -85,14 +85,14 @@ class Mask:
         write_segmentation(restore(self.array, self.geometry), self.table(), series, Path(path), model=model)
 
     def table(self, labels: str = "atlas") -> list[Label]:
-        """Each value and what it stands for, in the order of the values."""
+        """Return each value with its structure, in the order of the values."""
         values = self.values(labels)
         table = [Label(values[structure.name], structure) for structure in self.atlas.structures]
         return sorted(table, key=lambda label: label.value)
 
 
 def label_values(atlas: Atlas, labels: str) -> dict[str, int]:
-    """The value of each structure in a mask file: its class index ("atlas"), or that of a label scheme of the atlas.
+    """Return the value of each structure in a mask file: its class index ("atlas"), or that of a label scheme.
 
     Raises DataError for a scheme that there is not, or that has no value for a structure.
     """

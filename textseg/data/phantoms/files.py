@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import tempfile
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.phantoms.spine import Phantom, render
 from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
 from textseg.errors import DataError, RecipeError
-from textseg.system.files import cache_folder
+from textseg.system.files import cache_folder, new_folder
 
 _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
@@ -85,14 +84,13 @@ class PhantomFiles(ABC):
         return self.read(self.folder)
 
     def _generate(self) -> None:
-        """Write everything into a folder beside the final one, then rename: readers see all of it or nothing.
+        """Write everything into a folder beside the final one, then rename it: readers see all of it or nothing.
 
-        One process at a time; the operating system frees the lock of a killed one, whose unfinished folder then goes.
+        One process draws at a time. The operating system frees the lock of a killed one, whose folder is then removed.
         """
         from filelock import FileLock
 
         name = self.folder.name
-        unfinished = self.folder.with_name(f".{name}.{uuid.uuid4().hex}")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_name(f".{name}.lock")):
@@ -100,21 +98,18 @@ class PhantomFiles(ABC):
                     return
                 for left in self.folder.parent.glob(f".{name}.{'[0-9a-f]' * 32}"):
                     shutil.rmtree(left, ignore_errors=True)
-                unfinished.mkdir()
-                self.write(unfinished)
-                unfinished.rename(self.folder)
+                with new_folder(self.folder) as unfinished:
+                    self.write(unfinished)
         except OSError as error:
             raise DataError(
                 f"The phantom can't be written to {self.folder}: {error}. "
                 "Set `dataset.folder` to a folder that can be written to."
             ) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What one synthetic patient is like, and how the scanner lay."""
+    """The properties of one synthetic patient and of its scans."""
 
     number: int  # from 1
     sex: str  # F or M
@@ -165,7 +160,7 @@ class SpinePhantom(PhantomFiles):
         super().__init__(folder, settings)
 
     def patients(self) -> Iterator[Patient]:
-        """As many as give `cases` series."""
+        """Draw patients until they have `cases` series."""
         remaining, number = self.count, 0
         while remaining:
             number += 1

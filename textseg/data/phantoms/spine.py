@@ -235,7 +235,7 @@ def _draw_canal(canvas: _Canvas, spine: Spine, random: np.random.Generator) -> N
 
 
 def _acquire(signal: Array, space: Space, random: np.random.Generator) -> NDArray[np.float32]:
-    """What the scanner makes of the signal: grain, blur, the sensitivity of the coil, Rician noise."""
+    """Simulate the scanner: grain, blur, the sensitivity of the coil, Rician noise."""
     shape = signal.shape
     grain = 1 + 0.06 * _texture(random, shape, (0.3, 0.8, 0.8)) + 0.06 * _texture(random, shape, (1, 4, 4))
     blurred = gaussian_filter(signal * grain, (0.25, 0.4, 0.4))

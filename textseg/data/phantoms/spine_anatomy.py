@@ -1,4 +1,4 @@
-"""What a phantom is drawn from: tissues, parts and levels, in millimetres, and where one patient's lie in the picture.
+"""Anatomy of phantoms: tissues, parts and levels in millimetres, and their positions in the image of one patient.
 
 Another region of the spine is another `Anatomy`.
 """
@@ -94,18 +94,19 @@ class Spine:
         wear = random.beta(1.2, 1.6)
         self.wear: dict[str, float] = {}
         self.levels: list[Level] = []
-        for place, level in enumerate(anatomy.levels):
+        for position, level in enumerate(anatomy.levels):
             worn = float(np.clip(wear + random.normal(0, 0.3), 0, 1))
             self.wear[level.name] = 1.0 if level.fused else worn
             fracture = 0.75 if random.random() < 0.02 and not level.fused else 1.0
             size = self.scale * random.normal(1, 0.02, 4)
+            curve = 3 * shape * np.sin(position / 2)
             self.levels.append(
                 replace(
                     level,
                     height_mm=level.height_mm * size[0] * fracture,
                     depth_mm=level.depth_mm * size[1],
                     width_mm=level.width_mm * size[2],
-                    tilt_degrees=level.tilt_degrees * bend + lean + 3 * shape * np.sin(place / 2) + random.normal(0, 1),
+                    tilt_degrees=level.tilt_degrees * bend + lean + curve + random.normal(0, 1),
                     disc_height_mm=level.disc_height_mm * size[3] * (1.0 if level.fused else 1.08 - 0.5 * worn**2),
                 )
             )
