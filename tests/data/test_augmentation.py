@@ -84,8 +84,8 @@ def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
     np.random.seed(1)
     for slice_id, before in zip((0, 2**32 - 1, 9), reversed(earlier), strict=True):
         assert torch.equal(draw(7, 4, slice_id), before)
-    for other in (draw(8, 4, 9), draw(7, 5, 9), draw(7, 4, 8)):
-        assert not torch.equal(other, earlier[0])
+    for different in (draw(8, 4, 9), draw(7, 5, 9), draw(7, 4, 8)):
+        assert not torch.equal(different, earlier[0])
 
 
 def test_the_inputs_are_left_alone() -> None:
@@ -121,7 +121,7 @@ def test_the_affine_part_is_that_of_scipy(
     settings = AugmentationSettings(rotation_degrees=20, scale=0.2, translation=0.1)
     grid = Augmentation(settings, 0).sampling_grid(Chosen(angle, scale, *shift), height, width)
     image = disc(height, width, 9.0) * torch.linspace(0.5, 1, width)
-    found = torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
+    result = torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
 
     radians, zoom = math.radians(20 * angle), 1 + 0.2 * scale
     cos, sin = math.cos(radians) / zoom, math.sin(radians) / zoom
@@ -129,7 +129,7 @@ def test_the_affine_part_is_that_of_scipy(
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     offset = centre - matrix @ centre + 0.1 * np.array([shift[1] * height, shift[0] * width])
     expected = affine_transform(image.numpy(), matrix, offset, order=1, mode="grid-constant")
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-4)
 
 
 def test_a_larger_scale_makes_structures_larger() -> None:
@@ -254,8 +254,8 @@ def test_blur_is_that_of_scipy_and_keeps_an_even_slice() -> None:
     np.testing.assert_allclose(module._blurred(image, 1.7)[0].numpy(), expected, atol=1e-5)
     assert torch.equal(module._blurred(image, 0.0), image)
     even = torch.full((1, 20, 20), 3.0)
-    for found in (module._blurred(even, 2.0), module._coarsened(even, 2.5)):
-        torch.testing.assert_close(found, even)
+    for result in (module._blurred(even, 2.0), module._coarsened(even, 2.5)):
+        torch.testing.assert_close(result, even)
 
 
 def test_low_resolution_loses_detail_and_keeps_the_rest() -> None:
@@ -285,8 +285,8 @@ def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
     mask = (image[0] * 20).long()
     seen = set()
     for slice_id in range(60):
-        found, moved = Augmentation(AugmentationSettings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
-        which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(found, image.flip(axis)))
+        result, moved = Augmentation(AugmentationSettings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
+        which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(result, image.flip(axis)))
         assert torch.equal(moved, mask.flip(which))
         seen.add(which)
     assert seen == axes

@@ -74,7 +74,7 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(cache: P
 
 
 def test_what_textseg_did_not_write_is_never_touched(tmp_path: Path) -> None:
-    mine = [
+    written = [
         put(tmp_path / name, hours=9999)
         for name in (
             "notes.txt",
@@ -88,4 +88,4 @@ def test_what_textseg_did_not_write_is_never_touched(tmp_path: Path) -> None:
     ]
     assert clean_cache(tmp_path) == []
     assert clean_cache(tmp_path / "nowhere") == []
-    assert all(path.exists() for path in mine)
+    assert all(path.exists() for path in written)

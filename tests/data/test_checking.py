@@ -205,28 +205,28 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def test_a_sound_folder_is_clean(folder: Path) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
-    found = check_dataset(dataset, progress=lambda done, total: told.append((done, total)))
-    assert found.findings == ()
-    assert found.clean
-    assert found.sound == ["1_t2", "2_t2", "3_t2"]
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert found.cases[0].slices["L5"] == 5
+    result = check_dataset(dataset, progress=lambda done, total: calls.append((done, total)))
+    assert result.findings == ()
+    assert result.clean
+    assert result.sound == ["1_t2", "2_t2", "3_t2"]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert result.cases[0].slices["L5"] == 5
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_and_the_others_stay_sound(folder: Path, name: str) -> None:
     plant, message = FAULTS[name]
     plant(folder)
-    found = check(folder)
-    faults = [finding for finding in found.findings if finding.severity == "fault"]
+    result = check(folder)
+    faults = [finding for finding in result.findings if finding.severity == "fault"]
     assert {finding.case for finding in faults} == {"2_t2"}
     assert any(re.search(message, finding.what) for finding in faults), [finding.what for finding in faults]
     assert all(finding.remedy for finding in faults)
-    assert not found.clean
-    assert found.sound == ["1_t2", "3_t2"]
-    stored = json.loads(found.as_json())
+    assert not result.clean
+    assert result.sound == ["1_t2", "3_t2"]
+    stored = json.loads(result.as_json())
     assert stored["leave_out"] == ["2_t2"]
     assert {finding["case"] for finding in stored["findings"] if finding["severity"] == "fault"} == {"2_t2"}
 
@@ -245,10 +245,10 @@ def test_the_command_beside_a_fault_of_geometry_mends_it(
 
 
 def test_patients_on_two_sides_of_a_split(folder: Path) -> None:
-    found = check(folder, {"train": ["1", "2"], "validation": ["3"], "test": ["2"]})
-    assert [finding.what for finding in found.findings] == ["split: patient 2 stands in both train and test"]
-    assert not found.clean
-    assert found.sound == ["1_t2", "2_t2", "3_t2"]
+    result = check(folder, {"train": ["1", "2"], "validation": ["3"], "test": ["2"]})
+    assert [finding.what for finding in result.findings] == ["split: patient 2 stands in both train and test"]
+    assert not result.clean
+    assert result.sound == ["1_t2", "2_t2", "3_t2"]
 
 
 def test_a_patient_in_both_official_subsets(folder: Path) -> None:
@@ -275,8 +275,8 @@ def test_what_is_only_suspicious_or_follows_from_it(
     folder: Path, plant: Callable[[Path], Any], case: str, message: str
 ) -> None:
     plant(folder)
-    found = check(folder)
-    assert any(finding.case == case and message in finding.what for finding in found.findings)
+    result = check(folder)
+    assert any(finding.case == case and message in finding.what for finding in result.findings)
 
 
 def test_doubts_do_not_make_a_data_set_unclean(folder: Path) -> None:
@@ -284,25 +284,25 @@ def test_doubts_do_not_make_a_data_set_unclean(folder: Path) -> None:
     for volume in spine(2)[:1]:
         volume.SetSpacing((0.1, 0.6, 3.0))
         sitk.WriteImage(volume, str(folder / "images/2_t2.mha"))
-    found = check(folder)
-    assert {finding.severity for finding in found.findings} == {"doubt"}
-    assert any("its column distance is 0.1 mm, and the median is 0.5 mm" in finding.what for finding in found.findings)
-    assert found.clean
+    result = check(folder)
+    assert {finding.severity for finding in result.findings} == {"doubt"}
+    assert any("its column distance is 0.1 mm, and the median is 0.5 mm" in finding.what for finding in result.findings)
+    assert result.clean
 
 
 def test_a_damaged_numbering_file_is_a_fault_of_every_case(folder: Path) -> None:
     (folder / "numbering.csv").write_text("patient,lowest_level\n1,X9\n")
-    found = check(folder)
-    assert found.faulty == ["1_t2", "2_t2", "3_t2"]
-    assert "the lowest_level of patient 1 is 'X9'" in found.findings[0].what
+    result = check(folder)
+    assert result.faulty == ["1_t2", "2_t2", "3_t2"]
+    assert "the lowest_level of patient 1 is 'X9'" in result.findings[0].what
 
 
 def test_many_cases_are_checked_in_other_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("textseg.data.checking.FEW_CASES", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     FAULTS["NaN in the image"][0](folder)
-    found = check(folder)
-    assert found.faulty == ["2_t2"]
+    result = check(folder)
+    assert result.faulty == ["2_t2"]
 
 
 def test_compressed_nifti_that_ends_early(tmp_path: Path) -> None:
@@ -313,15 +313,15 @@ def test_compressed_nifti_that_ends_early(tmp_path: Path) -> None:
     image = tmp_path / "train/MR/Case1.nii.gz"
     content = gzip.decompress(image.read_bytes())
     image.write_bytes(gzip.compress(content[:-1000]))
-    found = check_dataset(installed_registry().build("dataset", "mrspineseg", settings={"folder": str(tmp_path)}))
-    assert "can't be read as a volume" in found.findings[0].what
-    assert found.findings[0].case == "Case1"
+    result = check_dataset(installed_registry().build("dataset", "mrspineseg", settings={"folder": str(tmp_path)}))
+    assert "can't be read as a volume" in result.findings[0].what
+    assert result.findings[0].case == "Case1"
 
 
 @pytest.mark.parametrize("name", ["spider", "mrspineseg"])
 def test_the_real_folders_are_clean(name: str) -> None:
     if not (data := os.environ.get("TEXTSEG_DATA")):
         pytest.skip("TEXTSEG_DATA names no folder of real scans")
-    found = check_dataset(installed_registry().build("dataset", name, settings={"folder": f"{data}/{name}"}))
-    assert found.findings == ()
-    assert len(found.sound) == {"spider": 14, "mrspineseg": 6}[name]
+    result = check_dataset(installed_registry().build("dataset", name, settings={"folder": f"{data}/{name}"}))
+    assert result.findings == ()
+    assert len(result.sound) == {"spider": 14, "mrspineseg": 6}[name]

@@ -45,12 +45,12 @@ def test_values_follow_their_names_and_what_is_lost_is_listed() -> None:
     assert set(lost) == {101, 250}
 
 
-@pytest.mark.parametrize("other", ["mrspineseg", "totalspineseg"])
-def test_there_and_back_is_the_same(other: str) -> None:
+@pytest.mark.parametrize("scheme", ["mrspineseg", "totalspineseg"])
+def test_there_and_back_is_the_same(scheme: str) -> None:
     schemes = known_schemes()
     labels = np.array([0, *range(1, 10), *range(201, 210)])
-    there, lost = convert_labels(labels, schemes["spider"], schemes[other])
-    back, lost_again = convert_labels(there, schemes[other], schemes["spider"])
+    there, lost = convert_labels(labels, schemes["spider"], schemes[scheme])
+    back, lost_again = convert_labels(there, schemes[scheme], schemes["spider"])
     assert back.tolist() == labels.tolist()
     assert not lost
     assert not lost_again
@@ -66,9 +66,9 @@ def test_a_file_keeps_its_geometry_and_loses_nothing_unasked(tmp_path: Path) -> 
         convert_file(tmp_path / "a.nii.gz", output, "spider", "mrspineseg")
     assert not output.exists()
     assert convert_file(tmp_path / "a.nii.gz", output, "spider", "mrspineseg", drop=True) == {100: "SC"}
-    found = read_labels(output)
-    assert found.array.ravel()[:4].tolist() == [2, 0, 11, 0]
-    assert not found.geometry.differences(geometry)
+    result = read_labels(output)
+    assert result.array.ravel()[:4].tolist() == [2, 0, 11, 0]
+    assert not result.geometry.differences(geometry)
     with pytest.raises(DataError, match="exists. Name another file"):
         convert_file(tmp_path / "a.nii.gz", output, "spider", "totalspineseg")
     with pytest.raises(DataError, match="no label scheme 'spidr'. Did you mean 'spider'"):

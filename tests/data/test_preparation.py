@@ -87,8 +87,8 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def dice(one: NDArray[Any], other: NDArray[Any]) -> float:
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+def dice(first: NDArray[Any], second: NDArray[Any]) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
 @pytest.mark.parametrize("crop", ["body", "none"])
@@ -108,14 +108,14 @@ def test_restoring_undoes_preparing(
     assert set(mask.unique().tolist()) <= {0, 7, 9}
     logits = F.one_hot(mask.long(), 10).movedim(-1, 1).float()
     kept = logits.clone()
-    found = slice_geometry.restore(logits).numpy()
-    assert found.shape == shape
+    result = slice_geometry.restore(logits).numpy()
+    assert result.shape == shape
     assert torch.equal(logits, kept)
     for value in (7, 9):
-        assert dice(found == value, labels == value) > 0.95
+        assert dice(result == value, labels == value) > 0.95
     # The centre stays, as far as prepared pixels can tell.
     pixel = max(1, slice_geometry.height / size[0], slice_geometry.width / size[1])
-    np.testing.assert_allclose(center_of_mass(found == 9), center_of_mass(labels == 9), atol=0.3 * pixel)
+    np.testing.assert_allclose(center_of_mass(result == 9), center_of_mass(labels == 9), atol=0.3 * pixel)
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4, 6])
@@ -158,8 +158,8 @@ def test_pixels_lie_where_the_slice_geometry_says(slice_geometry: SliceGeometry)
     inside = ((rows > 4) & (rows < 45))[:, None] & ((columns > 4) & (columns < 32))  # far from the edge's zeros
     prepared = slice_geometry.prepare(native, size, labels=False)
     inside[[0, -1]] = inside[:, [0, -1]] = False  # where the box cuts the filter
-    for found, expected in zip(prepared, (rows[:, None].expand(size), columns.expand(size)), strict=True):
-        difference = (found - expected)[inside]  # the filter's few taps are not quite symmetric: no bias, some ripple
+    for result, expected in zip(prepared, (rows[:, None].expand(size), columns.expand(size)), strict=True):
+        difference = (result - expected)[inside]  # the filter's few taps are not quite symmetric: no bias, some ripple
         assert abs(float(difference.mean())) < 0.02
         assert float(difference.abs().max()) < 0.15
 
@@ -173,8 +173,8 @@ def test_pixels_lie_where_the_slice_geometry_says(slice_geometry: SliceGeometry)
         for edge in torch.arange(0.5, float(expected.max())):
             logits = torch.stack([torch.zeros_like(ramp), ramp - edge])[None]
             for shift in (-0.02, 0.02):  # of the edge, which lies between two pixels whatever it is moved by
-                found = slice_geometry.restore(logits + torch.tensor([0, shift])[:, None, None])[0]
-                assert torch.equal(found[box], (expected > edge)[box].to(torch.uint8))
+                result = slice_geometry.restore(logits + torch.tensor([0, shift])[:, None, None])[0]
+                assert torch.equal(result[box], (expected > edge)[box].to(torch.uint8))
 
 
 def test_classes_are_those_of_enlarged_logits() -> None:
@@ -188,19 +188,19 @@ def test_classes_are_those_of_enlarged_logits() -> None:
 
 def test_of_equal_maps_the_first_is_the_highest() -> None:
     maps = torch.randint(0, 3, (9, 30, 40), generator=torch.Generator().manual_seed(0)).float()
-    values, found = highest(maps)
+    values, result = highest(maps)
     assert torch.equal(values, maps.amax(0))
-    assert torch.equal(found, maps.argmax(0).to(torch.uint8))
+    assert torch.equal(result, maps.argmax(0).to(torch.uint8))
 
 
 def test_beyond_the_box_is_background_whatever_the_logits() -> None:
     slice_geometry = SliceGeometry(top=10, left=5, height=20, width=30, native_size=(50, 40))
     logits = torch.full((2, 3, 10, 15), -50.0)
     logits[:, 2] = 50.0
-    found = slice_geometry.restore(logits)
+    result = slice_geometry.restore(logits)
     expected = torch.zeros(2, 50, 40, dtype=torch.uint8)
     expected[:, 10:30, 5:35] = 2
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("spacing", [0.3, 0.6, 0.7])
@@ -294,7 +294,7 @@ def test_a_store_opens_few_files(tmp_path: Path) -> None:
     prepared = prepare_one(case_in(tmp_path), tmp_path / "cache")
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     others = [replace(prepared) for _ in range(50)]
-    assert sum(float(other.image[1].max()) for other in others) > 0
+    assert sum(float(second.image[1].max()) for second in others) > 0
     after = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
     assert after <= before + 2
 
@@ -346,13 +346,13 @@ def test_the_order_of_the_cases_is_kept_and_progress_told(tmp_path: Path) -> Non
         image, mask = scan()
         image[0, 0, 0] = number
         cases.append(case_in(tmp_path, str(number), image=image, mask=mask))
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     prepared = prepare(
-        cases, lambda _: LABELS, SETTINGS, tmp_path / "cache", progress=lambda *counts: told.append(counts)
+        cases, lambda _: LABELS, SETTINGS, tmp_path / "cache", progress=lambda *counts: calls.append(counts)
     )
-    assert [one.case for one in prepared] == cases
-    assert len({one.key for one in prepared}) == 7
-    assert told == [(number, 7) for number in range(1, 8)]
+    assert [case.case for case in prepared] == cases
+    assert len({case.key for case in prepared}) == 7
+    assert calls == [(number, 7) for number in range(1, 8)]
 
 
 def failing_save(mistake: BaseException) -> Callable[..., None]:
@@ -425,22 +425,22 @@ def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) ->
 def test_two_processes_may_prepare_the_same_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, cache = case_in(tmp_path / "data"), tmp_path / "cache"
     map_labels = preparation.map_labels
-    other: list[PreparedCase] = []
+    earlier: list[PreparedCase] = []
 
     def overtaken(*arguments: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(preparation, "map_labels", map_labels)
-            other.append(prepare_one(case, cache))  # begins later and ends earlier
+            earlier.append(prepare_one(case, cache))  # begins later and ends earlier
         return map_labels(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "map_labels", overtaken)
-        mine = prepare_one(case, cache)
-    assert mine == other[0]
+        later = prepare_one(case, cache)
+    assert later == earlier[0]
     assert sorted(path.name for path in files_in(cache)) == ["case.json", "image.npy", "mask.npy"]
 
     many = prepare([case] * 6, lambda _: LABELS, SETTINGS, tmp_path / "fresh")
-    assert len({one.key for one in many}) == 1
+    assert len({case.key for case in many}) == 1
     assert len(files_in(tmp_path / "fresh")) == 3
 
 
@@ -519,8 +519,8 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     native = prepared.native_mask(dataset.label_map(case))
     logits = F.one_hot(torch.from_numpy(mask).long(), atlas.class_count).movedim(-1, 1).float()
     middle = len(mask) // 2
-    found = prepared.slice_geometry.restore(logits[middle : middle + 1]).numpy()[0]
-    assert dice(found > 0, native[middle] > 0) > 0.95
+    result = prepared.slice_geometry.restore(logits[middle : middle + 1]).numpy()[0]
+    assert dice(result > 0, native[middle] > 0) > 0.95
     assert read_volume(case.image_path).array.shape[1:] == prepared.slice_geometry.native_size
 
 
@@ -546,9 +546,9 @@ def test_every_orientation_is_prepared_alike_and_comes_back_in_its_own_geometry(
         for name, path in paths.items():
             sitk.WriteImage(sitk.DICOMOrient(upright[name], orientation), str(path))
         case = Case(orientation, orientation, paths["image"], paths["mask"])
-        found = prepared[orientation] = prepare_one(case, tmp_path / "cache")
-        logits = F.one_hot(torch.from_numpy(found.mask.astype(np.int64)), 3).movedim(-1, 1).float()
-        labels = found.slice_geometry.restore(logits).numpy()
+        result = prepared[orientation] = prepare_one(case, tmp_path / "cache")
+        logits = F.one_hot(torch.from_numpy(result.mask.astype(np.int64)), 3).movedim(-1, 1).float()
+        labels = result.slice_geometry.restore(logits).numpy()
         geometry = read_volume(paths["image"]).geometry
         output = tmp_path / f"{orientation}_output{suffix}"
         write_labels(labels, geometry, output)
@@ -569,9 +569,9 @@ def test_two_dimensions_are_prepared_as_one_slice(tmp_path: Path) -> None:
     image, mask = scan((1, 61, 47))
     for name, array in (("image", image[0]), ("mask", mask[0])):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.mha"))
-    found = prepare_one(Case("a", "a", tmp_path / "image.mha", tmp_path / "mask.mha"), tmp_path / "cache")
-    assert found.image.shape == (1, *SETTINGS.size)
-    assert found.present == ((1,),)
+    result = prepare_one(Case("a", "a", tmp_path / "image.mha", tmp_path / "mask.mha"), tmp_path / "cache")
+    assert result.image.shape == (1, *SETTINGS.size)
+    assert result.present == ((1,),)
 
 
 def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,8 @@ def test_a_model_without_text_gets_none(cases: list[PreparedCase]) -> None:
     assert [text for _, text in SliceStack(cases[1].image).batches(8)] == [None]
 
 
-def order(slice_count: int, batch_size: int, **place: int) -> list[list[tuple[int, int]]]:
-    return list(ShuffledBatches(slice_count, batch_size, **{"seed": 3, "epoch": 2, **place}))
+def order(slice_count: int, batch_size: int, **position: int) -> list[list[tuple[int, int]]]:
+    return list(ShuffledBatches(slice_count, batch_size, **{"seed": 3, "epoch": 2, **position}))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -93,9 +93,9 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     torch.manual_seed(0)
     assert order(50, 8) == first
     assert order(50, 8, seed=4) != first
-    other = order(50, 8, epoch=3)
-    assert [[number for _, number in batch] for batch in other] != [[number for _, number in batch] for batch in first]
-    assert {epoch for batch in other for epoch, _ in batch} == {3}
+    second = order(50, 8, epoch=3)
+    assert [[number for _, number in batch] for batch in second] != [[number for _, number in batch] for batch in first]
+    assert {epoch for batch in second for epoch, _ in batch} == {3}
 
 
 def test_an_epoch_shows_no_slice_twice_and_leaves_out_less_than_a_batch() -> None:
@@ -169,8 +169,8 @@ def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
     both = Slices(cases, text_of(cases, small_atlas), chances, Augmentation(DISTORTED, 5), 5)
     last = Slices(cases[2:], text_of(cases[2:], small_atlas), chances, Augmentation(DISTORTED, 5), 5)
     for epoch in range(6):
-        (one, mask, _, source), (other, other_mask, _, other_source) = both[epoch, 9], last[epoch, 2]
-        assert torch.equal(one, other)
+        (first, mask, _, source), (second, other_mask, _, other_source) = both[epoch, 9], last[epoch, 2]
+        assert torch.equal(first, second)
         assert torch.equal(mask, other_mask)
         assert source == other_source
 
@@ -187,8 +187,8 @@ def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(
     assert len({tuple(epoch) for epoch in drawn}) == 100
     again = Slices(cases, slices.text, dict(reversed(chances.items())), seed=1)
     assert [again[3, number][3] for number in range(13)] == drawn[3]
-    other = Slices(cases, slices.text, chances, seed=2)
-    assert [other[3, number][3] for number in range(13)] != drawn[3]
+    second = Slices(cases, slices.text, chances, seed=2)
+    assert [second[3, number][3] for number in range(13)] != drawn[3]
 
 
 def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn(
@@ -247,8 +247,8 @@ def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: At
             assert torch.equal(batch.mask[index], mask)
         assert batch.text is not None
         possible = [text.features(range(7, 13), [source] * 6) for source in ("template", "ground_truth")]
-        sources.append([torch.equal(batch.text.tokens, one.tokens) for one in possible])
-    assert {tuple(found) for found in sources} == {
+        sources.append([torch.equal(batch.text.tokens, features.tokens) for features in possible])
+    assert {tuple(equal) for equal in sources} == {
         (True, False),
         (False, True),
     }  # one for all slices, now this now that

@@ -18,10 +18,10 @@ def split(patients: list[str] = PATIENTS, **settings: Any) -> Split:
     return make_split(SplitSettings(**settings), patients, None)
 
 
-def require_whole(found: Split, patients: list[str]) -> None:
-    everybody = [patient for part in PARTS for patient in getattr(found, part)]
+def require_whole(result: Split, patients: list[str]) -> None:
+    everybody = [patient for part in PARTS for patient in getattr(result, part)]
     assert sorted(everybody) == sorted(patients)  # nobody twice, nobody missing
-    assert all(list(getattr(found, part)) == sorted(getattr(found, part)) for part in PARTS)
+    assert all(list(getattr(result, part)) == sorted(getattr(result, part)) for part in PARTS)
 
 
 FORMS = [
@@ -36,49 +36,49 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 def test_every_patient_is_on_one_side(form: dict[str, Any]) -> None:
     settings = {key: value for key, value in form.items() if key != "official_patients"}
-    found = make_split(SplitSettings(**settings), PATIENTS, form.get("official_patients"))
-    require_whole(found, PATIENTS)
+    result = make_split(SplitSettings(**settings), PATIENTS, form.get("official_patients"))
+    require_whole(result, PATIENTS)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_order_and_number_of_a_patients_cases_do_not_matter(form: dict[str, Any]) -> None:
     settings = SplitSettings(**{key: value for key, value in form.items() if key != "official_patients"})
     official = form.get("official_patients")
-    found = make_split(settings, PATIENTS, official)
+    result = make_split(settings, PATIENTS, official)
     again = make_split(settings, [*reversed(PATIENTS), *PATIENTS[:7]], official)
-    assert again == found
-    assert again.hash == found.hash
-    other = make_split(settings.model_copy(update={"seed": 1}), PATIENTS, official)
-    assert other != found
-    assert other.hash != found.hash
+    assert again == result
+    assert again.hash == result.hash
+    second = make_split(settings.model_copy(update={"seed": 1}), PATIENTS, official)
+    assert second != result
+    assert second.hash != result.hash
 
 
 def test_fractions_are_of_the_patients() -> None:
-    found = split(fractions=(0.7, 0.1, 0.2))
-    assert [len(getattr(found, part)) for part in PARTS] == [28, 4, 8]
+    result = split(fractions=(0.7, 0.1, 0.2))
+    assert [len(getattr(result, part)) for part in PARTS] == [28, 4, 8]
 
 
 def test_folds_test_every_patient_exactly_once() -> None:
     tested = []
     for fold in range(7):
-        found = split(folds=7, fold=fold, validation=0.2)
-        require_whole(found, PATIENTS)
-        assert len(found.test) in (5, 6)
-        assert len(found.validation) == round(0.2 * (40 - len(found.test)))
-        tested += found.test
+        result = split(folds=7, fold=fold, validation=0.2)
+        require_whole(result, PATIENTS)
+        assert len(result.test) in (5, 6)
+        assert len(result.validation) == round(0.2 * (40 - len(result.test)))
+        tested += result.test
     assert sorted(tested) == PATIENTS
 
 
 def test_the_official_test_patients_stay_and_validation_comes_from_the_training_patients() -> None:
-    found = make_split(SplitSettings(official=True, validation=0.2), PATIENTS, OFFICIAL)
-    assert list(found.test) == OFFICIAL["test"]
-    assert len(found.validation) == 6
-    assert sorted((*found.train, *found.validation)) == OFFICIAL["train"]
+    result = make_split(SplitSettings(official=True, validation=0.2), PATIENTS, OFFICIAL)
+    assert list(result.test) == OFFICIAL["test"]
+    assert len(result.validation) == 6
+    assert sorted((*result.train, *result.validation)) == OFFICIAL["train"]
 
 
 def test_an_official_split_leaves_out_whom_it_does_not_name() -> None:
-    found = make_split(SplitSettings(official=True), [*PATIENTS, "extra"], OFFICIAL)
-    require_whole(found, PATIENTS)
+    result = make_split(SplitSettings(official=True), [*PATIENTS, "extra"], OFFICIAL)
+    require_whole(result, PATIENTS)
 
 
 def test_a_patient_more_moves_few_others() -> None:
@@ -171,9 +171,9 @@ STRATA = {patient: "three" if number % 4 == 0 else "one" for number, patient in 
 @pytest.mark.parametrize("seed", range(5))
 def test_stratified_parts_have_their_share_of_every_kind(seed: int) -> None:
     for form in ({"fractions": (0.6, 0.2, 0.2)}, {"folds": 5, "fold": 2, "validation": 0.25}):
-        found = make_split(SplitSettings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
-        require_whole(found, PATIENTS)
-        assert [sum(STRATA[patient] == "three" for patient in getattr(found, part)) for part in PARTS] == [6, 2, 2]
+        result = make_split(SplitSettings(**form, stratify=True, seed=seed), PATIENTS, None, STRATA)
+        require_whole(result, PATIENTS)
+        assert [sum(STRATA[patient] == "three" for patient in getattr(result, part)) for part in PARTS] == [6, 2, 2]
 
 
 def test_an_unstratified_division_does_not_change_with_the_setting_off() -> None:
@@ -184,8 +184,8 @@ def test_an_unstratified_division_does_not_change_with_the_setting_off() -> None
 
 def test_kinds_of_one_patient_each_are_spread_over_the_parts() -> None:
     alone = {patient: patient for patient in PATIENTS}
-    found = [make_split(SplitSettings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
-    assert sorted(patient for fold in found for patient in fold.test) == sorted(PATIENTS)
+    result = [make_split(SplitSettings(folds=4, fold=k, stratify=True), PATIENTS, None, alone) for k in range(4)]
+    assert sorted(patient for fold in result for patient in fold.test) == sorted(PATIENTS)
     drawn = make_split(SplitSettings(fractions=(0.6, 0.2, 0.2), stratify=True), PATIENTS, None, alone)
     require_whole(drawn, PATIENTS)
     assert {patient > PATIENTS[19] for patient in drawn.test} == {True, False}

@@ -47,27 +47,27 @@ def test_its_check_runs_it_on_scans_without_docker(container: Path, finished_run
     assert "wrong: there is no mask" not in result.stdout, result.stderr
     assert result.stdout.startswith(str(scan))
     assert "voxels, centre at" in result.stdout
-    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(kept / f"{scan.name.split('.')[0]}.mha"))
+    results = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(kept / f"{scan.name.split('.')[0]}.mha"))
     textseg.load(finished_run)(scan).save(container.parent / "expected.mha", labels="spider")
     expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(container.parent / "expected.mha"))
-    assert np.array_equal(found, expected)
-    assert set(np.unique(found)) <= {0, *range(1, 26), 100, *range(201, 225)}
+    assert np.array_equal(results, expected)
+    assert set(np.unique(results)) <= {0, *range(1, 26), 100, *range(201, 225)}
 
 
 def test_its_values_are_those_of_the_challenge_counted_from_the_bottom(container: Path) -> None:
-    said = json.loads((container / "container.json").read_text())
-    assert said["slugs"] == {"input": "sagittal-mr", "output": "spine"}
-    values = said["values"]
+    settings = json.loads((container / "container.json").read_text())
+    assert settings["slugs"] == {"input": "sagittal-mr", "output": "spine"}
+    values = settings["values"]
     assert (values["L5"], values["L4"], values["T12"], values["SC"]) == (1, 2, 6, 100)
     assert (values["L5/S"], values["L4/L5"]) == (201, 202)
-    assert said["sequence"].index("T12") < said["sequence"].index("L5")
+    assert settings["sequence"].index("T12") < settings["sequence"].index("L5")
 
 
 @pytest.mark.parametrize("move", ["origin", "value", "empty", "real"])
 def test_its_check_sees_what_is_wrong_with_a_mask(container: Path, scan: Path, move: str) -> None:
     namespace: dict[str, object] = {"__name__": "checked", "__file__": str(container / "check.py")}
     exec((container / "check.py").read_text(), namespace)
-    said = json.loads((container / "container.json").read_text())
+    settings = json.loads((container / "container.json").read_text())
     image = SimpleITK.ReadImage(scan)
     mask = SimpleITK.Cast(image > 0, SimpleITK.sitkUInt8)
     expected = {"origin": "its Origin is", "value": "it holds the values [77]", "empty": "it holds nothing"}
@@ -79,7 +79,7 @@ def test_its_check_sees_what_is_wrong_with_a_mask(container: Path, scan: Path, m
         mask *= 0
     else:
         mask, expected["real"] = SimpleITK.Cast(mask, SimpleITK.sitkFloat32), "no integers"
-    wrong = namespace["check"](image, mask, said)  # type: ignore[operator]
+    wrong = namespace["check"](image, mask, settings)  # type: ignore[operator]
     assert any(expected[move] in sentence for sentence in wrong)
 
 

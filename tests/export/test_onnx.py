@@ -160,12 +160,12 @@ def test_a_network_as_a_graph_gives_the_same_labels_at_any_number_of_slices(name
         for slices in (1, 2, 5):
             image, text = torch.rand(slices, 1, *SIZE), _text(task, slices) if segmenter.uses_text else None
             with torch.no_grad():
-                expected, found = segmenter(image, text).logits, exported(image, text).logits
-            assert found.shape == expected.shape
-            assert (found - expected).abs().max() < 1e-3
+                expected, result = segmenter(image, text).logits, exported(image, text).logits
+            assert result.shape == expected.shape
+            assert (result - expected).abs().max() < 1e-3
             highest = expected.topk(2, dim=1).values
             tied = highest[:, 0] - highest[:, 1] < 1e-4  # by chance in random weights: there, either label is right
-            assert ((found.argmax(1) == expected.argmax(1)) | tied).double().mean() >= 0.9999
+            assert ((result.argmax(1) == expected.argmax(1)) | tied).double().mean() >= 0.9999
             assert tied.double().mean() < 0.01
 
 

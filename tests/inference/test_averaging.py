@@ -14,24 +14,24 @@ def picture() -> torch.Tensor:
 
 
 def test_the_mean_of_two_is_what_a_hand_computes() -> None:
-    one = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # 0.75, 0.25
+    first = torch.tensor([3.0, 1.0]).log().reshape(1, 2, 1, 1)  # 0.75, 0.25
     two = torch.tensor([1.0, 9.0]).log().reshape(1, 2, 1, 1)  # 0.1, 0.9
-    (found,) = average([(View(), [one]), (View(), [two])])
-    torch.testing.assert_close(found.exp().flatten(), torch.tensor([0.425, 0.575]))
+    (result,) = average([(View(), [first]), (View(), [two])])
+    torch.testing.assert_close(result.exp().flatten(), torch.tensor([0.425, 0.575]))
 
 
 def test_batches_of_different_sizes_are_brought_together_slice_by_slice() -> None:
     logits = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     streams = [(View(), list(logits.split(size))) for size in (1, 2, 5)]
-    found = list(average(streams))
-    assert [one.shape for one in found] == [(1, 3, 4, 4)] * 5
-    torch.testing.assert_close(torch.cat(found).exp(), logits.softmax(1))
+    result = list(average(streams))
+    assert [logits.shape for logits in result] == [(1, 3, 4, 4)] * 5
+    torch.testing.assert_close(torch.cat(result).exp(), logits.softmax(1))
 
 
 def test_a_probability_of_zero_stays_finite() -> None:
     sure = torch.tensor([200.0, 0.0]).reshape(1, 2, 1, 1)
-    (found,) = average([(View(), [sure]), (View(), [sure])])
-    assert torch.isfinite(found).all()
+    (result,) = average([(View(), [sure]), (View(), [sure])])
+    assert torch.isfinite(result).all()
 
 
 @pytest.mark.parametrize("view", views(["shift", "scale"], (30, 24)))
@@ -52,9 +52,9 @@ def test_a_border_that_a_view_does_not_show_is_left_to_the_others() -> None:
     moved = View(rows=3)
     assert not moved.undo(logits)[1][0, 0, -3:].any()
     nothing = logits.flip(1)  # what a network might say of the moved picture
-    (found,) = average([(View(), [logits]), (moved, [nothing])])
-    assert (found[0, 1, -3:].exp() > 0.9).all()
-    torch.testing.assert_close(found[0, 1, :-3].exp(), torch.full((5, 8), 0.5))
+    (result,) = average([(View(), [logits]), (moved, [nothing])])
+    assert (result[0, 1, -3:].exp() > 0.9).all()
+    torch.testing.assert_close(result[0, 1, :-3].exp(), torch.full((5, 8), 0.5))
 
 
 def test_brightness_keeps_darkest_and_brightest_and_moves_nothing() -> None:

@@ -89,9 +89,9 @@ def test_a_byte_flipped_anywhere_in_any_file_is_refused(bundle: Path, tmp_path: 
     draw = random.Random(0)
     for file in sorted((tmp_path / "b").iterdir()):
         content = file.read_bytes()
-        for place in {0, len(content) - 1, *(draw.randrange(len(content)) for _ in range(40))}:
+        for position in {0, len(content) - 1, *(draw.randrange(len(content)) for _ in range(40))}:
             changed = bytearray(content)
-            changed[place] ^= draw.randrange(1, 256)
+            changed[position] ^= draw.randrange(1, 256)
             file.write_bytes(changed)
             with pytest.raises(RunError, match=f"{file.name}' is |is a bundle of format"):
                 check_bundle(tmp_path / "b")
@@ -164,15 +164,15 @@ class _Telling:
         self.atlas, self.places = atlas, places
 
     def generator(self, visibility: Visibility) -> Prompts:
-        place = (visibility.slice_index or 0) % self.places
-        return Prompts(f"{', '.join(visibility.visible)} at {place}", self.atlas.names)
+        position = (visibility.slice_index or 0) % self.places
+        return Prompts(f"{', '.join(visibility.visible)} at {position}", self.atlas.names)
 
 
 def test_of_an_atlas_without_an_order_every_set_of_a_few_structures_is_held() -> None:
     atlas = Atlas("few", tuple(Structure(name, name, index) for index, name in enumerate("abc", start=1)))
     texts = set(_possible(_Telling(atlas, 2)))  # type: ignore[arg-type]
     sets = ["a", "b", "c", "a, b", "a, c", "b, c", "a, b, c"]
-    assert texts == {f"{said} at {place}" for said in sets for place in (0, 1)} | {"a", "b", "c"}
+    assert texts == {f"{names} at {position}" for names in sets for position in (0, 1)} | {"a", "b", "c"}
 
 
 def test_texts_without_end_are_refused() -> None:

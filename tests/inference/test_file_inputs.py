@@ -56,9 +56,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
 
 
 def _predicted(model: TrainedModel, inputs: list[Any], output: Path, suffix: str | None = None) -> list[Path]:
-    found = list(predict_files(model, plan_jobs(inputs, output, suffix=suffix)))
-    assert [outcome.message for outcome in found if outcome.state != "written"] == []
-    return [outcome.job.mask for outcome in found]
+    result = list(predict_files(model, plan_jobs(inputs, output, suffix=suffix)))
+    assert [outcome.message for outcome in result if outcome.state != "written"] == []
+    return [outcome.job.mask for outcome in result]
 
 
 def test_a_real_scan_has_one_mask_in_every_orientation_and_format(
@@ -82,12 +82,12 @@ def test_a_real_scan_has_one_mask_in_every_orientation_and_format(
         if np.linalg.det(np.reshape(turned.GetDirection(), (3, 3))) < 0:  # which a DICOM series never has
             turned = sitk.Flip(turned, (False, False, True))
         write_series(turned, tmp_path / "in" / f"series{number}", shuffle=True, suffix="", compressed=bool(number % 2))
-    found = find_inputs([str(tmp_path / "in")])
-    assert len(found) == 8
-    for one, path in zip(found, _predicted(model, found, tmp_path / "out", ".nii.gz"), strict=True):
+    result = find_inputs([str(tmp_path / "in")])
+    assert len(result) == 8
+    for first, path in zip(result, _predicted(model, result, tmp_path / "out", ".nii.gz"), strict=True):
         mask = read_labels(path)
         np.testing.assert_array_equal(mask.array, expected.array)  # canonical, so nothing had to be resampled
-        volume = read_volume(one)
+        volume = read_volume(first)
         assert volume.geometry.size == mask.geometry.size
         stored = sitk.ReadImage(str(path))
         np.testing.assert_allclose(stored.GetSpacing(), volume.geometry.spacing, atol=1e-6)
@@ -97,7 +97,7 @@ def test_a_real_scan_has_one_mask_in_every_orientation_and_format(
         to_ras = np.diag([-1, -1, 1])
         np.testing.assert_allclose(image.affine[:3, :3], to_ras @ matrix, atol=1e-6)
         np.testing.assert_allclose(image.affine[:3, 3], to_ras @ volume.geometry.origin, atol=1e-4)  # float32 in NIfTI
-    masks = _predicted(model, [one for one in found if isinstance(one, Path)], tmp_path / "own")
+    masks = _predicted(model, [first for first in result if isinstance(first, Path)], tmp_path / "own")
     assert len(masks) == 6
     for path in masks:
         assert read_volume(tmp_path / "in" / path.name).geometry.differences(read_labels(path).geometry, 1e-6) == []

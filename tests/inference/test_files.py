@@ -36,8 +36,8 @@ def outcomes(model: TrainedModel, jobs: list[Job], **options: str) -> list[Outco
 
 def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.mha", "a/b/2.nii.gz", "a/notes.txt", "a/.hidden.mha", "c/3.nrrd", "c/4.MHA")
-    found = find_inputs([str(tmp_path / "a"), str(tmp_path / "a" / "1.mha"), str(tmp_path / "c" / "*.nrrd")])
-    assert [path.name for path in found] == ["1.mha", "2.nii.gz", "3.nrrd"]
+    result = find_inputs([str(tmp_path / "a"), str(tmp_path / "a" / "1.mha"), str(tmp_path / "c" / "*.nrrd")])
+    assert [path.name for path in result] == ["1.mha", "2.nii.gz", "3.nrrd"]
     assert [path.name for path in find_inputs([str(tmp_path / "c")])] == ["3.nrrd", "4.MHA"]
 
 
@@ -101,14 +101,14 @@ def test_what_is_done_is_not_done_again_unless_something_differs(
     model: TrainedModel, scan: Path, tmp_path: Path
 ) -> None:
     [job] = plan_jobs([scan], tmp_path / "out")
-    assert [one.state for one in outcomes(model, [job])] == ["written"]
+    assert [outcome.state for outcome in outcomes(model, [job])] == ["written"]
     written = job.mask.stat().st_mtime_ns
-    assert [one.state for one in outcomes(model, [job])] == ["there"]
+    assert [outcome.state for outcome in outcomes(model, [job])] == ["there"]
     assert job.mask.stat().st_mtime_ns == written
-    assert [one.state for one in outcomes(model, [job], labels="spider")] == ["written"]
-    assert [one.state for one in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
+    assert [outcome.state for outcome in outcomes(model, [job], labels="spider")] == ["written"]
+    assert [outcome.state for outcome in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
     job.mask.write_bytes(job.mask.read_bytes()[:-5])
-    assert [one.state for one in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
+    assert [outcome.state for outcome in outcomes(model, [job], labels="spider", prompts="predicted")] == ["written"]
     assert read_labels(job.mask).array.any()
 
 
@@ -116,10 +116,10 @@ def test_levels_are_named_anew_where_that_is_asked_for(model: TrainedModel, scan
     [plain] = plan_jobs([scan], tmp_path / "plain")
     [ordered] = plan_jobs([scan], tmp_path / "ordered")
     outcomes(model, [plain])
-    assert [one.state for one in predict_files(model, [ordered], ordered=True)] == ["written"]
-    said = json.loads(ordered.sidecar.read_text())
-    assert said["made"]["ordered"] is True
-    assert said["changes"]  # a model that was trained for seconds leaves islands
+    assert [outcome.state for outcome in predict_files(model, [ordered], ordered=True)] == ["written"]
+    sidecar = json.loads(ordered.sidecar.read_text())
+    assert sidecar["made"]["ordered"] is True
+    assert sidecar["changes"]  # a model that was trained for seconds leaves islands
     assert json.loads(plain.sidecar.read_text())["changes"] == []
     before, after = (read_labels(job.mask).array for job in (plain, ordered))
     assert (before != after).any()
@@ -133,7 +133,7 @@ def test_a_picture_stands_beside_the_mask_where_it_is_asked_for(
     outcomes(model, [job])
     assert not job.picture.exists()
     for expected in ("written", "there"):  # the mask alone is not all that was asked for
-        assert [one.state for one in predict_files(model, [job], overlay=True)] == [expected]
+        assert [outcome.state for outcome in predict_files(model, [job], overlay=True)] == [expected]
         assert job.picture == tmp_path / "out" / f"{stem(scan)}.png"
         assert job.picture.read_bytes().startswith(b"\x89PNG")
 
@@ -191,9 +191,9 @@ def test_damaged_volumes_are_named_and_the_others_are_segmented(
         if number % 4 == 0:
             (tmp_path / f"sound{number}.mha").write_bytes(scan.read_bytes())
             inputs.append(tmp_path / f"sound{number}.mha")
-    found = outcomes(model, plan_jobs(inputs, tmp_path / "out"))
-    assert [outcome.job.input for outcome in found] == inputs
-    for outcome in found:
+    result = outcomes(model, plan_jobs(inputs, tmp_path / "out"))
+    assert [outcome.job.input for outcome in result] == inputs
+    for outcome in result:
         name = stem(outcome.job.input)
         assert outcome.state == ("written" if name.startswith("sound") else "failed"), name
         assert outcome.job.mask.exists() == (outcome.state == "written")

@@ -82,45 +82,45 @@ def test_a_case_is_predicted_at_both_sizes(
     labels = blobs((5, 91, 75))
     prepared = prepared_case(tmp_path, labels, slice_geometry, size)
     network = Threshold().eval()
-    found = predict_case(Segmenter(network), prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
+    result = predict_case(Segmenter(network), prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert network.shown == [2, 2, 1]
-    assert np.array_equal(found.prepared, prepared.mask)
-    assert found.native is not None
-    assert found.prepared.dtype == found.native.dtype == np.uint8
-    assert found.native.shape == labels.shape
+    assert np.array_equal(result.prepared, prepared.mask)
+    assert result.native is not None
+    assert result.prepared.dtype == result.native.dtype == np.uint8
+    assert result.native.shape == labels.shape
     for index in (1, 2):
-        mine, theirs = found.native == index, labels == index
-        assert 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) > 0.95
+        actual, theirs = result.native == index, labels == index
+        assert 2 * (actual & theirs).sum() / (actual.sum() + theirs.sum()) > 0.95
     # Wherever nearest neighbours would say something else, it is at a border.
     rows = ((np.arange(91) - slice_geometry.top + 0.5) * size[0] / slice_geometry.height).astype(int)
     columns = ((np.arange(75) - slice_geometry.left + 0.5) * size[1] / slice_geometry.width).astype(int)
     inside = np.ix_(range(5), (rows >= 0) & (rows < size[0]), (columns >= 0) & (columns < size[1]))
     nearest = np.zeros_like(labels)
     nearest[inside] = prepared.mask[np.ix_(range(5), rows[inside[1].ravel()], columns[inside[2].ravel()])]
-    assert (found.native != nearest).mean() < 0.02
+    assert (result.native != nearest).mean() < 0.02
     if slice_geometry.native_size == size:
-        assert np.array_equal(found.native, labels)
+        assert np.array_equal(result.native, labels)
     outside = np.ones_like(labels, dtype=bool)
     outside[inside] = False
-    assert not found.native[outside].any()
+    assert not result.native[outside].any()
 
 
 def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((5, 40, 30)), SliceGeometry(-2, -3, 45, 37, (40, 30)), (24, 20))
     stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
-    one, other = (predict_case(segmenter, prepared, stack, device=CPU, batch_size=size) for size in (1, 5))
-    assert one.native is not None
-    assert other.native is not None
-    assert np.array_equal(one.prepared, other.prepared)
-    assert np.array_equal(one.native, other.native)
+    first, second = (predict_case(segmenter, prepared, stack, device=CPU, batch_size=size) for size in (1, 5))
+    assert first.native is not None
+    assert second.native is not None
+    assert np.array_equal(first.prepared, second.prepared)
+    assert np.array_equal(first.native, second.native)
 
 
 def test_the_native_size_is_computed_only_where_it_is_asked_for(tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((2, 40, 30)), SliceGeometry(0, 0, 40, 30, (40, 30)), (20, 15))
     stack, segmenter = SliceStack(prepared.image), Segmenter(Threshold()).eval()
-    found = predict_case(segmenter, prepared, stack, device=CPU, batch_size=2, native=False)
-    assert found.native is None
-    assert np.array_equal(found.prepared, prepared.mask)
+    result = predict_case(segmenter, prepared, stack, device=CPU, batch_size=2, native=False)
+    assert result.native is None
+    assert np.array_equal(result.prepared, prepared.mask)
 
 
 class Keeper(nn.Module):
@@ -151,7 +151,7 @@ def test_what_a_network_keeps_of_a_forward_pass_can_be_trained_with(tmp_path: Pa
 def test_a_network_that_reads_volumes_gets_them_whole(across: type[nn.Module], tmp_path: Path) -> None:
     prepared = prepared_case(tmp_path, blobs((5, 40, 30)), SliceGeometry(0, 0, 40, 30, (40, 30)), (20, 15))
     segmenter = Segmenter(across()).eval()
-    found = predict_case(segmenter, prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
+    result = predict_case(segmenter, prepared, SliceStack(prepared.image), device=CPU, batch_size=2)
     assert segmenter.network.shown == [5]
-    assert found.native is not None
-    assert (found.prepared.shape, found.native.shape) == ((5, 20, 15), (5, 40, 30))
+    assert result.native is not None
+    assert (result.prepared.shape, result.native.shape) == ((5, 20, 15), (5, 40, 30))

@@ -42,17 +42,17 @@ def test_confidence_is_the_mean_probability_and_islands_count_little(small_atlas
     images[1, 0, 0] = 2  # L1: one voxel, of a group whose median is 20.5
     images[1, 5:8, :4] = 4  # the canal, alone in its group
     segmenter = Segmenter(Painted(5, {1: 0.9, 2: 0.8, 4: 0.7})).eval()
-    found = find_structures(
+    result = find_structures(
         segmenter,
         SliceStack(images.numpy()),
         small_atlas,
         device=torch.device("cpu"),
         batch_size=1,
     )
-    assert found["L2"] == pytest.approx(0.9, abs=1e-6)
-    assert found["L1"] == pytest.approx(0.8 / (0.25 * 20.5), abs=1e-6)
-    assert found["SC"] == pytest.approx(0.7, abs=1e-6)
-    assert found["L1/L2"] == 0.0
+    assert result["L2"] == pytest.approx(0.9, abs=1e-6)
+    assert result["L1"] == pytest.approx(0.8 / (0.25 * 20.5), abs=1e-6)
+    assert result["SC"] == pytest.approx(0.7, abs=1e-6)
+    assert result["L1/L2"] == 0.0
 
 
 def row_of(count: int) -> Atlas:
@@ -72,9 +72,9 @@ def row_of(count: int) -> Atlas:
 )
 def test_the_row_is_the_stretch_that_agrees_most(confidence: list[float], expected: str) -> None:
     atlas = row_of(5)
-    found = predicted_visibility(dict(zip(atlas.names, confidence, strict=True)), atlas, 0.5, {"sex": "male"})
-    assert " ".join(found.visible) == expected
-    assert (found.source, found.scope, found.facts) == ("predicted", "volume", {"sex": "male"})
+    result = predicted_visibility(dict(zip(atlas.names, confidence, strict=True)), atlas, 0.5, {"sex": "male"})
+    assert " ".join(result.visible) == expected
+    assert (result.source, result.scope, result.facts) == ("predicted", "volume", {"sex": "male"})
 
 
 def test_the_stretch_is_the_best_of_all_by_brute_force() -> None:
@@ -83,9 +83,9 @@ def test_the_stretch_is_the_best_of_all_by_brute_force() -> None:
         confidence = torch.rand(8, generator=chance).tolist()
         margins = [value - 0.4 for value in confidence]
         best = max(sum(margins[i:j]) for i in range(8) for j in range(i + 1, 9))
-        found = predicted_visibility(dict(zip(atlas.names, confidence, strict=True)), atlas, 0.4)
+        result = predicted_visibility(dict(zip(atlas.names, confidence, strict=True)), atlas, 0.4)
         if best > 0:
-            assert sum(margins[atlas.names.index(name)] for name in found.visible) == pytest.approx(best)
+            assert sum(margins[atlas.names.index(name)] for name in result.visible) == pytest.approx(best)
 
 
 def test_without_a_row_each_structure_stands_for_itself() -> None:
@@ -100,8 +100,8 @@ def test_what_was_said_stands_beside_what_is_annotated(
 ) -> None:
     right = prepared_case("right", [(2, 4), (3, 4)])
     wrong = prepared_case("wrong", [(1, 2, 3, 4)])
-    said = [(case, Visibility(("L1", "L1/L2", "SC"), "predicted", "volume")) for case in (right, wrong)]
-    counts = write_visible(tmp_path / "visible.csv", small_atlas, [(case, one) for case, one in said])
+    stated = [(case, Visibility(("L1", "L1/L2", "SC"), "predicted", "volume")) for case in (right, wrong)]
+    counts = write_visible(tmp_path / "visible.csv", small_atlas, stated)
     assert counts == {"cases": 2, "first_right": 2, "last_right": 1, "all_right": 1}
     with (tmp_path / "visible.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -67,8 +67,8 @@ def test_each_real_scan_is_like_the_others_and_inverted_it_is_not(small_atlas: A
     volumes = [read_volume(path) for path in sorted((spider_folder / "images").glob("*.mha"))]
     intensities = [prepare_volume(volume, SETTINGS).intensities for volume in volumes]
     for number, volume in enumerate(volumes):
-        others = [other for other in range(len(volumes)) if other != number]
-        task = trained_on(small_atlas, [volumes[other] for other in others], [intensities[other] for other in others])
+        others = [index for index in range(len(volumes)) if index != number]
+        task = trained_on(small_atlas, [volumes[index] for index in others], [intensities[index] for index in others])
         assert outside_domain(task, volume, intensities[number]) == []
         inverted = tuple(-value for value in reversed(intensities[number]))
         assert "of its range of intensities" in outside_domain(task, volume, inverted)[-1]

@@ -32,8 +32,8 @@ def draw(atlas: Atlas, names: list[str | None]) -> Array:
     """A stack of boxes from top to bottom, named so; vertebrae are 6 rows, discs 2; None leaves its place empty."""
     volume = np.zeros((3, 60, 20), dtype=np.uint8)
     row = 2
-    for place, name in enumerate(names):
-        height = 2 if place % 2 else 6
+    for position, name in enumerate(names):
+        height = 2 if position % 2 else 6
         if name is not None:
             volume[:, row : row + height, 4:10] = atlas[name].index
         row += height
@@ -43,9 +43,15 @@ def draw(atlas: Atlas, names: list[str | None]) -> Array:
 
 def test_a_perfect_prediction(spine: Atlas) -> None:
     volume = draw(spine, list(spine.sequence))
-    found = compare_names(volume, volume, spine)
-    assert (found.matched, found.misnamed, found.shift, found.order_violations, found.duplicates) == (12, 0, 0, 0, 0)
-    assert found.dsc == found.dsc_without_names == 1.0
+    result = compare_names(volume, volume, spine)
+    assert (result.matched, result.misnamed, result.shift, result.order_violations, result.duplicates) == (
+        12,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert result.dsc == result.dsc_without_names == 1.0
 
 
 @pytest.mark.parametrize("levels", [1, -1, 2])
@@ -53,37 +59,37 @@ def test_everything_one_level_off_is_a_shift_and_right_but_for_the_names(spine: 
     inner = ["V3", "V3/V4", "V4"]
     reference = draw(spine, [None] * 4 + inner)
     moved = [spine.sequence[spine.sequence.index(name) + 2 * levels] for name in inner]
-    found = compare_names(draw(spine, [None] * 4 + moved), reference, spine)
-    assert (found.matched, found.misnamed, found.shift) == (4, 3, levels)  # the canal can't be misnamed
-    assert found.dsc == pytest.approx(1 / 4)
-    assert found.dsc_without_names == 1.0
-    assert found.order_violations == 0
+    result = compare_names(draw(spine, [None] * 4 + moved), reference, spine)
+    assert (result.matched, result.misnamed, result.shift) == (4, 3, levels)  # the canal can't be misnamed
+    assert result.dsc == pytest.approx(1 / 4)
+    assert result.dsc_without_names == 1.0
+    assert result.order_violations == 0
 
 
 def test_two_neighbours_swapped_are_no_shift_but_break_the_order(spine: Atlas) -> None:
     names = list(spine.sequence)
     names[2], names[4] = names[4], names[2]  # V2 and V3
-    found = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
-    assert (found.misnamed, found.shift) == (2, 0)
-    assert found.order_violations == 2  # V2/V3 lies above V2, and V3 above V2/V3
-    assert set(found.names) >= {("V2", "V3"), ("V3", "V2")}
-    assert found.dsc == pytest.approx(10 / 12)
-    assert found.dsc_without_names == 1.0
+    result = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
+    assert (result.misnamed, result.shift) == (2, 0)
+    assert result.order_violations == 2  # V2/V3 lies above V2, and V3 above V2/V3
+    assert set(result.names) >= {("V2", "V3"), ("V3", "V2")}
+    assert result.dsc == pytest.approx(10 / 12)
+    assert result.dsc_without_names == 1.0
 
 
 def test_a_missed_structure_is_not_misnamed(spine: Atlas) -> None:
     names = [None if name == "V4" else name for name in spine.sequence]
-    found = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
-    assert (found.matched, found.misnamed) == (11, 0)
-    assert found.dsc == found.dsc_without_names == pytest.approx(11 / 12)
+    result = compare_names(draw(spine, names), draw(spine, list(spine.sequence)), spine)
+    assert (result.matched, result.misnamed) == (11, 0)
+    assert result.dsc == result.dsc_without_names == pytest.approx(11 / 12)
 
 
 def test_what_hardly_overlaps_is_not_the_same_thing(spine: Atlas) -> None:
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index
     prediction[0, 8:18] = spine["V2"].index  # DSC 0.2 by place
-    found = compare_names(prediction, reference, spine)
-    assert (found.matched, found.misnamed, found.dsc_without_names) == (0, 0, 0.0)
+    result = compare_names(prediction, reference, spine)
+    assert (result.matched, result.misnamed, result.dsc_without_names) == (0, 0, 0.0)
     prediction[0, 5:15] = spine["V2"].index
     assert compare_names(prediction, reference, spine).misnamed == 1
 
@@ -92,8 +98,8 @@ def test_a_poor_structure_with_the_right_name_costs_nothing_by_its_name(spine: A
     reference, prediction = np.zeros((1, 20, 10), np.uint8), np.zeros((1, 20, 10), np.uint8)
     reference[0, :10] = spine["V1"].index
     prediction[0, 8:18] = spine["V1"].index  # too little to be a match
-    found = compare_names(prediction, reference, spine)
-    assert (found.matched, found.dsc, found.dsc_without_names) == (0, 0.2, 0.2)
+    result = compare_names(prediction, reference, spine)
+    assert (result.matched, result.dsc, result.dsc_without_names) == (0, 0.2, 0.2)
 
 
 def test_a_disc_is_no_misnamed_vertebra(spine: Atlas) -> None:
@@ -114,32 +120,32 @@ def test_a_second_part_is_a_duplicate_and_a_crumb_is_not(spine: Atlas) -> None:
 
 def test_nothing_shown_and_nothing_found(spine: Atlas) -> None:
     nothing = np.zeros((2, 10, 10), np.uint8)
-    found = compare_names(nothing, nothing, spine)
-    assert found.matched == 0
-    assert math.isnan(found.dsc)
-    json.dumps(as_json({"a": found}), allow_nan=False)
+    result = compare_names(nothing, nothing, spine)
+    assert result.matched == 0
+    assert math.isnan(result.dsc)
+    json.dumps(as_json({"a": result}), allow_nan=False)
 
 
 def test_an_atlas_without_an_order_has_neither_shifts_nor_violations() -> None:
     heart = Atlas("heart", tuple(Structure(n, "part", i) for i, n in enumerate(("LV", "RV"), 1)))
     reference = np.zeros((1, 10, 10), np.uint8)
     reference[0, :5], reference[0, 5:] = 1, 2
-    found = compare_names(3 - reference, reference, heart)
-    assert (found.matched, found.shift, found.order_violations) == (0, 0, 0)
+    result = compare_names(3 - reference, reference, heart)
+    assert (result.matched, result.shift, result.order_violations) == (0, 0, 0)
     grouped = Atlas("heart", heart.structures, groups={"chambers": ("LV", "RV")})
-    found = compare_names(3 - reference, reference, grouped)
-    assert (found.matched, found.misnamed, found.shift, found.dsc, found.dsc_without_names) == (2, 2, 0, 0.0, 1.0)
+    result = compare_names(3 - reference, reference, grouped)
+    assert (result.matched, result.misnamed, result.shift, result.dsc, result.dsc_without_names) == (2, 2, 0, 0.0, 1.0)
 
 
 def test_totals_and_what_is_written(spine: Atlas) -> None:
     reference = draw(spine, [None] * 4 + ["V3", "V3/V4", "V4"])
     right = compare_names(reference, reference, spine)
     shifted = compare_names(draw(spine, [None] * 4 + ["V4", "V4/V5", "V5"]), reference, spine)
-    found = totals({"a": right, "b": shifted})
-    assert (found["cases"], found["level_shift_rate"], found["misnamed"], found["matched"]) == (2, 0.5, 3, 8)
-    assert found["misnamed_rate"] == pytest.approx(3 / 8)
-    assert {"reference": "V3", "prediction": "V4", "count": 1} in found["swaps"]
-    assert len(found["swaps"]) == 3
+    result = totals({"a": right, "b": shifted})
+    assert (result["cases"], result["level_shift_rate"], result["misnamed"], result["matched"]) == (2, 0.5, 3, 8)
+    assert result["misnamed_rate"] == pytest.approx(3 / 8)
+    assert {"reference": "V3", "prediction": "V4", "count": 1} in result["swaps"]
+    assert len(result["swaps"]) == 3
     written = json.loads(json.dumps(as_json({"a": right, "b": shifted}), allow_nan=False))
     assert [row["case"] for row in written["cases"]] == ["a", "b"]
     assert written["cases"][1]["shift"] == 1

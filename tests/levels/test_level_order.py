@@ -24,8 +24,8 @@ def spine(**instead: str) -> NDArray[np.uint8]:
     """Three vertebrae, the discs between them, the canal behind; some of the places named otherwise."""
     labels = np.zeros((3, 24, 20), np.uint8)
     for name, (top, bottom) in HEIGHTS.items():
-        said = instead.get(name.replace("/", "_"), name)
-        labels[:, top:bottom, 3:10] = NAMES.index(said) + 1 if said else 0
+        label = instead.get(name.replace("/", "_"), name)
+        labels[:, top:bottom, 3:10] = NAMES.index(label) + 1 if label else 0
     labels[:, :, 12:14] = NAMES.index("SC") + 1
     return labels
 
@@ -125,8 +125,8 @@ def test_the_choice_is_the_best_of_all(seed: int) -> None:
         return float(gained) - SKIPPED * sum(gap - 1 for gap in gaps)
 
     best = max(itertools.product([None, *range(5)], repeat=4), key=worth)
-    found = _assign(row, ATLAS, names, group_of, usual)
-    assert worth(tuple(levels.index(index) if index else None for index in found)) == pytest.approx(worth(best))
+    result = _assign(row, ATLAS, names, group_of, usual)
+    assert worth(tuple(levels.index(index) if index else None for index in result)) == pytest.approx(worth(best))
 
 
 def test_slices_that_are_not_sagittal_are_refused() -> None:

@@ -32,8 +32,8 @@ class Words:
 
     def features(self, text: str) -> Tensor:
         rows = []
-        for place, word in enumerate(text.split()):
-            seed = hashlib.sha256(f"{place} {word}".encode()).digest()[:4]
+        for position, word in enumerate(text.split()):
+            seed = hashlib.sha256(f"{position} {word}".encode()).digest()[:4]
             rows.append(torch.randn(self.feature_size, generator=torch.Generator().manual_seed(int.from_bytes(seed))))
         return torch.stack(rows)
 
@@ -118,8 +118,8 @@ def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path: Path, damage) -> None:
 
 def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
     build_text_table(Words(), TEXTS[:2], text_length=7, cache=tmp_path)
-    one, other = tmp_path.rglob("*.safetensors")
-    shutil.copy(one, other)
+    first, second = tmp_path.rglob("*.safetensors")
+    shutil.copy(first, second)
     assert build_text_table(Words(), TEXTS[:2], text_length=7, cache=tmp_path).encoded_count == 1
 
 
@@ -146,12 +146,12 @@ def test_an_interrupted_job_keeps_what_it_wrote(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(CHUNK + 10)]
     with pytest.raises(KeyboardInterrupt):
         build_text_table(Interrupted(), texts, text_length=7, cache=tmp_path)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     table = build_text_table(
-        Words(), texts, text_length=7, cache=tmp_path, progress=lambda done, of: told.append((done, of))
+        Words(), texts, text_length=7, cache=tmp_path, progress=lambda done, of: calls.append((done, of))
     )
     assert table.encoded_count == 10
-    assert told == [(10, 10)]
+    assert calls == [(10, 10)]
 
 
 def test_several_may_fill_one_cache(tmp_path: Path) -> None:

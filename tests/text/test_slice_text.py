@@ -21,7 +21,7 @@ Visible = Callable[[Sequence[PreparedCase], Source, Atlas], list[list[tuple[str,
 
 @pytest.fixture
 def visible(speak: PromptGenerator) -> Visible:
-    """What the prompts of a source call visible, slice by slice."""
+    """Return the structures that the prompts of a source call visible, slice by slice."""
     return lambda cases, source, atlas: [
         [prompt.visibility.visible for prompt in slice_prompts(case, source, speak, atlas)] for case in cases
     ]
@@ -37,10 +37,10 @@ def test_a_template_names_everything_and_the_annotation_what_a_slice_shows(
 def test_the_simulated_person_names_the_stretch_that_the_volume_shows(
     cases: list[PreparedCase], small_atlas: Atlas, visible: Visible
 ) -> None:
-    found = visible(cases, "interactive", small_atlas)
-    assert found[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what stands in no row
-    assert found[1] == [("SC",)] * 2  # nothing of the sequence: what is shown
-    assert found[2] == [small_atlas.names] * 6
+    result = visible(cases, "interactive", small_atlas)
+    assert result[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what stands in no row
+    assert result[1] == [("SC",)] * 2  # nothing of the sequence: what is shown
+    assert result[2] == [small_atlas.names] * 6
 
 
 def test_the_simulated_person_fills_the_gaps_of_a_stretch(
@@ -64,8 +64,8 @@ def test_every_prompt_knows_its_slice_and_the_facts(
 ) -> None:
     for source, scope in (("template", "volume"), ("interactive", "volume"), ("ground_truth", "slice")):
         for index, prompt in enumerate(slice_prompts(cases[1], source, speak, small_atlas)):  # type: ignore[arg-type]
-            *_, said, where, number, count, facts = json.loads(prompt.holistic)
-            assert (said, where, number, count, facts) == (source, scope, index, 2, {"sequence": "T1"})
+            *_, stated_source, where, number, count, facts = json.loads(prompt.holistic)
+            assert (stated_source, where, number, count, facts) == (source, scope, index, 2, {"sequence": "T1"})
             assert prompt.visibility.source == source
 
 
@@ -83,8 +83,10 @@ def test_text_features_are_the_rows_of_the_table(
         holistic = text.table.texts.index(prompt.holistic)
         assert torch.equal(features.tokens[row], text.table.tokens[holistic].float())
         assert torch.equal(features.mask[row], text.table.mask[holistic])
-        for place, said in enumerate(prompt.classwise):
-            assert torch.equal(features.classwise[row, place], text.table.pooled[text.table.texts.index(said)].float())
+        for position, sentence in enumerate(prompt.classwise):
+            assert torch.equal(
+                features.classwise[row, position], text.table.pooled[text.table.texts.index(sentence)].float()
+            )
         assert features.present[row].tolist() == [name in prompt.visibility.visible for name in small_atlas.names]
     assert (features.tokens.dtype, features.mask.dtype, features.present.dtype) == (
         torch.float32,
@@ -133,8 +135,8 @@ def test_the_length_is_that_of_the_longest_text_on_any_scan(
         build_text([(case, {source})], speak, Letters(), small_atlas, generator_name="speak", cache=tmp_path)  # type: ignore[arg-type]
         for case, source in ((cases[1], "ground_truth"), (cases[2], "interactive"))
     )
-    said = max(len(row.text) for row in poor.rows)
-    assert poor.table.tokens.shape[1] > said
+    longest = max(len(row.text) for row in poor.rows)
+    assert poor.table.tokens.shape[1] > longest
     assert abs(poor.table.tokens.shape[1] - rich.table.tokens.shape[1]) <= len("ground_truth")
 
 

@@ -42,20 +42,20 @@ def test_it_is_read_back_on_its_series(mask: Mask, tmp_path: Path) -> None:
     series = only_series(tmp_path / "scan")
     path = tmp_path / "out" / "mask.dcm"
     mask.save_dicom(path, series, model="atmnet")
-    found = hd.seg.segread(path)
+    result = hd.seg.segread(path)
     sources = [pydicom.dcmread(file) for file in in_order(series)[0]]
-    pixels = found.get_pixels_by_source_instance(
+    pixels = result.get_pixels_by_source_instance(
         [source.SOPInstanceUID for source in sources],
         combine_segments=True,
         ignore_spatial_locations=True,
         assert_missing_frames_are_empty=True,
     )
     np.testing.assert_array_equal(pixels, mask.array)
-    volume = found.get_volume(combine_segments=True)
+    volume = result.get_volume(combine_segments=True)
     assert sorted(volume.spacing) == pytest.approx([0.7, 0.8, 3.3], abs=1e-6)
-    assert found.StudyInstanceUID == sources[0].StudyInstanceUID
-    assert found.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
-    for structure, segment in zip(mask.atlas.structures, found.SegmentSequence, strict=True):
+    assert result.StudyInstanceUID == sources[0].StudyInstanceUID
+    assert result.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
+    for structure, segment in zip(mask.atlas.structures, result.SegmentSequence, strict=True):
         assert (segment.SegmentNumber, segment.SegmentLabel) == (structure.index, structure.name)
         code = segment.SegmentedPropertyTypeCodeSequence[0]
         expected = ("SCT", "14293000") if structure.index == 1 else (PRIVATE, structure.name)

@@ -32,9 +32,9 @@ def image() -> sitk.Image:
 def test_slices_are_put_in_order_by_where_they_lie(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
     write_series(image, tmp_path / "scan", slope=2.0, shuffle=True)
     sitk.WriteImage(sitk.Cast(image, sitk.sitkInt16) * 2, str(tmp_path / "scan.nrrd"))
-    found, expected = read_volume(tmp_path / "scan"), read_volume(tmp_path / "scan.nrrd")
-    assert expected.geometry.differences(found.geometry, 1e-6) == []
-    np.testing.assert_array_equal(found.array, expected.array)
+    result, expected = read_volume(tmp_path / "scan"), read_volume(tmp_path / "scan.nrrd")
+    assert expected.geometry.differences(result.geometry, 1e-6) == []
+    np.testing.assert_array_equal(result.array, expected.array)
 
 
 def test_several_series_in_one_folder_are_told_apart(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
@@ -44,19 +44,19 @@ def test_several_series_in_one_folder_are_told_apart(image: sitk.Image, write_se
     files = [file for file in tmp_path.iterdir() if is_dicom(file)]
     assert len(files) == 9
     series = find_series(files)
-    assert sorted((one.name, len(one.files)) for one in series) == [
+    assert sorted((member.name, len(member.files)) for member in series) == [
         (f"{tmp_path.name}_4", 6),
         (f"{tmp_path.name}_7", 3),
     ]
     with pytest.raises(DataError, match="holds 2 DICOM series .*; give each a folder of its own"):
         only_series(tmp_path)
-    assert {read_volume(one).array.shape for one in series} == {(6, 12, 10), (3, 12, 10)}
+    assert {read_volume(member).array.shape for member in series} == {(6, 12, 10), (3, 12, 10)}
 
 
 def test_two_series_of_one_number_have_two_names(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
     for prefix in ("a", "b"):
         write_series(image, tmp_path, prefix=prefix)
-    assert len({one.name for one in find_series(tmp_path.iterdir())}) == 2
+    assert len({series.name for series in find_series(tmp_path.iterdir())}) == 2
 
 
 def test_objects_that_are_no_images_are_left_out(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:

@@ -46,12 +46,12 @@ def spine_image(array: np.ndarray) -> sitk.Image:
     return image
 
 
-def same_geometry(one: Geometry, other: Geometry) -> bool:
+def same_geometry(first: Geometry, second: Geometry) -> bool:
     return (
-        one.size == other.size
-        and np.allclose(one.spacing, other.spacing, rtol=0, atol=1e-6)
-        and np.allclose(one.origin, other.origin, rtol=0, atol=1e-5)
-        and np.allclose(one.direction, other.direction, rtol=0, atol=1e-6)
+        first.size == second.size
+        and np.allclose(first.spacing, second.spacing, rtol=0, atol=1e-6)
+        and np.allclose(first.origin, second.origin, rtol=0, atol=1e-5)
+        and np.allclose(first.direction, second.direction, rtol=0, atol=1e-6)
     )
 
 
@@ -138,14 +138,14 @@ def test_canonical_and_restore_are_inverse_and_check_the_shape() -> None:
 
 
 def test_differences_in_words() -> None:
-    one = Geometry((5, 4, 3), (0.5, 0.75, 3.3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
-    assert one.differences(one) == []
-    other = Geometry((5, 4, 2), (0.5, 0.75, 3.0), (0, 0, 1e-4), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
-    size, spacing, direction = one.differences(other)
+    first = Geometry((5, 4, 3), (0.5, 0.75, 3.3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    assert first.differences(first) == []
+    second = Geometry((5, 4, 2), (0.5, 0.75, 3.0), (0, 0, 1e-4), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    size, spacing, direction = first.differences(second)
     assert size == "size 5 x 4 x 3 against 5 x 4 x 2"
     assert spacing == "spacing 0.5 x 0.75 x 3.3 mm against 0.5 x 0.75 x 3 mm"
     assert direction.startswith("direction ")
-    assert any(text.startswith("origin ") for text in one.differences(other, tolerance=1e-5))
+    assert any(text.startswith("origin ") for text in first.differences(second, tolerance=1e-5))
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def test_two_dimensions_are_one_slice_as_stored_and_stay_two(tmp_path: Path, suf
     np.testing.assert_array_equal(volume.array, plane[None])
     assert volume.spacing_mm[1:] == pytest.approx((0.75, 0.5))
     write_labels(volume.array, volume.geometry, tmp_path / f"copy{suffix}")
-    one, other = sitk.ReadImage(str(path)), sitk.ReadImage(str(tmp_path / f"copy{suffix}"))
-    assert other.GetDimension() == 2
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(other), plane)
+    first, second = sitk.ReadImage(str(path)), sitk.ReadImage(str(tmp_path / f"copy{suffix}"))
+    assert second.GetDimension() == 2
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(second), plane)
     for what in ("Size", "Spacing", "Origin", "Direction"):
-        assert getattr(other, f"Get{what}")() == pytest.approx(getattr(one, f"Get{what}")(), abs=1e-5)
+        assert getattr(second, f"Get{what}")() == pytest.approx(getattr(first, f"Get{what}")(), abs=1e-5)
     solid = read_volume(save(plane[None].astype(np.float32), tmp_path / "solid.mha"))
     assert "2 dimensions against 3" in volume.geometry.differences(solid.geometry)
 

@@ -31,7 +31,7 @@ def stack(direction: np.ndarray, spacing: tuple[float, float, float] = SPACING) 
 
 
 def turned(image: sitk.Image, order: tuple[int, ...], flips: tuple[bool, ...]) -> sitk.Image:
-    """The same volume in the same place, stored in another order of axes."""
+    """Store a volume at the same position with another order of axes."""
     return sitk.Flip(sitk.PermuteAxes(image, order), flips, False)
 
 
@@ -96,9 +96,9 @@ def test_a_flat_file_is_one_slice_in_every_plane(tmp_path: Path) -> None:
 
 
 def test_planes_are_compared_and_know_where_down_is() -> None:
-    one = Geometry((5, 4, 3), SPACING, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
-    other = Geometry((5, 4, 3), SPACING, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), plane="axial")
-    assert one.differences(other) == ["sagittal slices against axial ones"]
+    first = Geometry((5, 4, 3), SPACING, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    second = Geometry((5, 4, 3), SPACING, (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), plane="axial")
+    assert first.differences(second) == ["sagittal slices against axial ones"]
     assert [downward_axis(plane) for plane in ("sagittal", "coronal", "axial")] == [1, 1, 0]
     with pytest.raises(ValueError, match="short_axis"):
         downward_axis("short_axis")

@@ -57,21 +57,21 @@ def test_slicer_finds_names_colours_codes_and_extents(mask: Mask, tmp_path: Path
     assert mask.geometry.differences(read_labels(path).geometry, 1e-6) == []
     assert image.GetMetaData("Segmentation_SourceRepresentation") == "Binary labelmap"
     for number, structure in enumerate(mask.atlas.structures):
-        said = {
+        text = {
             key: image.GetMetaData(f"Segment{number}_{key}")
             for key in ("ID", "Name", "LabelValue", "Layer", "Color", "Extent", "Tags")
         }
-        assert (said["Name"], said["LabelValue"], said["Layer"]) == (structure.name, str(structure.index), "0")
-        colour = [float(part) for part in said["Color"].split()]
+        assert (text["Name"], text["LabelValue"], text["Layer"]) == (structure.name, str(structure.index), "0")
+        colour = [float(part) for part in text["Color"].split()]
         assert colour == pytest.approx(structure_colour(structure.index), abs=1e-5)
-        ends = [int(part) for part in said["Extent"].split()]
+        ends = [int(part) for part in text["Extent"].split()]
         places = np.argwhere(stored == structure.index)[:, ::-1]
         if len(places):
             assert ends == np.stack([places.min(axis=0), places.max(axis=0)], axis=1).ravel().tolist()
         else:
             assert ends == [0, -1] * 3
         code = "SCT^14293000^L2 lumbar vertebra" if structure.index == 1 else f"{PRIVATE}^{structure.name}^"
-        assert f"~{code}" in said["Tags"]
+        assert f"~{code}" in text["Tags"]
 
 
 def test_slicer_gets_three_dimensions_of_a_flat_file(mask: Mask, tmp_path: Path) -> None:

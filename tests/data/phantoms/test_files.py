@@ -52,15 +52,15 @@ class Reader:
 
 
 def test_files_are_drawn_once_and_read_by_the_reader_of_their_layout(tmp_path: Path, small_atlas: Atlas) -> None:
-    one, again, other = (OneFile(str(tmp_path), number=number, atlas=small_atlas) for number in (1, 1, 2))
+    first, again, second = (OneFile(str(tmp_path), number=number, atlas=small_atlas) for number in (1, 1, 2))
     assert not list(tmp_path.iterdir())
-    assert [case.id for case in one.cases()] == ["1"]
-    assert one.label_map(one.cases()[0])[7] == 1
-    assert one.official_split() == {"train": [], "test": ["p"]}
-    assert again.cases() == one.cases()
-    assert other.cases() != one.cases()
-    assert (one.drawn, again.drawn, other.drawn) == (1, 0, 1)
-    assert names_in(tmp_path) == {one.folder.name, other.folder.name}
+    assert [case.id for case in first.cases()] == ["1"]
+    assert first.label_map(first.cases()[0])[7] == 1
+    assert first.official_split() == {"train": [], "test": ["p"]}
+    assert again.cases() == first.cases()
+    assert second.cases() != first.cases()
+    assert (first.drawn, again.drawn, second.drawn) == (1, 0, 1)
+    assert names_in(tmp_path) == {first.folder.name, second.folder.name}
 
 
 def test_a_drawing_that_fails_leaves_nothing_behind(tmp_path: Path, small_atlas: Atlas) -> None:
@@ -100,8 +100,8 @@ def test_what_a_killed_process_had_drawn_is_removed_by_the_next(tmp_path: Path, 
 def test_two_that_draw_at_once_draw_once(tmp_path: Path, small_atlas: Atlas) -> None:
     phantoms = [OneFile(str(tmp_path), number=1, atlas=small_atlas) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda phantom: [case.id for case in phantom.cases()], phantoms))
-    assert found == [["1"]] * 4
+        result = list(pool.map(lambda phantom: [case.id for case in phantom.cases()], phantoms))
+    assert result == [["1"]] * 4
     assert sum(phantom.drawn for phantom in phantoms) == 1
     assert names_in(tmp_path) == {phantoms[0].folder.name}
 

@@ -72,12 +72,12 @@ def test_render_gives_one_image_per_contrast_and_legal_classes(phantom: Phantom)
 
 
 def test_the_seed_is_all_the_chance_there_is(phantom: Phantom) -> None:
-    again, other = neck(seed=0), neck(seed=1)
+    again, another = neck(seed=0), neck(seed=1)
     assert np.array_equal(phantom.mask, again.mask)
     for first, second in zip(phantom.images, again.images, strict=True):
         assert np.array_equal(first, second)
-    assert not np.array_equal(phantom.mask, other.mask)
-    assert not np.array_equal(phantom.images[0], other.images[0])
+    assert not np.array_equal(phantom.mask, another.mask)
+    assert not np.array_equal(phantom.images[0], another.images[0])
 
 
 def test_neighbours_in_the_sequence_touch_and_stand_in_order(phantom: Phantom) -> None:
