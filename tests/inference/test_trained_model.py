@@ -17,7 +17,7 @@ from textseg.evaluation.evaluate import load_segmenter
 from textseg.inference.averaging import views
 from textseg.inference.loading import load_model
 from textseg.inference.slices import predict_case
-from textseg.inference.structure_finder import told_slices
+from textseg.inference.structure_finder import prompted_slices
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
@@ -36,7 +36,7 @@ def test_a_file_gives_what_evaluation_predicts_for_its_case(
     experiment = build(load_recipe(folder.recipe), also=[source])
     segmenter = load_segmenter(experiment, folder)
     prepared = experiment.cases["test"][0]
-    stack, visibility = told_slices(experiment, segmenter, prepared, source, CPU)
+    stack, visibility = prompted_slices(experiment, segmenter, prepared, source, CPU)
     expected = predict_case(segmenter, prepared, stack, device=CPU, batch_size=1)
     mask = model(prepared.case.image_path, prompts=source)  # type: ignore[arg-type]
     assert np.array_equal(mask.array, expected.native)

@@ -200,12 +200,12 @@ def test_a_table_for_predicted_prompts_can_say_whatever_a_first_pass_finds(
     assert {row.source for row in text.rows} == {"predicted", "template"}
     for case in cases:
         for visibility in predicted_visibilities(small_atlas, case.case.facts):
-            features = text.saying(case, visibility).features([case.slice_count - 1], ["predicted"])
+            features = text.stating(case, visibility).features([case.slice_count - 1], ["predicted"])
             wanted = speak(visibility.at(case.slice_count - 1, case.slice_count)).holistic
             assert "".join(chr(int(letter)) for letter in features.tokens[0, features.mask[0], 0]) == wanted
             assert features.present[0].tolist() == [name in visibility.visible for name in small_atlas.names]
     with pytest.raises(PromptError, match="is not among the"):
-        text.saying(cases[0], Visibility(("L1",), "predicted", "volume"))  # without the canal no stretch says it
+        text.stating(cases[0], Visibility(("L1",), "predicted", "volume"))  # without the canal no stretch says it
 
 
 def test_facts_count_towards_the_longest_text(prepared_case: MakeCase, small_atlas: Atlas, tmp_path: Path) -> None:

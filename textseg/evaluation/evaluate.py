@@ -14,7 +14,7 @@ from textseg.data.preparation import PreparedCase
 from textseg.errors import RunError
 from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
 from textseg.inference.slices import CasePrediction, predict_case
-from textseg.inference.structure_finder import told_slices
+from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
 from textseg.metrics.scores import Score, Told, summarise
@@ -249,7 +249,7 @@ def _predict(
     *,
     native: bool = True,
 ) -> tuple[CasePrediction, Visibility | None]:
-    slices, visibility = told_slices(experiment, segmenter, prepared, source, device)
+    slices, visibility = prompted_slices(experiment, segmenter, prepared, source, device)
     batch_size = experiment.recipe.training.batch_size
     prediction = predict_case(segmenter, prepared, slices, device=device, batch_size=batch_size, native=native)
     return prediction, visibility

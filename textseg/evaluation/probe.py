@@ -13,7 +13,7 @@ from textseg.data.slices import SliceStack
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, probe_subject
 from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
 from textseg.inference.slices import predict_case
-from textseg.inference.structure_finder import told_slices
+from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import Score
 from textseg.metrics.statistics import Interval, macro_mean_interval
 from textseg.models.segmenter import Segmenter
@@ -52,7 +52,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
             reference, _ = read_reference(experiment, subject.prepared)
             for condition in CONDITIONS:
                 if condition.tell is None:
-                    slices, _ = told_slices(experiment, segmenter, subject.prepared, "predicted", device)
+                    slices, _ = prompted_slices(experiment, segmenter, subject.prepared, "predicted", device)
                 else:
                     slices = SliceStack(subject.prepared.image, texts[condition.name][number])
                 prediction = predict_case(

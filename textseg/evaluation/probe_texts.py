@@ -12,7 +12,7 @@ from textseg.contracts import Source, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.metrics.scores import Mark
 from textseg.runs.experiment import Experiment
-from textseg.text.slice_text import Knowledge, SlicePrompt, prompts_saying, slice_prompts
+from textseg.text.slice_text import Knowledge, SlicePrompt, slice_prompts, volume_prompts
 
 BASELINE = "template"
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
@@ -121,7 +121,7 @@ def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
     changed = shown ^ ({case.chance.choice(choice)} if choice else set())
     visible = tuple(name for name in atlas.names if name in changed)
     visibility = Visibility(visible, source="ground_truth", scope="volume", facts=case.prepared.case.facts)
-    return prompts_saying(visibility, case.prepared.slice_count, text.generator, atlas)
+    return volume_prompts(visibility, case.prepared.slice_count, text.generator, atlas)
 
 
 CONDITIONS = (

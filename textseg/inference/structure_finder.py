@@ -23,7 +23,7 @@ from textseg.text.visibility import ground_truth_visibility, predicted_visibilit
 SMALL = 0.25  # of the usual size in its group: below it, a finding counts in proportion to its size
 
 
-def told_slices(
+def prompted_slices(
     experiment: Experiment,
     segmenter: Segmenter,
     prepared: PreparedCase,
@@ -49,7 +49,7 @@ def told_slices(
     )
     threshold, facts = experiment.recipe.prompts.predicted_threshold, prepared.case.facts
     visibility = predicted_visibility(confidence, experiment.atlas, threshold, facts)
-    return experiment.slices_saying(prepared, visibility), visibility
+    return experiment.slices_stating(prepared, visibility), visibility
 
 
 def find_structures(

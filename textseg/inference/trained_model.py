@@ -23,7 +23,7 @@ from textseg.registry.discovery import Registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder
 from textseg.text.embeddings import TextTable, build_text_table
-from textseg.text.slice_text import SliceText, prompts_saying
+from textseg.text.slice_text import SliceText, volume_prompts
 
 AT_ONCE = 16  # slices on a GPU: more keep it no busier
 
@@ -76,7 +76,7 @@ class TrainedModel(Predictor):
         assert self.generator is not None
         assert self.texts is not None
         position = visibility.source != "template" or self.recipe.prompts.template_position
-        prompts = prompts_saying(visibility, len(image), self.generator, self.atlas, position=position)
+        prompts = volume_prompts(visibility, len(image), self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
         return SliceStack(image, SliceText(table, self.atlas, {visibility.source: prompts}))
 

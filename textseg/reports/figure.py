@@ -20,7 +20,7 @@ from textseg.drawing.side_by_side import shared_slice, typical_cases
 from textseg.errors import RunError, suggestion
 from textseg.evaluation.evaluate import check_data, load_segmenter
 from textseg.inference.slices import slice_outputs
-from textseg.inference.structure_finder import told_slices
+from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import read_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
@@ -64,7 +64,7 @@ class Trained:
 
     def outputs(self, prepared: PreparedCase) -> list[SegmenterOutput]:
         """What the model says of every slice of a case, batch by batch."""
-        slices, _ = told_slices(self.experiment, self.segmenter, prepared, self.source, self.device)
+        slices, _ = prompted_slices(self.experiment, self.segmenter, prepared, self.source, self.device)
         size = self.experiment.recipe.training.batch_size
         return list(slice_outputs(self.segmenter, slices, device=self.device, batch_size=size))
 

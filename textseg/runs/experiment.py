@@ -89,10 +89,10 @@ class Experiment:
         """Return the slices of one case without distortion, with the prompts of one source."""
         return SliceStack(prepared.image, self.text.of([prepared], [source]) if source and self.text else None)
 
-    def slices_saying(self, prepared: PreparedCase, visibility: Visibility) -> SliceStack:
+    def slices_stating(self, prepared: PreparedCase, visibility: Visibility) -> SliceStack:
         """Return the slices of one case without distortion, with prompts that say `visibility`."""
         assert self.text is not None
-        return SliceStack(prepared.image, self.text.saying(prepared, visibility))
+        return SliceStack(prepared.image, self.text.stating(prepared, visibility))
 
     def segmenter(self) -> Segmenter:
         """The model, with fresh weights."""

@@ -84,7 +84,7 @@ def slice_prompts(
 
     `interactive` uses what a person named. Without that, it simulates a person who names the first and the last
     structure of the sequence in the volume's annotation, or all visible ones where the atlas has no order. `predicted`
-    prompts need a model: see `prompts_saying`.
+    prompts need a model: see `volume_prompts`.
     """
     if source == "ground_truth":
         facts = prepared.case.facts
@@ -94,10 +94,10 @@ def slice_prompts(
         ]
     position = source != "template" or knowledge.template_position
     visibility = _of_volume(prepared, source, atlas, knowledge)
-    return prompts_saying(visibility, prepared.slice_count, generator, atlas, position=position)
+    return volume_prompts(visibility, prepared.slice_count, generator, atlas, position=position)
 
 
-def prompts_saying(
+def volume_prompts(
     visibility: Visibility,
     slice_count: int,
     generator: PromptGenerator,
@@ -204,12 +204,12 @@ class Text:
         }
         return SliceText(self.table, self.atlas, prompts)
 
-    def saying(self, prepared: AnnotatedCase, visibility: Visibility) -> SliceText:
+    def stating(self, prepared: AnnotatedCase, visibility: Visibility) -> SliceText:
         """Return the text of the slices of a case with prompts that state `visibility`.
 
         Raises PromptError for a text that is not in the table.
         """
-        prompts = prompts_saying(visibility, prepared.slice_count, self.generator, self.atlas)
+        prompts = volume_prompts(visibility, prepared.slice_count, self.generator, self.atlas)
         return SliceText(self.table, self.atlas, {visibility.source: prompts})
 
 
@@ -265,7 +265,7 @@ def _findable(
     """Return the prompts that a first pass may lead to; cases with equal facts and slice counts share them."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
-        ("predicted", prompts_saying(visibility, case.slice_count, generator, atlas))
+        ("predicted", volume_prompts(visibility, case.slice_count, generator, atlas))
         for case in alike.values()
         for visibility in predicted_visibilities(atlas, case.case.facts)
     ]
