@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.system.files import cache_folder, remove_unfinished, replacing, write_atomically
+from textseg.system.files import cache_folder, new_folder, remove_unfinished, replacing, write_atomically
 
 
 def test_a_file_is_written_whole_into_a_folder_that_may_be_missing(tmp_path: Path) -> None:
@@ -96,3 +96,13 @@ def test_the_cache_stands_where_the_environment_says(monkeypatch: pytest.MonkeyP
     assert cache_folder() == tmp_path / "slices"
     monkeypatch.delenv("TEXTSEG_CACHE")
     assert cache_folder().name == "textseg"
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a" / "folder") as folder:
+        (folder / "file").write_text("content")
+        assert not (tmp_path / "a" / "folder").exists()
+    assert (tmp_path / "a" / "folder" / "file").read_text() == "content"
+    with pytest.raises(FileNotFoundError), new_folder(tmp_path / "b") as folder:
+        (folder / "missing" / "file").write_text("it can't be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
