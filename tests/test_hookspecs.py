@@ -106,7 +106,7 @@ def test_hook_textseg_report_sections(notes: list[dict[str, object]]) -> None:
     assert "report.html" not in notes[1]["files"]  # type: ignore[operator]
     report = Path(str(notes[-1]["folder"]), "report.html").read_text(encoding="utf-8")
     assert "<section><h2>Said &lt;elsewhere&gt;</h2><p>42 words</p></section>" in report
-    assert report.index("Said") < report.index("What the model was told")
+    assert report.index("Said") < report.index("<h2>Prompts</h2>")
 
 
 def test_hook_textseg_run_finished(notes: list[dict[str, object]]) -> None:

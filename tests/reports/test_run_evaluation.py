@@ -180,4 +180,4 @@ def test_a_run_keeps_the_scores_of_groups_and_shows_them(finished_run: Path) -> 
     rows = read_scores(folder.group_scores)
     assert {row.structure for row in rows} == {"vertebrae", "discs", "canal"}
     assert {row.case for row in rows} == {row.case for row in read_scores(folder.scores)}
-    assert "right places, whatever the names" in folder.report.read_text()
+    assert "merged into one before scoring" in folder.report.read_text()

@@ -131,8 +131,8 @@ def test_prompts_show_each_source_with_token_counts(report, tmp_path):
     assert "text of s2 class-wise, s2 · 2 tokens" in page.text
     assert "text of s5" not in page.text
     assert "what the mask shows holistic · 21 tokens" in page.text
-    assert "1 holistic and 9 class-wise texts, the longest of 8 tokens" in page.text
-    assert "the model reads no text" in report(tmp_path, prompts=[])[1].text
+    assert "1 holistic and 9 class-wise texts, at most 8 tokens each" in page.text
+    assert "The model reads no text." in report(tmp_path, prompts=[])[1].text
     shared = {"source": "template", "view": "classwise", "structure": None, "text": "not visible", "tokens": 4}
     assert "not visible class-wise, several structures · 4 tokens" in report(tmp_path, prompts=[shared])[1].text
 
