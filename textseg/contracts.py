@@ -373,3 +373,23 @@ class HasPlan(Protocol):
     """A network that plans itself from the data; its plan, a dataclass, is written into run.json."""
 
     plan: Any
+
+
+class Logger(Protocol):
+    """`(run, step)`: records a training somewhere, from a step on. `run` is a `textseg.Run`."""
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Record the numbers of an epoch, by name."""
+        ...
+
+    def show(self, picture: Path, step: int) -> None:
+        """Record validation slices, a PNG file."""
+        ...
+
+    def log_results(self, results: Mapping[str, float], step: int) -> None:
+        """Record the means of the test scores, by name. The logger was built anew for this call."""
+        ...
+
+    def close(self, *, failed: bool) -> None:
+        """Write what is still in memory."""
+        ...

@@ -37,6 +37,16 @@ class ReportSection:
     html: str
 
 
+@dataclass(frozen=True)
+class LoggerOffer:
+    """A logger that recipes may name in `training.loggers`."""
+
+    name: str
+    builder: str  # "module:name" of a callable `(run, step)` that returns a `textseg.contracts.Logger`
+    package: str  # that it imports
+    install: str  # what `pip install` needs to bring that package
+
+
 @hookspec
 def textseg_register(register: Register) -> None:
     """Tell textseg which components this plug-in brings: `register.<kind>(name, builder)`.
@@ -52,6 +62,12 @@ def textseg_recipes() -> os.PathLike[str]:
     A folder inside the package travels with it: `Path(__file__).with_name("recipes")`.
     """
     raise NotImplementedError
+
+
+@hookspec
+def textseg_loggers() -> Sequence[LoggerOffer]:
+    """Offer loggers, which recipes name in `training.loggers`; a builder is imported when one does."""
+    return ()
 
 
 @hookspec

@@ -1,10 +1,17 @@
 """Table of contents."""
 
-from textseg import Run, hookimpl
+from textseg import LoggerOffer, Run, hookimpl
+
+
+@hookimpl
+def textseg_loggers() -> list[LoggerOffer]:
+    """Offer `training.loggers: [tensorboard]`."""
+    return [LoggerOffer("tensorboard", "textseg_tensorboard.tensorboard:TensorBoard", "tensorboard", "tensorboard")]
 
 
 @hookimpl
 def textseg_run_started(run: Run) -> None:
+    """Show the recipe under TEXT."""
     if "tensorboard" not in run.recipe["training"]["loggers"]:
         return
     from textseg_tensorboard.summaries import write_recipe
@@ -14,6 +21,7 @@ def textseg_run_started(run: Run) -> None:
 
 @hookimpl
 def textseg_run_finished(run: Run) -> None:
+    """Show settings and test scores under HPARAMS."""
     if "tensorboard" not in run.recipe["training"]["loggers"]:
         return
     from textseg_tensorboard.summaries import write_results

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from textseg.errors import RecipeError
+from textseg.hookspecs import LoggerOffer
 from textseg.recipe.loading import Recipe, complete_settings, dump, load_recipe, required_components
-from textseg.registry.discovery import Plugin, Register, Registry
+from textseg.registry.discovery import CORE_LOGGERS, Plugin, Register, Registry
 
 GUIDED = """\
 format: 1
@@ -68,7 +69,9 @@ def registry() -> Registry:
     register.fusion("mixer", mixer)
     register.auxiliary_loss("agreement", agreement)
     register.network("net", net)
-    return Registry([register.plugin], register.components)
+    registry = Registry([register.plugin], register.components)
+    registry.loggers = (*CORE_LOGGERS, LoggerOffer("tensorboard", "here:Logger", "json", "json"))
+    return registry
 
 
 class Loader:
@@ -371,3 +374,10 @@ def test_the_split_file_lies_beside_the_recipe(load: Loader, tmp_path: Path) -> 
     recipe = load(WHOLE.replace("{official: true}", "{file: splits/a.json}"))
     assert recipe.split.file == tmp_path.resolve() / "splits" / "a.json"
     assert load(dump(recipe)) == recipe
+
+
+def test_an_unknown_logger_is_a_mistake_but_for_a_run_that_stands_already(load: Loader) -> None:
+    text = GUIDED.replace("  epochs: 3", "  epochs: 3\n  loggers: [notebook]")
+    (line,) = load.mistakes(text, name="guided")
+    assert line.endswith("training.loggers.0: unknown value 'notebook'. Possible: mlflow, tensorboard, wandb.")
+    assert load(text, name="recipe").training.loggers == ("notebook",)

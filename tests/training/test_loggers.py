@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,23 @@ import torch
 
 from textseg.drawing.pictures import OverlayPicture
 from textseg.errors import RecipeError
+from textseg.hookspecs import LoggerOffer, Run
 from textseg.recipe.loading import Recipe, load_recipe
+from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.folder import RunFolder
+from textseg.system.progress import progress_bar
 from textseg.training import loggers as module
-from textseg.training.loggers import Watch, check_loggers, describe, drawn_in, duration, flat, peak_memory, watching
+from textseg.training.loggers import (
+    TrainingDisplay,
+    check_loggers,
+    describe,
+    drawn_in,
+    duration,
+    flat,
+    logging_to,
+    peak_memory,
+)
+from textseg.training.run import run
 
 ROW = {
     "epoch": 3,
@@ -57,11 +71,11 @@ def test_the_line_of_an_epoch_says_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3570, "1 h 0 min"), (12_000, "3 h 20 min"), (190_000, "2 d 4 h")],
 )
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_pictures_are_drawn_at_the_first_validation_that_is_due() -> None:
@@ -73,52 +87,90 @@ def test_pictures_are_drawn_at_the_first_validation_that_is_due() -> None:
     assert not any(drawn_in(e, every=None, validate_every=1, last=True) for e in epochs)
 
 
-def test_tensorboard_has_the_curves_and_the_picture(tiny_recipe: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+class Recorder:
+    """A logger that keeps what it gets."""
 
-    folder = RunFolder(tmp_path)
-    with watching(recipe(tiny_recipe, "tensorboard"), folder, 0) as watch:
-        watch.log(ROW, 12)
-        watch.show([picture(), picture()], 3)
+    def __init__(self, run: Run, step: int) -> None:
+        CALLS.append(("open", run.folder.name, step))
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        CALLS.append(("log", dict(row), step))
+
+    def show(self, picture: Path, step: int) -> None:
+        CALLS.append(("show", picture.name, step))
+
+    def log_results(self, results: Mapping[str, float], step: int) -> None:
+        CALLS.append(("results", dict(results), step))
+
+    def close(self, *, failed: bool) -> None:
+        CALLS.append(("close", failed))
+
+
+CALLS: list[tuple[Any, ...]] = []
+RECORDER = LoggerOffer("recorder", f"{__name__}:Recorder", "json", "json")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry whose only logger is a recorder."""
+    CALLS.clear()
+    registry = Registry()
+    monkeypatch.setattr(registry, "loggers", (RECORDER,), raising=False)
+    return registry
+
+
+def run_in(folder: Path, *loggers: str) -> Run:
+    return Run(folder, {"name": "tiny", "training": {"loggers": list(loggers)}}, {})
+
+
+def test_a_logger_gets_epochs_and_pictures(recorded: Registry, tmp_path: Path) -> None:
+    with logging_to(recorded, run_in(tmp_path, "recorder"), 4) as loggers, progress_bar() as bar:
+        display = TrainingDisplay(bar, loggers, RunFolder(tmp_path), 50, 2)
+        display.show_epoch(ROW, "")
+        display.show_pictures([picture(), picture()], 3, 12)
     assert (tmp_path / "log" / "overlays" / "epoch_0003.png").read_bytes().startswith(b"\x89PNG")
-    events = EventAccumulator(str(tmp_path / "log"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == ROW.keys() - {"epoch"}
-    (event,) = events.Scalars("validation_dsc_vertebrae")
-    assert (event.step, event.value) == (12, pytest.approx(0.7))
-    (image,) = events.Images("validation")
-    assert (image.step, image.height > image.width / 4) == (12, True)
+    row = {key: value for key, value in ROW.items() if key != "epoch"}
+    calls = [("log", row, 12), ("show", "epoch_0003.png", 12)]
+    assert [("open", tmp_path.name, 4), *calls, ("close", False)] == CALLS
 
 
-def test_no_logger_at_all_is_a_choice_and_csv_stays(tiny_recipe: Path, tmp_path: Path) -> None:
-    with watching(recipe(tiny_recipe), RunFolder(tmp_path), 0) as watch:
-        watch.log(ROW, 12)
-        assert watch.loggers == {}
+def test_no_logger_at_all_is_a_choice(recorded: Registry, tmp_path: Path) -> None:
+    with logging_to(recorded, run_in(tmp_path), 0) as loggers:
+        assert loggers == []
+    assert CALLS == []
     assert list(tmp_path.iterdir()) == []
 
 
-class Recorder:
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def finalize(self, status: str) -> None:
-        self.seen.append(status)
-
-
-def test_loggers_are_told_how_it_ended(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder()
-    monkeypatch.setattr(Watch, "_open_tensorboard", lambda self, recipe: recorder)
-    with watching(recipe(tiny_recipe, "tensorboard"), RunFolder(tmp_path), 0):
-        pass
-    with pytest.raises(KeyboardInterrupt), watching(recipe(tiny_recipe, "tensorboard"), RunFolder(tmp_path), 0):
+def test_loggers_learn_that_a_run_failed(recorded: Registry, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), logging_to(recorded, run_in(tmp_path, "recorder"), 0):
         raise KeyboardInterrupt
-    assert recorder.seen == ["success", "failed"]
+    assert CALLS[-1] == ("close", True)
+
+
+def test_test_scores_reach_a_logger(
+    tiny_recipe: Path, copied: Path, recorded: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed_registry(), "loggers", (RECORDER,))
+    (copied / "report.html").unlink()
+    run(tiny_recipe, output=copied.parent.parent, overrides=["training.loggers=[recorder]"])
+    record = RunFolder(copied).read()
+    assert CALLS[1:] == [("results", record["test"], record["scored_step"]), ("close", False)]
 
 
 def test_a_missing_package_is_a_message(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r'training.loggers: \'wandb\' needs .* pip install "textseg\[wandb\]"'):
-        check_loggers(recipe(tiny_recipe, "wandb"))
+        check_loggers(recipe(tiny_recipe, "wandb"), installed_registry())
+
+
+def test_an_unknown_logger_is_a_message(tiny_recipe: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"training\.loggers.*unknown value 'wand'\. Did you mean 'wandb'\? Possible: "
+    ):
+        recipe(tiny_recipe, "wand")
+    without_plugins = Registry()
+    with pytest.raises(RecipeError, match=r"training\.loggers: unknown value 'tensorboard'"):
+        check_loggers(load_recipe(tiny_recipe), without_plugins)
 
 
 def test_settings_by_dotted_key() -> None:
@@ -134,20 +186,26 @@ def test_memory_is_counted() -> None:
     del held
 
 
+def log_twice(tiny_recipe: Path, folder: RunFolder, name: str) -> None:
+    """Log an epoch and a picture, and once more as a run that goes on."""
+    settings = recipe(tiny_recipe, name).model_dump(mode="json")
+    for step in (12, 24):
+        run = Run(folder.path, settings, folder.read())
+        with logging_to(installed_registry(), run, step) as loggers, progress_bar() as bar:
+            display = TrainingDisplay(bar, loggers, folder, 50, 2)
+            display.show_epoch({**ROW, "step": step}, "")
+            display.show_pictures([picture()], 3, step)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 @pytest.mark.filterwarnings("ignore")  # theirs
 def test_wandb_keeps_one_run_offline(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = RunFolder(tmp_path / "tiny" / "seed1")
-    names = []
-    for step in (12, 24):
-        with watching(recipe(tiny_recipe, "wandb"), folder, step) as watch:
-            watch.log(ROW, step)
-            watch.show([picture()], 3)
-            names.append(watch.loggers["wandb"].experiment.id)
-    assert names[0] == names[1] == folder.read()["logged_as"]["wandb"]
-    assert len(list((folder.log / "wandb").glob(f"offline-run-*-{names[0]}/run-{names[0]}.wandb"))) == 2
+    log_twice(tiny_recipe, folder, "wandb")
+    identity = folder.read()["logged_as"]["wandb"]
+    assert len(list((folder.log / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))) == 2
     assert list((folder.log / "wandb").rglob("validation_*.png"))
 
 
@@ -156,10 +214,7 @@ def test_wandb_keeps_one_run_offline(tiny_recipe: Path, tmp_path: Path, monkeypa
 def test_mlflow_keeps_one_run_in_the_folder(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = RunFolder(tmp_path / "tiny" / "seed1")
-    for step in (12, 24):
-        with watching(recipe(tiny_recipe, "mlflow"), folder, step) as watch:
-            watch.log(ROW, step)
-            watch.show([picture()], 3)
+    log_twice(tiny_recipe, folder, "mlflow")
     (run,) = (folder.log / "mlruns").glob("*/" + folder.read()["logged_as"]["mlflow"])
     steps = [line.split()[2] for line in (run / "metrics" / "validation_dsc").read_text().splitlines()]
     assert steps == ["12", "24"]

@@ -88,6 +88,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     for at, kind in _components(data):
         found = _component_mistakes(at_path(data, at), kind, registry)
         mistakes += [((*at, *inner), message) for inner, message in found if (*at, *inner) not in unresolved]
+    if path.stem != "recipe":  # a trained model is used also where the plug-in of its logger is missing
+        mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
     if mistakes or unusable or recipe is None:
         raise RecipeError("\n".join([*places.report(mistakes), *unusable]))
     if recipe.split.file is not None:
@@ -159,6 +161,17 @@ def _components(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             named = False
         if named:
             yield at, kind
+
+
+def _logger_mistakes(data: dict[str, Any], registry: Registry) -> Iterator[Mistake]:
+    """Yield a mistake for each logger that neither the core nor a plug-in offers."""
+    training = data.get("training")
+    names = training.get("loggers") if isinstance(training, dict) else None
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        try:
+            registry.logger(str(name))
+        except PluginError as error:
+            yield ("training", "loggers", index), str(error)
 
 
 def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> list[Mistake]:

@@ -217,7 +217,7 @@ class TrainingSettings(_Section):
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
     patience: PositiveInt | None = None  # validations without a better one, after which the run is finished
     overlay_every: PositiveInt | None = None  # epochs
-    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    loggers: tuple[str, ...] = ("tensorboard",)  # offered by the core and by plug-ins; this one is in the distribution
 
 
 class EvaluationSettings(_Section):

@@ -17,7 +17,7 @@ import pluggy
 
 from textseg import hookspecs
 from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
-from textseg.hookspecs import ReportSection, Run
+from textseg.hookspecs import LoggerOffer, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import KINDS, Component, Plugin, cause
 from textseg.registry.validation import dotted
@@ -41,6 +41,10 @@ __all__ = [
 
 
 T = TypeVar("T")
+CORE_LOGGERS = (
+    LoggerOffer("wandb", "textseg.training.loggers:WeightsAndBiases", "wandb", "textseg[wandb]"),
+    LoggerOffer("mlflow", "textseg.training.loggers:MLflow", "mlflow", "textseg[mlflow]"),
+)
 
 
 class Register:
@@ -135,8 +139,21 @@ class Registry:
 
     def report_sections(self, run: Run) -> list[ReportSection]:
         """Return the sections that plug-ins add to the report of a run; one that fails becomes a line on stderr."""
-        answers = self._answers("textseg_report_sections", _checked_sections, run=run)
+        answers = self._answers("textseg_report_sections", lambda answer: _all_of(ReportSection, answer), run=run)
         return [section for _, sections in answers for section in sections]
+
+    def logger(self, name: str) -> LoggerOffer:
+        """Return the logger of this name. Raises PluginError."""
+        offers = {offer.name: offer for offer in self.loggers}
+        if name not in offers:
+            raise PluginError(f"unknown value '{name}'.{suggestion(name, offers)}")
+        return offers[name]
+
+    @functools.cached_property
+    def loggers(self) -> tuple[LoggerOffer, ...]:
+        """The loggers of the core and of the plug-ins."""
+        answers = self._answers("textseg_loggers", lambda answer: _all_of(LoggerOffer, answer))
+        return (*CORE_LOGGERS, *(offer for _, offers in answers for offer in offers))
 
     def recipe_folders(self) -> list[tuple[str, Path]]:
         """Return the folder of recipes of each plug-in that has one, behind the name of its distribution."""
@@ -224,11 +241,12 @@ class Registry:
             ) from error
 
 
-def _checked_sections(answer: Any) -> list[ReportSection]:
-    sections = list(answer)
-    if wrong := [section for section in sections if not isinstance(section, ReportSection)]:
-        raise TypeError(f"it gives {wrong[0]!r}, which is no ReportSection")
-    return sections
+def _all_of(kind: type[T], answer: Any) -> list[T]:
+    """Return what a hook gives, all of one type; raises TypeError for anything else."""
+    items = list(answer)
+    if wrong := [item for item in items if not isinstance(item, kind)]:
+        raise TypeError(f"it gives {wrong[0]!r}, which is no {kind.__name__}")
+    return items
 
 
 def _checked_folder(answer: Any) -> Path:

@@ -1,23 +1,28 @@
-"""What a person sees of a training: the line of an epoch, and its curves and pictures in every logger of the recipe."""
+"""Loggers of a training, its printed lines, and the pictures of its validation."""
 
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
 import os
+import pkgutil
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
+from textseg.contracts import Logger
 from textseg.drawing.pictures import OverlayPicture, overlay_png
-from textseg.errors import RecipeError
+from textseg.errors import PluginError, RecipeError
+from textseg.hookspecs import Run
 from textseg.recipe.loading import Recipe
+from textseg.registry.discovery import Registry
+from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
 from textseg.system.files import replacing
 from textseg.system.progress import progress_bar
@@ -25,115 +30,117 @@ from textseg.system.progress import progress_bar
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # logger -> what it imports
 PICTURES = 4  # validation cases that are drawn
 
 
-class Watch:
-    """The loggers of a run, and the folder that its pictures go to.
+class WeightsAndBiases:
+    """A run at Weights & Biases, set up by `WANDB_MODE`, `WANDB_PROJECT` and the like."""
 
-    Where W&B and MLflow keep a run, and as whom they log in, is set as they have it: by `WANDB_MODE`, `WANDB_PROJECT`,
-    `MLFLOW_TRACKING_URI` and the like. A run that goes on, goes on in both.
-    """
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, step: int, names: Sequence[str]) -> None:
-        self.folder, self.step = folder, step
-        self.settings = recipe.model_dump(mode="json")
-        self.loggers = {name: getattr(self, f"_open_{name}")(recipe) for name in names}
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """The numbers of an epoch."""
-        self.step = step
-        for logger in self.loggers.values():
-            logger.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step)
-
-    def show(self, pictures: Sequence[OverlayPicture], epoch: int) -> None:
-        """Validation slices as one picture: log/overlays/epoch_0010.png, and the same in every logger."""
-        path = self.folder.overlay(epoch)
-        png = overlay_png(*pictures)
-        with replacing(path) as temporary:
-            temporary.write_bytes(png)
-        for name, logger in self.loggers.items():
-            if name == "tensorboard":
-                from matplotlib.image import imread
-
-                pixels = imread(io.BytesIO(png), format="png")  # [H, W, 4] in 0..1
-                logger.experiment.add_image("validation", pixels[..., :3], self.step, dataformats="HWC")
-            elif name == "wandb":
-                logger.log_image("validation", [str(path)], self.step)
-            else:
-                logger.experiment.log_artifact(logger.run_id, str(path), "validation")
-
-    def close(self, status: str) -> None:
-        """Write what is still in memory; `status` is "success" or "failed"."""
-        for name, logger in self.loggers.items():
-            logger.finalize(status)
-            if name == "wandb":
-                logger.experiment.finish(exit_code=int(status != "success"))
-
-    def _open_tensorboard(self, recipe: Recipe) -> Any:
-        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-        return TensorBoardLogger(
-            self.folder.path, name="log", version="", purge_step=self.step, default_hp_metric=False
-        )
-
-    def _open_wandb(self, recipe: Recipe) -> Any:
+    def __init__(self, run: Run, step: int) -> None:
         from lightning.pytorch.loggers import WandbLogger
 
-        logger = WandbLogger(
-            name=_title(self.folder),
+        folder = RunFolder(run.folder)
+        self.logger = WandbLogger(
+            name=_title(folder),
             project=os.environ.get("WANDB_PROJECT", "textseg"),
-            group=recipe.name,
-            save_dir=self.folder.log,
-            id=self._remembered("wandb"),
+            group=run.recipe["name"],
+            save_dir=folder.log,
+            id=_identity(folder, "wandb"),
             resume="allow",
-            config=self.settings,
+            config=dict(run.recipe),
         )
-        self._remember("wandb", logger.experiment.id)
-        return logger
+        _keep_identity(folder, "wandb", self.logger.experiment.id)
 
-    def _open_mlflow(self, recipe: Recipe) -> Any:
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Record the numbers of an epoch."""
+        self.logger.log_metrics(dict(row), step)
+
+    def show(self, picture: Path, step: int) -> None:
+        """Record validation slices."""
+        self.logger.log_image("validation", [str(picture)], step)
+
+    def log_results(self, results: Mapping[str, float], step: int) -> None:
+        """Record the test scores as `test_<metric>`."""
+        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
+
+    def close(self, *, failed: bool) -> None:
+        """Upload the rest, and end the run there."""
+        self.logger.finalize("failed" if failed else "success")
+        self.logger.experiment.finish(exit_code=int(failed))
+
+
+class MLflow:
+    """A run of MLflow, set up by `MLFLOW_TRACKING_URI` and the like; without these in log/mlruns."""
+
+    def __init__(self, run: Run, step: int) -> None:
         from lightning.pytorch.loggers import MLFlowLogger
 
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its base package has no other store for log/mlruns
-        known = self._remembered("mlflow")
-        logger = MLFlowLogger(
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its small package has no other store for log/mlruns
+        folder = RunFolder(run.folder)
+        identity = _identity(folder, "mlflow")
+        self.logger = MLFlowLogger(
             experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "textseg"),
-            run_name=_title(self.folder),
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", (self.folder.log / "mlruns").resolve().as_uri()),
-            run_id=known,
+            run_name=_title(folder),
+            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", (folder.log / "mlruns").resolve().as_uri()),
+            run_id=identity,
         )
-        if known is None:
-            logger.log_hyperparams(dict(flat(self.settings)))
-            self._remember("mlflow", str(logger.run_id))
-        return logger
+        if identity is None:
+            self.logger.log_hyperparams(dict(flat(run.recipe)))
+            _keep_identity(folder, "mlflow", str(self.logger.run_id))
 
-    def _remembered(self, name: str) -> str | None:
-        found: str | None = self.folder.read().get("logged_as", {}).get(name)
-        return found
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Record the numbers of an epoch."""
+        self.logger.log_metrics(dict(row), step)
 
-    def _remember(self, name: str, identity: str) -> None:
-        self.folder.update(logged_as={**self.folder.read().get("logged_as", {}), name: identity})
+    def show(self, picture: Path, step: int) -> None:
+        """Record validation slices as an artifact."""
+        self.logger.experiment.log_artifact(self.logger.run_id, str(picture), "validation")
+
+    def log_results(self, results: Mapping[str, float], step: int) -> None:
+        """Record the test scores as `test_<metric>`."""
+        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
+
+    def close(self, *, failed: bool) -> None:
+        """Mark the run as finished or failed."""
+        self.logger.finalize("failed" if failed else "success")
 
 
 @contextmanager
-def watching(recipe: Recipe, folder: RunFolder, step: int, *, without: Sequence[str] = ()) -> Iterator[Watch]:
-    """The loggers of a recipe while a run goes on, from `step` on; they are told whether it ended well."""
-    watch = Watch(recipe, folder, step, [name for name in recipe.training.loggers if name not in without])
+def logging_to(registry: Registry, run: Run, step: int) -> Iterator[Sequence[Logger]]:
+    """Open the loggers of a run's recipe from a step on, and close them; an exception closes them as failed."""
+    names = run.recipe["training"]["loggers"]
+    loggers: list[Logger] = [pkgutil.resolve_name(registry.logger(name).builder)(run, step) for name in names]
     try:
-        yield watch
+        yield loggers
     except BaseException:
-        watch.close("failed")
+        for logger in loggers:
+            logger.close(failed=True)
         raise
-    watch.close("success")
+    for logger in loggers:
+        logger.close(failed=False)
+
+
+def check_loggers(recipe: Recipe, registry: Registry) -> None:
+    """Raise RecipeError for a logger that no plug-in brings, or whose package is not installed."""
+    for name in recipe.training.loggers:
+        try:
+            offer = registry.logger(name)
+        except PluginError as error:  # the default, without the plug-in that brings it
+            raise RecipeError(f"training.loggers: {error}") from error
+        if importlib.util.find_spec(offer.package) is None:
+            raise RecipeError(
+                f"training.loggers: '{name}' needs the package {offer.package}, which is not installed. Install it "
+                f'with: pip install "{offer.install}"'
+            )
 
 
 class TrainingDisplay:
     """The progress bar of a training, the printed line of each epoch, and the loggers that get its numbers."""
 
-    def __init__(self, bar: Progress, watch: Watch, epochs: int, finished_epochs: int, *, silent: bool) -> None:
-        self.bar, self.watch, self.silent = bar, watch, silent
+    def __init__(
+        self, bar: Progress, loggers: Sequence[Logger], folder: RunFolder, epochs: int, finished_epochs: int
+    ) -> None:
+        self.bar, self.loggers, self.folder = bar, loggers, folder
         self.epochs, self.first_epoch, self.started = epochs, finished_epochs, time.monotonic()
 
     def advance(self) -> None:
@@ -144,36 +151,34 @@ class TrainingDisplay:
         """Print a line above the bar."""
         self.bar.console.print(line, highlight=False, soft_wrap=True)
 
-    def show_epoch(self, row: Mapping[str, float], stage: str, pictures: Sequence[OverlayPicture]) -> None:
-        """Print the line of an epoch, and give its numbers and pictures to the loggers."""
+    def show_epoch(self, row: Mapping[str, float], stage: str) -> None:
+        """Print the line of an epoch, and give its numbers to the loggers."""
         epoch = int(row["epoch"])
-        self.watch.log(row, int(row["step"]))
-        if pictures and not self.silent:
-            self.watch.show(pictures, epoch)
+        for logger in self.loggers:
+            logger.log({key: value for key, value in row.items() if key != "epoch"}, int(row["step"]))
         seconds_per_epoch = (time.monotonic() - self.started) / (epoch - self.first_epoch)
         left = seconds_per_epoch * (self.epochs - epoch)
         self.print(describe(row, self.epochs, stage=stage, seconds_left=left))
 
+    def show_pictures(self, pictures: Sequence[OverlayPicture], epoch: int, step: int) -> None:
+        """Draw validation slices into log/overlays/epoch_0010.png, and give them to the loggers."""
+        path = self.folder.overlay(epoch)
+        with replacing(path) as temporary:
+            temporary.write_bytes(overlay_png(*pictures))
+        for logger in self.loggers:
+            logger.show(path, step)
+
 
 @contextmanager
 def displayed(
-    recipe: Recipe, folder: RunFolder, *, step: int, total_steps: int, finished_epochs: int, silent: bool
+    experiment: Experiment, folder: RunFolder, *, step: int, total_steps: int, finished_epochs: int, silent: bool
 ) -> Iterator[TrainingDisplay]:
     """Show a training while it goes on, from `step` on; a `silent` process of several has no loggers."""
-    loggers = recipe.training.loggers
-    with watching(recipe, folder, step, without=loggers if silent else ()) as watch, progress_bar() as bar:
+    run = experiment.run(folder.path, {} if silent else folder.read())
+    opened = nullcontext(()) if silent else logging_to(experiment.registry, run, step)
+    with opened as loggers, progress_bar() as bar:
         bar.add_task("training", total=total_steps, completed=step)
-        yield TrainingDisplay(bar, watch, recipe.training.epochs, finished_epochs, silent=silent)
-
-
-def check_loggers(recipe: Recipe) -> None:
-    """Raise RecipeError for a logger whose package is not installed."""
-    for name in recipe.training.loggers:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise RecipeError(
-                f"training.loggers: '{name}' needs the package {PACKAGES[name]}, which is not installed. Install it "
-                f'with: pip install "textseg[{name}]"'
-            )
+        yield TrainingDisplay(bar, loggers, folder, experiment.recipe.training.epochs, finished_epochs)
 
 
 def describe(row: Mapping[str, float], epochs: int, *, stage: str = "", seconds_left: float = 0.0) -> str:
@@ -235,6 +240,16 @@ def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bo
             yield f"{above}{key}", value
         elif value is not None:
             yield f"{above}{key}", json.dumps(value)
+
+
+def _identity(folder: RunFolder, name: str) -> str | None:
+    """Return the name that a logger has given to the run, so that a resumed run goes on under it."""
+    identity: str | None = folder.read().get("logged_as", {}).get(name)
+    return identity
+
+
+def _keep_identity(folder: RunFolder, name: str, identity: str) -> None:
+    folder.update(logged_as={**folder.read().get("logged_as", {}), name: identity})
 
 
 def _title(folder: RunFolder) -> str:

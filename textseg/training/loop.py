@@ -177,7 +177,7 @@ class Training:
         """
         first = len(self.progression.history)
         display_of = displayed(
-            self.experiment.recipe,
+            self.experiment,
             self.folder,
             step=self.progression.step,
             total_steps=self.total_steps,
@@ -192,10 +192,7 @@ class Training:
                 if not stopping:
                     validation = self._validate(epoch)
                     row = self._finish_epoch(epoch, validation, speed)
-                    pictures = (
-                        [example_picture(e, self.experiment.atlas) for e in validation.examples] if validation else []
-                    )
-                    display.show_epoch(row, self.stage(epoch).name, pictures)
+                    self._show_epoch(display, row, validation)
                     stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
                 if stopping:
                     self._save_and_stop(display)
@@ -224,6 +221,14 @@ class Training:
         seconds = time.monotonic() - started
         progression.seconds += seconds
         return stopping, slices / seconds
+
+    def _show_epoch(self, display: TrainingDisplay, row: dict[str, float], validation: Validation | None) -> None:
+        """Print and log a finished epoch, with pictures of validation slices where they are due."""
+        epoch, step = int(row["epoch"]), int(row["step"])
+        display.show_epoch(row, self.stage(epoch - 1).name)
+        if validation is not None and validation.examples and not self.silent:
+            pictures = [example_picture(example, self.experiment.atlas) for example in validation.examples]
+            display.show_pictures(pictures, epoch, step)
 
     def _save_and_stop(self, display: TrainingDisplay) -> NoReturn:
         self._save("last")

@@ -25,6 +25,7 @@ from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
 from textseg.recipe.loading import Recipe, TrainingSettings, dump, load_recipe
+from textseg.registry.discovery import installed_registry
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
@@ -40,7 +41,7 @@ from textseg.training.launching import (
     run_command,
     run_together,
 )
-from textseg.training.loggers import check_loggers, watching
+from textseg.training.loggers import check_loggers, logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
 from textseg.training.record import RunRecord, bound, is_scored
@@ -64,7 +65,7 @@ def run(
     Raises a TextsegError for what the user can mend.
     """
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
-    check_loggers(resolved)
+    check_loggers(resolved, installed_registry())
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     if dry_run:
         print(dump(resolved), plan(prepared(resolved, dry_run=True)), sep="\n")
@@ -224,9 +225,11 @@ def _evaluate(training: Training) -> None:
     scores = evaluate_and_write(experiment, segmenter, folder, folder, source=source, device=device)
     if training.silent:
         return
-    test = {f"test_{metric}": value for metric, value in folder.read()["test"].items() if value is not None}
-    with watching(experiment.recipe, folder, progression.step, without=["tensorboard"]) as watch:  # a plug-in's
-        watch.log(test, progression.step)
+    record = folder.read()
+    results = {metric: value for metric, value in record["test"].items() if value is not None}
+    with logging_to(experiment.registry, experiment.run(folder.path, record), progression.step) as loggers:
+        for logger in loggers:
+            logger.log_results(results, progression.step)
     _print_result(training, scores)
 
 
