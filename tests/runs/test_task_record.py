@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.contracts import Task
+from textseg.contracts import Structure, Task
 from textseg.errors import RunError
 from textseg.runs.task_record import TaskRecord, read_task, write_task
 
@@ -45,4 +45,32 @@ def test_a_field_that_a_later_version_added_is_named(tmp_path: Path, record: Tas
     written["task"]["planes"] = 3
     (tmp_path / "task.json").write_text(json.dumps(written))
     with pytest.raises(RunError, match="is damaged .*planes"):
+        read_task(tmp_path / "task.json")
+
+
+def test_a_file_of_a_version_without_planes_and_concepts_is_read(tmp_path: Path) -> None:
+    atlas = {
+        "name": "spine",
+        "structures": [{"name": "L5", "family": "lumbar vertebra", "index": 1}],
+        "sequence": ["L5"],
+    }
+    atlas |= {"groups": {"vertebrae": ["L5"]}, "adjacent": [], "label_schemes": {"spider": {"1": "L5"}}}
+    task = {"image_channels": 1, "image_size": [48, 40], "class_count": 2, "atlas": atlas, "text_size": None}
+    task |= {"text_length": None, "fingerprint": {"native_sizes": [[15, 640, 512]]}}
+    (tmp_path / "task.json").write_text(json.dumps({"task": task, "seen": {"a1": "training case 5"}}))
+    record = read_task(tmp_path / "task.json")
+    assert record.task.image_size == (48, 40)
+    assert record.task.atlas.plane == "sagittal"
+    assert record.task.atlas.groups == {"vertebrae": ("L5",)}
+    assert record.task.atlas.label_schemes == {"spider": {1: "L5"}}
+    assert record.task.atlas.structures == (Structure("L5", "lumbar vertebra", 1),)
+    assert record.task.fingerprint == {"native_sizes": [[15, 640, 512]]}
+    assert record.seen == {"a1": "training case 5"}
+
+
+def test_an_atlas_that_contradicts_itself_is_a_damaged_file(tmp_path: Path, record: TaskRecord) -> None:
+    content = json.loads(record.written())
+    content["task"]["atlas"]["structures"][0]["index"] = 7
+    (tmp_path / "task.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"is damaged \(task.atlas: .* the index of structures\[i\] must be i \+ 1"):
         read_task(tmp_path / "task.json")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textseg.errors import DataError
+from textseg.system.files import content_hash
 
 if TYPE_CHECKING:
     from textseg.recipe.loading import SplitSettings
@@ -30,7 +31,7 @@ class Split:
     @property
     def hash(self) -> str:
         """The hash of all parts; equal splits have equal hashes, no matter how they were made."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return content_hash(asdict(self))
 
 
 def make_split(

@@ -20,7 +20,7 @@ from textseg.metrics.definitions import score
 from textseg.metrics.scores import Score, Told, summarise
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
-from textseg.runs.folder import RunFolder, first_line
+from textseg.runs.folder import RunFolder, load_weights
 from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.volumes.geometry import Geometry
@@ -173,15 +173,11 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
 
     Raises RunError for a checkpoint of another model.
     """
-    state = folder.load_checkpoint(name)
     segmenter = experiment.segmenter()
-    try:
-        segmenter.load_state_dict(state["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(
-            f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}': {first_line(error)} It comes "
-            "from another version of a plug-in, or from another run: train again with `textseg run RECIPE --fresh`."
-        ) from error
+    mismatch = f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}'"
+    origin = "It comes from another version of a plug-in, or from another run"
+    advice = f"{origin}: train again with `textseg run RECIPE --fresh`."
+    load_weights(segmenter, folder.load_checkpoint(name), mismatch, advice)
     return segmenter.eval()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from textseg.metrics.scores import Score, write_scores
 from textseg.recipe.loading import EvaluationSettings
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
+from textseg.system.files import content_hash
 from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels
 
 LISTED = 5  # files that a message names
@@ -90,8 +89,8 @@ def evaluate_masks(
         predictions=str(predictions),
         missing_files=missing,
         hashes={
-            "data": _hash(contents),
-            "split": _hash(sorted({case.patient for case in cases})),
+            "data": content_hash(contents),
+            "split": content_hash(sorted({case.patient for case in cases})),
             "preparation": "none: masks of another tool",
         },
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
@@ -128,7 +127,3 @@ def _read(
             "nearest neighbours; textseg moves no voxel of a mask that it scores."
         )
     return map_labels(labels, dataset.label_map(case), replace(case, mask_path=path))
-
-
-def _hash(contents: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from textseg.errors import PluginError, PromptError, RunError
 from textseg.inference.onnx_networks import Engine, OnnxNetwork
@@ -17,7 +18,7 @@ from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.experiment import build_segmenter
-from textseg.runs.folder import first_line
+from textseg.runs.folder import load_weights
 from textseg.runs.task_record import read_task
 from textseg.system.hub import carried_configurations
 from textseg.text.embeddings import TextTable
@@ -49,7 +50,8 @@ def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) 
     else:
         with carried_configurations(path / HUB):
             segmenter = build_segmenter(recipe, registry, record.task)
-        _load_weights(segmenter, path)
+        mismatch = f"'{path}': its weights don't fit the model of its recipe"
+        load_weights(cast(nn.Module, segmenter.network), {"model": read_tensors(path / WEIGHTS)}, mismatch)
     return TrainedModel(
         name=manifest["name"],
         fingerprint=manifest["fingerprint"],
@@ -60,14 +62,6 @@ def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) 
         texts=FrozenTexts(path, record.task.text_length or 0) if recipe.prompts else None,
         device=device,
     )
-
-
-def _load_weights(segmenter: Segmenter, path: Path) -> None:
-    network: Any = segmenter.network
-    try:
-        network.load_state_dict(read_tensors(path / WEIGHTS))
-    except RuntimeError as error:
-        raise RunError(f"'{path}': its weights don't fit the model of its recipe: {first_line(error)}") from error
 
 
 class FrozenTexts:

@@ -15,8 +15,9 @@ from textseg.inference.trained_model import EncodedTexts, TrainedModel, prompt_g
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build_segmenter
-from textseg.runs.folder import RunFolder, first_line
+from textseg.runs.folder import RunFolder, load_weights
 from textseg.runs.task_record import read_task
+from textseg.system.devices import chosen_device
 from textseg.volumes.files import file_hash
 
 
@@ -37,7 +38,7 @@ def load_model(
     path: Path | str, *, device: str | torch.device | None = None, engine: Engine | None = None
 ) -> TrainedModel:
     """Load one trained model from a bundle, or from a run folder with its best checkpoint; see `load`."""
-    path, device = Path(path), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path, device = Path(path), chosen_device(device)
     if (path / MANIFEST).exists():
         return open_bundle(path, device, engine)
     if engine is not None:
@@ -46,10 +47,8 @@ def load_model(
     recipe, record = load_recipe(folder.recipe), read_task(folder.task)
     segmenter = build_segmenter(recipe, registry, record.task)
     checkpoint = folder.checkpoint("best")
-    try:
-        segmenter.load_state_dict(folder.load_checkpoint("best")["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(f"'{checkpoint}' does not fit the model of '{folder.recipe}': {first_line(error)}") from error
+    mismatch = f"'{checkpoint}' does not fit the model of '{folder.recipe}'"
+    load_weights(segmenter, folder.load_checkpoint("best"), mismatch)
     return TrainedModel(
         name=recipe.name,
         fingerprint=file_hash(checkpoint),

@@ -28,6 +28,7 @@ from textseg.reports.tsne import tsne
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import read_kept
+from textseg.system.devices import chosen_device
 from textseg.volumes.labels import fullest_slice
 
 PIXELS = 1000  # in a map of features, an equal part for each structure
@@ -206,7 +207,7 @@ def named(runs: Sequence[Path]) -> dict[str, RunFolder]:
 
 def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
     """One run after the other, its weights loaded; raises RunError for masks of another tool, and for other data."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     for label, folder in named(runs).items():
         facts = folder.read()
         if facts.get("predictions"):

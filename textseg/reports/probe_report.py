@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from textseg.contracts import Source
 from textseg.drawing.pictures import figure_png
@@ -20,6 +19,7 @@ from textseg.metrics.statistics import Interval, small_sample_warning
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
+from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
 
 NEGLIGIBLE = 0.005  # DSC; a smaller difference is not reported as one
@@ -39,7 +39,7 @@ def probe_run(run: Path, *, output: Path | None = None) -> str:
     sources: list[Source] = ["template", "interactive", "ground_truth", "predicted"]
     experiment = build(recipe, also=sources)
     check_data(experiment, folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     scores = probe(experiment, load_segmenter(experiment, folder).to(device), device)
     drops = measure_drops(scores, experiment.structures_in_training)
     target = output or folder.path / "probe"

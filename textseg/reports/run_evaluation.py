@@ -32,6 +32,7 @@ from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.runs.task_record import write_task
 from textseg.system import distributed
+from textseg.system.devices import chosen_device
 from textseg.system.progress import counting, progress_bar
 from textseg.text.embeddings import write_prompt_table
 
@@ -136,7 +137,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
         experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
     check_data(experiment, folder)
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     segmenter = load_segmenter(experiment, folder).to(device)
     told = told_by(source, visible)
     target = folder if source == experiment.evaluation_source else folder.evaluation(told)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import Recipe, required_components
 from textseg.registry.discovery import Component, Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
-from textseg.system.files import cache_folder
+from textseg.system.files import cache_folder, content_hash
 from textseg.text.slice_text import Knowledge, Text, build_text
 from textseg.text.visibility import read_statements
 
@@ -117,9 +115,9 @@ class Experiment:
         """What makes two runs comparable, and a run resumable."""
         keys = sorted(case.key for part in PARTS for case in self.cases[part])
         return {
-            "data": _hash(keys),
+            "data": content_hash(keys),
             "split": self.split.hash,
-            "preparation": _hash(self.recipe.preparation.model_dump(mode="json")),
+            "preparation": content_hash(self.recipe.preparation.model_dump(mode="json")),
             "prompts": self.text.table.fingerprint if self.text else None,
         }
 
@@ -308,7 +306,3 @@ def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
         "spacings_mm": [case.spacing_mm for case in cases],
         "intensities": [case.intensities for case in cases],
     }
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

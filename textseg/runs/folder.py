@@ -22,6 +22,8 @@ from textseg.errors import RunError
 from textseg.system.files import remove_unfinished, replacing, write_atomically
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from textseg.recipe.loading import Recipe
     from textseg.registry.discovery import Component
 
@@ -229,6 +231,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "copy, or add --fresh to `textseg run` to move the run aside and train anew."
         ) from error
     return state
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], mismatch: str, advice: str = "") -> None:
+    """Load the weights of a checkpoint; raises RunError, which begins with `mismatch`, for those of another model."""
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except (KeyError, RuntimeError) as error:
+        raise RunError(f"{mismatch}: {first_line(error)} {advice}".rstrip()) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""task.json: what a trained model is for, so that it segments volumes where its data set is not at hand."""
+"""The file task.json: the task of a trained model, so that it segments volumes where its data set is absent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from textseg.contracts import Atlas, Structure, Task
 from textseg.errors import RunError
 from textseg.system.files import write_atomically
@@ -15,13 +17,13 @@ from textseg.system.files import write_atomically
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task, and by the hash of its image file each case that the weights or their choice have seen."""
+    """A task, and the cases that training or the choice of the best checkpoint has seen, by hash of the image file."""
 
     task: Task
     seen: Mapping[str, str]  # SHA-256 -> "training case 12_t2"
 
     def written(self) -> str:
-        """As JSON."""
+        """Return the record as JSON."""
         return json.dumps({"task": asdict(self.task), "seen": dict(self.seen)}, indent=1) + "\n"
 
 
@@ -31,32 +33,24 @@ def write_task(path: Path, record: TaskRecord) -> None:
 
 
 def read_task(path: Path) -> TaskRecord:
-    """The record in a task.json. Raises RunError where it is missing or damaged."""
+    """Return the record in a task.json. Raises RunError where it is missing or damaged."""
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-        task = written["task"]
-        atlas = _atlas(task.pop("atlas"))
-        size = tuple(task.pop("image_size"))
-        return TaskRecord(Task(image_size=size, atlas=atlas, **task), written["seen"])
+        return _RECORD.validate_json(path.read_bytes())
     except FileNotFoundError:
         raise RunError(
             f"'{path}' does not exist: the run stems from an earlier version. Write it with: textseg evaluate "
             f"{path.parent}"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"'{path}' is damaged ({error}). Write it anew with: textseg evaluate {path.parent}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
+        raise RunError(
+            f"'{path}' is damaged ({problem}). Write it anew with: textseg evaluate {path.parent}"
+        ) from error
 
 
-def _atlas(written: dict[str, Any]) -> Atlas:
-    return Atlas(
-        name=written["name"],
-        structures=tuple(Structure(**structure) for structure in written["structures"]),
-        sequence=tuple(written["sequence"]),
-        groups={name: tuple(group) for name, group in written["groups"].items()},
-        adjacent=tuple((one, other) for one, other in written["adjacent"]),
-        label_schemes={
-            name: {int(value): said for value, said in scheme.items()}
-            for name, scheme in written["label_schemes"].items()
-        },
-        plane=written.get("plane", "sagittal"),  # as all were before there were others
-    )
+# The way in which pydantic lets data classes that do not know it refuse fields that they do not have.
+_PARTS: tuple[Any, ...] = (TaskRecord, Task, Atlas, Structure)
+for _part in _PARTS:
+    _part.__pydantic_config__ = ConfigDict(extra="forbid")
+_RECORD = TypeAdapter(TaskRecord)

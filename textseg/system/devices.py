@@ -1,4 +1,4 @@
-"""Tensors that move together, from device to device and into page-locked memory."""
+"""Devices: which one to use, and data classes whose tensors move together from device to device."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ class Movable:
             if hasattr(value := getattr(self, item.name), "pin_memory")
         }
         return replace(self, **pinned)
+
+
+def chosen_device(name: torch.device | str | None = None) -> torch.device:
+    """Return the device of that name; without a name the GPU, or the CPU where there is no GPU."""
+    import torch
+
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # The only portable way to read the mask is to set it; done once, at import, because threads share it.
 _UMASK = os.umask(0)
@@ -58,6 +61,11 @@ def remove_unfinished(folder: Path) -> None:
     for path in folder.glob(".*"):
         if _UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def content_hash(content: Any) -> str:
+    """Return a short hash of plain values that is the same on every machine."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

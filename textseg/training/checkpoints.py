@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from textseg.errors import RunError
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage
-from textseg.runs.folder import RunFolder, first_line, load_checkpoint
+from textseg.runs.folder import RunFolder, first_line, load_checkpoint, load_weights
 from textseg.system.messages import counted
 
 if TYPE_CHECKING:
@@ -81,9 +81,5 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
 def initialize(segmenter: Segmenter, place: Path) -> None:
     """Take the weights of a run or a checkpoint; raises RunError for those of another model."""
     path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
-    try:
-        segmenter.load_state_dict(load_checkpoint(path)["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(
-            f"training.initialize_from: '{path}' does not fit the model of this recipe: {first_line(error)}"
-        ) from error
+    mismatch = f"training.initialize_from: '{path}' does not fit the model of this recipe"
+    load_weights(segmenter, load_checkpoint(path), mismatch)
