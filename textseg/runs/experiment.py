@@ -1,8 +1,7 @@
-"""From a recipe to data, text, model and losses: the only wiring."""
+"""An experiment: data, text, model and losses, built from a recipe. Nothing else connects them."""
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A recipe with its data in place."""
+    """A recipe with its data prepared; it builds the model and the losses."""
 
     recipe: Recipe
     registry: Registry
@@ -47,11 +46,12 @@ class Experiment:
 
     @property
     def atlas(self) -> Atlas:
+        """The atlas of the data set."""
         return self.dataset.atlas
 
     @property
     def evaluation_source(self) -> Source | None:
-        """What prompts know at test time; None without text."""
+        """The prompt source of the evaluation; None without text."""
         return self.recipe.prompts.evaluation if self.recipe.prompts else None
 
     @property
@@ -62,17 +62,18 @@ class Experiment:
 
     @property
     def record(self) -> TaskRecord:
-        """What of the experiment a trained model needs where the data are not."""
+        """The facts that a trained model needs where the data set is absent."""
         parts = {"validation": "validation", "train": "training"}
         seen = {case.image_hash: f"{parts[part]} case {case.case.id}" for part in parts for case in self.cases[part]}
         return TaskRecord(self.task, seen)
 
     @property
     def components(self) -> list[Component]:
+        """The components that the recipe uses."""
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
 
     def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
-        """The run of this experiment in a folder, as hooks see it."""
+        """Return the run of this experiment in a folder, as hooks see it."""
         return Run(folder, self.recipe.model_dump(mode="json"), record)
 
     def training_slices(self) -> Slices:
@@ -93,14 +94,15 @@ class Experiment:
         return SliceStack(prepared.image, self.text.stating(prepared, visibility))
 
     def segmenter(self) -> Segmenter:
-        """The model, with fresh weights."""
+        """Return the model with new weights."""
         return build_segmenter(self.recipe, self.registry, self.task)
 
     def segmentation_loss(self) -> SegmentationLoss:
+        """Return the segmentation loss of the recipe."""
         return SegmentationLoss(**self.recipe.segmentation_loss.model_dump())
 
     def auxiliary_losses(self, segmenter: Segmenter) -> nn.ModuleDict:
-        """The auxiliary losses by name, in the order of the recipe."""
+        """Return the auxiliary losses by name, in the order of the recipe."""
         losses: dict[str, AuxiliaryLoss] = {}
         for spec in self.recipe.auxiliary_losses:
             features = segmenter.fused_features
@@ -112,7 +114,7 @@ class Experiment:
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
     def hashes(self) -> dict[str, str | None]:
-        """What makes two runs comparable, and a run resumable."""
+        """Return hashes of everything that two comparable runs, and the parts of a resumed run, have in common."""
         keys = sorted(case.key for part in PARTS for case in self.cases[part])
         return {
             "data": content_hash(keys),
@@ -120,20 +122,6 @@ class Experiment:
             "preparation": content_hash(self.recipe.preparation.model_dump(mode="json")),
             "prompts": self.text.table.fingerprint if self.text else None,
         }
-
-
-def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
-    """The model of a recipe, with fresh weights, for a task whose data need not be at hand."""
-    model, build = recipe.model, registry.build
-    if model.network is not None:
-        network = build("network", model.network.use, task, settings=model.network.settings)
-        _check_text(recipe, uses_text=network.uses_text)
-        return Segmenter(network)
-    assert model.vision_encoder is not None
-    assert model.fusion is not None  # the schema asks for both or neither
-    encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
-    fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
-    return Segmenter(TextGuidedNetwork(task, encoder, fusion))
 
 
 def build(
@@ -148,33 +136,24 @@ def build(
     Args:
         recipe: checked.
         also: prompt sources beyond those of the recipe.
-        named: what a person says is visible in the test cases, for `interactive` prompts: see `read_statements`;
+        named: the structures that a person names in the test cases, for `interactive` prompts: see `read_statements`;
             without it the person is simulated.
-        progress: told how many cases of how many are prepared.
+        progress: called with the number of prepared cases and of all cases.
 
     Raises a TextsegError, before anything is prepared where that is possible, for a recipe whose parts don't go
     together, and for data that are missing or damaged.
     """
-    registry, cache = installed_registry(), cache_folder()
+    registry = installed_registry()
+    # 1. Parts that don't go together, before hours of preparation.
     _check_parts(recipe, registry)
+    # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
-    cases = [case for case in _kept(dataset, recipe.leave_out) if case.mask_path is not None]
-    if not cases:
-        raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask: nothing to train or test on.")
-    _check_cases(recipe.dataset.use, dataset, cases)
-    store, strata = functools.partial(prepare, plane=dataset.atlas.plane, progress=progress), None
-    if recipe.split.stratify:  # by what the masks show, so all of them first
-        everything = store(cases, dataset.label_map, recipe.preparation, cache)
-        strata = _strata(everything, dataset.atlas)
-    split = make_split(recipe.split, (case.patient for case in cases), dataset.official_split(), strata)
-    used = {patient: part for part in PARTS for patient in getattr(split, part)}
-    prepared = (
-        [case for case in everything if case.case.patient in used]
-        if recipe.split.stratify
-        else store([case for case in cases if case.patient in used], dataset.label_map, recipe.preparation, cache)
-    )
-    by_part = {part: [case for case in prepared if used[case.case.patient] == part] for part in PARTS}
-    text = _text(recipe, registry, dataset.atlas, by_part, also, named)
+    cases = _usable_cases(recipe, dataset)
+    # 3. Their slices, and the part of the split that each belongs to.
+    split, prepared = _prepare_and_split(recipe, dataset, cases, progress)
+    # 4. Prompts, written and encoded; none for a recipe without text.
+    text = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else None
+    # 5. The task that models are built for.
     task = Task(
         image_channels=1,
         image_size=recipe.preparation.size,
@@ -182,34 +161,37 @@ def build(
         atlas=dataset.atlas,
         text_size=text.table.tokens.shape[2] if text else None,
         text_length=text.table.tokens.shape[1] if text else None,
-        fingerprint=_fingerprint(by_part["train"]),
+        fingerprint=_fingerprint(prepared["train"]),
     )
-    return Experiment(recipe, registry, dataset, split, by_part, text, task)
+    return Experiment(recipe, registry, dataset, split, prepared, text, task)
 
 
-def _kept(dataset: Dataset, left_out: Sequence[str]) -> list[Case]:
-    cases = dataset.cases()
-    if unknown := [case_id for case_id in left_out if case_id not in {case.id for case in cases}]:
-        raise DataError(f"leave_out: there is no case '{unknown[0]}'.{suggestion(unknown[0], [c.id for c in cases])}")
-    return [case for case in cases if case.id not in left_out]
+def _check_parts(recipe: Recipe, registry: Registry) -> None:
+    """Raise RecipeError for what is wrong with the parts of a recipe and can be known without data."""
+    losses = [loss.use for loss in recipe.auxiliary_losses]
+    if twice := sorted({name for name in losses if losses.count(name) > 1}):
+        raise RecipeError(f"auxiliary_losses: {', '.join(twice)} stands there more than once. Keep one of each.")
+    if recipe.model.network is None:
+        return
+    if losses:
+        raise RecipeError(_NO_FEATURES.format(losses[0]))
+    uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
+    if isinstance(uses_text, bool):  # else only the built network knows; see `build_segmenter`
+        _check_text(recipe, uses_text=uses_text)
 
 
-def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:
-    """Of each patient: the sequences of its series, the first and the last level of the row that one of them shows."""
-    patients: dict[str, list[PreparedCase]] = {}
-    for case in cases:
-        patients.setdefault(case.case.patient, []).append(case)
-    strata = {}
-    for patient, series in patients.items():
-        shown = {index for case in series for plane in case.present for index in plane}
-        row = [name for name in atlas.sequence if atlas[name].index in shown]
-        levels = [*row[:1], *row[-1:]] if row else [atlas.names[index - 1] for index in sorted(shown)]
-        strata[patient] = " ".join([*sorted({case.case.facts.get("sequence", "") for case in series}), *levels])
-    return strata
+def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
+    """Return the cases with a mask that the recipe does not leave out; raises DataError for none, and for unclear ones.
 
-
-def _check_cases(name: str, dataset: Dataset, cases: Sequence[Case]) -> None:
-    """What would otherwise be found only when the training is over, or by a crash inside it."""
+    Without these checks the mistake would appear when the training is over, or as a crash inside it.
+    """
+    name, cases = recipe.dataset.use, dataset.cases()
+    known = [case.id for case in cases]
+    if unknown := [case_id for case_id in recipe.leave_out if case_id not in known]:
+        raise DataError(f"leave_out: there is no case '{unknown[0]}'.{suggestion(unknown[0], known)}")
+    cases = [case for case in cases if case.id not in recipe.leave_out and case.mask_path is not None]
+    if not cases:
+        raise DataError(f"dataset: '{name}' has no case with a mask: nothing to train or test on.")
     ids = Counter(case.id for case in cases)
     if twice := [case_id for case_id, count in ids.items() if count > 1]:
         raise DataError(
@@ -223,38 +205,41 @@ def _check_cases(name: str, dataset: Dataset, cases: Sequence[Case]) -> None:
                 f"dataset: '{name}' maps labels of case '{case.id}' to {', '.join(map(str, beyond))}, and the classes "
                 f"of atlas '{dataset.atlas.name}' are 0 to {classes - 1}. Correct its label map."
             )
+    return cases
 
 
-_NO_FEATURES = (
-    "auxiliary_losses: '{}' needs the fused features of a vision encoder and a fusion, and model.network gives none. "
-    "Remove it, or use another model."
-)
+def _prepare_and_split(
+    recipe: Recipe, dataset: Dataset, cases: Sequence[Case], progress: Progress
+) -> tuple[Split, dict[str, list[PreparedCase]]]:
+    """Return the split, and the prepared cases of each part; cases of no part are prepared only where it must be."""
+    atlas, patients = dataset.atlas, [case.patient for case in cases]
+
+    def stored(some: Sequence[Case]) -> list[PreparedCase]:
+        cache = cache_folder()
+        return prepare(some, dataset.label_map, recipe.preparation, cache, plane=atlas.plane, progress=progress)
+
+    if recipe.split.stratify:  # by what the masks show, so all of them are prepared first
+        prepared = stored(cases)
+        split = make_split(recipe.split, patients, dataset.official_split(), _strata(prepared, atlas))
+    else:
+        split = make_split(recipe.split, patients, dataset.official_split(), None)
+        used = {patient for part in PARTS for patient in getattr(split, part)}
+        prepared = stored([case for case in cases if case.patient in used])
+    return split, {part: [case for case in prepared if case.case.patient in getattr(split, part)] for part in PARTS}
 
 
-def _check_parts(recipe: Recipe, registry: Registry) -> None:
-    """What can be known of the parts before hours of preparation."""
-    losses = [loss.use for loss in recipe.auxiliary_losses]
-    if twice := sorted({name for name in losses if losses.count(name) > 1}):
-        raise RecipeError(f"auxiliary_losses: {', '.join(twice)} stands there more than once. Keep one of each.")
-    if recipe.model.network is None:
-        return
-    if losses:
-        raise RecipeError(_NO_FEATURES.format(losses[0]))
-    uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
-    if isinstance(uses_text, bool):  # else only the built network knows
-        _check_text(recipe, uses_text=uses_text)
-
-
-def _check_text(recipe: Recipe, *, uses_text: bool) -> None:
-    assert recipe.model.network is not None
-    name = recipe.model.network.use
-    if uses_text and recipe.prompts is None:
-        raise RecipeError(f"model.network: '{name}' reads text, and the recipe has no prompts. Add the section.")
-    if not uses_text and recipe.prompts is not None:
-        raise RecipeError(
-            f"prompts: model.network '{name}' reads no text, and its results would look as if it did. Remove the "
-            "section, or use another model."
-        )
+def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:
+    """Return the stratum of each patient: the sequences of its series, and the first and last level that they show."""
+    patients: dict[str, list[PreparedCase]] = {}
+    for case in cases:
+        patients.setdefault(case.case.patient, []).append(case)
+    strata = {}
+    for patient, series in patients.items():
+        shown = {index for case in series for plane in case.present for index in plane}
+        row = [name for name in atlas.sequence if atlas[name].index in shown]
+        levels = [*row[:1], *row[-1:]] if row else [atlas.names[index - 1] for index in sorted(shown)]
+        strata[patient] = " ".join([*sorted({case.case.facts.get("sequence", "") for case in series}), *levels])
+    return strata
 
 
 def _text(
@@ -264,17 +249,17 @@ def _text(
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
     named: str | None,
-) -> Text | None:
+) -> Text:
+    """Write and encode the prompts of every source that some part of the split needs."""
     settings = recipe.prompts
-    if settings is None:
-        return None
+    assert settings is not None
     needed: dict[str, set[Source]] = {
         "train": set(_mixture(recipe)),
         "validation": {settings.evaluation},
         "test": {settings.evaluation, *also},
     }
     for sources in needed.values():
-        if "predicted" in sources:  # what a first pass finds, it finds with the template
+        if "predicted" in sources:  # they come from a first pass with the template
             sources.add("template")
     return build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
@@ -293,16 +278,49 @@ def _text(
 
 
 def _mixture(recipe: Recipe) -> dict[Source, float]:
-    """The prompt sources of training that have a chance at all; none without text."""
+    """Return the prompt sources of training with a probability above 0; none without text."""
     mixture = recipe.prompts.training if recipe.prompts else {}
     return {source: chance for source, chance in mixture.items() if chance}
 
 
 def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
-    """Of the training cases, for networks that plan themselves and for the check of unlike volumes."""
+    """Return facts of the training cases, for networks that plan themselves and for the check of unlike volumes."""
     return {
         "native_sizes": [(case.slice_count, *case.slice_geometry.native_size) for case in cases],
         "native_spacings_mm": [case.native_spacing_mm for case in cases],
         "spacings_mm": [case.spacing_mm for case in cases],
         "intensities": [case.intensities for case in cases],
     }
+
+
+def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
+    """Return the model of a recipe with new weights; the data of the task need not be present."""
+    model, build = recipe.model, registry.build
+    if model.network is not None:
+        network = build("network", model.network.use, task, settings=model.network.settings)
+        _check_text(recipe, uses_text=network.uses_text)
+        return Segmenter(network)
+    assert model.vision_encoder is not None
+    assert model.fusion is not None  # the schema asks for both or neither
+    encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
+    fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
+    return Segmenter(TextGuidedNetwork(task, encoder, fusion))
+
+
+def _check_text(recipe: Recipe, *, uses_text: bool) -> None:
+    """Raise RecipeError for a network with text and a recipe without prompts, or the reverse."""
+    assert recipe.model.network is not None
+    name = recipe.model.network.use
+    if uses_text and recipe.prompts is None:
+        raise RecipeError(f"model.network: '{name}' reads text, and the recipe has no prompts. Add the section.")
+    if not uses_text and recipe.prompts is not None:
+        raise RecipeError(
+            f"prompts: model.network '{name}' reads no text, and its results would look as if it did. Remove the "
+            "section, or use another model."
+        )
+
+
+_NO_FEATURES = (
+    "auxiliary_losses: '{}' needs the fused features of a vision encoder and a fusion, and model.network gives none. "
+    "Remove it, or use another model."
+)
