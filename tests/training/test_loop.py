@@ -284,7 +284,7 @@ def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpo
         assert message.startswith(f"The {what} is no finite number in step {bad + 1}, in a batch of\n")
         slices = training.experiment.training_slices()
         for case, index in zip(batch.case, batch.slice_index.tolist(), strict=True):
-            number = next(n for n, (c, i) in enumerate(slices.places) if (c.case.id, i) == (case, index))
+            number = next(n for n, (c, i) in enumerate(slices.positions) if (c.case.id, i) == (case, index))
             said = slices.named((1, number))[1]
             assert said
             assert f"  slice {index} of case '{case}': {said[:100]}" in message
