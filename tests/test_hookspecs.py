@@ -24,7 +24,7 @@ LISTENER = """
     NOTES = Path(__file__).with_name("notes.jsonl")
 
     def note(hook, run):
-        said = {
+        entry = {
             "hook": hook,
             "folder": str(run.folder),
             "epochs": run.recipe["training"]["epochs"],
@@ -34,12 +34,13 @@ LISTENER = """
             "files": sorted(path.name for path in run.folder.iterdir()),
         }
         with NOTES.open("a") as file:
-            file.write(json.dumps(said) + "\\n")
+            file.write(json.dumps(entry) + "\\n")
 
     @hookimpl
     def textseg_recipes():
         return Path(__file__).with_name("recipes")
 
+    @hookimpl
     def textseg_loggers():
         return [LoggerOffer("notebook", "textseg_listener.plugin:Notebook", "json", "notebook-logger")]
 
@@ -77,7 +78,7 @@ def listening(
 
 @pytest.fixture(scope="module")
 def notes(listening: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """What it heard of a run, of the same command once more, and the run folder in the last line."""
+    """Return the notes on a run and on the same command once more, with the run folder in the last line."""
     output = tmp_path_factory.mktemp("runs")
     for _ in range(2):
         folder = run_recipe(tiny_recipe, overrides=["training.epochs=1"], output=output)

@@ -1,4 +1,4 @@
-"""Text-guided medical image segmentation, assembled from plug-ins."""
+"""Text-guided medical image segmentation with plug-ins."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Take a recipe to its report: prepare, train (or go on), evaluate. Returns the run folder.
+    """Run a recipe like `textseg run`: prepare, train or resume, evaluate. Returns the run folder.
 
-    Like `textseg run`; see `textseg.training.run.run`. Raises a TextsegError for what the user can mend.
+    See `textseg.training.run.run`. Raises a TextsegError for a mistake of the user.
     """
     from textseg.training.run import run as run_recipe
 
-    place = {} if output is None else {"output": output}
-    return run_recipe(recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, **place)
+    folders = {} if output is None else {"output": output}
+    return run_recipe(recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, **folders)

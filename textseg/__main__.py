@@ -1,4 +1,4 @@
-"""`python -m textseg`."""
+"""The command line as `python -m textseg`."""
 
 from textseg.cli import main
 

@@ -1,6 +1,6 @@
-"""What the parts of textseg hand to each other, and what each kind of component promises.
+"""Data classes that the parts of textseg exchange, and the protocol of each kind of component.
 
-THE shape legend, used in every docstring:
+The letters of shapes, used in every docstring:
     B slices, C image channels, K classes (0 is background), H and W pixels, T text tokens (constant within a run),
     D text features, L levels of a feature pyramid (finest first), C_l channels and H_l x W_l positions of level l.
     S slices of a volume; a volume in memory is [S, H, W], and its axes run as the plane of its atlas says:
@@ -28,14 +28,14 @@ if TYPE_CHECKING:  # listing components must not import torch
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
-Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # how volumes are cut into slices
-Batching = Literal["slice", "volume"]  # whether B are any slices, or all of one case in order
+Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # in which volumes are cut into slices
+Batching = Literal["slice", "volume"]  # B is any slices, or all slices of one case in order
 LabelMap = Mapping[int, int]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One thing to segment: "L4", of the family "lumbar vertebra", class 2."""
+    """A structure to segment, such as "L4", of the family "lumbar vertebra", class 2."""
 
     name: str
     family: str
@@ -48,9 +48,9 @@ class Atlas:
     """The structures of one anatomical region.
 
     `structures[i].index` is i + 1. `sequence` names, from superior to inferior, the structures that stand in a row
-    (vertebrae and discs); it is empty where the region has no order. `groups` name the sets to collapse for coarse
-    scores; `adjacent` the pairs that touch; `label_schemes` what values mean in mask files, also beyond the atlas.
-    `plane` is how volumes of the region are cut into slices; a sequence needs one that shows it.
+    (vertebrae and discs); it is empty for a region without order. `groups` names sets of structures for coarse scores,
+    `adjacent` the pairs that touch, and `label_schemes` the meaning of values in mask files, also beyond the atlas.
+    `plane` is the plane in which volumes are cut into slices; a sequence needs a plane that shows it.
     """
 
     name: str
@@ -87,16 +87,18 @@ class Atlas:
 
     @property
     def ordered(self) -> bool:
+        """True if the structures stand in a row."""
         return bool(self.sequence)
 
     def __getitem__(self, name: str) -> Structure:
+        """Return the structure of that name. Raises PromptError."""
         for structure in self.structures:
             if structure.name == name:
                 return structure
         raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
 
     def collapsed(self) -> tuple[Atlas, LabelMap]:
-        """The groups as structures, and the class of each structure among them (0 for one that is in no group)."""
+        """Return an atlas of the groups, and the class of each structure in it (0 for a structure in no group)."""
         structures = tuple(Structure(name, name, index) for index, name in enumerate(self.groups, start=1))
         classes = dict.fromkeys(range(self.class_count), 0)
         for structure in structures:
@@ -104,7 +106,7 @@ class Atlas:
         return Atlas(f"{self.name}_groups", structures, plane=self.plane), classes
 
     def between(self, first: str, last: str) -> tuple[str, ...]:
-        """What a person means by "from `first` to `last`": that stretch of the sequence, and all that is outside it."""
+        """Return the structures of the sequence from `first` to `last`, and all structures outside the sequence."""
         if not self.ordered:
             raise PromptError(f"Atlas '{self.name}' has no order; name the visible structures one by one.")
         for name in (first, last):
@@ -117,9 +119,9 @@ class Atlas:
         return tuple(name for name in self.names if name in stretch or name not in self.sequence)
 
     def visibilities(self) -> Iterator[Visibility]:
-        """Every visibility that template and interactive prompts can produce, without the slice's position.
+        """Yield every visibility that template and interactive prompts can produce, without the position of the slice.
 
-        Atlases without an order list only the template: a person may name any subset of their structures.
+        An atlas without order gives only the template, because a user may name any subset of its structures.
         """
         yield Visibility(self.names, source="template", scope="volume")
         for i, first in enumerate(self.sequence):
@@ -129,7 +131,7 @@ class Atlas:
 
 @dataclass(frozen=True)
 class Case:
-    """One series of one patient. `facts` are known without annotation: sequence, sex, view."""
+    """A series of a patient. `facts` are known without annotation: sequence, sex, view."""
 
     id: str
     patient: str
@@ -140,7 +142,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Visibility:
-    """What a prompt may say: which structures are visible (in class order), where the slice lies, who says so."""
+    """The content of a prompt: visible structures in class order, position of the slice, source of knowledge."""
 
     visible: tuple[str, ...]
     source: Source
@@ -150,13 +152,13 @@ class Visibility:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, slice_index: int, slice_count: int) -> Visibility:
-        """The same, said of one slice of a stack."""
+        """Return the same content for one slice of a stack."""
         return replace(self, slice_index=slice_index, slice_count=slice_count)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The two views of the text: one for the whole slice, one for each structure in class order."""
+    """The prompts of a slice: one for the whole slice, and one for each structure in class order."""
 
     holistic: str
     classwise: tuple[str, ...]
@@ -164,7 +166,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class TextFeatures(Movable):
-    """Frozen features of the prompts of B slices."""
+    """Features of the prompts of B slices, from a frozen encoder."""
 
     tokens: Tensor  # [B, T, D] of the holistic prompt; padding is zero
     mask: Tensor  # [B, T] bool, True where a token is
@@ -174,7 +176,7 @@ class TextFeatures(Movable):
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is built for. Fields may be added; none is removed."""
+    """The task that a model is built for. Fields may be added; none is removed."""
 
     image_channels: int
     image_size: tuple[int, int]  # H, W
@@ -187,7 +189,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Features:
-    """The pyramid that a vision encoder gives, finest level first."""
+    """The feature pyramid of a vision encoder, finest level first."""
 
     channels: tuple[int, ...]  # C_l
     strides: tuple[int, ...]  # H / H_l
@@ -195,7 +197,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """B prepared slices."""
+    """A batch of B prepared slices."""
 
     image: Tensor  # [B, C, H, W] float
     mask: Tensor  # [B, H, W] int64
@@ -208,7 +210,7 @@ class Batch(Movable):
 
 @dataclass(frozen=True)
 class SegmenterOutput:
-    """What a model says about a batch. Feature maps are there for auxiliary losses, finest first."""
+    """The output of a model for a batch. Feature maps are for auxiliary losses, finest first."""
 
     logits: Tensor  # [B, K, H, W]
     deep_logits: tuple[Tensor, ...] = ()  # coarser predictions [B, K, H_l, W_l], finest first
@@ -218,24 +220,24 @@ class SegmenterOutput:
 
 
 class Dataset(Protocol):
-    """`(*, folder, ...)`: finds cases and says what the values in their masks mean. Raises DataError.
+    """`(*, folder, ...)`: a reader of cases and of the meaning of the values in their masks. Raises DataError.
 
-    Optional: `fetch(*, progress: textseg.system.fetching.Progress) -> str` brings the data and says what is there;
-    `doubts(values)` gives, by case id, sentences about what looks wrong in the values of each case's mask.
+    Optional: `fetch(*, progress: textseg.system.fetching.Progress) -> str` downloads the data and returns a summary;
+    `doubts(values)` returns, by case id, sentences on suspicious values in the mask of each case.
     """
 
     atlas: Atlas
 
     def cases(self) -> Sequence[Case]:
-        """Every case, sorted by id; numbers in it may count as such."""
+        """Return every case, sorted by id; numbers in an id may sort as numbers."""
         ...
 
     def label_map(self, case: Case) -> LabelMap:
-        """Class index of each value that may stand in this case's mask; a value not listed is an error."""
+        """Return the class index of each value that the mask of this case may hold; any other value is an error."""
         ...
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """Patients of "train" and "test" as the publishers split them, or None."""
+        """Return the patients of "train" and "test" in the publishers' split, or None."""
         ...
 
 
@@ -246,29 +248,29 @@ class PromptGenerator(Protocol):
 
 
 class TextEncoder(Protocol):
-    """`(*, ...)`: frozen. Weights are read at the first call, so that counting tokens stays cheap."""
+    """`(*, ...)`: a frozen encoder. It reads weights at the first call, so that counting tokens stays cheap."""
 
     @property
     def feature_size(self) -> int:
-        """D."""
+        """D, the size of a feature vector."""
         ...
 
     @property
     def max_tokens(self) -> int:
-        """The longest text that it can read."""
+        """The number of tokens of the longest text that it can read."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, tokenizer and settings."""
+        """A fingerprint of weights, tokenizer and settings."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special ones included, before any truncation."""
+        """Return the number of tokens of each text, with special tokens, before any truncation."""
         ...
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens [N, T, D] (padding is zero) and mask [N, T] of N texts, T the longest of them."""
+        """Return tokens [N, T, D] (padding is zero) and mask [N, T] of N texts; T is the length of the longest."""
         ...
 
 
@@ -284,9 +286,9 @@ class VisionEncoder(Protocol):
 
 
 class Fusion(Protocol):
-    """`(task, features, *, ...)`: an `nn.Module` that lets text guide the pyramid."""
+    """`(task, features, *, ...)`: an `nn.Module` that combines the pyramid with text."""
 
-    features: Features  # of what it gives
+    features: Features  # of its output
 
     def __call__(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
         """L maps, text -> L maps [B, C_l, H_l, W_l], finest first."""
@@ -297,7 +299,7 @@ class AuxiliaryLoss(Protocol):
     """`(task, features, *, ...)`: an `nn.Module`, used in training only; `features` are the fused ones."""
 
     def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
-        """A scalar in float32; zero, with gradients, where it has nothing to say."""
+        """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to."""
         ...
 
 

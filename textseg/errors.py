@@ -1,4 +1,4 @@
-"""Mistakes that a user can make and mend; the command line prints their message and exits with code 2."""
+"""Mistakes of users; the command line prints the message of such an error and exits with code 2."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ LISTED = 40  # names that a message shows
 
 
 class TextsegError(Exception):
-    """What is wrong with which value, where it stands, what is possible, what to do."""
+    """A mistake of a user; the message says what is wrong, where, what is possible, and what to do."""
 
 
 class RecipeError(TextsegError):
-    """A recipe, or a `--set` value, says something that textseg can't do; one line per mistake."""
+    """A recipe or a `--set` value is wrong; the message has one line for each mistake."""
 
 
 class PluginError(TextsegError):
@@ -25,7 +25,7 @@ class DataError(TextsegError):
 
 
 class PromptError(TextsegError):
-    """A prompt names what does not exist, or is longer than its text encoder can read."""
+    """A prompt names something unknown, or is longer than its text encoder can read."""
 
 
 class RunError(TextsegError):
@@ -33,7 +33,7 @@ class RunError(TextsegError):
 
 
 def suggestion(name: str, possible: Iterable[str]) -> str:
-    """The tail of a message about an unknown `name`: the nearest possible spelling, then every possible one."""
+    """Return the end of a message about an unknown `name`: the nearest possible name, then all possible names."""
     names = sorted(possible)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     guess = f" Did you mean '{nearest[0]}'?" if nearest else ""

@@ -1,4 +1,4 @@
-"""Every hook of textseg, on one page; docs/reference/hooks.md shows each in use."""
+"""The hooks of textseg; docs/reference/hooks.md shows each in use."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ hookimpl = pluggy.HookimplMarker("textseg")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as hooks see it: its `folder` (docs/reference/run_folder.md), and what stands in two files there.
+    """A run as hooks see it: its `folder` (docs/reference/run_folder.md) and the content of two files in it.
 
-    Where a run is scored with prompts of another source, `folder` is the one for it below `evaluations`.
+    For scores with prompts of another source, `folder` is the one below `evaluations`.
     """
 
     folder: Path
     recipe: Mapping[str, Any]  # recipe.yaml: every key, every default
-    record: Mapping[str, Any]  # run.json, as far as it is written
+    record: Mapping[str, Any]  # run.json, as far as it is written yet
 
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A part of report.html. `html` stands below the heading as it is; scripts and links to elsewhere do not load."""
+    """A section of report.html. `html` is inserted unchanged; scripts and links to other files do not load."""
 
     heading: str
     html: str
@@ -49,9 +49,9 @@ class LoggerOffer:
 
 @hookspec
 def textseg_register(register: Register) -> None:
-    """Tell textseg which components this plug-in brings: `register.<kind>(name, builder)`.
+    """Register the components of this plug-in: `register.<kind>(name, builder)`.
 
-    A builder is an object or a string "module:name"; the string keeps the module unimported until a recipe needs it.
+    A builder is an object or a string "module:name"; with a string, the module is imported only when a recipe needs it.
     """
 
 
@@ -72,15 +72,15 @@ def textseg_loggers() -> Sequence[LoggerOffer]:
 
 @hookspec
 def textseg_run_started(run: Run) -> None:
-    """A run is about to train, for the first time or from where it was interrupted."""
+    """Note that a run is about to train, for the first time or after an interruption."""
 
 
 @hookspec
 def textseg_run_finished(run: Run) -> None:
-    """A run has been trained, scored and reported; not called where it was interrupted or failed."""
+    """Note that a run was trained, scored and reported; not called if it was interrupted or failed."""
 
 
 @hookspec
 def textseg_report_sections(run: Run) -> Sequence[ReportSection]:
-    """Sections for the report that is being written; scores.csv and enumeration.json are in the folder already."""
+    """Return sections for a report; scores.csv and enumeration.json are already in the folder."""
     return ()

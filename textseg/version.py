@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 API_VERSION = 1
-"""The newest programming interface for plug-ins that this textseg has."""
+"""The newest interface for plug-ins that this version has."""
 
 OLDEST_API_VERSION = 1
-"""The oldest one that it still has."""
+"""The oldest interface for plug-ins that this version still supports."""

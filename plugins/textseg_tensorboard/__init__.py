@@ -1,1 +1,1 @@
-"""A run's recipe and results in TensorBoard, beside the curves of its training."""
+"""TensorBoard: the curves, pictures, recipe and results of a run."""

@@ -1,4 +1,4 @@
-"""Table of contents."""
+"""The hooks of this plug-in."""
 
 from textseg import LoggerOffer, Run, hookimpl
 

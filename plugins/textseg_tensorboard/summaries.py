@@ -12,18 +12,18 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from textseg import Run
 from textseg.metrics import read_scores, summarise
 
-LOG = "log"  # where the curves of the training stand, so that all is one run there
+LOG = "log"  # the folder of the curves, so that TensorBoard shows one run
 
 
 def write_recipe(run: Run) -> None:
-    """The recipe under TEXT."""
+    """Write the recipe to the TEXT tab."""
     text = "\n".join(f"    {line}" for line in (run.folder / "recipe.yaml").read_text(encoding="utf-8").splitlines())
     with SummaryWriter(str(run.folder / LOG)) as writer:
         writer.add_text("recipe", text, 0)
 
 
 def write_results(run: Run) -> None:
-    """The recipe's settings and the means over structures under HPARAMS, to be sorted and filtered with other runs."""
+    """Write settings and means over structures to the HPARAMS tab, where runs can be sorted and filtered."""
     structures = run.record["structures_in_training"]
     overall = summarise(read_scores(run.folder / "scores.csv"), structures=structures).overall
     results = {f"test/{metric}": mean.value for metric, mean in overall.items()}
@@ -36,7 +36,7 @@ def write_results(run: Run) -> None:
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bool | float | str]]:
-    """Settings by dotted key; what is no number, flag or text stands as JSON."""
+    """Yield settings by dotted key; values that are no number, flag or text become JSON."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{key}.")

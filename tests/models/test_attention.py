@@ -36,11 +36,11 @@ def test_attention_equals_a_naive_softmax() -> None:
 
 def test_positions_equal_the_published_formula() -> None:
     encoding = sinusoids(5, 7, CPU)
-    for place in range(5):
+    for position in range(5):
         for channel in range(7):
-            angle = place / 10_000 ** ((channel - channel % 2) / 7)
+            angle = position / 10_000 ** ((channel - channel % 2) / 7)
             expected = math.cos(angle) if channel % 2 else math.sin(angle)
-            assert encoding[place, channel].item() == pytest.approx(expected, abs=1e-6)
+            assert encoding[position, channel].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_place_of_the_plane_has_its_own_position() -> None:
@@ -69,8 +69,8 @@ def test_window_attention_equals_monais_with_its_gradients(shifted: bool, batch:
         out = layer(x, mask)
         out.sin().sum().backward()
         results.append([out.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
     with torch.no_grad():  # another kernel
         torch.testing.assert_close(ours(image, mask), theirs(image, mask), rtol=1e-5, atol=1e-5)
         whole = ours(image[..., :24], mask)
@@ -113,8 +113,8 @@ def test_windows_are_fused_throughout_a_network_whose_state_stays() -> None:
     assert list(ours) == list(before)
     assert all(torch.equal(ours[name], before[name]) for name in ours)
     image = torch.randn(2, 1, 64, 96)
-    for one in (network, theirs):
-        one.zero_grad()
-        one(image).square().mean().backward()
+    for model in (network, theirs):
+        model.zero_grad()
+        model(image).square().mean().backward()
     for (name, a), (_, b) in zip(network.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

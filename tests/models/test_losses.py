@@ -75,9 +75,9 @@ def test_half_precision_does_not_overflow_at_full_size(kind: torch.dtype) -> Non
     mask[:, 100:, :300] = 1  # more than float16 can count
     logits = (8 * torch.randn(2, 3, 384, 384, generator=random)).to(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        found = SegmentationLoss(cross_entropy=0.5)(logits, mask)
+        terms = SegmentationLoss(cross_entropy=0.5)(logits, mask)
     expected = SegmentationLoss(cross_entropy=0.5)(logits.double(), mask)
-    for name, value in found.items():
+    for name, value in terms.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-6)
 

@@ -48,8 +48,8 @@ class Addition(nn.Module):
         self.features = Features((4, 6), (2, 4))
 
     def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
-        said = text.tokens.mean((1, 2))[:, None, None, None]
-        return tuple(feature + said for feature in image_features)
+        shift = text.tokens.mean((1, 2))[:, None, None, None]
+        return tuple(feature + shift for feature in image_features)
 
 
 def some_text(batch: int, value: float = 1.0) -> TextFeatures:
@@ -110,8 +110,8 @@ def test_text_guides_the_composition_from_image_to_logits(small_atlas: Atlas) ->
     assert output.logits.shape == (2, task.class_count, 10, 19)
     assert output.text is text
     padded = F.pad(image, (0, 1, 0, 2))
-    for found, expected in zip(output.image_features, encoder(padded), strict=True):
-        torch.testing.assert_close(found, expected)
+    for features, expected in zip(output.image_features, encoder(padded), strict=True):
+        torch.testing.assert_close(features, expected)
     for fused, plain in zip(output.fused_features, output.image_features, strict=True):
         torch.testing.assert_close(fused, plain + 0.5)
     assert not torch.equal(output.logits, segmenter(image, some_text(2, 5.0)).logits)
@@ -200,17 +200,17 @@ def test_a_state_leaves_out_what_is_read_elsewhere_and_is_completed_from_there(w
     """Also below another module, and of a copy, as an average of weights is one."""
     segmenter = trained()
     module = nn.ModuleDict({"segmenter": copy.deepcopy(segmenter)}) if wrapped else segmenter
-    place = "segmenter.network." if wrapped else "network."
+    prefix = "segmenter.network." if wrapped else "network."
     state = module.state_dict()
-    assert {key for key in state if key.startswith(place)} == {f"{place}small.weight", f"{place}small.bias"}
+    assert {key for key in state if key.startswith(prefix)} == {f"{prefix}small.weight", f"{prefix}small.bias"}
     assert set(segmenter.network.state_dict()) == {"large.weight", "large.bias", "small.weight", "small.bias"}
     RunFolder(tmp_path).save_checkpoint("best", {"model": state})
     state = RunFolder(tmp_path).load_checkpoint("best")["model"]
-    other = trained()
-    nn.init.zeros_(other.network.small.weight)
-    (nn.ModuleDict({"segmenter": other}) if wrapped else other).load_state_dict(state)
+    restored = trained()
+    nn.init.zeros_(restored.network.small.weight)
+    (nn.ModuleDict({"segmenter": restored}) if wrapped else restored).load_state_dict(state)
     image = torch.randn(1, 1, 4, 4)
-    assert torch.equal(other(image).logits, segmenter(image).logits)
+    assert torch.equal(restored(image).logits, segmenter(image).logits)
     assert state.keys() == module.state_dict().keys()  # loading took nothing out of it
 
 

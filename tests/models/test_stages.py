@@ -122,17 +122,17 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Training, "training_step", stopping)
 
 
-def assert_same_numbers(one: Any, other: Any) -> None:
+def assert_same_numbers(first: Any, second: Any) -> None:
     """Bit by bit, at any depth; times and memory differ."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one.keys() - {"seconds", "slices_per_second", "memory_bytes"}:
-            assert_same_numbers(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        for a, b in zip(one, other, strict=True):
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first.keys() - {"seconds", "slices_per_second", "memory_bytes"}:
+            assert_same_numbers(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        for a, b in zip(first, second, strict=True):
             assert_same_numbers(a, b)
     else:
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 @pytest.mark.parametrize("settings", [(), ("training.workers=1", "training.optimizer=sgd", "augmentation.on=device")])
@@ -165,8 +165,8 @@ def test_epochs_are_raised_only_where_no_stage_would_begin_again(tiny_recipe: Pa
     whole = start(experiment(tiny_recipe), tmp_path)
     finish = whole._finish_epoch
 
-    def finish_and_stop(epoch: int, *found: Any) -> dict[str, float]:
-        row = finish(epoch, *found)
+    def finish_and_stop(epoch: int, *results: Any) -> dict[str, float]:
+        row = finish(epoch, *results)
         whole.stop_requested = epoch == 1  # one epoch into the second stage
         return row
 

@@ -132,13 +132,13 @@ def test_the_text_is_as_long_as_any_that_can_be_said(experiment: Experiment) -> 
 
 def test_template_prompts_know_nothing_of_the_annotation(experiment: Experiment) -> None:
     assert experiment.text is not None
-    said: dict[int, set[tuple[str, ...]]] = {}
+    texts_by_slice: dict[int, set[tuple[str, ...]]] = {}
     for prepared in experiment.cases["test"]:
         for index, prompt in enumerate(experiment.text.prompts[prepared.case.id]["template"]):
-            said.setdefault(index, set()).add((prompt.holistic, *prompt.classwise))
+            texts_by_slice.setdefault(index, set()).add((prompt.holistic, *prompt.classwise))
             assert prompt.visibility.visible == experiment.atlas.names
     assert len(experiment.cases["test"]) > 1
-    assert {index: len(texts) for index, texts in said.items()} == dict.fromkeys(range(5), 1)
+    assert {index: len(texts) for index, texts in texts_by_slice.items()} == dict.fromkeys(range(5), 1)
     features = []
     for prepared in experiment.cases["test"]:
         ((_, text),) = experiment.slices(prepared, "template").batches(5)
@@ -150,9 +150,9 @@ def test_template_prompts_know_nothing_of_the_annotation(experiment: Experiment)
 def test_ground_truth_prompts_name_what_the_slice_shows(experiment: Experiment) -> None:
     assert experiment.text is not None
     for prepared in experiment.cases["train"]:
-        said = experiment.text.prompts[prepared.case.id]
-        assert set(said) == {"ground_truth", "template"}
-        for index, prompt in enumerate(said["ground_truth"]):
+        prompts = experiment.text.prompts[prepared.case.id]
+        assert set(prompts) == {"ground_truth", "template"}
+        for index, prompt in enumerate(prompts["ground_truth"]):
             shown = {experiment.atlas.names[value - 1] for value in np.unique(prepared.mask[index]) if value}
             assert set(prompt.visibility.visible) == shown
 
@@ -189,13 +189,13 @@ def test_a_mixture_with_a_person_who_miscounts(tiny_recipe: Path, experiment: Ex
     assert set(drawn) == {"interactive", "template"}
     assert drawn.count("interactive") > drawn.count("template")
     for prepared in built.cases["train"]:
-        (said,) = {prompt.visibility.visible for prompt in built.text.prompts[prepared.case.id]["interactive"]}
+        (visible,) = {prompt.visibility.visible for prompt in built.text.prompts[prepared.case.id]["interactive"]}
         present = {index for plane in prepared.present for index in plane}
         truth = [name for name in built.atlas.sequence if built.atlas[name].index in present]
-        told = [name for name in built.atlas.sequence if name in said]
-        assert (told[0], told[-1]) != (truth[0], truth[-1])  # always miscounted, by one level
+        shown = [name for name in built.atlas.sequence if name in visible]
+        assert (shown[0], shown[-1]) != (truth[0], truth[-1])  # always miscounted, by one level
         row = built.atlas.sequence
-        assert max(abs(row.index(a) - row.index(b)) for a, b in ((told[0], truth[0]), (told[-1], truth[-1]))) <= 2
+        assert max(abs(row.index(a) - row.index(b)) for a, b in ((shown[0], truth[0]), (shown[-1], truth[-1]))) <= 2
 
 
 def test_structures_in_training(experiment: Experiment) -> None:
@@ -207,11 +207,11 @@ def test_hashes_change_with_what_they_are_of(tiny_recipe: Path, experiment: Expe
     first = experiment.hashes()
     again = build(load_recipe(tiny_recipe), also=["interactive"]).hashes()
     assert again == first
-    other = build(load_recipe(tiny_recipe, ["split.seed=1", "prompts.generator.granularity=2"])).hashes()
-    assert other["preparation"] == first["preparation"]
-    assert other["data"] == first["data"]
-    assert other["split"] != first["split"]
-    assert other["prompts"] != first["prompts"]
+    changed = build(load_recipe(tiny_recipe, ["split.seed=1", "prompts.generator.granularity=2"])).hashes()
+    assert changed["preparation"] == first["preparation"]
+    assert changed["data"] == first["data"]
+    assert changed["split"] != first["split"]
+    assert changed["prompts"] != first["prompts"]
     repeat = build(load_recipe(tiny_recipe, ["seed=1"]), also=["interactive"]).hashes()
     assert repeat == first  # runs with several seeds can be compared
     prepared = build(load_recipe(tiny_recipe, ["preparation.size=[40, 40]"])).hashes()
@@ -241,13 +241,13 @@ def test_components_of_the_recipe(experiment: Experiment) -> None:
 
 
 def test_a_stratified_split_knows_sequences_and_visible_levels(tiny_recipe: Path) -> None:
-    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
-    prepared = [case for cases in found.cases.values() for case in cases]
-    strata = module._strata(prepared, found.atlas)
+    stratified = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    prepared = [case for cases in stratified.cases.values() for case in cases]
+    strata = module._strata(prepared, stratified.atlas)
     assert set(strata) == {case.case.patient for case in prepared}
     for case in prepared:
-        shown = {found.atlas.names[index - 1] for plane in case.present for index in plane}
-        row = [name for name in found.atlas.sequence if name in shown]
+        shown = {stratified.atlas.names[index - 1] for plane in case.present for index in plane}
+        row = [name for name in stratified.atlas.sequence if name in shown]
         assert strata[case.case.patient].split()[-2:] == [row[0], row[-1]]
 
 
@@ -259,14 +259,14 @@ def test_every_mask_is_prepared_once_for_a_stratified_split(tiny_recipe: Path, m
         return original(cases, *arguments, **named)
 
     monkeypatch.setattr(module, "prepare", counting)
-    found = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
-    assert asked == [sum(map(len, found.cases.values()))]
+    stratified = build(load_recipe(tiny_recipe, ["split.stratify=true"]))
+    assert asked == [sum(map(len, stratified.cases.values()))]
 
 
 def test_cases_that_are_left_out_are_nowhere(tiny_recipe: Path, experiment: Experiment) -> None:
     ids = [case.case.id for cases in experiment.cases.values() for case in cases]
-    found = build(load_recipe(tiny_recipe, [f"leave_out=[{experiment.cases['train'][0].case.id}]"]))
-    kept = [case.case.id for cases in found.cases.values() for case in cases]
+    without = build(load_recipe(tiny_recipe, [f"leave_out=[{experiment.cases['train'][0].case.id}]"]))
+    kept = [case.case.id for cases in without.cases.values() for case in cases]
     assert sorted([*kept, experiment.cases["train"][0].case.id]) == sorted(ids)
     with pytest.raises(DataError, match="leave_out: there is no case 'nobody'"):
         build(load_recipe(tiny_recipe, ["leave_out=[nobody]"]))

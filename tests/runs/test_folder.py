@@ -47,12 +47,12 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder.path.mkdir()
     program = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True)\n    input()"
     command = [sys.executable, "-c", program, str(folder.path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
         with pytest.raises(RunError, match="is in use by another process"), folder.lock():
             pass
-        other.kill()  # the operating system frees its lock
+        process.kill()  # the operating system frees its lock
     with folder.lock():
         pass
     with folder.lock():

@@ -33,7 +33,7 @@ def test_a_finished_run(finished_run: Path) -> None:
     assert run.test == record["test"]
     assert run.test.keys() == {"dsc", "jaccard", "hd95", "asd"}
     for folder in (finished_run.parent, finished_run):  # named more closely
-        assert [one.test for one in list_runs(folder)] == [run.test]
+        assert [listed.test for listed in list_runs(folder)] == [run.test]
     assert json.loads(json.dumps(as_json([run])))[0]["state"] == "finished"
     header, _, row = as_text([run]).splitlines()
     assert header.split()[:4] == ["name", "seed", "fold", "state"]
@@ -49,16 +49,16 @@ def test_states_and_order(tmp_path: Path) -> None:
     make(tmp_path / "a" / "seed4_until_20260101_000000_000000")
     (tmp_path / "stray.txt").write_text("")
     with RunFolder(tmp_path / "b" / "seed2_fold0").lock():
-        found = list_runs(tmp_path)
-    assert [(run.folder, run.state) for run in found] == [
+        runs = list_runs(tmp_path)
+    assert [(run.folder, run.state) for run in runs] == [
         ("a/seed4", "interrupted"),
         ("b/seed2_fold0", "running"),
         ("b/seed2_fold1", "failed"),
         ("b/seed10", "interrupted"),
     ]
-    assert (found[0].name, found[0].seed, found[0].fold, found[0].epoch, found[0].best) == ("a", 4, 1, 0, None)
-    assert (found[3].epoch, found[3].epochs, found[3].best) == (3, 9, 0.4)
-    assert as_text(found).splitlines()[-1] == "b/seed2_fold1: Out of memory."
+    assert (runs[0].name, runs[0].seed, runs[0].fold, runs[0].epoch, runs[0].best) == ("a", 4, 1, 0, None)
+    assert (runs[3].epoch, runs[3].epochs, runs[3].best) == (3, 9, 0.4)
+    assert as_text(runs).splitlines()[-1] == "b/seed2_fold1: Out of memory."
     assert list_runs(tmp_path)[1].state == "interrupted"
 
 

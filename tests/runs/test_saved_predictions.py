@@ -37,23 +37,23 @@ def test_what_is_kept_is_read_back(case: Case, small_atlas: Atlas, tmp_path: Pat
         keep(case, predicted(), GEOMETRY, LABELS)
     kept = read_kept(folder)
     assert kept.names == {1: "L2", 2: "L1", 3: "L1/L2", 4: "SC"}
-    found = kept.cases["a/b 1"]
-    array, geometry = found.read_prediction()
+    saved = kept.cases["a/b 1"]
+    array, geometry = saved.read_prediction()
     np.testing.assert_array_equal(array, predicted())
     assert geometry.differences(GEOMETRY) == []
-    values = found.read_image(geometry) - 3
-    np.testing.assert_array_equal(found.read_reference(), np.where(values == 7, 1, np.where(values == 100, 4, 0)))
+    values = saved.read_image(geometry) - 3
+    np.testing.assert_array_equal(saved.read_reference(), np.where(values == 7, 1, np.where(values == 100, 4, 0)))
 
 
 def test_slices_of_another_plane_are_kept_as_such(case: Case, small_atlas: Atlas, tmp_path: Path) -> None:
     folder, axial = RunFolder(tmp_path / "run"), replace(GEOMETRY, plane="axial")
     assert axial.shape != GEOMETRY.shape
-    found = np.random.default_rng(1).integers(0, 5, axial.shape).astype(np.uint8)
+    axial_labels = np.random.default_rng(1).integers(0, 5, axial.shape).astype(np.uint8)
     with keeping(folder, replace(small_atlas, plane="axial")) as keep:
-        keep(case, found, axial, LABELS)
+        keep(case, axial_labels, axial, LABELS)
     kept = read_kept(folder).cases[case.id]
     array, geometry = kept.read_prediction()
-    np.testing.assert_array_equal(array, found)
+    np.testing.assert_array_equal(array, axial_labels)
     assert kept.read_image(geometry).shape == kept.read_reference().shape == axial.shape
 
 
@@ -121,6 +121,6 @@ def test_another_scan_is_refused(case: Case, small_atlas: Atlas, tmp_path: Path)
         keep(case, predicted(), GEOMETRY, LABELS)
     moved = Geometry(GEOMETRY.size, GEOMETRY.spacing, (0.0, 0.0, 0.0), GEOMETRY.direction)
     write_labels(np.ones(moved.shape, np.uint8), moved, case.image_path)
-    found = read_kept(folder).cases["a/b 1"]
+    saved = read_kept(folder).cases["a/b 1"]
     with pytest.raises(DataError, match="i.mha' is not the scan that .* was made of: origin"):
-        found.read_image(found.read_prediction()[1])
+        saved.read_image(saved.read_prediction()[1])

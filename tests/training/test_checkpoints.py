@@ -113,33 +113,33 @@ def moments(events: list[str]) -> list[int]:
         (1, lambda number, event: event.startswith("os.rename") and "best.ckpt" in event),
         (3, lambda number, event: number > max(last, trained)),
     ]
-    draw, found = random.Random(2025), set[int]()
+    draw, moments = random.Random(2025), set[int]()
     for count, belongs in parts:
-        found |= set(draw.sample([n + 1 for n, event in enumerate(events) if belongs(n, event)], count))
-    assert len(found) == 20
-    return sorted(found)
+        moments |= set(draw.sample([n + 1 for n, event in enumerate(events) if belongs(n, event)], count))
+    assert len(moments) == 20
+    return sorted(moments)
 
 
-def assert_same(one: Any, other: Any) -> None:
+def assert_same(first: Any, second: Any) -> None:
     """Bit by bit, at any depth, but for times and memory."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one.keys() - MEASURED:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first.keys() - MEASURED:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
             assert_same(a, b)
     else:
-        assert one == other
+        assert first == second
 
 
 def files(run: RunFolder) -> set[str]:
-    """What a run leaves; TensorBoard begins a file each time that it is asked."""
-    found = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-    return {name for name in found if "events.out.tfevents" not in name}
+    """Return the files of a run; TensorBoard starts a new event file at each start."""
+    files = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    return {name for name in files if "events.out.tfevents" not in name}
 
 
 def assert_same_run(run: RunFolder, whole: RunFolder) -> None:

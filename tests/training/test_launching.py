@@ -142,15 +142,15 @@ def first_step(recipe: Path, folder: Path, count: int) -> tuple[dict[str, torch.
 
 
 def test_a_step_of_two_processes_has_the_gradients_of_one(tiny_recipe: Path, tmp_path: Path) -> None:
-    one, [(size, loss)] = first_step(tiny_recipe, tmp_path / "one", 1)
-    two, shares = first_step(tiny_recipe, tmp_path / "two", 2)
+    alone, [(size, loss)] = first_step(tiny_recipe, tmp_path / "one", 1)
+    together, shares = first_step(tiny_recipe, tmp_path / "two", 2)
     assert (size, [count for count, _ in shares]) == (4, [2, 2])
     for name, value in loss.items():
         assert sum(terms[name] for _, terms in shares) / 2 == pytest.approx(value, rel=1e-6)
-    assert one.keys() == two.keys()
-    largest = max(float(gradient.abs().max()) for gradient in one.values())
-    for name, gradient in one.items():  # what is left is the order of additions
-        torch.testing.assert_close(two[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
+    assert alone.keys() == together.keys()
+    largest = max(float(gradient.abs().max()) for gradient in alone.values())
+    for name, gradient in alone.items():  # what is left is the order of additions
+        torch.testing.assert_close(together[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
 def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -160,13 +160,13 @@ def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: P
     assert ours["progression"]["step"] == theirs["progression"]["step"]
     for name, tensor in theirs["model"].items():
         torch.testing.assert_close(ours["model"][name], tensor, rtol=2e-2, atol=2e-3, msg=name)
-    one, other = read_scores(folder.scores), read_scores(alone.scores)
-    keys = [[(row.case, row.structure, row.metric) for row in rows] for rows in (one, other)]
+    shared_scores, scores = read_scores(folder.scores), read_scores(alone.scores)
+    keys = [[(row.case, row.structure, row.metric) for row in rows] for rows in (shared_scores, scores)]
     assert keys[0] == keys[1]  # each case once
-    for mine, single in zip(folder.read_history(), alone.read_history(), strict=True):
-        assert float(mine["train_loss"]) == pytest.approx(float(single["train_loss"]), rel=1e-2)
-        assert float(mine["validation_dsc"]) == pytest.approx(float(single["validation_dsc"]), abs=1e-2)
-    dsc = [[row.value for row in rows if row.metric == "dsc"] for rows in (one, other)]
+    for shared_row, row in zip(folder.read_history(), alone.read_history(), strict=True):
+        assert float(shared_row["train_loss"]) == pytest.approx(float(row["train_loss"]), rel=1e-2)
+        assert float(shared_row["validation_dsc"]) == pytest.approx(float(row["validation_dsc"]), abs=1e-2)
+    dsc = [[row.value for row in rows if row.metric == "dsc"] for rows in (shared_scores, scores)]
     torch.testing.assert_close(torch.tensor(dsc[0]), torch.tensor(dsc[1]), rtol=0, atol=2e-2, equal_nan=True)
     assert folder.read()["processes"] == {"devices": 2, "nodes": 1}
 
@@ -247,16 +247,16 @@ LEARNS = (
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tiny_recipe: Path, tmp_path: Path) -> None:
-    one = RunFolder(run(tiny_recipe, output=tmp_path / "one", overrides=LEARNS))
-    two = RunFolder(run(tiny_recipe, output=tmp_path / "two", overrides=[*LEARNS, "training.devices=2"]))
-    tests = [folder.read()["test"] for folder in (one, two)]
+    single = RunFolder(run(tiny_recipe, output=tmp_path / "one", overrides=LEARNS))
+    double = RunFolder(run(tiny_recipe, output=tmp_path / "two", overrides=[*LEARNS, "training.devices=2"]))
+    tests = [folder.read()["test"] for folder in (single, double)]
     assert min(test["dsc"] for test in tests) > 0.2  # they have learned something
     assert tests[1]["dsc"] == pytest.approx(tests[0]["dsc"], abs=0.02)
     assert tests[1]["jaccard"] == pytest.approx(tests[0]["jaccard"], abs=0.02)
-    losses = [[float(row["train_loss"]) for row in folder.read_history()] for folder in (one, two)]
+    losses = [[float(row["train_loss"]) for row in folder.read_history()] for folder in (single, double)]
     assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-5)  # before rounding grows, step by step
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
-    scores = [read_scores(folder.scores) for folder in (one, two)]
+    scores = [read_scores(folder.scores) for folder in (single, double)]
     assert [(row.place, row.metric) for row in scores[0]] == [(row.place, row.metric) for row in scores[1]]
 
 

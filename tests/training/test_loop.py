@@ -49,22 +49,22 @@ def start(experiment: Experiment, path: Path) -> Training:
     return Training(experiment, RunFolder(path), Fabric(accelerator="cpu", devices=1, precision="32-true"))
 
 
-def assert_equal(one: Any, other: Any) -> None:
+def assert_equal(first: Any, second: Any) -> None:
     """Bit by bit, at any depth; times and memory differ, of course."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
             if key not in MEASURED:
-                assert_equal(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
+                assert_equal(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for a, b in zip(first, second, strict=True):
             assert_equal(a, b)
     else:
-        assert one == other
+        assert first == second
 
 
 def checkpoints(path: Path) -> dict[str, Any]:
@@ -285,9 +285,9 @@ def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpo
         slices = training.experiment.training_slices()
         for case, index in zip(batch.case, batch.slice_index.tolist(), strict=True):
             number = next(n for n, (c, i) in enumerate(slices.positions) if (c.case.id, i) == (case, index))
-            said = slices.named((1, number))[1]
-            assert said
-            assert f"  slice {index} of case '{case}': {said[:100]}" in message
+            prompt = slices.named((1, number))[1]
+            assert prompt
+            assert f"  slice {index} of case '{case}': {prompt[:100]}" in message
     assert "last.ckpt' is kept as it was. Lower training.learning_rate" in message
     saved = training.folder.load_checkpoint("last")
     assert saved["progression"]["step"] == training.steps_per_epoch
@@ -350,12 +350,12 @@ def test_gradients_are_clipped(tiny_recipe: Path, tmp_path: Path) -> None:
 
 def test_initial_weights(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
     best = RunFolder(finished_run).checkpoint("best")
-    for place in (finished_run, finished_run.parent, best):
-        training = start(experiment(tiny_recipe, f"training.initialize_from={place}"), tmp_path)
+    for source in (finished_run, finished_run.parent, best):
+        training = start(experiment(tiny_recipe, f"training.initialize_from={source}"), tmp_path)
         assert_equal(dict(training.segmenter.state_dict()), dict(torch.load(best, weights_only=True)["model"]))
-    other = experiment(tiny_recipe, *WITHOUT_TEXT, f"training.initialize_from={best}")
+    another_model = experiment(tiny_recipe, *WITHOUT_TEXT, f"training.initialize_from={best}")
     with pytest.raises(RunError, match="initialize_from: '.*best.ckpt' does not fit the model of this recipe"):
-        start(other, tmp_path)
+        start(another_model, tmp_path)
     gone = experiment(tiny_recipe, f"training.initialize_from={tmp_path / 'gone.ckpt'}")
     with pytest.raises(RunError, match="gone.ckpt' does not exist"):
         start(gone, tmp_path)
@@ -401,7 +401,7 @@ def test_a_checkpoint_says_how_far_it_is_in_plain_python(finished_run: Path) -> 
 
 
 def scaled_float16() -> MixedPrecision:
-    """What Fabric makes of 16-mixed on a CUDA device, on a processor: float16 in places, and a scaled loss."""
+    """Return the precision of 16-mixed on a CUDA device for a CPU: float16 in some operators, and a scaled loss."""
     return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3))
 
 
@@ -461,8 +461,8 @@ def test_a_scaled_run_goes_on_with_its_scale(
     first = scaled(tmp_path / "parts")
     finish = first._finish_epoch
 
-    def finish_and_stop(epoch: int, *found: Any) -> dict[str, float]:
-        row = finish(epoch, *found)
+    def finish_and_stop(epoch: int, *results: Any) -> dict[str, float]:
+        row = finish(epoch, *results)
         first.stop_requested = epoch == 1  # two epochs, then another process
         return row
 
@@ -508,8 +508,8 @@ def test_a_cuda_device_trains_compiled(tiny_recipe: Path, tmp_path: Path) -> Non
     for training in (plain, compiled):
         training.fit()
     rows = [training.progression.history for training in (plain, compiled)]
-    for one, other in zip(*rows, strict=True):
-        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=0.02)
+    for row, compiled_row in zip(*rows, strict=True):
+        assert compiled_row["train_loss"] == pytest.approx(row["train_loss"], rel=0.02)
     assert (
         checkpoints(tmp_path / "plain")["best"]["model"].keys()
         == checkpoints(tmp_path / "compiled")["best"]["model"].keys()
@@ -533,10 +533,10 @@ def test_a_run_on_a_cuda_device_goes_on_where_it_stopped(
     second.resume()
     assert second.progression.step == first.steps_per_epoch + 2
     second.fit()
-    one, other = checkpoints(tmp_path / "whole")["last"], checkpoints(tmp_path / "parts")["last"]
-    assert one["precision"] == other["precision"]
-    for name, tensor in one["training"].items():  # atomic additions of the device are not in order
-        torch.testing.assert_close(other["training"][name], tensor, rtol=1e-2, atol=1e-3)
+    uninterrupted, resumed = checkpoints(tmp_path / "whole")["last"], checkpoints(tmp_path / "parts")["last"]
+    assert uninterrupted["precision"] == resumed["precision"]
+    for name, tensor in uninterrupted["training"].items():  # atomic additions of the device are not in order
+        torch.testing.assert_close(resumed["training"][name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_what_an_epoch_thaws_is_trained(tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ def test_polynomial_is_torchs() -> None:
 
 
 def test_one_cycle_climbs_then_falls() -> None:
-    found = rates(learning_rate=0.1, final_learning_rate=1e-5, schedule="one_cycle")
+    curve = rates(learning_rate=0.1, final_learning_rate=1e-5, schedule="one_cycle")
     top = round(WARM_UP * TOTAL)
-    assert found[0] == pytest.approx(0.004)
-    assert found[top] == pytest.approx(0.1)
-    assert found[:top] == sorted(found[:top])
-    assert found[top:] == sorted(found[top:], reverse=True)
+    assert curve[0] == pytest.approx(0.004)
+    assert curve[top] == pytest.approx(0.1)
+    assert curve[:top] == sorted(curve[:top])
+    assert curve[top:] == sorted(curve[top:], reverse=True)
     assert learning_rate(TrainingSettings(epochs=1, schedule="one_cycle"), TOTAL, TOTAL) == pytest.approx(1e-6)
 
 
@@ -76,11 +76,11 @@ def test_fused_adamw_equals_the_plain_one() -> None:
     optimizer = make_optimizer(ours, settings)
     assert optimizer.param_groups[0]["fused"] is True
     plain = torch.optim.AdamW(theirs, 1e-2, weight_decay=0.01, foreach=False)
-    for parameters, one in ((ours, optimizer), (theirs, plain)):
+    for parameters, own in ((ours, optimizer), (theirs, plain)):
         for _ in range(20):
-            one.zero_grad()
+            own.zero_grad()
             (parameters[0] ** 3).sum().backward()
-            one.step()
+            own.step()
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
     clipped = TrainingSettings(epochs=1, gradient_clip=1.0)
     assert make_optimizer(ours, clipped).param_groups[0]["fused"] is True
@@ -93,8 +93,8 @@ def test_moving_average_is_torchs_and_keeps_whole_numbers() -> None:
     theirs, current = [tensor.clone() for tensor in ours], [torch.rand(4, generator=generator) for _ in range(2)]
     torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)(theirs, current, 1)
     moving_average(0.9)(ours, current, 1)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    for first, second in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(first, second)
     index = torch.arange(1000)
     averaged = index.clone()
     for _ in range(50):  # torch's function rounds 280 of these down

@@ -121,11 +121,11 @@ def test_how_far_weights_lie_apart(folder: RunFolder, finished_run: Path) -> Non
 
 def test_how_far_scores_lie_apart(folder: RunFolder, finished_run: Path) -> None:
     run, scores = RunFolder(finished_run), read_scores(finished_run / "scores.csv")
-    place = next(n for n, row in enumerate(scores) if row.metric == "dsc" and row.value == row.value)
-    moved = [replace(row, value=row.value + 0.25) if n == place else row for n, row in enumerate(scores)]
+    row_number = next(n for n, row in enumerate(scores) if row.metric == "dsc" and row.value == row.value)
+    moved = [replace(row, value=row.value + 0.25) if n == row_number else row for n, row in enumerate(scores)]
     write_scores(folder.scores, moved[:-1])
     mean = f"{run.read()['test']['dsc']:.4f}"
-    found = "1 stand in one of the two only; 1 of dsc differ, by at most 0.25; "
-    assert compare_scores(run, folder) == f"of {len(scores)}, {found}means {mean} and {mean}"
+    summary = "1 stand in one of the two only; 1 of dsc differ, by at most 0.25; "
+    assert compare_scores(run, folder) == f"of {len(scores)}, {summary}means {mean} and {mean}"
     folder.scores.unlink()
     assert compare_scores(folder, run) == f"not compared: '{folder.scores}' is not there"

@@ -10,11 +10,11 @@ import torch
 
 from textseg.errors import RunError
 from textseg.runs.folder import RunFolder
-from textseg.training.resources import told_what_ran_out
+from textseg.training.resources import explained_exhaustion
 
 
 def fail(error: BaseException, folder: Path) -> None:
-    with told_what_ran_out(folder, folder / "cache", folder / "last.ckpt"):
+    with explained_exhaustion(folder, folder / "cache", folder / "last.ckpt"):
         raise error
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_does_not_fit_spares_the_one_before(small_disk: Path) 
     last = folder.checkpoint("last")
     with (
         pytest.raises(RunError, match="A disk is full, .*last.ckpt' is kept: the same command"),
-        told_what_ran_out(small_disk, small_disk, last),
+        explained_exhaustion(small_disk, small_disk, last),
     ):
         folder.save_checkpoint("last", {"weights": torch.ones(100_000)})
     assert torch.equal(folder.load_checkpoint("last")["weights"], torch.ones(100))

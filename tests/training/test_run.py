@@ -40,18 +40,18 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of both checkpoints, with what the optimiser remembers."""
-    found = {}
+    """Return the tensors of both checkpoints, with the state of the optimiser."""
+    tensors = {}
     for name in ("last", "best"):
         state = RunFolder(folder).load_checkpoint(name)
-        found |= {f"{name} {key}": tensor for key, tensor in state["model"].items()}
+        tensors |= {f"{name} {key}": tensor for key, tensor in state["model"].items()}
         for number, memory in state.get("optimizer", {"state": {}})["state"].items():
-            found |= {f"{name} {number} {key}": tensor for key, tensor in memory.items()}
-    return found
+            tensors |= {f"{name} {number} {key}": tensor for key, tensor in memory.items()}
+    return tensors
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
+def assert_same_weights(first: Path, second: Path) -> None:
+    ours, theirs = weights(first), weights(second)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -1,4 +1,4 @@
-"""What every network is made of: the segmenter around it, attention, losses, stages and cost.
+"""Models: the segmenter around every network, attention, losses, stages and cost.
 
 Imports `contracts`, `system` and below.
 """

@@ -1,4 +1,4 @@
-"""Attention that never holds its weights, and position encodings: what parts that fuse image and text are made of."""
+"""Attention without a stored matrix of weights, and position encodings, for parts that fuse image and text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def sinusoids(length: int, size: int, device: torch.device) -> Tensor:
-    """Position encoding [length, size] of Vaswani (2017)."""
+    """Return the position encoding [length, size] of Vaswani (2017)."""
     position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, size, 2, device=device) * (-math.log(10_000.0) / size))
     encoding = torch.zeros(length, size, device=device)
@@ -21,14 +21,14 @@ def sinusoids(length: int, size: int, device: torch.device) -> Tensor:
 
 
 def plane_sinusoids(height: int, width: int, size: int, device: torch.device) -> Tensor:
-    """Position encoding [size, height, width]: the first half of the channels tells the row, the rest the column."""
+    """Return the position encoding [size, height, width]; the first half of the channels encodes rows."""
     rows = sinusoids(height, size - size // 2, device).T[:, :, None].expand(-1, height, width)
     columns = sinusoids(width, size // 2, device).T[:, None, :].expand(-1, height, width)
     return torch.cat([rows, columns])
 
 
 class Attention(nn.Module):
-    """Multi-head attention that never holds the matrix of weights (`scaled_dot_product_attention`)."""
+    """Multi-head attention that never stores the matrix of weights (`scaled_dot_product_attention`)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class Attention(nn.Module):
 class WindowAttention(nn.Module):
     """Attention within windows, with a learned bias by relative position (Liu 2021, arXiv 2103.14030), fused.
 
-    It takes the place of MONAI's layer of that name: same parameters under the same names, same outputs and gradients.
-    MONAI's own fused form works only without gradients.
+    It replaces MONAI's layer of that name, with the same parameters, outputs and gradients. MONAI's own fused form
+    works only without gradients.
     """
 
     relative_position_index: Tensor
@@ -63,7 +63,7 @@ class WindowAttention(nn.Module):
         self.qkv, self.proj = layer.qkv, layer.proj
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """[B * windows, N, C] -> the same; mask [windows, N, N] is added where windows join what lies far apart."""
+        """[B * windows, N, C] -> the same shape; mask [windows, N, N] is added where a window joins distant regions."""
         count, size, channels = x.shape
         heads = self.num_heads
         bias = self.relative_position_bias_table[self.relative_position_index[:size, :size].flatten()]
@@ -82,7 +82,7 @@ class WindowAttention(nn.Module):
 
 
 def fuse_windows(network: nn.Module, replaced: type[nn.Module]) -> None:
-    """Put `WindowAttention` in the place of every layer of the type `replaced`; names and weights stay as they are."""
+    """Replace every layer of the type `replaced` by `WindowAttention`; names and weights stay as they are."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is replaced:

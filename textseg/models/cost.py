@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, milliseconds."""
+"""The cost of a model: parameters, multiply-accumulates, milliseconds."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import Tensor
 from textseg.contracts import Atlas, Structure, Task, TextFeatures
 from textseg.models.segmenter import Segmenter
 
-POSITIONS = re.compile(r"(^|_)(pos|position|positional)(_|$)")  # how tables of positions are called
-META = torch.device("meta")  # computes shapes alone
-USUAL_TEXT = {"text_size": 768, "text_length": 128}  # of a full prompt, read by an encoder like BERT
+POSITIONS = re.compile(r"(^|_)(pos|position|positional)(_|$)")  # names of tables of positions
+META = torch.device("meta")  # computes only shapes
+USUAL_TEXT = {"text_size": 768, "text_length": 128}  # of a full prompt and an encoder like BERT
 
 
 def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats: int = 5) -> dict[str, Any]:
-    """Parameters, multiply-accumulates and milliseconds of one slice, at the size of the recipe.
+    """Return parameters, multiply-accumulates and milliseconds of one slice, at the size of the recipe.
 
-    Multiply-accumulates are those of convolutions, matrix products and attention; milliseconds the median of
-    `repeats`. For a model that reads whole volumes they are a slice's part in a volume of the usual slice count.
+    Multiply-accumulates count convolutions, matrix products and attention; milliseconds are the median of `repeats`.
+    For a model that reads whole volumes, both are those of a usual volume divided by its slices.
     """
     slices, image, text = _input(segmenter, task, device)
-    with _still(segmenter):
+    with _evaluating(segmenter):
         multiply_accumulates = _count_multiply_accumulates(segmenter, image, text)
         seconds = []
         for _ in range(repeats):
@@ -46,17 +46,17 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
 
 
 def memory_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
-    """Bytes of a GPU's memory that one slice takes on its way through a model."""
+    """Return the bytes of GPU memory that the forward pass of one slice takes."""
     _, image, text = _input(segmenter, task, device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with _still(segmenter):
+    with _evaluating(segmenter):
         segmenter(image, text)
     return torch.cuda.max_memory_allocated(device) - before
 
 
 def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of a batch forward and backward, as torch likes it and with deterministic operators; medians of 5.
+    """Return milliseconds of a batch forward and backward, with any and with deterministic operators; medians of 5.
 
     Measured on a copy. Raises RuntimeError for an operator without a deterministic form.
     """
@@ -69,8 +69,8 @@ def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, devic
         )
     medians = []
     try:
-        for wanted in (False, True):
-            torch.use_deterministic_algorithms(wanted)
+        for enabled in (False, True):
+            torch.use_deterministic_algorithms(enabled)
             seconds = []
             for _ in range(6):
                 _synchronise(device)
@@ -78,33 +78,33 @@ def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, devic
                 model(image, text).logits.float().square().mean().backward()
                 _synchronise(device)
                 seconds.append(time.perf_counter() - start)
-            medians.append(1000 * float(np.median(seconds[1:])))  # the first one chooses kernels
+            medians.append(1000 * float(np.median(seconds[1:])))  # the first pass chooses kernels
     finally:
         torch.use_deterministic_algorithms(before)
     return medians[0], medians[1]
 
 
 def count_cost(build: Callable[[], Segmenter], task: Task) -> dict[str, int]:
-    """The part of `measure_cost` that takes no time: parameters and multiply-accumulates, without computing.
+    """Return the part of `measure_cost` that needs no computing: parameters and multiply-accumulates.
 
-    On the device "meta" where the model can be built and run there, so that no weights are needed; else on one slice.
+    It uses the device "meta" if the model can be built and run there, so that no weights are needed; else one slice.
     """
     try:
         with META:
             segmenter = build()
-    except Exception:  # it looks at a value while it is built, which fails in as many ways as there are models
+    except Exception:  # a model that reads a value while it is built fails there, each in its own way
         segmenter = build()
     counts = count_parameters(segmenter)
     try:
         with META:
-            found = _multiply_accumulates_of_a_slice(segmenter.to(META), task, META)
+            operations = _multiply_accumulates_of_a_slice(segmenter.to(META), task, META)
     except Exception:
-        found = _multiply_accumulates_of_a_slice(build(), task, torch.device("cpu"))
-    return {**counts, "multiply_accumulates": found}
+        operations = _multiply_accumulates_of_a_slice(build(), task, torch.device("cpu"))
+    return {**counts, "multiply_accumulates": operations}
 
 
 def count_parameters(segmenter: Segmenter) -> dict[str, int]:
-    """All, those that are trained, and all without tables of positions, which some tables of results leave out."""
+    """Return the number of all parameters, of trained ones, and of all without tables of positions."""
     counts = {name: parameter.numel() for name, parameter in segmenter.named_parameters()}
     positions = sum(count for name, count in counts.items() if POSITIONS.search(name.rpartition(".")[2]))
     return {
@@ -115,9 +115,9 @@ def count_parameters(segmenter: Segmenter) -> dict[str, int]:
 
 
 def usual_task(size: tuple[int, int], *, class_count: int = 20, slices: int = 8) -> Task:
-    """A task without data, to tell models apart: grey slices, structures in a row, volumes of some slices.
+    """Return a task without data, to compare models: grey slices, structures in a row, volumes of some slices.
 
-    With the defaults, that of the ATM-Net paper's table.
+    With the defaults, it is the task of the ATM-Net paper's table.
     """
     names = [f"structure {index}" for index in range(1, class_count)]
     structures = tuple(Structure(name, "structure", index) for index, name in enumerate(names, start=1))
@@ -127,7 +127,7 @@ def usual_task(size: tuple[int, int], *, class_count: int = 20, slices: int = 8)
 
 
 def empty_text(task: Task, device: torch.device, batch: int = 1) -> TextFeatures:
-    """Text features of the right shapes that say nothing, for B = `batch`."""
+    """Return text features of the right shapes without content, for B = `batch`."""
     if task.text_length is None or task.text_size is None:
         raise ValueError("This task has no text.")
     structures = task.class_count - 1
@@ -140,26 +140,26 @@ def empty_text(task: Task, device: torch.device, batch: int = 1) -> TextFeatures
 
 
 def _input(segmenter: Segmenter, task: Task, device: torch.device) -> tuple[int, Tensor, TextFeatures | None]:
-    """How many slices, without content, and their text."""
+    """Return a number of slices, that many images without content, and their text."""
     slices = _usual_slice_count(task) if segmenter.batching == "volume" else 1
     image = torch.zeros(slices, task.image_channels, *task.image_size, device=device)
     return slices, image, empty_text(task, device, slices) if segmenter.uses_text else None
 
 
 def _usual_slice_count(task: Task) -> int:
-    """The median of the training cases; 1 where the task knows of none."""
+    """Return the median slice count of the training cases; 1 for a task without cases."""
     counts = [size[0] for size in task.fingerprint.get("native_sizes", ())]
     return int(np.median(counts)) if counts else 1
 
 
 def _multiply_accumulates_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
     slices, image, text = _input(segmenter, task, device)
-    with _still(segmenter):
+    with _evaluating(segmenter):
         return _count_multiply_accumulates(segmenter, image, text) // slices
 
 
 def _count_multiply_accumulates(segmenter: Segmenter, image: Tensor, text: TextFeatures | None) -> int:
-    """Half of what torch's FlopCounterMode counts, which knows neither attention on a CPU nor the fused layers."""
+    """Return half of the operations that torch counts, plus attention on a CPU and fused layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -174,21 +174,21 @@ def _count_multiply_accumulates(segmenter: Segmenter, image: Tensor, text: TextF
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of softmax(QK)V, from the shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, E]."""
+    """Return the operations of softmax(QK)V for the shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, E]."""
     batch, heads, queries, size = query
     return 2 * batch * heads * queries * key[-2] * (size + value[-1])
 
 
 @contextmanager
-def _still(segmenter: Segmenter) -> Iterator[None]:
-    """In evaluation mode and without gradients, and afterwards as it was."""
+def _evaluating(segmenter: Segmenter) -> Iterator[None]:
+    """Put the model into evaluation mode without gradients, and afterwards back into its earlier state."""
     training = segmenter.training
     trained = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
     segmenter.eval()
-    for parameter in trained:  # the counter would look for the gradient of a parameter that a module is given
+    for parameter in trained:  # else the counter would look for their gradients
         parameter.requires_grad_(False)
     try:
-        with torch.no_grad():  # inference mode would spoil what a network keeps of a forward pass for training
+        with torch.no_grad():  # in inference mode, tensors that a network keeps could not be used in training
             yield
     finally:
         for parameter in trained:

@@ -1,4 +1,4 @@
-"""The segmentation losses that a recipe weighs: Dice, focal, cross-entropy."""
+"""The terms of the segmentation loss: Dice, focal, cross-entropy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from textseg.system.distributed import summed
 
 
 def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
-    """One minus the soft Dice of the batch, averaged over the K - 1 structures.
+    """Return one minus the soft Dice of the batch, averaged over the K - 1 structures.
 
-    Sums run over the batch, of all processes together, in float32 (float16 overflows at 384 x 384). `smooth` gives a
-    perfect score to a structure that is neither there nor predicted; without it, a perfect prediction of a slice with
-    few structures is punished.
+    Sums run over the batch of all processes, in float32 (float16 overflows at 384 x 384). `smooth` gives a perfect
+    score to a structure that is neither present nor predicted; without it, a perfect prediction of a slice with few
+    structures would have a high loss.
 
     Args:
         logits: [B, K, H, W].
@@ -30,7 +30,7 @@ def dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
 
 
 def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy that turns from pixels already right (Lin 2017), averaged over pixels, in float32."""
+    """Return the focal loss (Lin 2017), in which correct pixels count less, averaged over pixels, in float32."""
     cross_entropy = F.cross_entropy(logits.float(), mask, reduction="none")  # [B, H, W]
     doubt = -torch.expm1(-cross_entropy)  # 1 - p, exact where p is nearly 1
     return (doubt.clamp(min=1e-12) ** gamma * cross_entropy).mean()  # 0 ** gamma has no gradient where gamma < 1
@@ -51,7 +51,7 @@ class SegmentationLoss(nn.Module):
         terms = {
             "dice": lambda: dice_loss(logits, mask),
             "focal": lambda: focal_loss(logits, mask, self.focal_gamma),
-            # Averaged by itself: within F.cross_entropy that has no deterministic form on CUDA.
+            # The mean is a call of its own: inside F.cross_entropy it has no deterministic form on CUDA.
             "cross_entropy": lambda: F.cross_entropy(logits.float(), mask, reduction="none").mean(),
         }
         return {name: weight * terms[name]() for name, weight in self.weights.items() if weight}

@@ -1,4 +1,4 @@
-"""Text-guided composition and whole networks behind one interface."""
+"""One interface for whole networks and for networks of a vision encoder and a fusion."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from textseg.contracts import (
 from textseg.errors import PluginError, RunError
 
 Member = TypeVar("Member")
-FROZEN = "frozen"  # the key under which a state holds the fingerprint of what it leaves out
+FROZEN = "frozen"  # key of a state for the fingerprint of the parameters that it leaves out
 
 
 class TextGuidedNetwork(nn.Module):
@@ -54,13 +54,13 @@ class TextGuidedNetwork(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Any network, at any image size: pads below and to the right to its `size_multiple`, brings logits to H x W.
+    """Any network, for images of any size: it pads below and to the right to `size_multiple`, and resizes the logits.
 
     Deep logits and feature maps of the output keep the padded size. A network without text never sees text.
 
-    Its state is what a checkpoint holds: without the parameters that a part reads from elsewhere and never moves
-    (`reads_frozen`), with their fingerprint. The state of `network` holds all. Loading raises RunError where the
-    frozen parameters of a state were other ones than those at hand.
+    Its state is what a checkpoint holds: all parameters but those that a part reads from elsewhere and never trains
+    (`ReadsFrozen`), with the fingerprint of these. The state of `network` holds all parameters. Loading raises RunError
+    if the frozen parameters of the checkpoint differ from the present ones.
     """
 
     def __init__(self, network: Network) -> None:
@@ -83,13 +83,13 @@ class Segmenter(nn.Module):
 
     @property
     def batching(self) -> Batching:
-        """What a batch is: any slices, or all slices of one case in order."""
+        """The content of a batch: any slices, or all slices of one case in order."""
         part = self.part_with(HasBatching)
         return part.batching if part is not None else "slice"
 
     @property
     def stages(self) -> Mapping[str, float]:
-        """Each part that is trained by itself, with its share of the epochs; empty where all is trained at once."""
+        """The parts that are trained one after the other, with their shares of the epochs; empty without stages."""
         part = self.part_with(HasStages)
         return part.stages if part is not None else {}
 
@@ -128,7 +128,7 @@ class Segmenter(nn.Module):
 
 
 def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Of a state that is about to be saved."""
+    """Remove from a state that is about to be saved what is read from elsewhere, and add its fingerprint."""
     for name in segmenter.read_elsewhere:
         if segmenter.get_parameter(name).requires_grad:
             raise PluginError(
@@ -141,14 +141,14 @@ def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: obj
 
 
 def _put_back(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Into a state that is about to be loaded."""
+    """Add to a state that is about to be loaded what is read from elsewhere, and check its fingerprint."""
     if not segmenter.read_elsewhere:
         return
-    found = state.pop(prefix + FROZEN, None)
-    if found != segmenter.frozen_fingerprint:
+    fingerprint = state.pop(prefix + FROZEN, None)
+    if fingerprint != segmenter.frozen_fingerprint:
         raise RunError(
-            f"These weights belong to a model whose frozen part has the fingerprint {found}, and that of the one at "
-            f"hand is {segmenter.frozen_fingerprint}: what the recipe reads it from has changed. Bring back the "
+            f"These weights belong to a model whose frozen part has the fingerprint {fingerprint}, and that of the "
+            f"one at hand is {segmenter.frozen_fingerprint}: what the recipe reads it from has changed. Bring back the "
             "weights that were there, or train again with --fresh."
         )
     for name in segmenter.read_elsewhere:
@@ -156,7 +156,7 @@ def _put_back(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: obje
 
 
 def _fingerprint(parameters: list[nn.Parameter]) -> str | None:
-    """Of their values and shapes; None for none, and on a device that holds no values."""
+    """Return a hash of values and shapes; None without parameters, and on a device that holds no values."""
     if not parameters or any(parameter.is_meta for parameter in parameters):
         return None
     digest = hashlib.sha256()

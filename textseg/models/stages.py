@@ -1,4 +1,4 @@
-"""Networks that one run trains part by part: which stage an epoch belongs to."""
+"""Stages of networks whose parts one run trains in sequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textseg.system.messages import counted
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of epochs, counted from 0; without a name where a network has no stages."""
+    """A range of epochs, counted from 0; its name is empty where a network has no stages."""
 
     name: str
     first: int
@@ -23,7 +23,7 @@ class Stage:
 
 
 def divide_epochs(shares: Mapping[str, float], epochs: int) -> tuple[Stage, ...]:
-    """Each stage gets its share of the epochs, rounded, and at least one; no shares are one stage without a name.
+    """Give each stage its share of the epochs, rounded, at least one; without shares, return one stage without a name.
 
     Raises RecipeError for fewer epochs than stages, and PluginError for a share that is not above 0.
     """

@@ -1,4 +1,4 @@
-"""The layout of a run on disk, its lock, and what it records of where it came from."""
+"""The folder of a run: its files, its lock, and the record of where the run came from."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from textseg.registry.discovery import Component
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")
-_SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # what --fresh moved aside is called otherwise
+_SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # a run that --fresh moved aside has another name
 
 
 class RunFolder:
-    """`runs/<name>/seed<seed>[_fold<k>]`; see docs/reference/run_folder.md."""
+    """The files in `runs/<name>/seed<seed>[_fold<k>]`; see docs/reference/run_folder.md."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,13 +52,13 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: Recipe, output: Path) -> RunFolder:
-        """Where the runs of a recipe stand."""
+        """Return the folder for a run of a recipe."""
         fold = "" if recipe.split.fold is None else f"_fold{recipe.split.fold}"
         return cls(output / recipe.name / f"seed{recipe.seed}{fold}")
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
-        """A run that a person named; raises RunError where there is none, or several."""
+        """Return the run that a user named; raises RunError if there is none, or several."""
         if (path / "run.json").exists():
             return cls(path)
         below = [folder for folder in cls.repeats(path) if folder.record.exists()]
@@ -70,35 +70,35 @@ class RunFolder:
 
     @classmethod
     def repeats(cls, path: Path) -> list[RunFolder]:
-        """The seeds and folds below runs/<name>, finished or not; without those that `--fresh` moved aside."""
+        """Return the seeds and folds below runs/<name>, finished or not, without those that `--fresh` moved aside."""
         below = sorted(path.iterdir()) if path.is_dir() else []
         return [cls(folder) for folder in below if folder.is_dir() and cls(folder).is_repeat]
 
     def evaluation(self, source: str | None) -> RunFolder:
-        """Where the scores with prompts of another source stand; `compare` reads it like a run."""
+        """Return the folder for scores with prompts of another source; `compare` reads it like a run."""
         return RunFolder(self.path / "evaluations" / (source or "none"))
 
     @property
     def trained_in(self) -> RunFolder:
-        """The run whose weights these scores are of: another one for what stands in `evaluations`."""
+        """The run with the weights of these scores: for a folder in `evaluations`, the run above it."""
         return RunFolder(self.path.parent.parent) if self.path.parent.name == "evaluations" else self
 
     @property
     def is_repeat(self) -> bool:
-        """Whether it is named as a seed, or a fold of one, below runs/<name>."""
+        """True if the folder is named like a seed, or a fold of a seed, below runs/<name>."""
         return _SEED_FOLDER.fullmatch(self.path.name) is not None
 
     def checkpoint(self, name: str) -> Path:
-        """`last` or `best`."""
+        """Return the file of the checkpoint `last` or `best`."""
         return self.path / "checkpoints" / f"{name}.ckpt"
 
     def overlay(self, epoch: int) -> Path:
-        """Where the picture of a validation stands; epochs count from 1."""
+        """Return the file for the picture of a validation; epochs count from 1."""
         return self.log / "overlays" / f"epoch_{epoch:04d}.png"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One process at a time; the operating system frees the lock of a killed one, whose unfinished files go."""
+        """Lock the folder for one process, and delete unfinished files of an earlier one that was killed."""
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process holds the lock; nothing is written to find out."""
+        """True if a process holds the lock; the check writes nothing."""
         from filelock import FileLock, Timeout
 
         if not (self.path / ".lock").exists():
@@ -138,7 +138,7 @@ class RunFolder:
         return False
 
     def move_aside(self) -> Path | None:
-        """Give an old run another name, so that a fresh one can take its place."""
+        """Give an old run another name, and return it, so that a new run can use the folder."""
         if not self.path.exists():
             return None
         aside = self.path.with_name(f"{self.path.name}_until_{datetime.now():%Y%m%d_%H%M%S_%f}")
@@ -146,7 +146,7 @@ class RunFolder:
         return aside
 
     def read(self) -> dict[str, Any]:
-        """run.json, or an empty record before the first one is written; raises RunError for a damaged one."""
+        """Return run.json, or an empty record before it is written; raises RunError for a damaged file."""
         try:
             record: dict[str, Any] = json.loads(self.record.read_text())
         except FileNotFoundError:
@@ -158,7 +158,7 @@ class RunFolder:
         return record
 
     def read_split(self) -> dict[str, Any]:
-        """split.json, or nothing where there is none."""
+        """Return split.json, or an empty mapping without that file."""
         try:
             split: dict[str, Any] = json.loads(self.split.read_text())
         except (OSError, ValueError):
@@ -166,13 +166,13 @@ class RunFolder:
         return split
 
     def update(self, **facts: Any) -> dict[str, Any]:
-        """Write facts into run.json beside those that stand there."""
+        """Add facts to run.json, and return all facts in it."""
         record = {**self.read(), **facts}
         write_atomically(self.record, json.dumps(record, indent=1) + "\n")
         return record
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
-        """log/metrics.csv: a row per epoch."""
+        """Write log/metrics.csv, a row for each epoch."""
         columns = list(dict.fromkeys(key for row in history for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -181,7 +181,7 @@ class RunFolder:
         write_atomically(self.log / "metrics.csv", text.getvalue())
 
     def read_history(self) -> list[dict[str, str]]:
-        """The rows of log/metrics.csv; none before the first epoch."""
+        """Return the rows of log/metrics.csv; none before the first epoch."""
         path = self.log / "metrics.csv"
         return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
 
@@ -189,24 +189,24 @@ class RunFolder:
         """Write a checkpoint under a temporary name in its folder, sync, rename."""
         import torch
 
-        content = {**state, "record": self.read()}  # a checkpoint that is copied elsewhere says where it came from
-        # Into an open file: of a path, torch hides why it could not be written.
+        content = {**state, "record": self.read()}  # so that a copied checkpoint still names its origin
+        # Into an open file, because for a path torch hides the reason of a failure.
         with replacing(self.checkpoint(name)) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """Plain Python and tensors only; raises RunError for a damaged or missing file."""
+        """Return a checkpoint, plain Python and tensors; raises RunError for a damaged or missing file."""
         return load_checkpoint(self.checkpoint(name))
 
     def check_bound(self, bound: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run under settings that would make it another experiment: raises RunError."""
+        """Raise RunError, with the changed keys, if these settings would make the run another experiment."""
         recorded = self.read().get("bound")
         if not recorded:
             raise RunError(
                 f"'{self.path}' holds a checkpoint but no run.json that says of which experiment. Restore run.json, "
                 "add --fresh to move the old run aside, or choose another --output."
             )
-        # Through JSON, as the record went: tuples are lists there.
+        # Through JSON, like the record, which turns tuples into lists.
         before, now = flat(recorded), flat(json.loads(json.dumps(bound)))
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
@@ -218,7 +218,7 @@ class RunFolder:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint from its file."""
+    """Return the checkpoint in a file, plain Python and tensors; raises RunError for a damaged or missing file."""
     import torch
 
     if not path.exists():
@@ -242,32 +242,32 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], mismatch: str,
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a long message, with the second where it ends in a colon; the name of an error without one."""
+    """Return the first line of a message, with the second after a colon; for an empty message the error's name."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """The innermost values of run.json, by keys with dots between them."""
+    """Return the innermost values of run.json by dotted key."""
     if not isinstance(nested, Mapping):
         return {prefix.rstrip("."): nested}
     return {key: value for name, part in nested.items() for key, value in flat(part, f"{prefix}{name}.").items()}
 
 
 def change_lines(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """What was and what is, a line for each key; None is what was not given."""
-    said = {key: ["not given" if value is None else value for value in pair] for key, pair in changes.items()}
-    return [f"  {key}: was {was}, is {now}" for key, (was, now) in said.items()]
+    """Return a line for each key with its old and its new value; None stands for a value that is not given."""
+    values = {key: ["not given" if value is None else value for value in pair] for key, pair in changes.items()}
+    return [f"  {key}: was {was}, is {now}" for key, (was, now) in values.items()]
 
 
 def environment(components: Sequence[Component]) -> dict[str, Any]:
-    """Versions, plug-ins, git commit and hardware, for run.json."""
+    """Return versions, plug-ins, git commit and hardware, for run.json."""
     import torch
 
     from textseg.version import __version__
 
     libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    libraries["torch"] = str(torch.__version__)  # which names its build, such as +cu130
+    libraries["torch"] = str(torch.__version__)  # it names the build, such as +cu130
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": {"textseg": __version__, "python": platform.python_version(), **libraries},
@@ -285,7 +285,7 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that textseg runs from, "-dirty" behind it where files were changed; None outside of one."""
+    """Return the commit of the checkout that textseg runs from, with "-dirty" if files changed; None without one."""
     folder = Path(__file__).parent
     try:
         tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]

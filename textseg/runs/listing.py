@@ -1,4 +1,4 @@
-"""Which runs there are, how far they have come, and what came out: read off their folders, without torch."""
+"""The list of runs with their states and results, read from their folders, without torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run folder; None for what it does not say yet."""
+    """A run folder in the list; None for facts that it does not hold yet."""
 
-    folder: str  # relative to where the runs are listed
+    folder: str  # relative to the listed folder
     name: str
     seed: int
     fold: int | None
@@ -33,18 +33,18 @@ class ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """Every run below a folder, sorted by name, seed and fold; raises RunError where there is no such folder.
+    """Return every run below a folder, sorted by name, seed and fold; raises RunError if the folder does not exist.
 
     Runs that `--fresh` moved aside, and evaluations with prompts of other sources, are left out.
     """
     if not folder.is_dir():
         raise RunError(f"There is no folder '{folder}'. Name the one that holds the run folders: textseg runs FOLDER")
-    found = [_listed(run, folder) for run in _runs_below(folder)]
-    return sorted(found, key=lambda run: (run.name, run.seed, -1 if run.fold is None else run.fold, run.folder))
+    runs = [_listed(run, folder) for run in _runs_below(folder)]
+    return sorted(runs, key=lambda run: (run.name, run.seed, -1 if run.fold is None else run.fold, run.folder))
 
 
 def _runs_below(folder: Path) -> Iterator[RunFolder]:
-    """The folder itself, those below it, and those below these."""
+    """Yield the runs among the folder itself and the two levels below it."""
     levels = [[folder], sorted(folder.iterdir()), sorted(folder.glob("*/*"))]
     for path in (path for level in levels for path in level):
         run = RunFolder(path)
@@ -93,12 +93,12 @@ def _recipe(run: RunFolder) -> dict[str, Any]:
 
 
 def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
-    """The runs as plain values."""
+    """Return the runs as plain values."""
     return [asdict(run) for run in runs]
 
 
 def as_text(runs: Sequence[ListedRun]) -> str:
-    """The runs as a table for the terminal, with the reason below of each that failed."""
+    """Return the runs as a table for the terminal, with the reasons of failed runs below."""
     header = ("name", "seed", "fold", "state", "epoch", "validation DSC", "test", "prompts")
     rows = [header, *(_cells(run) for run in runs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

@@ -1,4 +1,4 @@
-"""What was predicted for each test case, kept beside the scores, so that pictures need no model afterwards."""
+"""Predictions of the test cases, saved beside the scores, so that pictures need no model afterwards."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from textseg.volumes.files import Geometry, read_labels, read_volume, write_labe
 
 
 class Keep(Protocol):
-    """Writes the class indices [S, H, W] of a case, in the geometry of its annotation."""
+    """Writer of the class indices [S, H, W] of a case, in the geometry of its annotation."""
 
     def __call__(self, case: Case, predicted: NDArray[np.uint8], geometry: Geometry, label_map: LabelMap) -> None: ...
 
 
 @dataclass(frozen=True)
 class KeptCase:
-    """The files of a test case: what was predicted, the scan, the annotation with what its values mean."""
+    """The files of a test case: prediction, scan, and annotation with its label map."""
 
     id: str
     prediction: Path
@@ -39,17 +39,17 @@ class KeptCase:
     plane: Plane = "sagittal"
 
     def read_prediction(self) -> tuple[NDArray[np.uint8], Geometry]:
-        """Class indices [S, H, W]; raises DataError where the file is missing or damaged."""
+        """Return class indices [S, H, W]; raises DataError for a missing or damaged file."""
         labels = read_labels(self.prediction, self.plane)
         return labels.array.astype(np.uint8), labels.geometry
 
     def read_reference(self) -> NDArray[np.uint8]:
-        """Class indices [S, H, W] of the annotation; raises DataError where it is not at hand."""
+        """Return class indices [S, H, W] of the annotation; raises DataError for a missing file."""
         case = Case(self.id, "", self.image, self.mask)
         return map_labels(read_labels(self.mask, self.plane), self.label_map, case)
 
     def read_image(self, geometry: Geometry) -> NDArray[np.float32]:
-        """Intensities [S, H, W]; raises DataError where the scan is not at hand or does not lie in `geometry`."""
+        """Return intensities [S, H, W]; raises DataError for a missing scan, or one of another geometry."""
         volume = read_volume(self.image, self.plane)
         if differences := volume.geometry.differences(geometry):
             raise DataError(
@@ -61,7 +61,7 @@ class KeptCase:
 
 @dataclass(frozen=True)
 class KeptPredictions:
-    """Names of the structures by class index, and the test cases by id."""
+    """Saved predictions: names of the structures by class index, and the test cases by id."""
 
     names: Mapping[int, str]
     cases: Mapping[str, KeptCase]
@@ -69,9 +69,9 @@ class KeptPredictions:
 
 @contextmanager
 def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
-    """Keep the predictions of an evaluation, one file for each case in the folder `predictions`.
+    """Save the predictions of an evaluation, one file for each case in the folder `predictions`.
 
-    Its table of contents goes first and comes back last: what an evaluation that was cut off leaves is never read.
+    The index of the folder is deleted first and written last, so files of an interrupted evaluation are never read.
     """
     folder.predictions_index.unlink(missing_ok=True)
     cases: dict[str, dict[str, Any]] = {}
@@ -96,12 +96,12 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
 
 
 def read_kept(folder: RunFolder) -> KeptPredictions:
-    """What `keeping` wrote; raises RunError where there is nothing, or no such table."""
+    """Return the predictions that `keeping` has saved; raises RunError without predictions, or for a damaged index."""
     path = folder.predictions_index
     again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        plane = content.get("plane", "sagittal")  # as all were when a table did not say it
+        plane = content.get("plane", "sagittal")  # the only plane when an index did not name it
         if plane not in get_args(Plane):
             raise ValueError(f"no plane is called {plane!r}")
         cases = {

@@ -1,4 +1,4 @@
-"""From a recipe to trained weights: the run, the loop, its checkpoints, processes and logs.
+"""Training: a run from its recipe to its report, the loop, checkpoints, processes and loggers.
 
 Imports `reports`, `comparison`, `evaluation` and below. It alone needs Lightning.
 """

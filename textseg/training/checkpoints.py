@@ -1,4 +1,4 @@
-"""What a training goes on from: how far it has come, and the weights that it starts with."""
+"""The state from which a training starts or resumes: progress, checkpoint, initial weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Part(Protocol):
-    """What is saved and goes on: model, optimiser, moving average, scale of the loss."""
+    """A part of the state: model, optimiser, moving average, scale of the loss."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
@@ -26,7 +26,7 @@ class Part(Protocol):
 
 @dataclass
 class Progression:
-    """How far a run has come; plain Python, saved in every checkpoint."""
+    """The progress of a run, in plain Python; every checkpoint holds it."""
 
     step: int = 0
     stage: int = 0  # of the network's stages, counted from 0
@@ -38,7 +38,7 @@ class Progression:
     planned_epochs: int | None = None  # what the schedule was made for
 
     def plan(self, settings: TrainingSettings, *, staged: bool = False) -> str:
-        """Plan what is left for the recipe's epochs; a line says so where the checkpoint was planned for others."""
+        """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs."""
         before, self.planned_epochs = self.planned_epochs, settings.epochs
         if before in (None, settings.epochs) or (settings.schedule == "constant" and not staged):
             return ""
@@ -50,7 +50,10 @@ class Progression:
 
 
 def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequence[Stage], epochs: int) -> Progression:
-    """Put the parts back to where `last` stands; raises RunError for one that doesn't fit, or that has more epochs."""
+    """Load the state of the checkpoint `last` into the parts, and return the progress.
+
+    Raises RunError for a checkpoint that does not fit, or that has more epochs than the recipe.
+    """
     state = folder.load_checkpoint("last")
     try:
         for key, part in parts.items():
@@ -68,18 +71,19 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
             f"'{folder.path}' has trained {counted(trained, 'epoch')}, more than training.epochs ({epochs}). "
             "Raise it, or add --fresh to move the old run aside."
         )
-    now = stages[min(progression.stage, len(stages) - 1)]
-    if now.first > trained:
+    # With more epochs in the recipe, the stage at hand may now begin later than the run stands.
+    stage = stages[min(progression.stage, len(stages) - 1)]
+    if stage.first > trained:
         raise RunError(
-            f"'{folder.path}' is in stage '{now.name}' after {counted(trained, 'epoch')}, which with "
-            f"training.epochs {epochs} would begin after {now.first}. Let the run end before "
+            f"'{folder.path}' is in stage '{stage.name}' after {counted(trained, 'epoch')}, which with "
+            f"training.epochs {epochs} would begin after {stage.first}. Let the run end before "
             "you raise it so far, or add --fresh to move the old run aside."
         )
     return progression
 
 
-def initialize(segmenter: Segmenter, place: Path) -> None:
-    """Take the weights of a run or a checkpoint; raises RunError for those of another model."""
-    path = place if place.suffix == ".ckpt" else RunFolder.existing(place).checkpoint("best")
+def initialize(segmenter: Segmenter, source: Path) -> None:
+    """Load the weights of a run folder or a checkpoint; raises RunError for those of another model."""
+    path = source if source.suffix == ".ckpt" else RunFolder.existing(source).checkpoint("best")
     mismatch = f"training.initialize_from: '{path}' does not fit the model of this recipe"
     load_weights(segmenter, load_checkpoint(path), mismatch)

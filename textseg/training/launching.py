@@ -1,4 +1,4 @@
-"""A run in several processes: starting them, watching them, and ending all where one is lost."""
+"""Runs in several processes: start them, watch them, and end all when one is lost."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.training.signals import on_termination
 
-PAUSE = 0.1  # seconds between two looks at the processes
-GRACE = 5.0  # seconds that a process with an error of its own waits, so that the one that caused it is heard first
+PAUSE = 0.1  # seconds between two checks of the processes
+GRACE = 5.0  # seconds that a process with an error waits, so that the process that caused the error ends first
 PARENT = "TEXTSEG_PARENT"  # id of the process that started this one
 
 
 def run_command(
     recipe: Path, overrides: Sequence[str], seed: int | None, output: Path, *, fresh: bool, dry_run: bool
 ) -> list[str]:
-    """The command line that does one run alone."""
+    """Return the command line that does one run alone."""
     values = [part for value in overrides for part in ("--set", value)]
     seeds = [] if seed is None else ["--seeds", str(seed)]
     flags = ["--fresh"] * fresh + ["--dry-run"] * dry_run
@@ -34,23 +34,23 @@ def run_command(
 
 
 def launched() -> bool:
-    """Whether somebody has started this process as one of several: textseg itself, torchrun, or SLURM's srun."""
+    """Return True if textseg, torchrun or SLURM's srun has started this process as one of several."""
     return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def launched_by_textseg() -> bool:
-    """Whether `run_together` has started this process."""
+    """Return True if `run_together` has started this process."""
     return PARENT in os.environ
 
 
 def launched_rank() -> int:
-    """Which of the processes this is, before they are connected."""
+    """Return the number of this process among several, before they are connected; the first is 0."""
     keys = ("LOCAL_RANK",) if launched_by_textseg() else ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return next((int(os.environ[key]) for key in keys if key in os.environ), 0)
 
 
 def check_shares(size: int, batching: str) -> None:
-    """Raise RecipeError where a batch of `size` slices can't be divided among the processes, part for part equal."""
+    """Raise RecipeError if a batch of `size` slices can't be divided into equal parts for the processes."""
     count = distributed.count()
     if count > 1 and batching == "volume":
         raise RecipeError(
@@ -66,21 +66,21 @@ def check_shares(size: int, batching: str) -> None:
 
 
 def run_together(command: Sequence[str], count: int) -> None:
-    """Do the command in `count` processes of this machine and wait for their end; where one is lost, all end.
+    """Run the command in `count` processes of this machine until all have ended; when one is lost, end the others.
 
-    Raises RunError for a lost process, SystemExit with its code for one that has said what was wrong, and
-    KeyboardInterrupt after a termination signal, when all have heard it and saved.
+    Raises RunError for a lost process, SystemExit with its code for one that has printed a user's mistake, and
+    KeyboardInterrupt after a termination signal, when all processes have saved and ended.
     """
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     shared |= {"NODE_RANK": "0", PARENT: str(os.getpid())}
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signals: list[int] = []
-    told = 0
+    passed_on = 0  # of these signals
     children = [
-        # A session of its own: Ctrl-C is heard here, and passed on once.
+        # A session of its own: Ctrl-C reaches only this process, which passes it on once.
         subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(rank)}, start_new_session=True)
         for rank in range(count)
     ]
@@ -92,10 +92,10 @@ def run_together(command: Sequence[str], count: int) -> None:
                     raise _ending(lost, codes)
                 if None not in codes:
                     break
-                for number in signals[told:]:
+                for number in signals[passed_on:]:
                     for process in children:
                         process.send_signal(number)
-                told = len(signals)
+                passed_on = len(signals)
                 time.sleep(PAUSE)
     finally:
         for process in children:
@@ -107,11 +107,13 @@ def run_together(command: Sequence[str], count: int) -> None:
 
 
 def _ending(lost: Sequence[int], codes: Sequence[int | None]) -> BaseException:
-    rank = min(lost, key=lambda one: codes[one] or 0)  # one that was killed before one that complains of it
+    """Return the exception for a run that has lost processes."""
+    # Exit codes of killed processes are negative. They caused the errors of the others, so they come first.
+    rank = min(lost, key=lambda number: codes[number] or 0)
     code = codes[rank]
     assert code is not None
     if code == 2:
-        return SystemExit(2)  # it has said what was wrong
+        return SystemExit(2)  # the process has printed what was wrong
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}; see above"
     return RunError(
         f"Process {rank + 1} of {len(codes)} {how}, and the run with it. What was saved is kept: the same command goes "
@@ -121,23 +123,25 @@ def _ending(lost: Sequence[int], codes: Sequence[int | None]) -> BaseException:
 
 @contextmanager
 def one_of_several(rank: int) -> Iterator[None]:
-    """Inside, this is one process of several: it ends with the one that started it, and only the first one prints."""
+    """Make this one process of several: it ends with the process that started it, and only the first one prints."""
     if launched_by_textseg():
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     try:
         if rank == 0:
             yield
         else:
-            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            with Path(os.devnull).open("w") as null, redirect_stdout(null):
                 yield
     except Exception as error:
-        # What every process finds the first one says; an error about a lost connection has its cause elsewhere.
+        # A mistake that all processes see is printed by the first one at once. Any other error may only be the loss of
+        # the connection to a process that failed before.
         if rank or not isinstance(error, TextsegError):
             time.sleep(GRACE)
         raise
 
 
 def _end_with(parent: int) -> None:
+    """End this process when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(PAUSE)
     os._exit(1)

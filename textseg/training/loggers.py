@@ -182,18 +182,18 @@ def displayed(
 
 
 def describe(row: Mapping[str, float], epochs: int, *, stage: str = "", seconds_left: float = 0.0) -> str:
-    """The line of an epoch: its losses by part, learning rate, validation by group, speed, memory, time left."""
+    """Return the line of an epoch: losses by part, learning rate, validation by group, speed, memory, time left."""
     terms = {key.removeprefix("train_"): value for key, value in row.items() if key.startswith("train_")}
     loss = f"loss {terms.pop('loss', math.nan):.3f}{_parts(terms)}"
-    said = [loss, f"learning rate {row['learning_rate']:.1e}"]
+    parts = [loss, f"learning rate {row['learning_rate']:.1e}"]
     if "validation_dsc" in row:
         groups = {key: value for key, value in row.items() if key.startswith("validation_dsc_")}
         by_name = {key.removeprefix("validation_dsc_").replace("_", " "): value for key, value in groups.items()}
-        said.append(f"validation DSC {row['validation_dsc']:.3f}{_parts(by_name)}")
-    said.append(f"{row['slices_per_second']:.3g} slices/s, {row['memory_bytes'] / 2**30:.1f} GiB")
+        parts.append(f"validation DSC {row['validation_dsc']:.3f}{_parts(by_name)}")
+    parts.append(f"{row['slices_per_second']:.3g} slices/s, {row['memory_bytes'] / 2**30:.1f} GiB")
     if row["epoch"] < epochs:
-        said.append(f"{duration(seconds_left)} left")
-    return f"epoch {int(row['epoch'])} of {epochs}{f' ({stage})' if stage else ''}: {', '.join(said)}"
+        parts.append(f"{duration(seconds_left)} left")
+    return f"epoch {int(row['epoch'])} of {epochs}{f' ({stage})' if stage else ''}: {', '.join(parts)}"
 
 
 def _parts(values: Mapping[str, float]) -> str:
@@ -201,7 +201,7 @@ def _parts(values: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Return a rounded duration: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -213,7 +213,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that the process had at once: of a CUDA device what torch took, else of the machine's memory."""
+    """Return the largest memory of the process in bytes: what torch took of a CUDA device, else of the machine."""
     if device.type == "cuda":
         import torch
 
@@ -225,14 +225,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def drawn_in(epoch: int, *, every: int | None, validate_every: int, last: bool) -> bool:
-    """Whether a validation after `epoch` (counted from 1) is drawn: the first at or after each `every` epochs."""
+    """Return True if the validation after `epoch`, counted from 1, is drawn: the first of each `every` epochs."""
     if every is None:
         return False
     return last or epoch // every > max(0, epoch - validate_every) // every
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bool | float | str]]:
-    """Settings by dotted key; what is no number, flag or text stands as JSON."""
+    """Yield settings by dotted key; values that are no number, flag or text become JSON."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{above}{key}.")

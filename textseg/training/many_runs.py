@@ -1,4 +1,4 @@
-"""Several runs, one after the other or some at once, each in a process of its own; what failed, and a leaderboard."""
+"""Several runs, one after the other or some at once, each in a process of its own, with a leaderboard at the end."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from textseg.system.messages import counted
 from textseg.training.launching import run_command
 from textseg.training.signals import on_termination
 
-PAUSE = 0.1  # seconds between two looks at the processes
+PAUSE = 0.1  # seconds between two checks of the processes
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One recipe with the values that this run gives it, and where the run will stand."""
+    """A recipe with the values that this run gives it, and the folder of the run."""
 
     recipe: Path
     overrides: tuple[str, ...]
@@ -35,17 +35,17 @@ class PlannedRun:
     output: Path
 
     def command(self, *, fresh: bool, dry_run: bool) -> list[str]:
-        """The command line that does this run alone."""
+        """Return the command line that does this run alone."""
         return run_command(self.recipe, self.overrides, self.seed, self.output, fresh=fresh, dry_run=dry_run)
 
 
 def plan_runs(
     recipes: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int | None], folds: str | None, output: Path
 ) -> list[PlannedRun]:
-    """A run for each recipe, fold and seed; all of them are read before the first one trains for hours.
+    """Return a run for each recipe, fold and seed; all recipes are checked before the first run trains for hours.
 
-    `folds` is "0,1" or "all". Raises RecipeError for a mistake in a recipe, for a fold that there is not, and for two
-    runs that would stand in the same folder.
+    `folds` is "0,1" or "all". Raises RecipeError for a mistake in a recipe, for a fold that does not exist, and for two
+    runs that would use the same folder.
     """
     planned: dict[Path, PlannedRun] = {}
     for recipe in dict.fromkeys(recipes):
@@ -54,19 +54,19 @@ def plan_runs(
                 values = (*overrides, *fold)
                 resolved = load_recipe(recipe, [*values, *([] if seed is None else [f"seed={seed}"])])
                 run = PlannedRun(recipe, values, seed, RunFolder.of(resolved, output).path, output)
-                if (other := planned.setdefault(run.folder, run)) is not run:
+                if (first := planned.setdefault(run.folder, run)) is not run:
                     raise RecipeError(
-                        f"'{other.recipe}' and '{recipe}' would both run in '{run.folder}'. Give each its own name or "
+                        f"'{first.recipe}' and '{recipe}' would both run in '{run.folder}'. Give each its own name or "
                         "seed, or start them apart with another --output."
                     )
     return list(planned.values())
 
 
 def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, dry_run: bool = False) -> int:
-    """Do the runs, at most `jobs` at once, go on after one that failed, and print what failed and how the rest compare.
+    """Do the runs, at most `jobs` at once, continue after a failed one, and print the failures and a leaderboard.
 
-    Returns the exit code: 0 where all finished, 2 where each failure is a mistake that the user can mend, else 1.
-    Raises KeyboardInterrupt after a termination signal, when the runs at hand have heard it and ended.
+    Returns the exit code: 0 if all finished, 2 if each failure is a mistake of the user, else 1. Raises
+    KeyboardInterrupt after a termination signal, when the current runs have ended.
     """
     waiting, going, failed = deque(enumerate(runs, start=1)), list[_Process](), list[tuple[PlannedRun, int, str]]()
     finished: list[Path] = []
@@ -88,7 +88,7 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
                     else:
                         finished.append(process.run.folder)
                     if jobs > 1:
-                        print(f"{process.run.folder} {'failed' if code else 'finished'}: {process.said}", flush=True)
+                        print(f"{process.run.folder} {'failed' if code else 'finished'}: {process.output}", flush=True)
     if signals:
         print("interrupted: the same command goes on from here")
         raise KeyboardInterrupt
@@ -101,39 +101,39 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
 
 
 class _Process:
-    """A run in a process of its own; with several at once, all that it says goes to a file beside its folder."""
+    """A run in a process of its own; with several at once, its output goes to a file beside its folder."""
 
     def __init__(self, run: PlannedRun, command: Sequence[str], jobs: int) -> None:
         self.run = run
-        self.said = run.folder.with_name(f"{run.folder.name}.out") if jobs > 1 else None
+        self.output = run.folder.with_name(f"{run.folder.name}.out") if jobs > 1 else None
         environment = dict(os.environ)
         errors: IO[bytes]
-        if self.said is None:
+        if self.output is None:
             errors = tempfile.TemporaryFile()  # noqa: SIM115  read as long as the process lives
         else:
-            self.said.parent.mkdir(parents=True, exist_ok=True)
-            errors = self.said.open("w+b")
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            errors = self.output.open("w+b")
             environment["OMP_NUM_THREADS"] = str(max(1, _threads() // jobs))
         self.errors = errors
-        self.shown = self.told = 0
+        self.shown = self.passed_on = 0  # bytes of its errors; signals
         self.process = subprocess.Popen(
             command,
-            stdout=None if self.said is None else errors,
+            stdout=None if self.output is None else errors,
             stderr=errors,
             env=environment,
-            start_new_session=True,  # Ctrl-C is heard here, and passed on once
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
         )
 
     def pass_on(self, signals: Sequence[int]) -> None:
-        """Tell the process of new signals: the first asks it to end, the next ends it."""
-        for number in signals[self.told :]:
+        """Send new signals to the process: the first asks it to end, the next kills it."""
+        for number in signals[self.passed_on :]:
             self.process.send_signal(number)
-        self.told = len(signals)
+        self.passed_on = len(signals)
 
     def poll(self) -> int | None:
-        """The exit code, or None while the process lives; what it complained of meanwhile is shown."""
+        """Return the exit code, or None while the process lives; its new errors are printed."""
         code = self.process.poll()
-        if self.said is None:
+        if self.output is None:
             new = os.pread(self.errors.fileno(), 2**20, self.shown)
             self.shown += len(new)
             sys.stderr.write(new.decode(errors="replace"))
@@ -141,7 +141,7 @@ class _Process:
         return code
 
     def end(self) -> str:
-        """The last line of what the process said."""
+        """Return the last line of the output."""
         with self.errors as errors:
             errors.seek(0)
             lines = errors.read().decode(errors="replace").split("\n")
@@ -149,20 +149,21 @@ class _Process:
 
 
 def _threads() -> int:
-    """What all runs share: as many threads as the caller grants, or as there are cores."""
+    """Return the threads that all runs share: as many as the caller grants, or as there are cores."""
     granted = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(granted) if granted.isdecimal() else cores
 
 
 def _meaning(code: int) -> str:
+    """Return an exit code in words."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}{', out of memory?' if code == -signal.SIGKILL else ''}"
     return f"exit code {code}"
 
 
 def _print_leaderboards(folders: Sequence[Path]) -> None:
-    from textseg.comparison.compare import comparable, compare  # which a single run never needs
+    from textseg.comparison.compare import comparable, compare  # a single run does not need it
     from textseg.comparison.text import print_leaderboard
 
     for group in comparable(folders):
@@ -175,7 +176,7 @@ def _print_leaderboards(folders: Sequence[Path]) -> None:
 
 
 def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
-    """The value of the recipe that each fold to run needs; one empty list for the recipe as it is."""
+    """Return the overrides of each fold; one empty list where no folds are asked for."""
     if text is None:
         return [[]]
     if recipe.split.folds is None:
@@ -183,11 +184,11 @@ def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
             f"--folds: '{path}' has no folds to choose from. Write `split: {{folds: 5, fold: 0}}` in it, or add "
             "--set 'split={folds: 5, fold: 0}'."
         )
-    known = [str(fold) for fold in range(recipe.split.folds)]
-    wanted = known if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
-    if unknown := [fold for fold in wanted if fold not in known]:
+    folds = [str(fold) for fold in range(recipe.split.folds)]
+    chosen = folds if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
+    if unknown := [fold for fold in chosen if fold not in folds]:
         raise RecipeError(
-            f"--folds: '{path}' has folds {', '.join(known)}, and {', '.join(unknown)} is none of them. Name some, "
+            f"--folds: '{path}' has folds {', '.join(folds)}, and {', '.join(unknown)} is none of them. Name some, "
             "with commas between them, or write all."
         )
-    return [[f"split.fold={fold}"] for fold in wanted]
+    return [[f"split.fold={fold}"] for fold in chosen]

@@ -1,4 +1,4 @@
-"""Whether loss and gradient are numbers, which step was the first without one, and how numbers are computed."""
+"""Checks for losses and gradients that are no finite numbers, and settings of how torch computes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from textseg.runs.folder import RunFolder
 from textseg.system import distributed
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-LOOK_EVERY = 100  # steps between two looks on a GPU, each of which makes it wait
+LOOK_EVERY = 100  # steps between two checks on a GPU, each of which makes it wait
 LOWEST_SCALE = 2.0**-24  # of a loss in 16-mixed; float16 knows no smaller number
 NEVER = torch.iinfo(torch.int64).max
 LISTED, SHOWN = 16, 600  # slices of a batch, characters of a prompt that a message shows
 
 
 class NumberCheck:
-    """Notes on the device the first step whose loss, or whose gradient, is no finite number.
+    """A note, kept on the device, of the first step whose loss or gradient is no finite number.
 
-    Noting makes no device wait; looking does, so that a GPU is asked rarely, and a CPU, which never runs ahead, in
-    every step: there the weights are still those from before it.
+    Writing the note makes no device wait, but reading it does. A GPU is therefore checked rarely. A CPU never runs
+    ahead, so it is checked in every step, before the weights change.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,16 +33,16 @@ class NumberCheck:
         self.every = 1 if device.type == "cpu" else LOOK_EVERY
 
     def note(self, step: int, loss: Tensor, gradient_norm: Tensor | None) -> None:
-        """Both are scalars; no norm where a scaled loss (16-mixed) makes one that overflows a matter of course."""
+        """Note a step with two scalars; no norm for a scaled loss, whose gradient may overflow."""
         numbers = torch.stack([loss, loss if gradient_norm is None else gradient_norm]).isfinite()
         self.steps = torch.where(numbers, self.steps, self.steps.clamp(max=step))
 
     def due(self, step: int) -> bool:
-        """Whether this step, counted from 0, is one to look at."""
+        """Return True if this step, counted from 0, is to be checked."""
         return (step + 1) % self.every == 0
 
     def first(self) -> tuple[str, int] | None:
-        """What was no number first, "loss" or "gradient", and in which step, counted from 0."""
+        """Return "loss" or "gradient", whichever was no number first, and the step from 0; None for neither."""
         loss, gradient = map(min, zip(*distributed.gathered(self.steps.tolist()), strict=True))
         if min(loss, gradient) == NEVER:
             return None
@@ -50,8 +50,8 @@ class NumberCheck:
 
 
 def lost_numbers(what: str, folder: RunFolder, step: int, batch: Sequence[tuple[str, str | None]] = ()) -> RunError:
-    """The error that ends a training; `step` is counted from 0, `batch` names its slices, each with its prompt."""
-    lines = [f"  {name}" + (f": {_shortened(said)}" if said else "") for name, said in batch[:LISTED]]
+    """Return the error that ends a training; `step` is counted from 0, `batch` names slices with their prompts."""
+    lines = [f"  {name}" + (f": {_shortened(prompt)}" if prompt else "") for name, prompt in batch[:LISTED]]
     more = [f"  and {len(batch) - LISTED} more"] if len(batch) > LISTED else []
     kept = (
         f"'{folder.checkpoint('last')}' is kept as it was"
@@ -71,12 +71,9 @@ def _shortened(text: str) -> str:
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, torch takes operators that repeat bit by bit, or raises RuntimeError for one that it has not.
-
-    A message about such an operator is a RunError that says which.
-    """
-    if not wanted:
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Let torch use only deterministic operators inside. Raises RunError for an operator that has no such form."""
+    if not enabled:
         yield
         return
     set_here = CUBLAS not in os.environ
@@ -100,13 +97,13 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def numeric_settings() -> dict[str, Any]:
-    """How torch computes here, for run.json."""
+    """Return the settings by which torch computes here, for run.json."""
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),  # "highest": no tf32
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        # Of a deterministic run alone: otherwise it says whether somebody has imported MONAI yet, which sets it.
+        # Only for a deterministic run: importing MONAI sets it, too.
         "cublas_workspace": os.environ.get(CUBLAS) if torch.are_deterministic_algorithms_enabled() else None,
     }

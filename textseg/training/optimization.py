@@ -1,4 +1,4 @@
-"""How weights move: the optimiser, the learning rate of every step, the moving average."""
+"""The optimiser, the learning-rate schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning 
 
 
 def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
-    """The learning rate of a step: a function of the step alone."""
+    """Return the learning rate of a step, a function of the step alone."""
     high, low = settings.learning_rate, settings.final_learning_rate
     done = step / total
     if settings.schedule == "constant":
@@ -32,9 +32,9 @@ def learning_rate(settings: TrainingSettings, step: int, total: int) -> float:
 
 
 def moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """How AveragedModel moves its tensors: numbers by a share of 1 - `decay`, whole numbers by taking the new ones.
+    """Return the update of an AveragedModel: floating-point tensors move by 1 - `decay`, integer tensors are copied.
 
-    Buffers of whole numbers are indices and counters; torch's own function averages them too, and rounds them down.
+    Integer buffers are indices and counters. torch's own function averages them, too, and rounds down.
     """
 
     @torch.no_grad()
@@ -51,9 +51,9 @@ def moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int],
 def make_optimizer(
     parameters: list[nn.Parameter], settings: TrainingSettings, *, scaled: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser that a recipe asks for; AdamW in one kernel for all weights, on processors and CUDA devices.
+    """Return the optimiser of a recipe; on CPUs and CUDA devices AdamW uses one fused kernel for all weights.
 
-    Where the loss is `scaled` and gradients are clipped, it is not: Lightning unscales no gradient for such a kernel.
+    The kernel is not fused where the loss is `scaled` and gradients are clipped: Lightning then unscales no gradient.
     """
     if settings.optimizer == "sgd":
         return torch.optim.SGD(

@@ -28,7 +28,7 @@ FREE |= {"checkpoint_every", "overlay_every", "loggers"}
 
 
 class RunRecord:
-    """What the first process of a run writes into its folder beside checkpoints and scores."""
+    """The files that the first process of a run writes beside checkpoints and scores, run.json among them."""
 
     def __init__(self, training: Training, started: float) -> None:
         self.training, self.experiment, self.folder = training, training.experiment, training.folder
@@ -47,7 +47,7 @@ class RunRecord:
             write_prompt_table(folder.prompts, experiment.text.rows)
 
     def write_origin(self, precision: Mapping[str, Any]) -> None:
-        """Write what the weights come from: data, settings, versions, hardware, and the cost of the model."""
+        """Write where the weights come from: data, settings, versions, hardware; and the cost of the model."""
         experiment, recipe, segmenter = self.experiment, self.experiment.recipe, self.training.segmenter
         self.folder.update(
             name=recipe.name,
@@ -82,7 +82,7 @@ class RunRecord:
         experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
 
     def write_cost(self) -> None:
-        """Write time and memory, together with those of the earlier parts of an interrupted run."""
+        """Write time and memory, including those of the earlier parts of an interrupted run."""
         self.folder.update(
             wall_seconds=round(self.before.get("wall_seconds", 0) + time.monotonic() - self.started, 1),
             training_seconds=round(self.training.progression.seconds, 1),
@@ -91,7 +91,7 @@ class RunRecord:
 
 
 def bound(experiment: Experiment) -> dict[str, Any]:
-    """Return what a resumed run must have in common with its beginning."""
+    """Return the facts that a resumed run must have in common with its beginning."""
     recipe, text = experiment.recipe, experiment.recipe.prompts
     training = recipe.training.model_dump(mode="json", exclude=FREE)
     return {
@@ -120,6 +120,6 @@ def is_scored(training: Training) -> bool:
 
 
 def _plan_of_network(segmenter: Segmenter) -> dict[str, Any]:
-    """Return what a network that plans itself has made of the data."""
+    """Return the settings that a network has derived from the data; nothing for other networks."""
     plan = segmenter.network.plan if isinstance(segmenter.network, HasPlan) else None
     return {"plan": asdict(plan)} if is_dataclass(plan) and not isinstance(plan, type) else {}

@@ -1,4 +1,4 @@
-"""A run again, from its folder: what differs in how it runs, and in what comes out."""
+"""Repeat a run from its folder, and list the differences of settings, weights and scores."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from textseg.recipe.loading import Recipe, complete_settings, load_recipe
 from textseg.runs.folder import RunFolder, change_lines, environment, flat
 from textseg.training.run import prepared, run
 
-# What run.json says of how a run came about, and what of it is known before the first step.
+# Keys of run.json on the origin of a run; the first ones are known before the first step.
 KNOWN_BEFORE = ("versions", "plugins", "git_commit", "settings", "hashes")
 RECORDED = (*KNOWN_BEFORE, "hardware", "precision", "processes", "numerics", "metrics_kernel", "parameters")
 CHECKPOINTS = ("last", "best")
-_PLACE = re.compile(r"recipe\.dataset\.folder|settings\.dataset .*\.folder")
+_FOLDER = re.compile(r"recipe\.dataset\.folder|settings\.dataset .*\.folder")
 
 
 def reproduce(
     source: Path, *, overrides: Sequence[str] = (), output: Path, fresh: bool = False, dry_run: bool = False
 ) -> Path:
-    """Repeat the run in a folder, as its recipe.yaml says, and print what differs; returns the new folder.
+    """Repeat the run in a folder from its recipe.yaml, and print the differences; returns the new folder.
 
-    An interrupted repeat goes on. run.json of the repeat keeps what was found, under `repeats`. Raises RunError for a
-    folder without recipe.yaml, and for an `output` in which the repeat would be the run itself.
+    An interrupted repeat resumes. The run.json of the repeat keeps the differences under `repeats`. Raises RunError for
+    a folder without recipe.yaml, and for an `output` in which the repeat would be the run itself.
     """
     original = RunFolder.existing(source)
     if not original.recipe.exists():
@@ -69,21 +69,21 @@ def reproduce(
 def differences(
     recipe: Recipe, asked: Recipe, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """What was and is, by key: what a recipe asks for, and what of `before` is otherwise now.
+    """Return the old and the new value of each key that differs, in the recipes and in the facts of `before`.
 
-    Settings of components stand there with their defaults, which another version may have changed. Where the data lie
-    makes no difference: their content has a hash.
+    Settings of components include their defaults, which another version may have changed. The folder of the data is
+    left out, because their content has a hash.
     """
-    one, other = (
+    first, second = (
         flat(json.loads(json.dumps({"recipe": some.model_dump(mode="json"), **facts})))  # as run.json is
         for some, facts in ((recipe, before), (asked, {key: now.get(key) for key in before}))
     )
-    keys = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
-    return {key: (one.get(key), other.get(key)) for key in keys if not _PLACE.fullmatch(key)}
+    keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+    return {key: (first.get(key), second.get(key)) for key in keys if not _FOLDER.fullmatch(key)}
 
 
 def changed_prompts(original: RunFolder, repeat: RunFolder) -> dict[str, tuple[Any, Any]]:
-    """The first text that only the one, and that only the other has, where the prompt tables differ."""
+    """Return the first text that is only in the original and the first that is only in the repeat, if any."""
     tables = [_texts(folder.prompts) for folder in (original, repeat)]
     only = [[text for text in ours if text not in theirs] for ours, theirs in (tables, tables[::-1])]
     if not any(only):
@@ -93,10 +93,10 @@ def changed_prompts(original: RunFolder, repeat: RunFolder) -> dict[str, tuple[A
 
 
 def compare_weights(original: RunFolder, repeat: RunFolder) -> str:
-    """Whether the tensors of both checkpoints are equal bit by bit, or by how much they differ."""
+    """Return in words if the tensors of both checkpoints are equal bit by bit, or by how much they differ."""
     if missing := [name for name in CHECKPOINTS if not original.checkpoint(name).exists()]:
         return f"not compared: '{original.checkpoint(missing[0])}' is not there"
-    different, total, most, place = 0, 0, 0.0, ""
+    different, total, largest, tensor_name = 0, 0, 0.0, ""
     for name in CHECKPOINTS:
         ours, theirs = (folder.load_checkpoint(name)["model"] for folder in (original, repeat))
         if {key: tensor.shape for key, tensor in ours.items()} != {key: tensor.shape for key, tensor in theirs.items()}:
@@ -105,35 +105,35 @@ def compare_weights(original: RunFolder, repeat: RunFolder) -> str:
         for key, tensor in ours.items():
             if not torch.equal(tensor, theirs[key]):
                 different += 1
-                apart = (tensor.double() - theirs[key].double()).abs().max().item()
-                if most == most and not apart <= most:  # one that is no number is the most
-                    most, place = apart, f"{key} in {name}"
+                difference = (tensor.double() - theirs[key].double()).abs().max().item()
+                if largest == largest and not difference <= largest:  # NaN counts as the largest
+                    largest, tensor_name = difference, f"{key} in {name}"
     if not different:
         return f"equal bit by bit, {total} tensors of {' and '.join(CHECKPOINTS)}"
-    return f"{different} of {total} tensors differ, by at most {most:.3g} ({place})"
+    return f"{different} of {total} tensors differ, by at most {largest:.3g} ({tensor_name})"
 
 
 def compare_scores(original: RunFolder, repeat: RunFolder) -> str:
-    """Whether all scores are equal, or how many differ and by how much, by metric."""
+    """Return in words if all scores are equal, or how many differ and by how much, by metric."""
     if not original.scores.exists():
         return f"not compared: '{original.scores}' is not there"
     ours, theirs = (_by_place(read_scores(folder.scores)) for folder in (original, repeat))
     shared = [key for key in ours if key in theirs]
     alone = len(ours) + len(theirs) - 2 * len(shared)
-    apart: dict[str, list[float]] = {}
+    by_metric: dict[str, list[float]] = {}
     for key in shared:
-        one, other = ours[key], theirs[key]
-        if one != other and not (math.isnan(one) and math.isnan(other)):
-            apart.setdefault(str(key[-2]), []).append(abs(one - other))
-    if not apart and not alone:
+        first, second = ours[key], theirs[key]
+        if first != second and not (math.isnan(first) and math.isnan(second)):
+            by_metric.setdefault(str(key[-2]), []).append(abs(first - second))
+    if not by_metric and not alone:
         return f"all {len(shared)} equal"
-    found = [f"{alone} stand in one of the two only"] if alone else []
+    parts = [f"{alone} stand in one of the two only"] if alone else []
     means = original.read().get("test", {}), repeat.read().get("test", {})
-    for metric, values in apart.items():
-        mean = " and ".join("none" if one.get(metric) is None else f"{one[metric]:.4f}" for one in means)
-        most = max((value for value in values if math.isfinite(value)), default=math.inf)
-        found.append(f"{len(values)} of {metric} differ, by at most {most:.3g}; means {mean}")
-    return f"of {len(ours.keys() | theirs.keys())}, {'; '.join(found)}"
+    for metric, values in by_metric.items():
+        mean = " and ".join("none" if test.get(metric) is None else f"{test[metric]:.4f}" for test in means)
+        largest = max((value for value in values if math.isfinite(value)), default=math.inf)
+        parts.append(f"{len(values)} of {metric} differ, by at most {largest:.3g}; means {mean}")
+    return f"of {len(ours.keys() | theirs.keys())}, {'; '.join(parts)}"
 
 
 def _by_place(scores: Sequence[Score]) -> dict[tuple[object, ...], float]:
@@ -141,7 +141,7 @@ def _by_place(scores: Sequence[Score]) -> dict[tuple[object, ...], float]:
 
 
 def _texts(path: Path) -> dict[str, None]:
-    """The lines of prompts.jsonl without counts and fingerprints, in their order."""
+    """Return the lines of prompts.jsonl without counts and fingerprints, in their order."""
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Memory and disks that ran out, as messages that say what to change."""
+"""Clear messages for a full disk and for memory that ran out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NO_MEMORY = ("not enough memory", "out of memory", "cannot allocate memory")
 
 
 @contextmanager
-def told_what_ran_out(run: Path, cache: Path, last: Path) -> Iterator[None]:
-    """Make one message of memory or a disk that ran out inside; `last` is the checkpoint that is then kept.
+def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
+    """Turn an error inside, about memory or a disk that ran out, into a RunError with advice; other errors pass.
 
-    Raises RunError for it; other errors pass.
+    `last` is the checkpoint that is then kept.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def told_what_ran_out(run: Path, cache: Path, last: Path) -> Iterator[None]:
 
 
 def _what_ran_out(error: BaseException | None) -> Literal["disk", "memory"] | None:
-    """Say which, from the error or one that it came of: torch hides a full disk behind an error of its own."""
+    """Return the resource that an error is about; its causes count, too, since torch hides a full disk behind them."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return "disk"

@@ -45,9 +45,9 @@ from textseg.training.loggers import check_loggers, logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
 from textseg.training.record import RunRecord, bound, is_scored
-from textseg.training.resources import told_what_ran_out
+from textseg.training.resources import explained_exhaustion
 
-LOST_AFTER = timedelta(hours=2)  # how long a process waits for one that neither ends nor answers
+LOST_AFTER = timedelta(hours=2)  # time that a process waits for one that neither ends nor answers
 
 
 def run(
@@ -59,10 +59,10 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Take a recipe to its report: prepare, train (or go on), evaluate. Returns the run folder.
+    """Run a recipe: prepare, train or resume, evaluate. Returns the run folder.
 
-    With `training.devices` this waits for the processes that do it, or is one of those that torchrun or SLURM started.
-    Raises a TextsegError for what the user can mend.
+    With `training.devices`, this starts the processes and waits for them, or it is one that torchrun or SLURM has
+    started. Raises a TextsegError for a mistake of the user.
     """
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
     check_loggers(resolved, installed_registry())
@@ -83,7 +83,7 @@ def run(
     rank = launched_rank() if count > 1 else 0
     with (
         one_of_several(rank) if count > 1 else nullcontext(),
-        told_what_ran_out(folder.path, cache_folder(), folder.checkpoint("last")),
+        explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last")),
     ):
         _run(resolved, folder, rank, fresh=fresh)
         distributed.disconnect()

@@ -1,4 +1,4 @@
-"""Ending well: a termination signal, or Ctrl-C, lets the step at hand come to its end."""
+"""Termination signals and Ctrl-C: the current step may end before the process does."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal,
 
 @contextmanager
 def on_termination(request_stop: Callable[[], None]) -> Iterator[None]:
-    """Call `request_stop` where such a signal would otherwise end the process; SLURM sends SIGUSR1 before."""
+    """Call `request_stop` when a signal would end the process; SLURM sends SIGUSR1 before its time limit."""
 
     def request(signal_number: int, frame: FrameType | None) -> None:
         request_stop()
 
-    if threading.current_thread() is not threading.main_thread():  # Python hears signals in the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals only in the main thread
         yield
         return
     before = {number: signal.signal(number, request) for number in _SIGNALS}
