@@ -30,6 +30,8 @@ from textseg.system.progress import progress_bar
 if TYPE_CHECKING:
     import torch
 
+    from textseg.training.checkpoints import Progression
+
 PICTURES = 4  # validation cases that are drawn
 
 
@@ -171,14 +173,15 @@ class TrainingDisplay:
 
 @contextmanager
 def displayed(
-    experiment: Experiment, folder: RunFolder, *, step: int, total_steps: int, finished_epochs: int, silent: bool
+    experiment: Experiment, folder: RunFolder, progression: Progression, total_steps: int, *, silent: bool
 ) -> Iterator[TrainingDisplay]:
-    """Show a training while it goes on, from `step` on; a `silent` process of several has no loggers."""
+    """Show a training from where it stands; the other processes of a run are `silent` and have no loggers."""
+    step, epochs = progression.step, experiment.recipe.training.epochs
     run = experiment.run(folder.path, {} if silent else folder.read())
     opened = nullcontext(()) if silent else logging_to(experiment.registry, run, step)
     with opened as loggers, progress_bar() as bar:
         bar.add_task("training", total=total_steps, completed=step)
-        yield TrainingDisplay(bar, loggers, folder, experiment.recipe.training.epochs, finished_epochs)
+        yield TrainingDisplay(bar, loggers, folder, epochs, len(progression.history))
 
 
 def describe(row: Mapping[str, float], epochs: int, *, stage: str = "", seconds_left: float = 0.0) -> str:

@@ -175,17 +175,11 @@ class Training:
 
         Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
         """
-        first = len(self.progression.history)
-        display_of = displayed(
-            self.experiment,
-            self.folder,
-            step=self.progression.step,
-            total_steps=self.total_steps,
-            finished_epochs=first,
-            silent=self.silent,
-        )
-        with display_of as display, on_termination(self.request_stop):
-            for epoch in range(first, self.settings.epochs):
+        with (
+            displayed(self.experiment, self.folder, self.progression, self.total_steps, silent=self.silent) as display,
+            on_termination(self.request_stop),
+        ):
+            for epoch in range(len(self.progression.history), self.settings.epochs):
                 self._start_epoch(epoch)
                 stopping, speed = self._train_epoch(epoch, display)
                 self._check_numbers(weights=True)  # before a checkpoint is written
