@@ -23,9 +23,23 @@ from textseg.volumes.files import Geometry, read_labels, write_labels
 SETTINGS = EvaluationSettings()
 
 
+@pytest.fixture(scope="module", params=[3, pytest.param(None, marks=pytest.mark.nightly)], ids=["some", "all"])
+def references(request: pytest.FixtureRequest, spider_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a few real scans of SPIDER, or with all of them."""
+    folder = tmp_path_factory.mktemp("references")
+    masks = sorted((spider_folder / "masks").glob("*.mha"))[: request.param]
+    for part in ("images", "masks"):
+        (folder / part).mkdir()
+        for name in (path.name for path in masks):
+            (folder / part / name).symlink_to(spider_folder / part / name)
+    for table in spider_folder.glob("*.csv"):
+        (folder / table.name).symlink_to(table)
+    return folder
+
+
 @pytest.fixture
-def dataset(spider_folder: Path) -> Dataset:
-    built: Dataset = installed_registry().build("dataset", "spider", settings={"folder": str(spider_folder)})
+def dataset(references: Path) -> Dataset:
+    built: Dataset = installed_registry().build("dataset", "spider", settings={"folder": str(references)})
     return built
 
 
@@ -127,7 +141,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_the_command_line(
     dataset: Dataset,
-    spider_folder: Path,
+    references: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +149,7 @@ def test_the_command_line(
     predictions = predict(dataset, tmp_path / "other_tool")
     (predictions / f"{first_case(dataset).upper()}.nii.gz").unlink()
     monkeypatch.chdir(tmp_path)
-    options = ("other_tool", "--dataset", "spider", "--references", str(spider_folder))
+    options = ("other_tool", "--dataset", "spider", "--references", str(references))
     assert call(monkeypatch, *options) == 0
     out = capsys.readouterr().out
     assert f"every structure is missed: {first_case(dataset)}" in out

@@ -45,11 +45,12 @@ def test_an_interval_is_that_of_scipy(skewed: bool) -> None:
     assert mine.patients == 60
 
 
+@pytest.mark.parametrize("trials", [400, pytest.param(1500, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("distribution", ["normal", "beta"])
-def test_95_of_100_intervals_hold_the_truth(distribution: str) -> None:
+def test_95_of_100_intervals_hold_the_truth(distribution: str, trials: int) -> None:
     """Patients with one to three series each, whose scores are alike within a patient; five structures."""
     generator = np.random.default_rng(7)
-    held, trials, patients, structures = 0, 1500, 100, 5
+    held, patients, structures = 0, 100, 5
     level = np.linspace(0.6, 0.9, structures)
     for trial in range(trials):
         series = np.broadcast_to(generator.integers(1, 4, (patients, 1)), (patients, structures))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from textseg.cli.entry import main
 from textseg.errors import DataError, RunError
 from textseg.metrics.scores import read_scores
 from textseg.recipe.loading import load_recipe
@@ -302,17 +302,18 @@ def test_killed_and_started_again_is_the_same(tiny_recipe: Path, finished_run: P
     assert ours == theirs
 
 
-def test_missing_data_are_one_message_of_the_command_line(tmp_path: Path) -> None:
+def test_missing_data_are_one_message_of_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = ROOT / "recipes" / "small" / "atmnet_spider_small.yaml"
-    command = [sys.executable, "-c", "from textseg.cli.entry import main; main()", "run", str(recipe)]
-    environment = {**os.environ, "TEXTSEG_DATA": str(tmp_path / "nowhere")}
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "runs")], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert f"{tmp_path / 'nowhere'}/spider" in done.stderr
-    assert "zenodo" in done.stderr.lower()  # where the data are to be had
+    monkeypatch.setenv("TEXTSEG_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(sys, "argv", ["textseg", "run", str(recipe), "--output", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    message = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert f"{tmp_path / 'nowhere'}/spider" in message
+    assert "zenodo" in message.lower()  # where the data are to be had
     assert not (tmp_path / "runs").exists()
 
 
