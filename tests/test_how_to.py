@@ -67,6 +67,7 @@ def test_there_is_a_page_for_every_kind() -> None:
     assert {page.stem.split("_", 2)[2] for page in PAGES} == set(KINDS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stranger")
 def test_the_commands_of_the_page_on_export_run(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

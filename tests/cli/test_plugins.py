@@ -115,6 +115,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return caught.value.code if isinstance(caught.value.code, int) else 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hostile")
 def test_the_doctor_names_each_of_five_hostile_plugins(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -103,6 +103,7 @@ def recipe_with(encoder: str, tiny_recipe: Path, folder: Path) -> str:
     return str(folder / "tiny.yaml")
 
 
+@pytest.mark.slow
 def test_fetch_brings_what_a_run_then_needs_without_a_network(
     hub: Hub, model: dict[str, bytes], tiny_recipe: Path, tmp_path: Path
 ) -> None:

@@ -329,6 +329,7 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+@pytest.mark.slow
 def test_a_run_holds_what_it_trained_resumes_to_the_bit_and_notices_another_base(tmp_path: Path) -> None:
     sam = save_sam(tmp_path / "sam")
     recipe = tmp_path / "adapted.yaml"

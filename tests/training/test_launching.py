@@ -153,6 +153,7 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(tiny_recipe: Path, tmp
         torch.testing.assert_close(together[name], gradient, rtol=0, atol=1e-6 * largest, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: Path, tmp_path: Path) -> None:
     folder = RunFolder(run(tiny_recipe, output=tmp_path, overrides=["training.devices=2"]))
     alone = RunFolder(finished_run)
@@ -245,6 +246,7 @@ LEARNS = (
 )
 
 
+@pytest.mark.nightly  # its first steps are tested above
 @pytest.mark.slow
 def test_two_processes_learn_as_one(tiny_recipe: Path, tmp_path: Path) -> None:
     single = RunFolder(run(tiny_recipe, output=tmp_path / "one", overrides=LEARNS))
@@ -327,7 +329,11 @@ def srun(recipe: Path, output: Path, job: int) -> list[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])  # before the time is up, and on preemption
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)],
+    ids=["before_the_time_is_up", "on_preemption"],
+)
 def test_a_job_of_slurm_saves_when_its_time_is_up_and_goes_on_when_it_is_queued_again(
     number: signal.Signals, tiny_recipe: Path, tmp_path: Path
 ) -> None:

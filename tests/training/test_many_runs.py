@@ -153,6 +153,7 @@ def test_an_interruption_stops_all(number: int, tmp_path: Path) -> None:
     assert "interrupted" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stranger")
 def test_from_recipes_to_one_leaderboard(
     finished_run: Path,
