@@ -28,7 +28,7 @@ class Pyramid:
 
 
 def look_at(backbone: nn.Module, run: Run, image_channels: int, *, every_map: bool, name: str) -> Pyramid:
-    """See what a backbone makes of images without content, on the device "meta", which computes shapes alone.
+    """Measure the maps of a backbone on the device "meta", which computes only shapes.
 
     Raises RecipeError for a backbone that does not take images of every multiple of its strides.
 
@@ -36,8 +36,8 @@ def look_at(backbone: nn.Module, run: Run, image_channels: int, *, every_map: bo
         backbone: built on "meta".
         run: (backbone, image [1, C, H, W]) -> maps [1, C_l, H_l, W_l], finest first.
         image_channels: C.
-        every_map: whether each map is a level, or only the last one of each stride.
-        name: how messages call it.
+        every_map: make each map a level, not only the last one of each stride.
+        name: the backbone's name in messages.
     """
     try:
         with torch.device("meta"):
@@ -78,7 +78,7 @@ def look_at(backbone: nn.Module, run: Run, image_channels: int, *, every_map: bo
 
 
 class FullSize(nn.Module):
-    """Two convolutions of the image, for what backbones that begin at a stride of 4 or 14 do not see."""
+    """Two convolutions of the image, for details that a backbone with a first stride of 4 or 14 loses."""
 
     def __init__(self, image_channels: int, channels: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class FullSize(nn.Module):
 
 
 def full_size_level(image_channels: int, channels: int, features: Features) -> tuple[FullSize | None, Features]:
-    """The level at full size and the pyramid with it; none where `channels` is 0 or the pyramid begins there."""
+    """Return the level at full size and the pyramid with it; None if `channels` is 0 or the pyramid has it already."""
     if channels < 0:
         raise RecipeError(f"full_size_channels is {channels}, but must not be below 0.")
     if not channels or features.strides[0] == 1:
@@ -107,7 +107,7 @@ def full_size_level(image_channels: int, channels: int, features: Features) -> t
 
 
 def freeze(backbone: nn.Module, unused: frozenset[str]) -> None:
-    """Parameters that never get a gradient would make training on several devices wait for one."""
+    """Freeze parameters that never get a gradient; training on several devices would wait for them."""
     for name, parameter in backbone.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)

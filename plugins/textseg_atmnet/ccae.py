@@ -1,4 +1,4 @@
-"""Channel-wise Contrastive Anatomy-aware Enhancement (ATM-Net, arXiv 2504.03476), restored from its description."""
+"""Channel-wise Contrastive Anatomy-aware Enhancement (ATM-Net, arXiv 2504.03476), reconstructed from the text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textseg.errors import RecipeError
 
 
 class CCAE(nn.Module):
-    """Draws what the image shows of each structure to that structure's prompt, and from the prompts of the others.
+    """A contrastive loss that moves each structure's image features towards its prompt and away from other prompts.
 
     For each image, the structures in the annotation give a visual vector v_k and a text vector t_k; the symmetric
     InfoNCE over them has the diagonal as positives. Absent structures are left out of rows and columns before any
@@ -22,9 +22,9 @@ class CCAE(nn.Module):
     Args:
         task: gives K and D.
         features: the fused pyramid.
-        temperature: divides the cosine similarities.
-        embedding_size: of the space in which both sides meet.
-        pooling: where v_k comes from before its projection; see below.
+        temperature: divisor of the cosine similarities.
+        embedding_size: dimensions of the shared space of image and text.
+        pooling: source of v_k before its projection; see below.
         grid: cells along each side, for "grid".
 
     The paper's formula is lost, and its description, a pooled vector of the fused map for each class, allows two

@@ -25,7 +25,7 @@ from textseg.models import Attention, plane_sinusoids, sinusoids
 
 
 class FusionBlock(nn.Module):
-    """Image positions attend to each other, then to the text; a feed-forward layer follows where asked for."""
+    """Attention of image positions to each other, then to the text, with an optional feed-forward layer."""
 
     def __init__(self, channels: int, heads: int, feed_forward: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class FusionBlock(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """The text of one level, brought to its width, and the blocks that read it."""
+    """The fusion of one level: the text, projected to the level's width, and the blocks that read it."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Decode(nn.Module):
 
 
 class HASF(nn.Module):
-    """Lets every image position attend to the prompt, from the coarsest level up, while decoding to the finest.
+    """A decoder from the coarsest to the finest level in which image positions attend to the prompt.
 
     The self-attention is exact where a level is as coarse as `key_stride`; finer levels reduce keys and values to a
     grid of `key_stride` pixels, which grows with the image: exact attention there costs more than all the rest.
@@ -145,16 +145,16 @@ class HASF(nn.Module):
         heads: attention heads; must divide every guided C_l.
         stages: guided levels, counted from the coarsest; 1 guides the bottleneck only, 0 leaves a plain decoder that
             reads no text (both are ablations of the paper); more than there are guide every level.
-        key_stride: pixels between two keys of the finer levels; 1 is exact everywhere.
-        reduction: what of the finer levels is reduced: "keys" keeps all queries; "positions" guides the level on the
-            grid of the keys alone, and adds what that changes to every position, by bilinear interpolation. It costs
+        key_stride: pixels between two keys of the finer levels; 1 is exact attention.
+        reduction: reduction of the finer levels: "keys" keeps all queries; "positions" computes the fusion on the
+            grid of the keys, and adds its change to every position by bilinear interpolation. It costs
             less, in time and in memory.
-        text_tokens: M, the tokens that the text is mixed into at each level.
+        text_tokens: M, the number of tokens to which the text is reduced at each level.
         blocks: fusion blocks in a stage.
-        feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out, as the restored form does.
+        feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out.
         convolutions: 3 x 3 convolutions after each upsampling.
-        learn_absence: whether each guided level learns a vector for each structure that the text calls not visible, and
-            adds it to the text tokens; for prompts that say nothing of what is absent.
+        learn_absence: learn, at each guided level, a vector for each structure that is not visible in the text, and
+            add it to the text tokens; for prompts that do not mention absent structures.
 
     With Swin UNETR of feature size 48 as encoder, D 768, T 160 and K 20, the whole model has 30.4 M parameters; with
     `blocks` 2, `feed_forward` 4 and `convolutions` 3 it has 52.9 M, with `blocks` 3 and the same 65.5 M, which is

@@ -17,7 +17,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Hashed:
-    """Gives each word, and each mark between words, a vector that is drawn from its hash; no weights, no context.
+    """A vector for each word and punctuation mark, drawn from its hash, without weights and without context.
 
     The ablation that tells what a pretrained encoder's knowledge is worth: two texts differ by exactly the words in
     which they differ, and no two words are related. Lower and upper case are the same. The numbers are uniform with
@@ -26,9 +26,9 @@ class Hashed:
 
     Args:
         feature_size: D.
-        max_tokens: longest text, in words and marks.
-        seed: another one gives other vectors.
-        pooling: what stands for a whole text: the mean of its tokens, the first one, or the maximum.
+        max_tokens: longest text, in words and punctuation marks.
+        seed: a different seed gives different vectors.
+        pooling: vector of a whole text: the mean of its tokens, the first one, or the maximum.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Hashed:
         return hashlib.sha256(f"hashed 1 {self.feature_size} {self.seed} {self.pooling}".encode()).hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Words and marks of each text."""
+        """Return the number of words and punctuation marks of each text."""
         return [len(TOKEN.findall(text)) for text in texts]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

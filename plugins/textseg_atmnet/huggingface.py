@@ -44,7 +44,7 @@ HEADS_ALONE = {"cxr-bert": ("BertConfig", "BertTokenizer", "BertModel")}
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model that a recipe may call by a short name."""
+    """A published model with a short name for recipes."""
 
     model: str
     revision: str
@@ -85,9 +85,9 @@ class HuggingFace:
         revision: Branch, tag or commit on the hub.
         max_tokens: Longest text, special tokens included; by default what tokenizer and model allow.
         layer: The hidden layer that gives the features: 0 the embeddings, -1 the last.
-        pooling: What stands for a whole text: the mean of its tokens, the first one (BERT's [CLS]), or the maximum.
-        pickled_weights: Take weights in PyTorch's older format where there are no safetensors.
-        remote_code: Run the code that the model brings; on the hub `revision` must then be a commit.
+        pooling: Vector of a whole text: the mean of its tokens, the first one (BERT's [CLS]), or the maximum.
+        pickled_weights: Read weights in PyTorch's older format if there are no safetensors.
+        remote_code: Run code of the model's repository; on the hub `revision` must then be a commit.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class HuggingFace:
 
     @classmethod
     def fetch(cls, *, progress: Progress, **settings: Any) -> str:
-        """Bring configuration, tokenizer and weights, and say what is there. Raises PromptError."""
+        """Download configuration, tokenizer and weights, and return a sentence on the result. Raises PromptError."""
         return cls(**settings)._source.fetch(TEXT_FILES, weights=True, progress=progress)
 
     @cached_property
@@ -133,7 +133,7 @@ class HuggingFace:
 
     @cached_property
     def max_tokens(self) -> int:
-        """The longest text that the encoder reads, in tokens, special ones included."""
+        """The longest text that the encoder reads, in tokens, including special tokens."""
         positions = getattr(self._config, "max_position_embeddings", None)
         if positions is not None and self._config.model_type in OFFSET_POSITIONS:
             positions -= (self._config.pad_token_id or 0) + 1
@@ -166,7 +166,7 @@ class HuggingFace:
         return digest.hexdigest()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special ones included, before any truncation."""
+        """Return the number of tokens of each text, including special tokens, before truncation."""
         return [len(ids) for ids in self._token_ids(texts)]
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

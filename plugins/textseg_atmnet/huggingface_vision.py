@@ -1,4 +1,4 @@
-"""Any vision backbone of the transformers library: Swin, ConvNeXt, DINOv2, ResNet, PVT and the like."""
+"""Any vision backbone of the transformers library: Swin, ConvNeXt, DINOv2, ResNet, PVT and others."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class HuggingFaceVision(nn.Module):
         task: gives C.
         model: a kind that transformers knows, such as swin, convnext or dinov2, with random weights; a name on the
             hub; or a folder.
-        pretrained: begin with the weights of the hub or the folder; without it only the configuration counts.
+        pretrained: start from the weights of the hub or the folder; without it only the configuration is used.
         revision: branch, tag or commit on the hub.
         configuration: values of the model's configuration, such as {embed_dim: 48, depths: [2, 2, 2, 2]}.
-        stages: which stages give a level, 0 the stem; without it the last of each stride. A plain vision transformer
-            has one stride, so that naming several gives as many levels of one size.
-        full_size_channels: of a further level at full size, two convolutions of the image; 0 leaves it out.
-        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+        stages: the stages that give a level, 0 is the stem; by default the last of each stride. A vision transformer
+            has one stride, so several stages give as many levels of one size.
+        full_size_channels: channels of a level at full size (two convolutions of the image); 0 leaves it out.
+        pickled_weights: read weights in PyTorch's older format if there are no safetensors.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class HuggingFaceVision(nn.Module):
         pickled_weights: bool = False,
         **_: Any,
     ) -> str:
-        """Bring configuration and, for `pretrained`, weights, and say what is there. Raises RecipeError."""
+        """Download configuration and, for `pretrained`, weights; return a message. Raises RecipeError."""
         source = _source(model, revision, pickled_weights=pickled_weights)
         if source is None:
             return f"Vision encoder '{model}' is a kind of model with random weights: nothing to fetch"
@@ -123,14 +123,14 @@ class HuggingFaceVision(nn.Module):
 
 
 def _source(model: str, revision: str | None, *, pickled_weights: bool) -> HubModel | None:
-    """Where the model comes from; None for a kind of model, which has no slash."""
+    """Return the source of the model; None for a kind of model, which has no slash."""
     if "/" not in model and not model.startswith((".", "~")):
         return None
     return HubModel(model, revision, pickled_weights=pickled_weights, what="Vision encoder", error=RecipeError)
 
 
 def _configured(transformers: Any, model: str, source: HubModel | None, changes: dict[str, Any]) -> Any:
-    """The model's configuration with what the recipe says otherwise."""
+    """Return the model's configuration with the changes of the recipe."""
     table: Any = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING_NAMES
     known = [kind for kind in table if kind != "timm_backbone"]
     if source is None and model not in known:
@@ -175,7 +175,7 @@ def _random(transformers: Any, config: Any, name: str) -> nn.Module:
 
 
 def _pretrained(config: Any, source: HubModel) -> nn.Module:
-    """The backbone with its weights, looked for on this machine alone."""
+    """Return the backbone with its weights, which are searched on this machine only."""
     # Not through AutoBackbone, which asks the hub first.
     backbone = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING[type(config)]
     # The norms of its maps are the backbone's own: weights for classification don't have them.

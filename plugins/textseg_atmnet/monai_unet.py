@@ -14,7 +14,7 @@ class MonaiUNetEncoder(nn.Module):
 
     Args:
         task: gives C.
-        channels: of each of the five levels, finest first.
+        channels: channels of each of the five levels, finest first.
         dropout: probability, after each normalisation.
 
     Raises RecipeError for another number of levels.

@@ -1,4 +1,4 @@
-"""A light convolutional vision encoder, for budgets at which a transformer has not yet learned to see."""
+"""A small convolutional vision encoder, for trainings that are too short for a transformer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ResidualConvolutions(nn.Module):
         task: gives C.
         channels: C_l of each level, finest first; level l has a stride of `stem_stride` x 2^l.
         blocks: residual blocks in a level.
-        stem_stride: stride of the finest level; 2 quarters the cost.
+        stem_stride: stride of the finest level; 2 reduces the cost to a quarter.
 
     Raises RecipeError for a setting out of range.
     """

@@ -25,11 +25,11 @@ class TimmEncoder(nn.Module):
     Args:
         task: gives C.
         model: its name in timm, with the tag of its weights or without: resnet34.a1_in1k.
-        pretrained: begin with timm's weights, whose first convolution is fitted to C channels.
+        pretrained: start from timm's weights; the first convolution is adapted to C channels.
         revision: branch, tag or commit of the weights on the hub.
-        stages: which of timm's maps give a level (`out_indices`); without it the last of each stride.
-        full_size_channels: of a further level at full size, two convolutions of the image; 0 leaves it out.
-        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+        stages: the maps of timm that give a level (`out_indices`); by default the last of each stride.
+        full_size_channels: channels of a level at full size (two convolutions of the image); 0 leaves it out.
+        pickled_weights: read weights in PyTorch's older format if there are no safetensors.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TimmEncoder(nn.Module):
         pickled_weights: bool = False,
         **_: Any,
     ) -> str:
-        """Bring the weights for `pretrained`, and say what is there. Raises RecipeError."""
+        """Download the weights for `pretrained`, and return a sentence on the result. Raises RecipeError."""
         if not pretrained:
             return f"timm: '{model}' begins with random weights: nothing to fetch"
         source = _source(_timm(), model, revision, pickled_weights=pickled_weights)
@@ -105,7 +105,7 @@ def _timm() -> Any:
 
 
 def _built(timm: Any, model: str, options: dict[str, Any]) -> Any:
-    """The backbone; a TypeError where it doesn't know one of the options."""
+    """Return the backbone. Raises TypeError for an unknown option."""
     if not timm.is_model(model):
         raise RecipeError(f"timm: there is no model '{model}' in timm {timm.__version__}.{_nearest(timm, model)}")
     try:
@@ -122,7 +122,7 @@ def _nearest(timm: Any, model: str) -> str:
 
 
 def _source(timm: Any, model: str, revision: str | None, *, pickled_weights: bool) -> HubModel:
-    """Where the weights lie on the hub."""
+    """Return the location of the weights on the hub."""
     known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     if known is None or not known.hf_hub_id:
         raise RecipeError(f"timm: '{model}' has no weights on the Hugging Face hub. Write `pretrained: false`.")

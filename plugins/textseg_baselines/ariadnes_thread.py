@@ -23,15 +23,15 @@ class AriadnesThread(nn.Module):
     Args:
         task: gives C, K, T and D.
         widths: channels of the encoder's levels, finest first, at strides 4, 8, 16 and so on.
-        depths: its blocks in each level.
-        text_tokens: that the text is mixed into at each guided level, coarsest first.
-        self_heads: attention heads among image positions; must divide every width but the first.
-        heads: attention heads from image to text; the same.
-        weights: of the encoder, a name on the Hugging Face hub or a folder; random without.
+        depths: the encoder's blocks in each level.
+        text_tokens: number of tokens to which the text is reduced at each guided level, coarsest first.
+        self_heads: attention heads among image positions; must divide every width except the first.
+        heads: attention heads from image to text; must divide every width except the first.
+        weights: weights of the encoder, a name on the Hugging Face hub or a folder; random by default.
         revision: branch, tag or commit on the hub.
-        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+        pickled_weights: read weights in PyTorch's older format if there are no safetensors.
 
-    Raises RecipeError for a setting out of range, a recipe without text, and weights that don't fit.
+    Raises RecipeError for a setting out of range, a recipe without text, and weights that do not fit.
     """
 
     uses_text = True
@@ -75,7 +75,7 @@ class AriadnesThread(nn.Module):
         pickled_weights: bool = False,
         **_: Any,
     ) -> str:
-        """Bring the encoder's weights, and say what is there. Raises RecipeError."""
+        """Download the encoder's weights, and return a sentence on the result. Raises RecipeError."""
         return fetch_weights(weights, revision, pickled=pickled_weights, progress=progress)
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:

@@ -16,7 +16,7 @@ class AttentionUNet(nn.Module):
 
     Args:
         task: gives C and K.
-        channels: of each level, finest first; each level has half the resolution of the one before.
+        channels: channels of each level, finest first; each level halves the resolution.
 
     Raises RecipeError for fewer than two levels, or less than two channels.
     """

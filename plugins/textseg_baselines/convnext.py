@@ -14,7 +14,7 @@ STEM_STRIDE = 4
 
 
 class ConvNeXt(nn.Module):
-    """A pyramid that begins at stride 4 and doubles it from level to level; what belongs to classification is left out.
+    """A pyramid with strides 4, 8, 16 and so on, without the classification layers.
 
     Images of one channel go to weights for colour images three times.
 
@@ -22,9 +22,9 @@ class ConvNeXt(nn.Module):
         image_channels: C.
         widths: C_l, finest first; the tiny one has 96, 192, 384 and 768.
         depths: blocks in each level; the tiny one has 3, 3, 9 and 3.
-        weights: where they come from; random without.
+        weights: source of the weights; random by default.
 
-    Raises RecipeError for weights that are not there, or are of another model.
+    Raises RecipeError for weights that are missing or belong to another model.
     """
 
     def __init__(self, image_channels: int, widths: Sequence[int], depths: Sequence[int], weights: HubModel | None):
@@ -62,14 +62,14 @@ class ConvNeXt(nn.Module):
 
 
 def find_weights(name: str | None, revision: str | None, *, pickled: bool) -> HubModel | None:
-    """Where the weights of a recipe lie; None where it names none."""
+    """Return the location of the weights of a recipe; None if it names none."""
     if name is None:
         return None
     return HubModel(name, revision, pickled_weights=pickled, what="Image encoder", error=RecipeError)
 
 
 def fetch_weights(name: str | None, revision: str | None, *, pickled: bool, progress: Progress) -> str:
-    """Bring them, and say what is there. Raises RecipeError."""
+    """Download the weights, and return a sentence on the result. Raises RecipeError."""
     source = find_weights(name, revision, pickled=pickled)
     return (
         "ConvNeXt with random weights: nothing to fetch"

@@ -1,4 +1,4 @@
-"""The guide decoder of Ariadne's Thread (Zhong 2023, arXiv 2307.03942), written from its description.
+"""The guide decoder of Ariadne's Thread (Zhong 2023, arXiv 2307.03942), reconstructed from its description.
 
 With V the visual tokens of a level, T the text tokens and PE sinusoids that tell positions:
 
@@ -30,15 +30,15 @@ NORM = ("INSTANCE", {"affine": True})
 
 
 class GuideDecoder(nn.Module):
-    """Lets the positions of a level look at each other and at the text, then decodes to the next finer level.
+    """A decoder to the next finer level in which positions attend to each other and to the text.
 
     Args:
         task: gives T and D.
         channels: C_l of the level.
-        finer_channels: those of the next finer one.
-        text_tokens: M, the tokens that the text is mixed into.
-        self_heads: of the attention among positions.
-        heads: of the attention to the text.
+        finer_channels: C_l of the next finer level.
+        text_tokens: M, the number of tokens to which the text is reduced.
+        self_heads: heads of the attention among positions.
+        heads: heads of the attention to the text.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class GuideDecoder(nn.Module):
         self.up = UnetrUpBlock(2, channels, finer_channels, 3, 2, NORM, res_block=True)
 
     def guide(self, tokens: Tensor, structures: Tensor | None = None) -> Tensor:
-        """Text [B, T, D] -> [B, M, C_l]; vectors of single structures [B, K-1, D] follow unmixed."""
+        """Text [B, T, D] -> [B, M, C_l]; vectors of single structures [B, K-1, D] follow unchanged."""
         mixed = self.text_mixture(tokens)
         if structures is not None:
             mixed = torch.cat([mixed, structures], dim=1)
@@ -95,7 +95,7 @@ def guide_decoders(
     self_heads: int,
     heads: int,
 ) -> nn.ModuleList:
-    """A guide decoder for each level but the finest, coarsest first. Raises RecipeError for a setting out of range."""
+    """Return a guide decoder for each level except the finest, coarsest first. Raises RecipeError for bad settings."""
     lengths: Mapping[str, int] = {"depths": len(widths), "text_tokens": len(widths) - 1}
     if len(widths) < 2:
         raise RecipeError(f"{name}: widths has {len(widths)} levels, but needs 2 at least.")
@@ -120,7 +120,7 @@ def guide_decoders(
 
 
 class SubPixelHead(nn.Sequential):
-    """Logits at full size from the map at stride 4: a convolution whose channels become pixels, then one to K."""
+    """A head from the map at stride 4 to logits at full size, by sub-pixel upsampling and a convolution to K."""
 
     def __init__(self, channels: int, class_count: int) -> None:
         inner = max(channels // STEM_STRIDE, class_count)
@@ -132,7 +132,7 @@ class SubPixelHead(nn.Sequential):
 
 
 def spoken(text: TextFeatures | None) -> Tensor:
-    """Tokens [B, T, D] with padding that says nothing, whatever it holds. Raises ValueError without text."""
+    """Return tokens [B, T, D] with zeros in the padding. Raises ValueError without text."""
     if text is None:
         raise ValueError("A text-guided network needs text features.")
     return text.tokens.masked_fill(~text.mask[..., None], 0)

@@ -38,7 +38,7 @@ COARSE = 4  # pixels between two of the first decoder's, along a side
 
 
 class HSAM(nn.Module):
-    """SAM's frozen encoder with low-rank adapters, and two decoders of which the first guides the second.
+    """SAM's frozen encoder with low-rank adapters, and two decoders; the first guides the second.
 
     Images are repeated to three channels, normalised as SAM's (which takes intensities from 0 to 1), and resized and
     padded to its square. Evaluated are the mean logits of both decoders, as the method does. With the defaults and 20
@@ -51,16 +51,16 @@ class HSAM(nn.Module):
         revision: branch, tag or commit on the hub.
         configuration: values of the vision transformer's configuration, with random weights.
         image_size: side of the square that SAM sees, in pixels.
-        frozen: train adapters and decoders alone; checkpoints then hold nothing else.
-        rank: of the adapters on queries and values; 0 for none.
-        noise: deviation of what is added to the rarest class's features in training, as a share of theirs; less for
-            others, none for the most frequent one.
-        dropout: in the second decoder, after attending to the image.
-        second_weight: of the second decoder's loss in the first epoch; the first one has the rest.
-        decay: by which the rest of it fades, each epoch: the weight is second_weight ** (decay ** epoch).
-        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+        frozen: train only adapters and decoders; checkpoints then contain only these.
+        rank: rank of the adapters on queries and values; 0 for none.
+        noise: standard deviation of the noise on the rarest class's features in training, relative to theirs; less for
+            other classes, none for the most frequent class.
+        dropout: probability in the second decoder after the attention to the image.
+        second_weight: weight of the second decoder's loss in the first epoch; the first decoder has the rest.
+        decay: decay of the rest in each epoch: the weight is second_weight ** (decay ** epoch).
+        pickled_weights: read weights in PyTorch's older format if there are no safetensors.
 
-    Raises RecipeError for settings that don't go together, and where SAM has not been fetched.
+    Raises RecipeError for settings that contradict each other, and if SAM was not downloaded.
     """
 
     uses_text = False
@@ -121,7 +121,7 @@ class HSAM(nn.Module):
         pickled_weights: bool = False,
         **_: Any,
     ) -> str:
-        """Bring SAM, and say what is there. Raises RecipeError."""
+        """Download SAM, and return a sentence on the result. Raises RecipeError."""
         source = sam_source(model, revision, pickled_weights=pickled_weights)
         return source.fetch((), weights=True, progress=progress) if source else "SAM is random: nothing to fetch"
 
@@ -140,7 +140,7 @@ class HSAM(nn.Module):
         return SegmenterOutput(logits, deep_logits=(coarse,))
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Let the loss of the first decoder fade."""
+        """Reduce the weight of the first decoder's loss."""
         self.share = self.second_weight ** (self.decay**epoch)
 
     def losses(
@@ -149,14 +149,14 @@ class HSAM(nn.Module):
         batch: Batch,
         segmentation_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """The terms of the recipe's loss, each of both decoders; scalars."""
+        """Return the terms of the recipe's loss as scalars, each over both decoders."""
         (coarse,) = output.deep_logits
         mask = F.interpolate(batch.mask[:, None].float(), coarse.shape[-2:], mode="nearest-exact")[:, 0].long()
         first, second = segmentation_loss(coarse, mask), segmentation_loss(output.logits, batch.mask)
         return {name: (1 - self.share) * first[name] + self.share * second[name] for name in second}
 
     def _content(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of SAM's square that an image takes: the longer side all, both a multiple of COARSE."""
+        """Return rows and columns of an image in SAM's square, multiples of COARSE; the longer side fills it."""
         scale = self.image_size / max(height, width) / COARSE
         return max(1, round(height * scale)) * COARSE, max(1, round(width * scale)) * COARSE
 
@@ -168,7 +168,7 @@ class HSAM(nn.Module):
         return F.pad(image, (0, self.image_size - sides[1], 0, self.image_size - sides[0]))
 
     def _positions(self, embedding: Tensor) -> Tensor:
-        """Sines and cosines of each position, at SAM's random frequencies: [1, D, h, w]."""
+        """Return sines and cosines of each position at SAM's random frequencies, [1, D, h, w]."""
         height, width = embedding.shape[-2:]
         rows = (torch.arange(height, device=embedding.device) + 0.5) / height
         columns = (torch.arange(width, device=embedding.device) + 0.5) / width
@@ -177,7 +177,7 @@ class HSAM(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(2, 0, 1)[None]
 
     def _begin_with(self, weights: dict[str, Tensor]) -> None:
-        """SAM's own decoder in the first one, without what belongs to its number of masks."""
+        """Load SAM's decoder into the first decoder, except the parts for its number of masks."""
         own = FirstDecoder.CLASSES_OWN
         shared = nn.ModuleDict({name: part for name, part in self.first.named_children() if name not in own})
         self.first.load_state_dict(fitting(weights, "mask_decoder.", shared), strict=False)

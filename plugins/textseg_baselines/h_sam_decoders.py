@@ -37,7 +37,7 @@ class FirstDecoder(nn.Module):
 
 
 class SecondDecoder(nn.Module):
-    """A decoder to full resolution, whose image features and attention are weighed by what the first one found."""
+    """A decoder to full resolution; the output of the first decoder weights its image features and attention."""
 
     def __init__(
         self, class_count: int, sizes: dict[str, int], positions: int, *, noise: float, dropout: float
@@ -78,7 +78,7 @@ class SecondDecoder(nn.Module):
 
 
 class MaskGuidedSelfAttention(nn.Module):
-    """Classes attend to each other's maps, and what they find says how much each position of the image counts.
+    """Attention between the maps of classes, which gives the weight of each image position.
 
     In training, noise is added where rare classes are, the more the rarer: the class-balanced part.
     """
@@ -115,7 +115,7 @@ class MaskGuidedSelfAttention(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """Tokens and image positions attend to each other in turn (SAM); a prior may weigh what they give each other."""
+    """Attention between tokens and image positions in both directions (SAM), with an optional prior as weight."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens attend to each other, then to the image, and the image to the tokens."""
+    """A block in which tokens attend to each other and to the image, and the image attends to the tokens."""
 
     def __init__(
         self, features: int, heads: int, width: int, cross_features: int, dropout: float, *, first: bool
@@ -182,7 +182,7 @@ class TwoWayBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention in several heads; what it attends to may be weighed by a prior, after the softmax (H-SAM)."""
+    """Attention with several heads and an optional prior that weights keys after the softmax (H-SAM)."""
 
     def __init__(self, features: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers."""
+    """A perceptron with two layers."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class FeedForward(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Normalises the channels of each position."""
+    """Layer normalisation over the channels of each position."""
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, C_l, h, w] -> the same."""
@@ -224,7 +224,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def _class_networks(class_count: int, features: int, out_features: int, *, layers: int) -> nn.ModuleList:
-    """For each class, what turns its token into the weights of its last convolution."""
+    """Return, for each class, a network from its token to the weights of its last convolution."""
 
     def network() -> nn.Sequential:
         inner = (part for _ in range(layers - 1) for part in (nn.Linear(features, features), nn.ReLU()))

@@ -1,4 +1,4 @@
-"""Modified BiSeNet (Deng 2023, doi 10.1007/978-981-99-6489-5_11), restored from its description."""
+"""Modified BiSeNet (Deng 2023, doi 10.1007/978-981-99-6489-5_11), reconstructed from its description."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVELS = 5  # of the context path, from half the resolution to a 32nd of it
 
 
 class ModifiedBiSeNet(nn.Module):
-    """A U-shaped context path, refined at every level, beside a spatial path of multi-scale attention; reads no text.
+    """A U-shaped context path with refinement and a spatial path of multi-scale attention; reads no text.
 
     The paper has no code, and its description fixes the parts: a U-shaped context path with attention refinement of
     every level of its encoder and a residual structure, a spatial path of SegNeXt's multi-scale convolutional
@@ -24,8 +24,8 @@ class ModifiedBiSeNet(nn.Module):
 
     Args:
         task: gives C and K.
-        channels: of the finest level, doubled at each coarser one.
-        attention_blocks: in the spatial path.
+        channels: channels of the finest level, doubled at each coarser one.
+        attention_blocks: blocks in the spatial path.
 
     Raises RecipeError for a setting below 1.
     """
@@ -91,7 +91,7 @@ class AttentionBlock(nn.Module):
 
 
 class MultiScaleAttention(nn.Module):
-    """Weighs each position by its surroundings, seen through pairs of strips of three lengths (section 3.1)."""
+    """Weights for each position from its neighbourhood, by pairs of strips of three lengths (section 3.1)."""
 
     def __init__(self, channels: int, lengths: tuple[int, ...] = (7, 11, 21)) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ class NNUNetV2(nn.Module):
     Args:
         task: gives C, K, the image size and the fingerprint.
         features: channels of the finest stage, doubled at each coarser one.
-        max_features: channels that no stage exceeds.
+        max_features: maximum of channels in a stage.
 
     Raises RecipeError for channels out of range.
     """
@@ -102,7 +102,7 @@ class NNUNetV2(nn.Module):
         batch: Batch,
         segmentation_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """The terms of the recipe's loss, each a mean over the resolutions with the weights 1/2^i; scalars."""
+        """Return the terms of the recipe's loss, each a mean over the resolutions with the weights 1/2^i; scalars."""
         maps = (output.logits, *output.deep_logits)
         terms: dict[str, Tensor] = {}
         for weight, logits in zip(deep_supervision_weights(len(maps)), maps, strict=True):
@@ -120,13 +120,13 @@ class NNUNetV2(nn.Module):
 
 
 def deep_supervision_weights(count: int) -> list[float]:
-    """1/2^i of the i-th resolution, finest first, divided by their sum."""
+    """Return the weights 1/2^i of the i-th resolution, finest first, divided by their sum."""
     weights = [0.5**level for level in range(count)]
     return [weight / sum(weights) for weight in weights]
 
 
 def make_plan(task: Task, *, features: int, max_features: int) -> Plan:
-    """The plan for a task, by nnU-Net's rules for 2-D."""
+    """Return the plan for a task, by nnU-Net's rules for 2-D."""
     fingerprint = task.fingerprint
     spacing = _median(fingerprint.get("spacings_mm", ())) or (1.0, 1.0)
     strides, kernels = plan_stages(task.image_size, spacing)
@@ -152,7 +152,7 @@ def make_plan(task: Task, *, features: int, max_features: int) -> Plan:
 
 
 def plan_stages(size: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """The strides into the stages and their kernels, for slices of H, W pixels at row and column distances.
+    """Return strides and kernels of the stages, for slices of H, W pixels with row and column distances.
 
     An axis is halved while it has at least 8 positions left (12, where it is the only one) and is no less than half as
     fine as the finest such axis. Its kernels grow from 1 to 3 where it comes within that factor of the finest axis.
@@ -177,7 +177,7 @@ def plan_stages(size: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple
 
 
 def count_values(patch: tuple[int, ...], features: tuple[int, ...], strides: tuple[Pair, ...], class_count: int) -> int:
-    """The values in all maps that convolutions give for one image: nnU-Net's measure of memory."""
+    """Return the number of values in all convolution outputs for one image, nnU-Net's measure of memory."""
     height, width = patch
     total = class_count * height * width
     for stage, (channels, (rows, columns)) in enumerate(zip(features, strides, strict=True)):
@@ -188,7 +188,7 @@ def count_values(patch: tuple[int, ...], features: tuple[int, ...], strides: tup
 
 
 def _median(rows: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """Over the cases, of rows and columns; the first entry, of slices, is left out."""
+    """Return the median over cases for rows and columns; the first entry, of slices, is left out."""
     if not rows:
         return None
     return statistics.median(row[1] for row in rows), statistics.median(row[2] for row in rows)

@@ -30,10 +30,10 @@ class SamEncoder(nn.Module):
     """SAM's vision transformer with its neck, and low-rank adapters (Hu 2021, arXiv 2106.09685) on queries and values.
 
     Args:
-        config: of the transformer.
-        weights: of SAM by name; random without them.
-        frozen: train the adapters alone.
-        rank: of the adapters; 0 for none.
+        config: configuration of the transformer.
+        weights: weights of SAM by name; random by default.
+        frozen: train only the adapters.
+        rank: rank of the adapters; 0 for none.
     """
 
     def __init__(self, config: Any, weights: Mapping[str, Tensor] | None, *, frozen: bool, rank: int) -> None:
@@ -63,7 +63,7 @@ class SamEncoder(nn.Module):
 
 
 class LowRankAdapted(nn.Module):
-    """A joint projection to queries, keys and values, with what is learned for queries and values added to it."""
+    """A joint projection to queries, keys and values, with trained adapters on queries and values."""
 
     def __init__(self, projection: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class LowRankAdapted(nn.Module):
 
 
 def sam_source(model: str | None, revision: str | None, *, pickled_weights: bool) -> HubModel | None:
-    """Where SAM comes from; None for random weights. Raises RecipeError."""
+    """Return the source of SAM; None for random weights. Raises RecipeError."""
     if model is None:
         return None
     pinned = revision or (VIT_B_REVISION if model == VIT_B else None)
@@ -89,11 +89,11 @@ def sam_source(model: str | None, revision: str | None, *, pickled_weights: bool
 
 
 def sam_config(source: HubModel | None, changes: Mapping[str, Any], image_size: int) -> Any:
-    """The configuration of all of SAM for square images; raises RecipeError.
+    """Return the configuration of SAM for square images. Raises RecipeError.
 
     Args:
-        source: where SAM comes from; the sizes of ViT-B without it.
-        changes: values of the vision transformer's configuration otherwise.
+        source: source of SAM; by default the sizes of ViT-B.
+        changes: changed values of the vision transformer's configuration.
         image_size: S.
     """
     module: Any = importlib.import_module("transformers")
@@ -138,14 +138,14 @@ def _read_config(module: Any, source: HubModel) -> dict[str, Any]:
 
 
 def read_weights(source: HubModel) -> dict[str, Tensor]:
-    """All tensors of SAM by name, on this machine alone; raises RecipeError."""
+    """Return all tensors of SAM by name, from this machine only. Raises RecipeError."""
     module: Any = importlib.import_module("transformers")
     whole: nn.Module = source.load(module.SamModel, module.SamConfig(**_read_config(module, source)))
     return whole.state_dict()
 
 
 def fitting(weights: Mapping[str, Tensor], prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weights for a module of SAM, tables of positions interpolated to its image size; raises RecipeError."""
+    """Return the weights of a SAM module, with position tables interpolated to its image size. Raises RecipeError."""
     fitted = {}
     for name, wanted in module.state_dict().items():
         tensor = weights.get(prefix + name)

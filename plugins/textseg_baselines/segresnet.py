@@ -18,7 +18,7 @@ class SegResNet(nn.Module):
 
     Args:
         task: gives C and K.
-        channels: of the finest level, doubled at each of the three coarser ones; a multiple of 8.
+        channels: channels of the finest level, doubled at each of the three coarser ones; a multiple of 8.
 
     Raises RecipeError for other channels.
     """

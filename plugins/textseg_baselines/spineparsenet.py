@@ -26,7 +26,7 @@ from textseg_baselines.spineparsenet_coarse import CoarseNetwork, normalisation
 
 @dataclass(frozen=True, kw_only=True)
 class CoarseOutput(SegmenterOutput):
-    """With what the first stage is trained on; G is the coarse grid."""
+    """The output of SpineParseNet, with that of the first stage; G is the coarse grid."""
 
     coarse_logits: Tensor  # [1, K, *G]
     node_logits: Tensor  # [K, K]: of each node, which structure it is
@@ -42,13 +42,13 @@ class SpineParseNet(nn.Module):
     Args:
         task: gives C, K and the atlas, whose `adjacent` pairs are the edges of the graph.
         coarse_size: S, H and W of the grid on which the coarse network works.
-        columns: the part of them that it sees, from anterior (0) to posterior (1): where the spine lies.
+        columns: the part of the columns with the spine, from anterior (0) to posterior (1).
         coarse_width: channels of its first layer; the others are multiples.
         hidden: channels of the graph.
         widths: channels of each level of the fine network, finest first.
-        node_weight: of the supervision of the nodes.
-        coarse_share: of the epochs, which the first stage gets.
-        slices_at_once: how many the fine network sees at a time; fewer need less memory and give the same.
+        node_weight: weight of the supervision of the nodes.
+        coarse_share: share of the epochs of the first stage.
+        slices_at_once: slices in one pass of the fine network; fewer need less memory and give the same result.
 
     Raises RecipeError for a setting out of range.
     """
@@ -90,7 +90,7 @@ class SpineParseNet(nn.Module):
         self.fine = ResidualUNet(task.image_channels + task.class_count, task.class_count, widths)
 
     def start_stage(self, name: str) -> None:
-        """Train `coarse` or `fine`, and leave the other as it is."""
+        """Train `coarse` or `fine`, and freeze the other part."""
         self.stage = name
         self.coarse.requires_grad_(name == "coarse")
         self.fine.requires_grad_(name == "fine")
@@ -124,12 +124,12 @@ class SpineParseNet(nn.Module):
         return terms
 
     def _seen(self, width: int) -> slice:
-        """The columns that the coarse network sees."""
+        """Return the columns that the coarse network sees."""
         start = min(round(width * self.columns[0]), width - 1)
         return slice(start, max(round(width * self.columns[1]), start + 1))
 
     def _maps(self, coarse_logits: Tensor, image: Tensor) -> Tensor:
-        """[1, K, *G] -> what the coarse network finds in each slice, [S, K, H, W]; beyond its columns, background."""
+        """[1, K, *G] -> output of the coarse network for each slice [S, K, H, W]; background outside its columns."""
         seen = self._seen(image.shape[-1])
         size = len(image), image.shape[-2], seen.stop - seen.start
         shares = coarse_logits.float().softmax(1)
@@ -154,7 +154,7 @@ class SpineParseNet(nn.Module):
 
 
 class ResidualUNet(nn.Module):
-    """A U-Net of residual blocks that adds, not joins, what it upsamples to what it kept (after Lee 2017)."""
+    """A U-Net of residual blocks that adds skip connections and does not concatenate them (after Lee 2017)."""
 
     def __init__(self, channels: int, class_count: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ResidualUNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A convolution that changes the channels, and two more around which its result is led."""
+    """A convolution that changes the channels, followed by a residual block of two convolutions."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

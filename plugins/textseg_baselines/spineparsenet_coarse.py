@@ -55,7 +55,7 @@ class CoarseNetwork(nn.Module):
 
 
 class StructureGraph(nn.Module):
-    """Pools features to a node for each class, lets nodes that touch inform each other, and adds them to the map again.
+    """A graph with a node for each class: pools features to nodes, exchanges them along edges, adds them to the map.
 
     A voxel gives to the nodes, and takes from them, by the shares of a softmax over the classes: region pooling and
     unpooling. The background is a node without edges.
@@ -77,7 +77,7 @@ class StructureGraph(nn.Module):
         self.leave = nn.Linear(hidden, channels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[1, C_l, *G_l] -> the same with what the graph knows, and logits of the nodes [K, K]."""
+        """[1, C_l, *G_l] -> the same with the features of the graph, and logits of the nodes [K, K]."""
         shares = self.regions(features).float().softmax(1)[0].flatten(1)  # [K, N]
         with _full_precision(features.device.type):  # sums over voxels are beyond float16
             pooled = shares @ features[0].flatten(1).float().T / shares.sum(1, keepdim=True).clamp(min=1e-3)
@@ -89,7 +89,7 @@ class StructureGraph(nn.Module):
 
 
 class AtrousPyramid(nn.Module):
-    """Convolutions of several reaches beside each other, and the mean of the whole volume (DeepLabv3)."""
+    """Parallel convolutions with several rates, and the mean of the whole volume (DeepLabv3)."""
 
     def __init__(self, channels: int, out_channels: int, rates: tuple[int, ...] = (1, 2, 4)) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class XceptionBlock(nn.Module):
 
 
 class SeparableConvolution(nn.Sequential):
-    """A convolution of each channel by itself, then one across channels; a rate widens rows and columns."""
+    """A depthwise convolution and a convolution across channels; a rate dilates rows and columns."""
 
     def __init__(
         self, channels: int, out_channels: int, *, stride: tuple[int, int, int] = (1, 1, 1), rate: int = 1
@@ -147,7 +147,7 @@ class SeparableConvolution(nn.Sequential):
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Without autocast, where the device has any."""
+    """Return a context without autocast, if the device has autocast."""
     return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 
@@ -159,5 +159,5 @@ def _convolution(
 
 
 def normalisation(channels: int) -> nn.GroupNorm:
-    """By groups, in both stages: a step is one volume."""
+    """Return group normalisation, since a step is one volume."""
     return nn.GroupNorm(gcd(GROUPS, channels), channels)

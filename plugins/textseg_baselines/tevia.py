@@ -1,4 +1,4 @@
-"""TeViA (Zeng 2025): text drawn to what the image shows, and image drawn to what all images have shown.
+"""TeViA (Zeng 2025): alignment of text and image, and visual prototypes of the structures.
 
 From "Harnessing Text Insights with Visual Alignment for Medical Image Segmentation", by its description. The network is
 that of Ariadne's Thread; the paper has one foreground class, and what follows from having K - 1 structures is ours.
@@ -24,7 +24,7 @@ from textseg_baselines.guide_decoder import GuideDecoder, SubPixelHead, guide_de
 
 @dataclass(frozen=True, kw_only=True)
 class TeViAOutput(SegmenterOutput):
-    """With what the alignment compares; E is the width of the finest level."""
+    """The output of TeViA with the inputs of the alignment; E is the width of the finest level."""
 
     decoded: Tensor  # [B, E, H / 4, W / 4], what the head reads
     projected_text: tuple[Tensor, ...]  # [B, K-1, E] of each guided level
@@ -47,18 +47,18 @@ class TeViA(nn.Module):
     Args:
         task: gives C, K, T and D.
         widths: channels of the encoder's levels, finest first, at strides 4, 8, 16 and so on.
-        depths: its blocks in each level.
-        text_tokens: that the holistic prompt is mixed into at each guided level, coarsest first.
-        self_heads: attention heads among image positions; must divide every width but the first.
-        heads: attention heads from image to text; the same.
-        alignment_weight: of the alignment in the loss.
-        momentum: what a prototype keeps of itself in a step.
-        prototype_start: share of the epochs after which prototypes weigh; 0.2 of 100 is the paper's epoch 20.
-        weights: of the encoder, a name on the Hugging Face hub or a folder; random without.
+        depths: the encoder's blocks in each level.
+        text_tokens: number of tokens to which the holistic prompt is reduced at each guided level, coarsest first.
+        self_heads: attention heads among image positions; must divide every width except the first.
+        heads: attention heads from image to text; must divide every width except the first.
+        alignment_weight: weight of the alignment in the loss.
+        momentum: share of a prototype that stays in a step.
+        prototype_start: share of the epochs after which prototypes are active; 0.2 of 100 is the paper's epoch 20.
+        weights: weights of the encoder, a name on the Hugging Face hub or a folder; random by default.
         revision: branch, tag or commit on the hub.
-        pickled_weights: take weights in PyTorch's older format where there are no safetensors.
+        pickled_weights: read weights in PyTorch's older format if there are no safetensors.
 
-    Raises RecipeError for a setting out of range, a recipe without text, and weights that don't fit.
+    Raises RecipeError for a setting out of range, a recipe without text, and weights that do not fit.
     """
 
     uses_text = True
@@ -116,11 +116,11 @@ class TeViA(nn.Module):
         pickled_weights: bool = False,
         **_: Any,
     ) -> str:
-        """Bring the encoder's weights, and say what is there. Raises RecipeError."""
+        """Download the encoder's weights, and return a sentence on the result. Raises RecipeError."""
         return fetch_weights(weights, revision, pickled=pickled_weights, progress=progress)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Let prototypes weigh from here on, where it is time to."""
+        """Activate the prototypes once their share of the epochs is reached."""
         self.weighing.fill_(epoch >= round(self.prototype_start * epochs))
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> TeViAOutput:
@@ -140,7 +140,7 @@ class TeViA(nn.Module):
         return TeViAOutput(self.head(feature), decoded=feature, projected_text=tuple(projected))
 
     def _reweighted(self, to_visual: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens [B, N, C_l], each times one plus its cosine with the nearest prototype, or as they are."""
+        """Return tokens [B, N, C_l], times one plus their cosine with the nearest prototype once these are active."""
         places = F.normalize(to_visual(tokens).float(), dim=-1)  # [B, N, E]
         cosines = places @ F.normalize(self.prototypes, dim=-1).T  # [B, N, K-1]
         nearest = cosines.masked_fill(~self.known, 0).amax(-1, keepdim=True).clamp(min=0)
@@ -152,7 +152,7 @@ class TeViA(nn.Module):
         batch: Batch,
         segmentation_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """The terms of the recipe's loss and the alignment, scalars; the prototypes move on the way."""
+        """Return the terms of the recipe's loss and the alignment as scalars, and update the prototypes."""
         with torch.autocast(batch.mask.device.type, enabled=False):
             total, area = self._sums(output.decoded.detach().float(), batch.mask)
             visual = total / area.where(area > 0, 1)[..., None]  # [B, K-1, E]
@@ -175,7 +175,7 @@ class TeViA(nn.Module):
 
     @torch.no_grad()
     def _remember(self, total: Tensor, area: Tensor) -> None:
-        """Sums [K-1, E] and areas [K-1] of a batch, of all processes together, move the prototypes it shows."""
+        """Update the prototypes in a batch from sums [K-1, E] and areas [K-1], summed over all processes."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
             torch.distributed.all_reduce(area)

@@ -1,4 +1,4 @@
-"""U-BiSeNet (Deng 2024, doi 10.1016/j.bspc.2023.105682), restored from its description."""
+"""U-BiSeNet (Deng 2024, doi 10.1016/j.bspc.2023.105682), reconstructed from its description."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UBiSeNet(nn.Module):
 
     Args:
         task: gives C and K.
-        channels: of the first stage; the others have 2, 4 and 4 times as many.
-        strip_poolings: in the spatial path.
+        channels: channels of the first stage; the others have 2, 4 and 4 times as many.
+        strip_poolings: number of strip poolings in the spatial path.
 
     Raises RecipeError for a setting below 1.
     """
@@ -68,7 +68,7 @@ class UBiSeNet(nn.Module):
 
 
 class StripPooling(nn.Module):
-    """Weighs each position by the means of its row and its column, after a convolution (Hou 2020, section 3.1)."""
+    """Weights for positions from the means of their row and column, after a convolution (Hou 2020, section 3.1)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

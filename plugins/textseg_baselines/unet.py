@@ -10,13 +10,13 @@ from textseg.errors import RecipeError
 
 
 class UNet(nn.Module):
-    """Convolutions down and up again, with skips; reads no text.
+    """An encoder and a decoder of convolutions, with skip connections; reads no text.
 
     With the default `channels` it has the 1.49 M parameters of the ATM-Net paper's table.
 
     Args:
         task: gives C and K.
-        channels: of each level, finest first; each level has half the resolution of the one before.
+        channels: channels of each level, finest first; each level halves the resolution.
 
     Raises RecipeError for fewer than two levels.
     """

@@ -24,7 +24,7 @@ class UNETR(nn.Module):
         feed_forward_size: width of the layer between two attentions.
         heads: attention heads.
 
-    Raises RecipeError for heads that don't divide the tokens' features.
+    Raises RecipeError for heads that do not divide the features of a token.
     """
 
     uses_text = False

@@ -15,7 +15,7 @@ BACKGROUND = "background"
 
 
 def find_atlas(name: str) -> Atlas:
-    """The installed atlas of that name. Raises DataError."""
+    """Return the installed atlas of that name. Raises DataError."""
     registry = installed_registry()
     names = [component.name for component in registry.components("atlas")]
     if name not in names:
@@ -28,7 +28,7 @@ def find_atlas(name: str) -> Atlas:
 
 
 def volumes_by_stem(folder: Path) -> dict[str, Path]:
-    """Volumes of a folder, sorted by stem; hidden files are no volumes. Raises DataError for two of one stem."""
+    """Return volumes of a folder, sorted by stem, without hidden files. Raises DataError for two with one stem."""
     volumes: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)

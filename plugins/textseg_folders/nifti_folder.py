@@ -18,7 +18,7 @@ PARTS = {"train": "train", "training": "train", "test": "test"}
 
 
 class NiftiFolder:
-    """A folder with images/ and masks/: each mask bears the name of its image.
+    """A folder with images/ and masks/, in which each mask has the name of its image.
 
     `labels` says what the values in the masks mean: `{1: L5, 2: L4}`, or the name of a label scheme of the atlas. A
     file labels.yaml beside the folders may give `atlas` and `labels` instead; where nothing does, values are the
@@ -50,15 +50,15 @@ class NiftiFolder:
         self._labels = map_values(beside.get("labels") if labels is None else labels, self.atlas, where)
 
     def cases(self) -> Sequence[Case]:
-        """Every image, sorted by name; `mask_path` is None where there is no mask."""
+        """Return every image, sorted by name; `mask_path` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
-        """The same for each case."""
+        """Return the label map, which all cases share."""
         return self._labels
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """By the column `split` of cases.csv; None without it."""
+        """Return the split in the column `split` of cases.csv; None without it."""
         if not any("split" in row for row in self._table.values()):
             return None
         parts: dict[str, list[str]] = {"train": [], "test": []}

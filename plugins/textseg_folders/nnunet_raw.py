@@ -17,7 +17,7 @@ CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
 class NnunetRaw:
-    """A folder Dataset<number>_<name> of nnU-Net (version 1 or 2), read as it is.
+    """A folder Dataset<number>_<name> of nnU-Net (version 1 or 2), read without changes.
 
     The names of the labels in dataset.json must be those of the atlas, in upper or lower case; `labels` translates
     those that are not: `{vertebra_L5: L5}`. With imagesTs and labelsTs there is an official split. One channel, no
@@ -32,15 +32,15 @@ class NnunetRaw:
         self._names = labels or {}
 
     def cases(self) -> Sequence[Case]:
-        """Training and test cases, sorted by name; `mask_path` is None where there is no mask."""
+        """Return training and test cases, sorted by name; `mask_path` is None without a mask."""
         return sorted((*self._part("Tr"), *self._part("Ts")), key=lambda case: case.id)
 
     def label_map(self, case: Case) -> LabelMap:
-        """The same for each case, as dataset.json names its values."""
+        """Return the label map of dataset.json, which all cases share."""
         return self._labels
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """Train is imagesTr, test is imagesTs; None where the test cases have no masks."""
+        """Return imagesTr as train and imagesTs as test; None if the test cases have no masks."""
         test = [case for case in self._part("Ts") if case.mask_path is not None]
         if not test:
             return None
@@ -79,7 +79,7 @@ class NnunetRaw:
         return map_values(values, self.atlas, f"{path} (translate names with dataset.labels)")
 
     def _described(self, path: Path) -> dict[str, Any]:
-        """Values by name, whichever way round the version writes them."""
+        """Return values by name, for both versions of dataset.json."""
         try:
             labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
             if all(key.isdecimal() for key in labels):

@@ -15,7 +15,7 @@ Scheme = Mapping[int, str]
 
 
 def spider() -> Scheme:
-    """SPIDER: counted from the bottom, the lowest vertebra taken for L5; "(part)" is cut by the picture."""
+    """SPIDER: counted from the bottom, the lowest vertebra taken for L5; "(part)" is cut by the edge of the image."""
     upwards = tuple(reversed(DOWNWARDS))
     return {
         **dict(enumerate(upwards, start=1)),
@@ -45,5 +45,5 @@ def totalsegmentator() -> Scheme:
 
 
 def all_schemes() -> Mapping[str, Scheme]:
-    """By name."""
+    """Return all label schemes by name."""
     return {scheme.__name__: scheme() for scheme in (spider, mrspineseg, totalspineseg, totalsegmentator)}

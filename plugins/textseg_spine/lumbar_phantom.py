@@ -115,7 +115,7 @@ class LumbarPhantom(SpinePhantom):
         return Spider(folder=str(folder))
 
     def write(self, folder: Path) -> None:
-        """images/, masks/ and overview.csv."""
+        """Write images/, masks/ and overview.csv."""
         for name in ("images", "masks"):
             (folder / name).mkdir()
         with (folder / "overview.csv").open("w", encoding="utf-8", newline="") as file:
@@ -126,7 +126,7 @@ class LumbarPhantom(SpinePhantom):
                     table.writerow(self._write_series(folder, patient, series))
 
     def _write_series(self, folder: Path, patient: Patient, series: Series) -> tuple[str | int, ...]:
-        """Write one series; returns its row of overview.csv."""
+        """Write one series and return its row of overview.csv."""
         # In some patients the picture's edge turns a vertebra's value into that of a partial one
         values = spider_values(series.mask, partial=patient.number % 2 == 0)
         stem = f"{patient.number}_{SUFFIXES[series.contrast.sequence]}"

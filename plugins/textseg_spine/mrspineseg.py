@@ -24,7 +24,7 @@ AGREEMENT = (
 
 
 class MRSpineSeg:
-    """The folder of MRSpineSeg (Pang et al., IEEE TMI 2021 and 2022), as its challenge gives it out.
+    """The folder of MRSpineSeg (Pang et al., IEEE TMI 2021 and 2022), in the layout of its challenge.
 
     Layout: train/MR/Case<number>.nii.gz, train/Mask/mask_case<number>.nii.gz; names compare without regard to case.
     Each case is another patient. There is no canal, but a sacrum. Every method raises DataError where the folder is
@@ -36,7 +36,7 @@ class MRSpineSeg:
         self.atlas = lumbar_mrspineseg()
 
     def cases(self) -> Sequence[Case]:
-        """Every series, sorted by number; `mask_path` is None where there is no mask."""
+        """Return every series, sorted by number; `mask_path` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -44,11 +44,11 @@ class MRSpineSeg:
         return {0: 0, **{value: self.atlas[name].index for value, name in enumerate(VALUES, start=1)}}
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """None: the masks of the challenge's test cases are not given out."""
+        """Return None, because the masks of the challenge's test cases are not public."""
         return None
 
     def fetch(self, *, progress: Progress) -> str:
-        """Say what is there; raises DataError with where to get it, where it isn't whole."""
+        """Return a sentence on the existing files. Raises DataError with the source if files are missing."""
         del progress  # nothing is downloaded
         labelled = [case for case in self._cases if case.mask_path is not None]
         if len(labelled) < SERIES:
@@ -80,7 +80,7 @@ class MRSpineSeg:
         )
 
     def _numbered(self, part: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, Path]]:
-        """Files by the number of their case."""
+        """Yield the number and the file of each case."""
         files: dict[int, Path] = {}
         for folder in _folders(self.folder, "train", part):
             for path in sorted(folder.iterdir()):
@@ -95,7 +95,7 @@ class MRSpineSeg:
 
 
 def _folders(root: Path, *names: str) -> list[Path]:
-    """Folders below `root` that bear these names one below the other, in upper or lower case."""
+    """Return folders below `root` with these nested names, in upper or lower case."""
     here = [root]
     for name in names:
         here = [below for folder in here if folder.is_dir() for below in sorted(folder.iterdir()) if _is(below, name)]

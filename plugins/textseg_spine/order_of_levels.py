@@ -1,4 +1,4 @@
-"""A section of the report: whether the levels of the spine bear their right names."""
+"""A section of the report on the names of the levels of the spine."""
 
 from __future__ import annotations
 

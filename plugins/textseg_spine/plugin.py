@@ -1,4 +1,4 @@
-"""Table of contents."""
+"""Registration of the components of this plug-in."""
 
 from textseg import ReportSection, Run, hookimpl
 from textseg.registry import Register

@@ -60,7 +60,7 @@ class Spider:
         self.atlas = lumbar_spider()
 
     def cases(self) -> Sequence[Case]:
-        """Every series, sorted by patient number, then by sequence; `mask_path` is None where there is no mask."""
+        """Return every series, sorted by patient number and sequence; `mask_path` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -101,7 +101,7 @@ class Spider:
         }
 
     def fetch(self, *, progress: Progress) -> str:
-        """Download Zenodo record 10159290 (CC BY 4.0), unpack it, and say what is there."""
+        """Download and unpack Zenodo record 10159290 (CC BY 4.0), and return a sentence on the result."""
         for table in self.tables:
             fetch_file(table, self.folder, progress=progress)
         for archive in self.archives:
@@ -117,7 +117,7 @@ class Spider:
         )
 
     def doubts(self, values: Mapping[str, Collection[int]]) -> Mapping[str, Sequence[str]]:
-        """Series whose levels may bear the wrong names, by case id, from the `values` that stand in their masks."""
+        """Return doubts about the names of levels, by case id, from the `values` in the masks."""
         doubts: dict[str, list[str]] = {}
         levels = {case_id: _levels(values[case_id]) for case_id in values}
         for case in self._cases:
@@ -188,7 +188,7 @@ class Spider:
 
     @cached_property
     def _shifts(self) -> Mapping[str, int]:
-        """Places that a patient's vertebra 1 lies above L5; empty without numbering.csv."""
+        """Levels by which a patient's vertebra 1 is above L5; empty without numbering.csv."""
         path = self.folder / "numbering.csv"
         shifts: dict[str, int] = {}
         for row in _table(path, ("patient", "lowest_level")):
@@ -203,18 +203,18 @@ class Spider:
 
 
 def _volume_name(member: PurePosixPath) -> str | None:
-    """Without the folder in which the archive keeps it."""
+    """Return the name of an MHA file in the archive without its folder; None for other files."""
     return member.name if member.suffix.lower() == ".mha" else None
 
 
 def _levels(values: Collection[int]) -> tuple[set[int], set[int]]:
-    """Vertebrae, whole or cut by the picture, and discs, counted from the bottom."""
+    """Return the numbers of the vertebrae (complete or cut by the image) and of the discs, from the bottom."""
     vertebrae = {level for level in LEVELS if level in values or PARTIAL_OFFSET + level in values}
     return vertebrae, {level for level in LEVELS if DISC_OFFSET + level in values}
 
 
 def _volumes(folder: Path) -> Mapping[str, Path]:
-    """MHA files by lower-case stem; hidden ones (archives made on macOS are full of them) are no volumes."""
+    """MHA files by lower-case stem; hidden files, which macOS adds to archives, are left out."""
     volumes: dict[str, Path] = {}
     paths: Iterable[Path] = sorted(folder.iterdir()) if folder.is_dir() else ()
     for path in paths:
@@ -229,12 +229,12 @@ def _volumes(folder: Path) -> Mapping[str, Path]:
 
 
 def _naturally(item: tuple[str, Path]) -> list[tuple[int, str]]:
-    """Sort key under which 9_t2 stands before 10_t1."""
+    """Return a sort key that puts 9_t2 before 10_t1."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", item[0])]
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a CSV file with at least these columns; none where there is no file."""
+    """Return rows of a CSV file with at least these columns; empty without the file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -21,7 +21,7 @@ PHASES = {"ED": "end-diastole", "ES": "end-systole"}
 
 
 class ACDC:
-    """The folder of ACDC (Bernard et al., IEEE TMI 2018), as its challenge gives it out.
+    """The folder of ACDC (Bernard et al., IEEE TMI 2018), in the layout of its challenge.
 
     Layout: a folder for each patient, all in `folder` or in its folders training and testing; in each the frames
     patient001_frame01.nii.gz, their masks with _gt, and Info.cfg. A frame is a case. Its facts are the sequence, the

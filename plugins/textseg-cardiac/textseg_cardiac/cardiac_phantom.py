@@ -1,4 +1,4 @@
-"""Synthetic short-axis cine MRI of the heart in ACDC's layout: for trials and tests, for a machine without data.
+"""Synthetic short-axis cine MRI of the heart in ACDC's layout: for trials and tests without data.
 
 Everything is drawn in coordinates that follow the heart, in mm: `along` its axis from the valves to the apex, `beside`
 it towards the free wall of the left ventricle, `down` towards the diaphragm.

@@ -1,4 +1,4 @@
-"""Synthetic cervical MRI: for trials and tests, for a machine without data."""
+"""Synthetic cervical MRI: for trials and tests without data."""
 
 from __future__ import annotations
 
