@@ -42,7 +42,7 @@ def main() -> None:
             for ordered in (False, True):
                 dsc, changes, shifted, violations, duplicates = [], 0, 0, 0, 0
                 for prepared in experiment.cases["test"]:
-                    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+                    reference = prepared.native_mask(experiment.dataset.label_map(prepared.case))[0]
                     shown = [index for index in np.unique(reference).tolist() if index]
                     levels = [level for level in row if experiment.atlas[level].index in shown]
                     visible = (levels[0], levels[-1]) if mode == "interactive" else None

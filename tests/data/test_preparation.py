@@ -274,7 +274,7 @@ def test_a_prepared_case_is_memory_mapped_and_says_what_it_shows(tmp_path: Path)
     )
     assert float(prepared.image.min()) == 0
     assert float(prepared.image.max()) <= 1
-    native = prepared.native_mask(LABELS)
+    native = prepared.native_mask(LABELS)[0]
     labels = scan()[1]
     assert np.array_equal(native, np.select([labels == 9, labels == 7], [1, 2]))
 
@@ -516,7 +516,7 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     assert rows == sorted(rows)  # from superior to inferior
     canal = center_of_mass(mask == atlas["SC"].index)
     assert canal[2] > np.mean([column for *_, column in bodies])  # behind the bodies: columns run to posterior
-    native = prepared.native_mask(dataset.label_map(case))
+    native = prepared.native_mask(dataset.label_map(case))[0]
     logits = F.one_hot(torch.from_numpy(mask).long(), atlas.class_count).movedim(-1, 1).float()
     middle = len(mask) // 2
     result = prepared.slice_geometry.restore(logits[middle : middle + 1]).numpy()[0]
@@ -608,7 +608,7 @@ def test_the_plane_decides_which_slices_are_prepared(tmp_path: Path) -> None:
         prepare([case], lambda _: LABELS, SETTINGS, cache, plane=plane)[0] for plane in ("sagittal", "axial")
     )
     assert sagittal.key == prepare_one(case, cache).key != axial.key
-    native = axial.native_mask(LABELS)
+    native = axial.native_mask(LABELS)[0]
     assert axial.slice_count == native.shape[0] == sagittal.slice_geometry.native_size[0]
-    np.testing.assert_array_equal(native, np.moveaxis(sagittal.native_mask(LABELS), (0, 1, 2), (2, 0, 1))[..., ::-1])
+    np.testing.assert_array_equal(native, np.moveaxis(sagittal.native_mask(LABELS)[0], (0, 1, 2), (2, 0, 1))[..., ::-1])
     assert axial.native_spacing_mm == tuple(sagittal.native_spacing_mm[axis] for axis in (1, 2, 0))

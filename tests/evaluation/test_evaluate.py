@@ -210,7 +210,7 @@ def test_results_are_those_of_the_cases_in_their_order(without_text: Experiment)
         expected = predict_case(segmenter, case.prepared, slices, device=CPU, batch_size=4)
         np.testing.assert_array_equal(case.prediction, expected.native)
         example = case.example
-        reference = case.prepared.native_mask(without_text.dataset.label_map(case.prepared.case))
+        reference = case.prepared.native_mask(without_text.dataset.label_map(case.prepared.case))[0]
         np.testing.assert_array_equal(example.reference, reference[example.index])
         np.testing.assert_array_equal(example.prediction, case.prediction[example.index])
 

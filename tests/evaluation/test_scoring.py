@@ -9,7 +9,7 @@ import pytest
 from medpy.metric import binary
 
 from textseg.errors import RecipeError
-from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
+from textseg.evaluation.scoring import compared_maps, score_maps
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.scores import Score
 from textseg.recipe.loading import load_recipe
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("stranger")
 def scored(experiment: Experiment, prediction: np.ndarray, metrics: Sequence[str]) -> tuple[list[Score], list[Score]]:
     """Rows of the first test case, of its structures and of its groups, at the prepared size."""
     prepared = experiment.cases["test"][0]
-    reference, _ = read_reference(experiment, prepared)
+    reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
     maps, spacing_mm = compared_maps(experiment, prepared, CasePrediction(prediction, None), reference)
     settings = experiment.recipe.evaluation
     return score_maps(settings, experiment.atlas, prepared.case, maps, spacing_mm, source="template", metrics=metrics)

@@ -66,7 +66,7 @@ def test_predictions_are_kept_in_the_geometry_of_the_scan(without_text: Experime
         segmenter = Segmenter(Bright()).eval()
         expected = predict_case(segmenter, prepared, without_text.slices(prepared, None), device=CPU, batch_size=4)
         np.testing.assert_array_equal(found, expected.native)
-        np.testing.assert_array_equal(kept.cases[prepared.case.id].read_reference(), prepared.native_mask(label_map))
+        np.testing.assert_array_equal(kept.cases[prepared.case.id].read_reference(), prepared.native_mask(label_map)[0])
         assert kept.cases[prepared.case.id].read_image(geometry).shape == found.shape
 
 

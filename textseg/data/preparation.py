@@ -22,7 +22,7 @@ from textseg.contracts import Case, LabelMap, Plane
 from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
 from textseg.errors import DataError
 from textseg.system.files import new_folder, replacing, write_atomically
-from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+from textseg.volumes.files import Geometry, Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
     from textseg.recipe.loading import PreparationSettings
@@ -61,9 +61,10 @@ class PreparedCase:
         """Prepared class indices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
         return self._map("mask.npy")
 
-    def native_mask(self, label_map: LabelMap) -> NDArray[np.uint8]:
-        """Read the class indices [S, H_native, W_native] from the file of the mask."""
-        return map_labels(read_labels(_mask_path(self.case), self.plane), label_map, self.case)
+    def native_mask(self, label_map: LabelMap) -> tuple[NDArray[np.uint8], Geometry]:
+        """Read the class indices [S, H_native, W_native] and the geometry from the file of the mask."""
+        labels = read_labels(_mask_path(self.case), self.plane)
+        return map_labels(labels, label_map, self.case), labels.geometry
 
     def _map(self, name: str) -> NDArray[Any]:
         try:

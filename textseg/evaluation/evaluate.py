@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from textseg.contracts import Source, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.errors import RunError
-from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
+from textseg.evaluation.scoring import compared_maps, score_maps
 from textseg.inference.slices import CasePrediction, predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
@@ -117,7 +117,7 @@ def evaluate(
         prediction, visibility = _predict(experiment, segmenter, prepared, source, device)
         assert prediction.native is not None
         # The annotation is decoded here, once: scores, level names, the example and the geometry come from it.
-        reference, geometry = read_reference(experiment, prepared)
+        reference, geometry = prepared.native_mask(experiment.dataset.label_map(prepared.case))
         maps, spacing_mm = compared_maps(experiment, prepared, prediction, reference)
         # Examples are ranked by DSC, so it is computed even where the recipe does not ask for it.
         rows, merged = score_maps(

@@ -11,7 +11,7 @@ import torch
 from textseg.contracts import TextEncoder
 from textseg.data.slices import SliceStack
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, probe_subject
-from textseg.evaluation.scoring import compared_maps, read_reference, score_maps
+from textseg.evaluation.scoring import compared_maps, score_maps
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import Score
@@ -49,7 +49,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
     with progress_bar() as bar:
         task = bar.add_task("probing", total=len(CONDITIONS) * len(subjects))
         for number, subject in enumerate(subjects):
-            reference, _ = read_reference(experiment, subject.prepared)
+            reference, _ = subject.prepared.native_mask(experiment.dataset.label_map(subject.prepared.case))
             for condition in CONDITIONS:
                 if condition.tell is None:
                     slices, _ = prompted_slices(experiment, segmenter, subject.prepared, "predicted", device)

@@ -9,22 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Case
-from textseg.data.preparation import PreparedCase, map_labels
+from textseg.data.preparation import PreparedCase
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.definitions import RATIOS, score, worst_value
 from textseg.metrics.scores import Score
 from textseg.recipe.loading import EvaluationSettings
 from textseg.runs.experiment import Experiment
-from textseg.volumes.files import read_labels
-from textseg.volumes.geometry import Geometry
-
-
-def read_reference(experiment: Experiment, prepared: PreparedCase) -> tuple[NDArray[np.uint8], Geometry]:
-    """Return the annotation of a case as class indices [S, H_native, W_native], and its geometry."""
-    case = prepared.case
-    assert case.mask_path is not None
-    labels = read_labels(case.mask_path, prepared.plane)
-    return map_labels(labels, experiment.dataset.label_map(case), case), labels.geometry
 
 
 def compared_maps(
@@ -32,7 +22,7 @@ def compared_maps(
 ) -> tuple[tuple[NDArray[Any], NDArray[Any]], tuple[float, float, float]]:
     """Return class indices [S, H, W] of prediction and reference in the space of the recipe, and their spacing in mm.
 
-    `reference` is in the size of the file, as `read_reference` gives it.
+    `reference` is in the size of the file, as `PreparedCase.native_mask` gives it.
     """
     if experiment.recipe.evaluation.space == "prepared":
         return (prediction.prepared, np.asarray(prepared.mask)), prepared.spacing_mm
