@@ -226,6 +226,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         return self.per_epoch(self.slice_count, self.batch_size) - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        # Every process draws the same order and takes its own part of each batch.
         order = slice_order(self.seed, self.epoch).permutation(self.slice_count).tolist()
         for batch in range(self.start, self.start + len(self)):
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]

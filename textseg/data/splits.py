@@ -49,6 +49,7 @@ def make_split(
     known = sorted(set(patients))
     if settings.file is not None:
         return _read(settings.file, known)
+    # A hash orders the patients: the order is random, but does not depend on which other patients there are.
     drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{settings.seed}:{patient}".encode()).digest())
     if strata is not None:
         drawn = _spread(drawn, strata)
@@ -57,6 +58,7 @@ def make_split(
         second = first + round(settings.fractions[1] * len(drawn))
         return _split(drawn[:first], drawn[first:second], drawn[second:], "split.fractions")
     if settings.folds is not None:
+        # Dealt out like cards, so that folds differ in size by one at most, also within each stratum.
         dealt = drawn if strata is None else sorted(drawn, key=strata.__getitem__)
         test = dealt[settings.fold :: settings.folds]
         where = "split.folds"

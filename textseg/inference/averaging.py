@@ -53,7 +53,7 @@ class View:
                 align_corners=False,
             )
             return F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
-        if self.rows or self.columns:
+        if self.rows or self.columns:  # negative padding crops the opposite side
             return F.pad(planes, (way * self.columns, -way * self.columns, way * self.rows, -way * self.rows))
         return planes
 

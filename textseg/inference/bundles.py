@@ -72,6 +72,7 @@ class FrozenTexts:
         tensors = read_tensors(path / "text.safetensors")
         texts = tuple(json.loads((path / "texts.json").read_text(encoding="utf-8")))
         counts = tensors["counts"].tolist()
+        # The file holds the tokens of all texts one after the other, without padding.
         tokens = torch.zeros(len(texts), text_length, tensors["tokens"].shape[1], dtype=torch.float16)
         for row, features in zip(tokens, torch.split_with_sizes(tensors["tokens"], counts), strict=True):
             row[: len(features)] = features

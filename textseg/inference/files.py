@@ -189,6 +189,7 @@ def predict_files(
     same file in the same way is left as it is.
     """
     settings = _Settings(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
+    # A pipeline of three volumes: one is read, one is computed here, one is written.
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending = [reader.submit(_read, model, job, settings) for job in jobs[:1]]
         written: list[Future[Outcome]] = []

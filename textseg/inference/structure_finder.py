@@ -84,10 +84,11 @@ class StructureFinder:
     def add(self, logits: Tensor) -> None:
         """Add the logits [B, K, H, W] of further slices."""
         values, indices = highest(logits.unbind(1))
+        # The softmax of the highest class is 1 / sum(exp(logit - highest)); class by class it needs little memory.
         total = torch.zeros_like(values)
         for plane in logits.unbind(1):
             total += (plane - values).exp()
-        indices, probability = indices.flatten().cpu(), (1 / total).flatten().double().cpu()  # its softmax
+        indices, probability = indices.flatten().cpu(), (1 / total).flatten().double().cpu()
         self.voxels += torch.bincount(indices, minlength=self.atlas.class_count)
         self.probability += torch.bincount(indices, probability, minlength=self.atlas.class_count)
 

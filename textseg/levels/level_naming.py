@@ -60,6 +60,7 @@ class LevelNaming:
 def compare_names(prediction: Array, reference: Array, atlas: Atlas) -> LevelNaming:
     """Compare the names in two label maps [S, H, W] of class indices, in the plane of the atlas."""
     count = atlas.class_count
+    # Count each pair of (reference, prediction) once over all voxels; every measure follows from that table.
     pairs = np.bincount(reference.ravel().astype(np.int64) * count + prediction.ravel(), minlength=count * count)
     overlap = pairs.reshape(count, count).astype(np.float64)  # [reference, prediction]
     sizes = overlap.sum(1)[:, None] + overlap.sum(0)[None]
@@ -67,6 +68,7 @@ def compare_names(prediction: Array, reference: Array, atlas: Atlas) -> LevelNam
     shown = [structure.index for structure in atlas.structures if overlap[structure.index].sum()]
     matches = _matches(dsc, shown, atlas)
     matched = dict(matches)
+    # One DSC by name, one by position: their difference is what wrong names cost.
     by_place = [dsc[index, matched.get(index, index)] for index in shown]  # one without a match may bear its name
     names = tuple((atlas.names[expected - 1], atlas.names[predicted - 1]) for expected, predicted in matches)
     return LevelNaming(

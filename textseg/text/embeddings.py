@@ -103,6 +103,7 @@ def build_text_table(
     """
     import torch
 
+    # 1. Take features from the cache and encode the others, sorted by length: a chunk is padded to its longest text.
     distinct = tuple(dict.fromkeys(texts))
     entries = {text: _Entry(cache, encoder, text) for text in distinct if text}
     features = {text: stored for text, entry in entries.items() if (stored := entry.read()) is not None}
@@ -122,6 +123,7 @@ def build_text_table(
         if progress is not None:
             progress(start + len(chunk), len(missing))
 
+    # 2. Pad all features to one length.
     table = torch.zeros(len(distinct), text_length, encoder.feature_size, dtype=torch.float16)
     counts = tuple(len(features[text]) if text else 0 for text in distinct)
     for row, (text, count) in enumerate(zip(distinct, counts, strict=True)):

@@ -80,6 +80,7 @@ class Geometry:
             return (2, False), (1, False), (0, False)
         # [slices, rows, columns; file axes]
         cosines = np.array(DIRECTIONS[self.plane]) @ np.reshape(self.direction, (3, 3))
+        # Of all ways to assign file axes, take the one whose axes lie nearest to the plane's directions.
         orders = list(permutations(range(3)))
         if self.plane == "short_axis":
             widest = max(reversed(range(3)), key=lambda axis: round(self.spacing[axis], 3))
