@@ -127,7 +127,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 THIRD_PARTY = '''
-"""What a stranger would bring: a text encoder that costs nothing, and networks for every corner of the loop."""
+"""Components of a third party: a cheap text encoder, and networks for each special case of the loop."""
 
 import hashlib
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,13 @@ def test_docstrings_and_names_can_be_understood(folder: str) -> None:
         for line in mistakes(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
     ]
     assert not lines, "\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "textseg").rglob("*.template")), ids=lambda path: path.name)
+def test_docstrings_of_templates_can_be_understood(path: Path) -> None:
+    """A template is not Python before it is filled in, so its text is searched."""
+    openings = re.findall(r'"""(\w+)', path.read_text(encoding="utf-8"))
+    assert sorted(set(openings) & set(OPENINGS)) == []
 
 
 @pytest.mark.parametrize("word", OPENINGS)

@@ -21,7 +21,7 @@ TEXTS = ["It contains the spine.", "L1", "the spine contains L1 L2 the spine con
 
 @pytest.fixture(scope="module")
 def roberta(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with RoBERTa's positions, which begin after the padding index, and a tokenizer that knows no limit."""
+    """A BERT with RoBERTa's positions, which begin after the padding index, and a tokenizer without a limit."""
     from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
     folder = tmp_path_factory.mktemp("roberta")

@@ -16,7 +16,7 @@ def heart_acdc() -> Atlas:
 
 
 def heart_short_axis() -> Atlas:
-    """Those of ACDC, and the two atria, which slices near the base show."""
+    """Structures of ACDC and the two atria, which slices near the base show."""
     groups = {"ventricles": (RV, LV), "myocardium": (MYO,), "atria": (LA, RA)}
     return _heart("heart_short_axis", (RV, MYO, LV, LA, RA), groups)
 
