@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other: a table of each, below the machine, the date and the versions.
+"""Run all benchmarks in turn and print a table of each, below the machine, the date and the versions.
 
     python benchmarks/all.py [--smallest] [--output FILE]          # on a CPU, for hours
     python benchmarks/all.py --gpu [--smallest] [--output FILE]    # on a GPU
@@ -30,7 +30,7 @@ VERSIONS = ("textseg", "torch", "monai", "lightning", "numpy", "SimpleITK")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script, its arguments, those of the smallest size, and what textseg does before; `{folder}` is temporary."""
+    """A script, its arguments, those for `--smallest`, and commands to run before; `{folder}` is temporary."""
 
     title: str
     script: str
@@ -70,7 +70,7 @@ GPU = (
 
 
 def machine() -> str:
-    """A table of where and when the numbers were measured."""
+    """Return a table of the machine, the date and the versions."""
     import torch
 
     rows = {
@@ -116,7 +116,7 @@ def main() -> int:
 
 
 def measured(benchmark: Benchmark, folder: Path, *, smallest: bool, alone: bool) -> tuple[str, bool]:
-    """The section of one benchmark, and whether it ran to its end."""
+    """Return the section of one benchmark, and True if it succeeded."""
     arguments = benchmark.smallest if smallest and benchmark.smallest else benchmark.arguments
     own = [*shlex.split(arguments.format(folder=folder))]
     commands = [[*TEXTSEG, *shlex.split(before.format(folder=folder))] for before in benchmark.before]

@@ -1,4 +1,4 @@
-"""Swin UNETR with fused windows beside MONAI's own, with the same weights: the same process, in turn, in pairs.
+"""Time of Swin UNETR with fused window attention relative to MONAI's own, with the same weights, timed in pairs.
 
     OMP_NUM_THREADS=1 python benchmarks/backbone.py [--sides 384,512] [--pairs 5] [--feature-size 48]
 

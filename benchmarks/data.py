@@ -1,4 +1,4 @@
-"""Slices a second on one core: distorted, read from the store, and out of the training loader; peers in the same run.
+"""Slices per second on one core: distortion, reading from the store, and the training loader, with other tools.
 
 pip install --no-deps blosc2 batchgeneratorsv2 fft-conv-pytorch acvl-utils batchgenerators nibabel httpx ndindex msgpack
 OMP_NUM_THREADS=1 python benchmarks/data.py
@@ -36,7 +36,7 @@ RECIPE = AugmentationSettings(  # of recipes/atmnet_spider.yaml
 
 
 def rate(call: Callable[[int], Any], count: int = 1) -> float:
-    """Slices a second of `call`, which gives `count` of them and is told a number that changes."""
+    """Return slices per second of `call`, which gives `count` slices and gets a different number each time."""
     call(0)
     start, calls = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
@@ -46,7 +46,7 @@ def rate(call: Callable[[int], Any], count: int = 1) -> float:
 
 
 def volume(side: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Image and mask [S, H, W]: smooth, as anatomy is, with noise on top."""
+    """Return image and mask [S, H, W]: smooth structures with noise."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[:side, :side]
     base = np.sin(rows / 37) * np.cos(columns / 29) + 1.0
@@ -56,7 +56,7 @@ def volume(side: int, seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[A
 
 
 def stored(folder: Path, side: int, name: str = "a") -> PreparedCase:
-    """A case in the store, as `prepare` writes it."""
+    """Return a case of the store, as `prepare` writes it."""
     image, mask = volume(side)
     (folder / name).mkdir()
     np.save(folder / name / "image.npy", (image / 1000).astype(np.float16))

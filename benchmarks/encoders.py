@@ -1,4 +1,4 @@
-"""ATM-Net with one vision encoder after the other: one line of the recipe differs. Parameters, operations, time.
+"""Parameters, operations and time of ATM-Net with different vision encoders; one line of the recipe differs.
 
 Run: `OMP_NUM_THREADS=1 python benchmarks/encoders.py recipes/atmnet_spider.yaml`
 
@@ -41,7 +41,7 @@ LINES = (
 
 
 def measure(path: Path, line: str, repeats: int) -> tuple[str, ...]:
-    """The cells of one row."""
+    """Return the cells of one row."""
     recipe, atlas = load_recipe(path, [f"model.vision_encoder={line}"]), lumbar_spider()
     size = recipe.preparation.size
     task = Task(1, size, atlas.class_count, atlas, TEXT_SIZE, TEXT_LENGTH)
@@ -70,7 +70,7 @@ def measure(path: Path, line: str, repeats: int) -> tuple[str, ...]:
 
 
 def milliseconds(call: Callable[[], None], repeats: int) -> float:
-    """Median processor time."""
+    """Return the median processor time."""
     times = []
     for _ in range(repeats + 1):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""One slice forward and backward through the models of full-size recipes: parameters, operations, memory, time.
+"""Parameters, operations, memory and time of one slice, forward and backward, for models of full-size recipes.
 
 Run: `python benchmarks/full_size.py recipes/atmnet_spider.yaml recipes/swin_unetr_spider.yaml`
 
@@ -20,7 +20,7 @@ TEXT_LENGTH, TEXT_SIZE = 217, 768
 
 
 def measure(path: Path) -> dict[str, object]:
-    """The figures of one recipe, in this process."""
+    """Measure one recipe in this process."""
     import torch
 
     from textseg.contracts import Batch, Task, TextFeatures
@@ -71,7 +71,7 @@ def measure(path: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure each recipe in a process of its own and print a Markdown table."""
+    """Measure each recipe in a separate process and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--here", action="store_true", help="measure the one recipe in this process, print JSON")

@@ -1,4 +1,4 @@
-"""Training speed of whole networks, and milliseconds per slice of all: what a CUDA device gives.
+"""Training speed and milliseconds per slice of whole networks on a CUDA device.
 
     python benchmarks/gpu.py [--side 384] [--batch-size 8] [--steps 50] [--precision 16-mixed]
     python benchmarks/gpu.py --side 64 --batch-size 2 --steps 2 --precision 32-true --small     # any machine
@@ -107,7 +107,7 @@ def start(path: Path, folder: Path, options: argparse.Namespace, more: list[str]
 
 
 def bare_step(training: Training) -> Callable[[Batch], object]:
-    """Forward, backward, step: nothing that textseg adds."""
+    """Train with forward, backward and step only, without the other parts of textseg."""
 
     def step(batch: Batch) -> None:
         terms = training.wrapped(lambda: batch)
@@ -124,7 +124,7 @@ def rate(
     options: argparse.Namespace,
     step: Callable[[Batch], object] | None = None,
 ) -> float:
-    """Slices per second: the median of three parts, after as many steps again to warm up."""
+    """Return slices per second: the median of three parts, after a first part as warm-up."""
     rates = []
     for part in range(4):
         slices, begun = 0, now(training)

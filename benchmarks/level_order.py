@@ -21,7 +21,7 @@ from textseg.runs.folder import RunFolder
 
 
 def main() -> None:
-    """Print a table of each run that is named, over its test cases."""
+    """Print a table of each given run, over its test cases."""
     columns = (
         "run",
         "prompts",

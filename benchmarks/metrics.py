@@ -38,7 +38,7 @@ VOLUMES, METHODS = (1, 2) if "--smallest" in sys.argv else (45, 13)
 
 
 def spine(*, slices: int, side: int) -> np.ndarray[Any, Any]:
-    """[S, H, W]: 19 ellipsoids in two columns, as bodies with discs between them and a canal would lie."""
+    """Return a label map [S, H, W] of 19 ellipsoids in two columns, at the positions of vertebrae, discs and canal."""
     s, h, w = np.ogrid[:slices, :side, :side]
     labels = np.zeros((slices, side, side), np.uint8)
     for index in STRUCTURES:
@@ -63,7 +63,7 @@ def with_medpy(prediction: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]
 
 
 def fastest(call: Callable[[], Any], *, times: int) -> tuple[float, Any]:
-    """Shortest of `times` calls in ms, and what the call gives."""
+    """Return the shortest of `times` calls in ms, and the result of the call."""
     taken = []
     for _ in range(times):
         start = time.process_time()
@@ -73,7 +73,7 @@ def fastest(call: Callable[[], Any], *, times: int) -> tuple[float, Any]:
 
 
 def compare(cases: dict[str, tuple[Any, Any, tuple[float, ...], int, int]]) -> None:
-    """A line for each pair of label maps: time of each kernel, and how many times medpy's that is."""
+    """Print a line for each pair of label maps: time of each kernel, and its speed relative to medpy."""
     print(f"{'':28}{'medpy ms':>12}" + "".join(f"{kernel + ' ms':>12}{'ratio':>8}" for kernel in KERNELS))
     worst = 0.0
     for name, (predicted, expected, spacing, times, medpy_times) in cases.items():
@@ -90,7 +90,7 @@ def compare(cases: dict[str, tuple[Any, Any, tuple[float, ...], int, int]]) -> N
 
 
 def first_call() -> None:
-    """Seconds of the first score in a process: where numba compiles, and where it finds what it compiled."""
+    """Print the seconds of the first score in a process, when numba compiles and when it finds compiled code."""
     code = (
         "import time, numpy as np; from textseg.metrics.definitions import score; a = np.ones((9, 9), np.uint8); "
         "start = time.process_time(); score(a, a, spacing=(1, 1), structures=[1], metrics=['hd95'], kernel='{}'); "
@@ -105,7 +105,7 @@ def first_call() -> None:
 
 
 def references() -> list[tuple[np.ndarray[Any, Any], tuple[float, ...]]]:
-    """Label maps [S, H, W] and their spacing: SPIDER's masks, or the synthetic spine."""
+    """Return label maps [S, H, W] and their spacing: SPIDER's masks, or the synthetic spine."""
     data = os.environ.get("TEXTSEG_DATA")
     if data is None:
         return [(spine(slices=20, side=640), (3.3, 0.47, 0.47))]
@@ -136,7 +136,7 @@ def mistaken(reference: np.ndarray[Any, Any], random: np.random.Generator, share
 
 
 def campaign() -> None:
-    """Minutes that 45 volumes x 13 methods x 4 metrics take, for the structures and for the groups of the atlas."""
+    """Print the minutes for 45 volumes x 13 methods x 4 metrics, for structures and for groups of the atlas."""
     atlas, known = lumbar_spider(), references()
     groups, classes = atlas.collapsed()
     merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)

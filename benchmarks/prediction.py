@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def untrained(path: Path) -> TrainedModel:
-    """The model of a recipe with random weights, and prompts read by `minilm` where it reads any."""
+    """Return the model of a recipe with random weights; prompts, if any, are read by `minilm`."""
     registry, recipe = installed_registry(), load_recipe(path)
     text = {}
     if recipe.prompts is not None:
@@ -88,7 +88,7 @@ def untrained(path: Path) -> TrainedModel:
 
 
 def write_volume(folder: Path, slices: int) -> Path:
-    """A volume file of so many slices."""
+    """Write a volume file with this number of slices."""
     path = folder / "volume.mha"
     scans = sorted(Path(os.environ.get("TEXTSEG_DATA", "nowhere"), "spider", "images").glob("*.mha"))
     if scans:
@@ -111,7 +111,7 @@ def network(model: TrainedModel, stack: SliceStack) -> None:
 def paired(
     whole: Callable[[], None], alone: Callable[[], None], pairs: int
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of both by the clock and of the processor; the first pair warms up."""
+    """Return wall and processor seconds of both calls; the first pair is a warm-up."""
     figures: dict[str, tuple[list[float], list[float]]] = {"by the clock": ([], []), "processor": ([], [])}
     for number in range(pairs + 1):
         for side, step in ((0, whole), (1, alone)) if number % 2 else ((1, alone), (0, whole)):

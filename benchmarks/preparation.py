@@ -1,4 +1,4 @@
-"""Peak memory of preparing 50 and 400 volumes of 15 x 512 x 512, each count in a process of its own.
+"""Peak memory of preparing 50 and 400 volumes of 15 x 512 x 512, each in a separate process.
 
 python benchmarks/preparation.py
 """
@@ -21,7 +21,7 @@ from textseg.recipe.loading import PreparationSettings
 
 
 def write(folder: Path, count: int) -> list[Case]:
-    """Volumes that differ, so that each is prepared."""
+    """Volumes with different content, so that each is prepared."""
     image = np.random.default_rng(0).integers(0, 1000, (15, 512, 512)).astype(np.int16)
     mask = np.zeros(image.shape, np.uint8)
     mask[:, 100:400, 200:300] = np.arange(300)[:, None] // 16 + 1

@@ -1,5 +1,5 @@
-"""Time of `textseg --help` beside a typer program that does nothing but print its help, in turn, and of listing
-components with 200 more plug-ins installed, beside an interpreter that does nothing.
+"""Time of `textseg --help` relative to a typer program that only prints its help, and time of listing
+components with 200 more plug-ins relative to an idle interpreter.
 
 Run: `python benchmarks/start_up.py`; with `--first-step`, the time until `textseg run recipes/quickstart.yaml` takes
 its first training step (data and text cached), beside importing torch and Lightning and building the model.
@@ -38,7 +38,7 @@ CROWD = 200
 
 
 def seconds(command: list[str], byte_code: Path, path: str = "", **environment: str) -> tuple[float, float]:
-    """Wall and processor time of one run, with one more folder to import from."""
+    """Return wall and processor time of one run, with one more folder to import from."""
     compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(byte_code)}
     start, before = time.perf_counter(), os.times()
     subprocess.run(
@@ -53,7 +53,7 @@ def seconds(command: list[str], byte_code: Path, path: str = "", **environment: 
 
 
 def install(folder: Path) -> None:
-    """Two hundred plug-ins of one component each, as pip leaves them."""
+    """Install two hundred plug-ins with one component each, as pip does."""
     for index in range(CROWD):
         (folder / f"crowd_{index}").mkdir()
         (folder / f"crowd_{index}" / "__init__.py").write_text(PLUGIN.format(index=index))

@@ -27,7 +27,7 @@ SEQUENCES = ("T1", "T2", "T2 SPACE")
 
 
 class Counting:
-    """A text encoder that counts what it is asked to encode."""
+    """A text encoder that counts the texts that it encodes."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder, self.encoded = encoder, 0
@@ -40,7 +40,7 @@ class Counting:
 
 
 def cases() -> list[PreparedCase]:
-    """Series whose upper end differs, and whose outer slices lack the canal or a few levels more."""
+    """Return series with different upper ends, whose outer slices lack the canal or a few levels."""
     random = np.random.default_rng(0)
     cases = []
     for number in range(CASES):

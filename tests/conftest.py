@@ -76,7 +76,7 @@ def spider_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def small_atlas() -> Atlas:
-    """Two vertebrae, the disc between them and the canal, which stands in no row."""
+    """An atlas with two vertebrae, the disc between them, and the canal, which is not in the sequence."""
     return Atlas(
         name="small",
         structures=(
@@ -93,7 +93,7 @@ def small_atlas() -> Atlas:
 
 @pytest.fixture(scope="session")
 def timm() -> Iterator[None]:
-    """timm can be imported, also where torchvision was compiled for another torch: timm calls none of its operators."""
+    """Make timm importable even if torchvision was compiled for another torch; timm calls none of its operators."""
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed: `nox -s timm` tests with it")
     import torch
@@ -113,7 +113,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "contains", "l", "#
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small random BERT, as a person would fetch it from the hub."""
+    """A folder with a small random BERT, like a download from the hub."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -244,7 +244,7 @@ evaluation: {{}}
 
 @pytest.fixture(scope="session")
 def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an installed distribution that is no part of textseg."""
+    """A folder with an installed third-party distribution."""
     folder = tmp_path_factory.mktemp("third_party")
     (folder / "stranger.py").write_text(THIRD_PARTY)
     information = folder / "stranger-1.2.dist-info"
@@ -269,7 +269,7 @@ def installed(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def installed_from() -> Callable[[Path], AbstractContextManager[None]]:
-    """A context in which what lies in a folder is installed, also for subprocesses."""
+    """A context in which the content of a folder is installed, also for subprocesses."""
     return installed
 
 
@@ -299,7 +299,7 @@ def stranger(third_party: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(shared_folder: Path) -> Path:
-    """A recipe that a run finishes in seconds; all workers draw its scans in one folder."""
+    """A recipe that trains in seconds; all workers draw its scans in one folder."""
     recipe = shared_folder / "tiny" / "tiny.yaml"
     with FileLock(shared_folder / "tiny.lock"):
         if not recipe.exists():
@@ -324,13 +324,13 @@ def finished_run(tiny_recipe: Path, third_party: Path) -> Path:
 
 @pytest.fixture
 def copied(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run of its own, for a test that changes it; `output` is its second parent."""
+    """A finished run for a test that changes it; `output` is its second parent."""
     return Path(shutil.copytree(finished_run, tmp_path / "runs" / "tiny" / finished_run.name))
 
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """A run sets the threads of its process."""
+    """Restore the number of threads, which a run sets in its process."""
     import torch
 
     before = torch.get_num_threads()
@@ -339,7 +339,7 @@ def threads() -> Iterator[None]:
 
 
 class HtmlPage(HTMLParser):
-    """Checks that the tags of a page are balanced, and collects text, tags, attributes and links."""
+    """A parser that checks for balanced tags, and collects text, tags, attributes and links."""
 
     VOID = frozenset({"meta", "img", "br", "input"})
 
@@ -386,14 +386,14 @@ SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
 
 
 def _speak(visibility: Visibility) -> Prompts:
-    """A text that holds everything it was told."""
+    """Return prompts that contain the whole visibility."""
     facts = [*visibility.visible, visibility.source, visibility.scope, visibility.slice_index, visibility.slice_count]
     classwise = ("L2", "L1", "L1/L2", "SC")
     return Prompts(json.dumps([*facts, visibility.facts]), tuple(f"{n} {n in visibility.visible}" for n in classwise))
 
 
 def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], sequence: str = "T2") -> PreparedCase:
-    """A case whose slices show the given class indices, each in a row of its own; pixels say case and slice."""
+    """Make a case whose slices show the given class indices, each in its own row; pixels encode case and slice."""
     import numpy as np
 
     from textseg.data.preparation import PreparedCase
@@ -446,13 +446,13 @@ def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
 
 @pytest.fixture(scope="session")
 def speak() -> PromptGenerator:
-    """A prompt generator whose texts hold everything it was told."""
+    """A prompt generator whose texts contain the whole visibility."""
     return _speak
 
 
 @pytest.fixture
 def prepared_case(tmp_path: Path) -> Callable[..., PreparedCase]:
-    """Makes a case in the slice store, of a name and the class indices that each slice shows."""
+    """A function that makes a case in the slice store from a name and the class indices of each slice."""
     return partial(_prepared_case, tmp_path)
 
 
@@ -474,13 +474,13 @@ def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
 
 @pytest.fixture(scope="session")
 def across() -> type[nn.Module]:
-    """A network that must get whole volumes, and counts what it is shown."""
+    """A network that must get whole volumes, and counts its inputs."""
     from torch import Tensor, nn
 
     from textseg.contracts import SegmenterOutput, TextFeatures
 
     class Across(nn.Module):
-        """Marks what differs from the middle slice of the volume: any other batch than a whole case would show."""
+        """Predict by the difference from the middle slice of the volume, so that an incomplete case is noticed."""
 
         uses_text = False
         size_multiple = 1
@@ -501,7 +501,7 @@ def across() -> type[nn.Module]:
 
 @pytest.fixture(scope="session")
 def write_series() -> Callable[..., list[Path]]:
-    """Writes an image as the files of a DICOM series into a folder."""
+    """A function that writes an image as the files of a DICOM series into a folder."""
     pytest.importorskip("pydicom")
     return _write_series
 
@@ -517,7 +517,7 @@ def _write_series(
     shuffle: bool = False,
     compressed: bool = False,
 ) -> list[Path]:
-    """The files of a series of MR slices, as a scanner would write them, numbered in disorder with `shuffle`."""
+    """Write a series of MR slices like a scanner, in random order with `shuffle`, and return the files."""
     import numpy as np
     import SimpleITK as sitk
     from pydicom.dataset import FileDataset, FileMetaDataset

@@ -63,7 +63,7 @@ def comment(path: Path) -> str:
 
 
 def declared_difference(path: Path) -> tuple[Path, set[str]]:
-    """The base recipe of one, and the keys in which it says that it differs."""
+    """Return the base recipe of an ablation, and the keys that its comment lists as different."""
     match = re.search(r"Base: (\S+\.yaml)\. Differs in: (\S+(?:, \S+)*)\.$", comment(path))
     assert match, path
     return ROOT / match[1], set(match[2].split(", "))
@@ -100,7 +100,7 @@ def test_both_data_sets_share_an_ablation(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DISTINCT, ids=stem)
 def test_it_trains_a_step_and_segments_a_case(path: Path, tmp_path: Path, tmp_path_factory: Any) -> None:
-    """With a light encoder: what an ablation changes lies behind it."""
+    """Use a small encoder, because ablations change only later parts."""
     folder = tmp_path_factory.getbasetemp() / "phantom_of_ablations"
     phantom = f"dataset={{use: lumbar_phantom, folder: {folder}, cases: 6, slices: 1, size: [96, 80], spacing_mm: 3.0}}"
     experiment = build(load_recipe(path, [phantom, *LIGHT]))

@@ -24,7 +24,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[tuple[str, str]]:
-    """Pairs (module, name) of all import statements of a file; the name is empty for `import module`."""
+    """Return pairs (module, name) of all import statements of a file; the name is empty for `import module`."""
     pairs: set[tuple[str, str]] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -62,7 +62,7 @@ def section(text: str, *headings: str) -> str:
 
 
 def rows(text: str) -> dict[str, str]:
-    """The table rows of a text by what stands between backticks in their first cell."""
+    """Return the table rows of a text by the names between backticks in their first cell."""
     cells = {}
     for line in text.splitlines():
         if line.startswith("| `"):
@@ -122,7 +122,7 @@ def test_every_command_line_is_one_that_exists(page: Path) -> None:
 
 
 def written(default: object) -> str:
-    """A default as the pages write it."""
+    """Return a default as the pages write it."""
     if default is None:
         return "none"
     if isinstance(default, bool):

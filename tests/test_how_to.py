@@ -1,4 +1,4 @@
-"""The code of the how-to pages runs as it is printed, and what it makes passes the check that the page ends with."""
+"""The code of the how-to pages runs unchanged, and its components pass the check at the end of the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAGES = sorted((ROOT / "docs/how_to").glob("add_a*.md"))
 
 @pytest.fixture
 def _scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two patients of paired scans, in a folder from which the pages' code is run."""
+    """Write two patients of paired scans, and run the pages' code from their folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scans").mkdir()
     array = np.zeros((2, 4, 4), np.uint8)

@@ -1,4 +1,4 @@
-"""A tutorial is followed to the letter: its commands in a shell, its files where their first line says."""
+"""Tutorials are executed: their commands in a shell, their files at the path in the first line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def surroundings(tmp_path: Path) -> Mapping[str, str]:
-    """An environment that may be installed into, in which pip takes what is here and asks no index."""
+    """An environment in which pip installs from local files and uses no index."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
@@ -43,7 +43,7 @@ def surroundings(tmp_path: Path) -> Mapping[str, str]:
 
 
 def follow(page: str, folder: Path, surroundings: Mapping[str, str]) -> list[str]:
-    """Do what a page says, block by block; a `text` is what was printed last, less some lines. The kinds of blocks."""
+    """Execute a page block by block and return the kinds of blocks; a `text` block has lines of the last output."""
     folder.mkdir(exist_ok=True)
     printed: list[str] = []
     blocks = BLOCK.findall((ROOT / "docs" / "tutorials" / page).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Two rules of CONTRIBUTING, "Words": how a docstring begins, and which names say nothing about their value."""
+"""Two rules of CONTRIBUTING, "Words": docstrings begin with a verb or a noun, and variables have names of the field."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NOT_YET: set[str] = {
 
 
 def folder_of(path: Path) -> str:
-    """The first two parts of a path: the unit in which the rules are tested."""
+    """Return the first two parts of a path, the unit of the tests."""
     parts = path.relative_to(ROOT).parts
     return "/".join(parts[: min(2, len(parts) - 1)])
 
@@ -69,7 +69,7 @@ for _root in ("textseg", "plugins", "tests", "benchmarks"):
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring of modules, classes, functions and fields."""
+    """Yield line and text of each docstring of modules, classes, functions and fields."""
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -85,7 +85,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def variables(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and name of everything that a file gives a name to: targets, parameters, fields, attributes."""
+    """Yield line and name of each variable: targets, parameters, fields, attributes."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
@@ -95,7 +95,7 @@ def variables(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def mistakes(source: str, file: str = "<source>") -> list[str]:
-    """Each breach of the two rules as a line of its own, with a better form."""
+    """Return one line for each breach of the two rules, with a better form."""
     tree = ast.parse(source)
     opened = [(line, text.split()[0].rstrip(",:;.")) for line, text in docstrings(tree)]
     return [

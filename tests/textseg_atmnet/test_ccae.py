@@ -60,7 +60,7 @@ def batch_of(mask: Tensor) -> Batch:
 
 
 def expected(loss: CCAE, output: SegmenterOutput, mask: Tensor) -> float:
-    """Image by image, over the structures that are there, with torch's own cross-entropy."""
+    """Compute the loss image by image over the visible structures, with torch's cross-entropy."""
     values = []
     for i in range(len(mask)):
         there = [k for k in range(1, 5) if (mask[i] == k).any()]

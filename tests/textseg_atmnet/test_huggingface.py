@@ -208,7 +208,7 @@ def test_a_wrong_folder_is_said_at_once(model: str) -> None:
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the hub's client keeps what was fetched."""
+    """The cache folder of the hub's client."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -126,7 +126,7 @@ def test_stages_may_be_left_out(task: Task) -> None:
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
-    """A folder with a Swin for classification of colour images, as people publish them."""
+    """A folder with a Swin for classification of colour images, like a published model."""
     from transformers import SwinConfig, SwinForImageClassification
 
     torch.manual_seed(3)

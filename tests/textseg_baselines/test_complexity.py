@@ -33,7 +33,7 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def build(name: str) -> Any:
-    """With the default settings; on the device "meta", or brought there."""
+    """Build a network with default settings, on the device "meta"."""
     try:
         with META:
             return installed_registry().build("network", name, TASK, settings={})
@@ -42,7 +42,7 @@ def build(name: str) -> Any:
 
 
 def operations_of_softmax(count: int, length: int) -> int:
-    """By thop, for `count` values of which each `length` add to one."""
+    """Return thop's count for `count` values in groups of `length` that sum to one."""
     return count // length * (3 * length - 1)
 
 
@@ -70,7 +70,7 @@ def operations_by_thop(module: nn.Module, given: Tensor, output: Tensor) -> int:
 
 
 def count_by_thop(network: nn.Module, image: Tensor) -> float:
-    """In units of 1e9, for one forward pass."""
+    """Return thop's count for one forward pass, in units of 1e9."""
     text = empty_text(TASK, META, len(image)) if getattr(network, "uses_text", False) else None
     counts: list[int] = []
     handles = [

@@ -14,7 +14,7 @@ WIDTHS, DEPTHS = (4, 8, 12), (1, 2, 1)
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A folder with a ConvNeXt for classification of colour images, as people publish them."""
+    """A folder with a ConvNeXt for classification of colour images, like a published model."""
     torch.manual_seed(3)
     sizes = {"hidden_sizes": list(WIDTHS), "depths": list(DEPTHS), "num_stages": 3}
     model = ConvNextForImageClassification(ConvNextConfig(num_channels=3, layer_scale_init_value=0.5, **sizes))

@@ -44,7 +44,7 @@ def task(sides: tuple[int, int] = (48, 40), structures: int = 3, channels: int =
 
 
 def save_sam(folder: Path, seed: int = 0, image_size: int = 64) -> Path:
-    """A small random SAM as the hub has them."""
+    """A folder with a small random SAM, in the form of the hub."""
     transformers = importlib.import_module("transformers")
     config = transformers.SamConfig(
         vision_config={**SMALL, "image_size": image_size, "initializer_range": 0.2, "num_pos_feats": 16},
@@ -87,7 +87,7 @@ def test_the_encoder_is_that_of_sam(sam: Path) -> None:
 
 
 def test_the_first_decoder_is_that_of_sam(sam: Path) -> None:
-    """With its class networks in place of ours, for two masks of its four tokens."""
+    """Load SAM's class networks, for two masks of its four tokens."""
     whole = whole_sam(sam)
     network = built(sam).eval()
     theirs, ours = whole.mask_decoder, network.first

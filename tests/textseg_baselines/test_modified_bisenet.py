@@ -12,7 +12,7 @@ def task(small_atlas: Atlas) -> Task:
 
 
 def reach(attention: MultiScaleAttention) -> torch.Tensor:
-    """Which positions of a 41 x 41 map have a say in its centre."""
+    """Return the positions of a 41 x 41 map that influence its centre."""
     feature = torch.randn(1, 2, 41, 41, requires_grad=True)
     attention(feature)[..., 20, 20].sum().backward()
     assert feature.grad is not None

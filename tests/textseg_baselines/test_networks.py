@@ -43,7 +43,7 @@ def built(name: str, task: Task, **settings: Any) -> Any:
 
 
 def loss_of(output: SegmenterOutput) -> Tensor:
-    """Unequal weights at every place, so that no gradient cancels by a normalisation."""
+    """Return different weights for each position, so that no normalisation cancels a gradient."""
     maps = (output.logits, *output.deep_logits)
     torch.manual_seed(3)
     return torch.stack([(logits.float() * torch.randn(logits.shape)).mean() for logits in maps]).sum()

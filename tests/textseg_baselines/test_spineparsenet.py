@@ -28,7 +28,7 @@ def network(atlas: Atlas, **settings: Any) -> SpineParseNet:
 
 
 def volume(slices: int, height: int = 48, width: int = 40) -> Batch:
-    """A bright bar of each class at its own place, the same in every slice, in some noise."""
+    """Return a batch with a bright bar of each class at its own position, equal in every slice, with some noise."""
     mask = torch.zeros(slices, height, width, dtype=torch.long)
     for index in range(1, 5):
         mask[:, 8 * index : 8 * index + 5, width // 3 : width // 2] = index

@@ -34,7 +34,7 @@ def network(task: Task, **settings: Any) -> TeViA:
 
 
 def batch_of(*shown: int, seed: int = 1) -> Batch:
-    """Two slices of 30 x 46, which the core pads to 32 x 48; each structure in a bar of its own, some in one slice."""
+    """Two slices of 30 x 46, which the core pads to 32 x 48; each structure in its own bar, some in one slice only."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(2, 30, 46, dtype=torch.long)
     for index in shown:

@@ -37,7 +37,7 @@ class ACDC:
         self.atlas: Atlas = heart_acdc()
 
     def cases(self) -> Sequence[Case]:
-        """Every frame, sorted by patient and frame; `mask_path` is None where there is no mask."""
+        """Return every frame, sorted by patient and frame; `mask_path` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -45,7 +45,7 @@ class ACDC:
         return {index: index for index in range(self.atlas.class_count)}
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """By the folders training and testing; None without them."""
+        """Return the patients of the folders training and testing; None without them."""
         parts = {"train": "training", "test": "testing"}
         patients = {
             part: sorted({case.patient for case in self._cases if case.image_path.parts[-3] == name})
@@ -61,7 +61,7 @@ class ACDC:
         return tuple(cases)
 
     def _patients(self) -> Iterator[Path]:
-        """Folders of patients, sorted by number. Raises DataError for two of one number."""
+        """Yield folders of patients, sorted by number. Raises DataError for two with the same number."""
         folders: dict[int, Path] = {}
         for parent in (self.folder, self.folder / "training", self.folder / "testing"):
             for path in sorted(parent.iterdir()) if parent.is_dir() else ():
@@ -110,7 +110,7 @@ class ACDC:
 
 
 def _information(path: Path) -> dict[str, str]:
-    """The lines `key: value` of Info.cfg; empty without the file, for the phases and groups of test data came late."""
+    """The lines `key: value` of Info.cfg; empty without the file, which early test data lack."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The structures of the heart that a short-axis stack shows. They stand in no row: one encloses another, some touch."""
+"""The structures of the heart in a short-axis stack. They form no sequence: they enclose and touch each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ACDC_VALUES = {1: RV, 2: MYO, 3: LV}
 
 
 def heart_acdc() -> Atlas:
-    """The three structures that ACDC labels: right ventricle, myocardium of the left one, left ventricle."""
+    """The three structures that ACDC labels: right ventricle, myocardium of the left ventricle, left ventricle."""
     return _heart("heart_acdc", (RV, MYO, LV), {"ventricles": (RV, LV), "myocardium": (MYO,)})
 
 

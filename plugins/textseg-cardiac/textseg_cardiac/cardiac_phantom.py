@@ -30,7 +30,7 @@ STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)  # a header that says n
 
 
 def tilted(turn_degrees: float = 45.0, dip_degrees: float = 35.0) -> tuple[float, ...]:
-    """The direction of a short-axis stack, as a scanner tilts it: cosines of columns, rows and slices, row by row."""
+    """Return the direction of a tilted short-axis stack: cosines of columns, rows and slices, row by row."""
     turn, dip = np.radians(turn_degrees), np.radians(dip_degrees)
     columns = np.array([np.cos(turn), np.sin(turn), 0.0])  # to the free wall: leftwards and back
     slices = np.array([np.sin(turn) * np.cos(dip), -np.cos(turn) * np.cos(dip), -np.sin(dip)])  # to the apex
@@ -92,7 +92,7 @@ class CardiacPhantom(PhantomFiles):
         return reader
 
     def write(self, folder: Path) -> None:
-        """training/ and testing/, a folder for each patient."""
+        """Write training/ and testing/, with a folder for each patient."""
         for number in range(1, self.patients + 1):
             part = "testing" if number % 4 == 3 else "training"
             patient_folder = folder / part / f"patient{number:03}"
@@ -115,7 +115,7 @@ class CardiacPhantom(PhantomFiles):
                     )
 
     def _draw(self, heart: Heart, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Image and class indices [S, H, W], slices from base to apex."""
+        """Return image and class indices [S, H, W], slices from base to apex."""
         height, width = self.size
         along, rows, columns = np.meshgrid(
             heart.first + self.slice_mm * np.arange(self.slices),
@@ -133,7 +133,7 @@ class CardiacPhantom(PhantomFiles):
 
 
 def _hearts(group: str, random: np.random.Generator) -> Iterator[Heart]:
-    """The heart of one patient at end-diastole, then at end-systole."""
+    """Return the heart of one patient at end-diastole and at end-systole."""
     size = random.uniform(0.9, 1.12)
     radius, wall, ejected = 25.0 * size, 8.5 * size, random.uniform(0.55, 0.68)
     right = (27.0 * size, 36.0 * size)
@@ -167,7 +167,7 @@ def _hearts(group: str, random: np.random.Generator) -> Iterator[Heart]:
 
 
 class _Canvas:
-    """The signal and the mask, painted with soft edges, later over earlier."""
+    """Signal and mask, painted with soft edges; later structures cover earlier ones."""
 
     def __init__(self, atlas: Atlas, shape: tuple[int, ...], edge_mm: float) -> None:
         self.image = np.zeros(shape)
@@ -176,27 +176,27 @@ class _Canvas:
         self.edge_mm = edge_mm
 
     def paint(self, distance: Array, signal: float | Array, name: str | None = None) -> None:
-        """Put `signal` where `distance` (mm to the edge, negative inside) says so, and a label."""
+        """Paint `signal` and a label inside the edge; `distance` is in mm to the edge, negative inside."""
         cover = np.clip(0.5 - distance / self.edge_mm, 0, 1)
         self.image += cover * (signal - self.image)
         self.mask[distance < 0] = self.classes[name] if name else 0
 
 
 def _texture(random: np.random.Generator, shape: tuple[int, ...], width: tuple[float, ...]) -> Array:
-    """Smooth noise of mean 0 and standard deviation 1."""
+    """Return smooth noise with mean 0 and standard deviation 1."""
     noise = gaussian_filter(random.standard_normal(shape), width)
     return np.asarray((noise - noise.mean()) / max(float(noise.std()), 1e-6))
 
 
 def _ellipse(beside: Array, down: Array, half_beside: float | Array, half_down: float | Array) -> Array:
-    """About the distance to the edge of an ellipse, in mm."""
+    """Return the approximate distance to the edge of an ellipse, in mm."""
     half_beside, half_down = np.maximum(half_beside, 0.5), np.maximum(half_down, 0.5)
     norm = np.hypot(beside / half_beside, down / half_down)
     return np.asarray((norm - 1) * np.minimum(half_beside, half_down))
 
 
 def _draw_chest(canvas: _Canvas, rows: Array, columns: Array, random: np.random.Generator) -> None:
-    """Lungs, liver and stomach below, the chest wall in front, the spine behind."""
+    """Paint lungs, liver and stomach below, the chest wall in front, the spine behind."""
     blobs = _texture(random, rows.shape, (0.7, 5, 5))
     canvas.paint(np.full(rows.shape, -99.0), LUNG + 0.03 * np.clip(blobs, 0, 2))
     dome = 48 + 6 * random.standard_normal() - 0.25 * columns + 6 * _texture(random, rows.shape, (2, 12, 12))
@@ -213,7 +213,7 @@ def _draw_chest(canvas: _Canvas, rows: Array, columns: Array, random: np.random.
 def _draw_heart(
     canvas: _Canvas, heart: Heart, along: Array, beside: Array, down: Array, random: np.random.Generator
 ) -> None:
-    """The atria and the root of the aorta above the valve; below it two ventricles, the left one in its muscle."""
+    """Paint the atria and the aortic root above the valve, and below it two ventricles, the left one in its muscle."""
     ventricle = along >= 0
     depth = np.clip(along / heart.length, 0, 1)
     radius = np.where(along < heart.length, heart.radius * np.sqrt(np.clip(1 - depth**2, 0, 1)), -heart.wall)

@@ -99,7 +99,7 @@ class CervicalPhantom(SpinePhantom):
         return reader
 
     def write(self, folder: Path) -> None:
-        """images/, masks/ and cases.csv; the values of the masks are the atlas's own."""
+        """Write images/, masks/ and cases.csv; mask values are the class indices of the atlas."""
         for name in ("images", "masks"):
             (folder / name).mkdir()
         with (folder / "cases.csv").open("w", encoding="utf-8", newline="") as file:

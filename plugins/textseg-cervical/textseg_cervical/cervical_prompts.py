@@ -6,7 +6,7 @@ from textseg.text import SequencePrompts
 
 
 class CervicalPrompts(SequencePrompts):
-    """Prompts of the cervical spine, in the words that ATM-Net (arXiv 2504.03476) has for the lumbar one.
+    """Prompts of the cervical spine, with the sentences of ATM-Net (arXiv 2504.03476) for the lumbar spine.
 
     Settings and errors are those of `textseg.text.SequencePrompts`.
     """
