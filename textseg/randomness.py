@@ -16,8 +16,10 @@ one would have drawn.
 The seed is that of the recipe. A number at the end of the key separates two streams whose keys are otherwise equal.
 These numbers are part of the results: another number would change every weight that textseg trains.
 
-Two draws are made elsewhere. Initial weights come from torch's generator, seeded with the recipe's seed. The split of
-the patients sorts them by a hash of `split.seed` and patient, so that the seed of a run does not change it.
+Other draws have no stream here. Initial weights come from torch's generator, seeded with the recipe's seed. The split
+of the patients sorts them by a hash of `split.seed` and patient, so that the seed of a run does not change it. The
+wrong texts of a probe are keyed by seed and case (`evaluation.probe_texts`). Phantoms have a seed of their own, and the
+bootstrap has a fixed one (`metrics.statistics`).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def slice_key(case_id: str, slice_index: int) -> int:
 
 
 def case_key(case_id: str) -> int:
-    """Return the number that stands for a case in keys, where all its slices are drawn for at once."""
+    """Return the number that stands for a case in keys, for a draw that covers all its slices."""
     return zlib.crc32(case_id.encode())
 
 
