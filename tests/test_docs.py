@@ -232,6 +232,15 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "decisions" not in page.parts], ids=name_of)
+def test_no_page_names_a_file_of_python_that_does_not_exist(page: Path) -> None:
+    names = re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8"))
+    roots = (ROOT, ROOT / "textseg", page.parent)
+    # tests/test_tutorials.py follows pages that write files
+    missing = [name for name in names if not any((root / name).is_file() for root in roots)]
+    assert [name for name in missing if not name.startswith("textseg_plain_words/")] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_table_rows_stand_on_one_line(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
