@@ -50,19 +50,19 @@ def assert_equals_medpy(prediction: np.ndarray, reference: np.ndarray, spacing: 
     )
     compared = 0
     for label in structures:
-        found, values = scores[label].status, scores[label].values
-        assert others[label].status == found
+        status, values = scores[label].status, scores[label].values
+        assert others[label].status == status
         assert others[label].values == pytest.approx(values, rel=0, abs=1e-9, nan_ok=True)
         assert tuple(values) == ALL
         a, b = prediction == label, reference == label
         if a.any() and b.any():
             expected = {"dsc": binary.dc(a, b), "jaccard": binary.jc(a, b)}
             expected |= {name: getattr(binary, name)(a, b, voxelspacing=spacing) for name in ("hd95", "asd", "assd")}
-            assert found == "ok"
+            assert status == "ok"
             assert values == pytest.approx(expected, rel=0, abs=1e-9)
             compared += 1
         else:
-            assert found == ("spurious" if a.any() else "missed" if b.any() else "absent")
+            assert status == ("spurious" if a.any() else "missed" if b.any() else "absent")
             if a.any() or b.any():
                 assert values["dsc"] == binary.dc(a, b) == 0
                 assert values["jaccard"] == binary.jc(a, b) == 0
@@ -125,10 +125,10 @@ def test_example_by_hand() -> None:
     """A bar of three pixels against one of four, moved by one along columns of 2 mm; every pixel is border."""
     prediction = np.array([[0, 5, 5, 5, 0, 0], [0, 0, 0, 0, 0, 0]])
     reference = np.array([[0, 0, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0]])
-    found = score(prediction, reference, spacing=(1.0, 2.0), structures=[5], metrics=ALL)[5]
+    result = score(prediction, reference, spacing=(1.0, 2.0), structures=[5], metrics=ALL)[5]
     # prediction to reference: 2, 0, 0; reference to prediction: 0, 0, 2, 4; pooled and sorted: 0 0 0 0 2 2 4
-    assert found.status == "ok"
-    assert found.values == pytest.approx(
+    assert result.status == "ok"
+    assert result.values == pytest.approx(
         {"dsc": 4 / 7, "jaccard": 2 / 5, "asd": 2 / 3, "assd": 8 / 7, "hd95": 2 + 0.7 * 2}, abs=1e-12
     )
 
@@ -218,8 +218,8 @@ def test_the_worst_is_nothing_in_common_or_the_diagonal() -> None:
     assert worst_value("hd95", (4, 5), (0.5, 2.0)) == pytest.approx((1.5**2 + 8**2) ** 0.5)
     corners = np.zeros((2, 4, 5, 6), np.uint8)
     corners[0, 0, 0, 0] = corners[1, -1, -1, -1] = 1
-    found = score(*corners, spacing=(3, 2, 1), structures=[1], metrics=["hd95", "asd"])[1].values
-    assert found["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))
+    values = score(*corners, spacing=(3, 2, 1), structures=[1], metrics=["hd95", "asd"])[1].values
+    assert values["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))
 
 
 def cases(seeds: range) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...], int]]:
@@ -258,7 +258,7 @@ def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
     for number, (prediction, reference, spacing, structures) in zip(seeds, cases(seeds), strict=True):
         pairs += 1
         wanted = range(1, structures + 1)
-        found, other_kernel = (
+        scores, other_kernel = (
             score(
                 prediction, reference, spacing=spacing, structures=wanted, metrics=names, tolerance=1.0, kernel=kernel
             )
@@ -268,13 +268,16 @@ def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
         both = []
         checked = np.random.default_rng(number).permutation(list(wanted))[:3]
         for label in wanted:
-            one, other = prediction == label, reference == label
-            status, values = found[label].status, found[label].values
+            in_prediction, in_reference = prediction == label, reference == label
+            status, values = scores[label].status, scores[label].values
             seen[status] += 1
             assert other_kernel[label].status == status
             both.append((list(values.values()), list(other_kernel[label].values.values())))
             assert (
-                status == {(1, 1): "ok", (0, 1): "missed", (1, 0): "spurious", (0, 0): "absent"}[one.any(), other.any()]
+                status
+                == {(1, 1): "ok", (0, 1): "missed", (1, 0): "spurious", (0, 0): "absent"}[
+                    in_prediction.any(), in_reference.any()
+                ]
             )
             if status in ("missed", "spurious"):
                 assert [values[name] for name in ("dsc", "jaccard", "nsd")] == [0, 0, 0]
@@ -283,14 +286,14 @@ def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
                     np.isnan(values[name]) for name in ("hd95", "asd", "asd_reverse", "assd", "hd95_directed_max")
                 )
             elif label in checked:
-                there = distances_of(one, other, spacing, 1)
-                back = distances_of(other, one, spacing, 1)
+                there = distances_of(in_prediction, in_reference, spacing, 1)
+                back = distances_of(in_reference, in_prediction, spacing, 1)
                 expected = {
-                    "dsc": binary.dc(one, other),
-                    "jaccard": binary.jc(one, other),
-                    "hd95": binary.hd95(one, other, voxelspacing=spacing),
-                    "asd": binary.asd(one, other, voxelspacing=spacing),
-                    "asd_reverse": binary.asd(other, one, voxelspacing=spacing),
+                    "dsc": binary.dc(in_prediction, in_reference),
+                    "jaccard": binary.jc(in_prediction, in_reference),
+                    "hd95": binary.hd95(in_prediction, in_reference, voxelspacing=spacing),
+                    "asd": binary.asd(in_prediction, in_reference, voxelspacing=spacing),
+                    "asd_reverse": binary.asd(in_reference, in_prediction, voxelspacing=spacing),
                     "assd": np.concatenate([there, back]).mean(),
                     "hd95_directed_max": max(np.percentile(there, 95), np.percentile(back, 95)),
                     "nsd": np.mean(np.concatenate([there, back]) <= 1.0),
@@ -304,9 +307,9 @@ def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
 
 
 def test_nsd_by_hand_and_its_tolerance() -> None:
-    one, other = np.zeros((2, 1, 20), np.uint8)
-    one[0, 2:6] = other[0, 3:10] = 1
-    score_of = partial(score, one, other, spacing=(1, 1), structures=[1], metrics=["nsd"])
+    first, second = np.zeros((2, 1, 20), np.uint8)
+    first[0, 2:6] = second[0, 3:10] = 1
+    score_of = partial(score, first, second, spacing=(1, 1), structures=[1], metrics=["nsd"])
     # Each voxel of a line is border: 2..5 against 3..9
     assert score_of(tolerance=0.5)[1].values["nsd"] == pytest.approx((3 + 3) / 11)
     assert score_of(tolerance=1.0)[1].values["nsd"] == pytest.approx((4 + 4) / 11)

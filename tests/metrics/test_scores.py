@@ -137,11 +137,11 @@ def test_a_thing_scored_twice_is_refused():
         summarise([replace(ROW, slice=3), replace(ROW, slice=3, prompt_source="interactive")], structures=["L4"])
 
 
-@pytest.mark.parametrize("other", [{"unit": "pixel"}, {"space": "prepared"}])
-def test_units_and_spaces_are_not_mixed(other):
+@pytest.mark.parametrize("changes", [{"unit": "pixel"}, {"space": "prepared"}])
+def test_units_and_spaces_are_not_mixed(changes):
     rows = [
         replace(ROW, metric="asd", unit="mm"),
-        replace(ROW, **{"metric": "asd", "unit": "mm", "case": "c2", **other}),
+        replace(ROW, **{"metric": "asd", "unit": "mm", "case": "c2", **changes}),
     ]
     with pytest.raises(RunError, match="asd in mm native and in"):
         summarise(rows, structures=["L4"])

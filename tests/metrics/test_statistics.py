@@ -36,13 +36,13 @@ def test_a_macro_mean_weighs_structures_alike_and_leaves_out_what_nobody_shows()
 def test_an_interval_is_that_of_scipy(skewed: bool) -> None:
     generator = np.random.default_rng(3)
     values = generator.exponential(size=60) if skewed else generator.normal(0.8, 0.1, 60)
-    mine = macro_mean_interval(*column(values), draws=20_000)
+    ours = macro_mean_interval(*column(values), draws=20_000)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(1))
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert mine.low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
-    assert mine.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
-    assert mine.value == pytest.approx(values.mean())
-    assert mine.patients == 60
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.patients == 60
 
 
 @pytest.mark.parametrize("trials", [400, pytest.param(1500, marks=pytest.mark.nightly)])
@@ -60,8 +60,8 @@ def test_95_of_100_intervals_hold_the_truth(distribution: str, trials: int) -> N
             else generator.beta(8, 2, (patients, 1)) - 0.8
         )
         noise = generator.normal(0, 0.05, (patients, structures)) / np.sqrt(series)
-        found = macro_mean_interval((level + own + noise) * series, series.astype(float), draws=600, seed=trial)
-        held += found.low <= level.mean() <= found.high
+        interval = macro_mean_interval((level + own + noise) * series, series.astype(float), draws=600, seed=trial)
+        held += interval.low <= level.mean() <= interval.high
     assert 0.93 <= held / trials <= 0.97
 
 
@@ -77,9 +77,9 @@ def test_intervals_of_nothing_of_one_and_of_equal_patients() -> None:
     empty = macro_mean_interval(np.zeros((2, 1)), np.zeros((2, 1)))
     assert math.isnan(empty.value)
     assert empty.patients == 0
-    one = macro_mean_interval(*column(np.array([0.7])))
-    assert (one.value, one.patients) == (0.7, 1)
-    assert math.isnan(one.low)
+    single = macro_mean_interval(*column(np.array([0.7])))
+    assert (single.value, single.patients) == (0.7, 1)
+    assert math.isnan(single.low)
     same = macro_mean_interval(*column(np.full(9, 0.5)))
     assert (same.low, same.high) == (0.5, 0.5)
 
@@ -96,10 +96,10 @@ def test_a_paired_test_is_that_of_scipy() -> None:
     generator = np.random.default_rng(5)
     for count in (8, 20, 60):
         first, second = generator.random(count), generator.random(count)
-        found = paired_test(first, second)
-        assert found.p == pytest.approx(stats.wilcoxon(first, second).pvalue, rel=1e-6)
-        assert paired_test(second, first).effect == pytest.approx(-found.effect)
-        assert found.patients == count
+        result = paired_test(first, second)
+        assert result.p == pytest.approx(stats.wilcoxon(first, second).pvalue, rel=1e-6)
+        assert paired_test(second, first).effect == pytest.approx(-result.effect)
+        assert result.patients == count
 
 
 def test_the_effect_is_wilcoxons_own_sums_over_all_ranks() -> None:
@@ -133,10 +133,10 @@ def test_a_rank_distribution_sums_to_one_and_knows_the_sure_winner() -> None:
     means = np.column_stack(
         [generator.normal(0.9, 0.01, 500), generator.normal(0.5, 0.1, 500), generator.normal(0.5, 0.1, 500)]
     )
-    found = rank_distribution(means, lower_is_better=False)
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    assert found[0, 0] > 0.99
-    assert 0.4 < found[1, 1] < 0.6
+    distribution = rank_distribution(means, lower_is_better=False)
+    np.testing.assert_allclose(distribution.sum(axis=1), 1)
+    assert distribution[0, 0] > 0.99
+    assert 0.4 < distribution[1, 1] < 0.6
 
 
 def test_three_ways_to_rank() -> None:

@@ -31,8 +31,10 @@ def pair_of(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], int]:
             if kind < 0.1:
                 continue
             if kind > 0.2:
-                place = centre + random.normal(0, 1.5, dimensions)
-                side[sum(((g - c) / r) ** 2 for g, c, r in zip(grid, place, radius, strict=True)) < 1] = offset + label
+                position = centre + random.normal(0, 1.5, dimensions)
+                side[sum(((g - c) / r) ** 2 for g, c, r in zip(grid, position, radius, strict=True)) < 1] = (
+                    offset + label
+                )
             if kind < 0.4:
                 side[tuple(random.integers(0, shape))] = offset + label
     return pair[0], pair[1], spacing, offset
@@ -50,25 +52,26 @@ def test_distances_are_those_of_scipys_transform(seeds: range) -> None:
     for seed in seeds:
         prediction, reference, spacing, offset = pair_of(seed)
         structures = range(offset + 1, offset + 41)
-        found = {
+        comparisons = {
             name: module.compare_labels(prediction, reference, structures=structures, spacing=spacing)
             for name, module in MODULES.items()
         }
-        one, other = found["numpy"], found["numba"]
+        first, second = comparisons["numpy"], comparisons["numba"]
         for counts in ("predicted", "expected", "common"):
-            ours, theirs = getattr(one, counts), getattr(other, counts)
+            ours, theirs = getattr(first, counts), getattr(second, counts)
             np.testing.assert_array_equal(ours[offset + 1 :], theirs[offset + 1 :])
-        assert one.distances.keys() == other.distances.keys()
-        if one.distances:
+        assert first.distances.keys() == second.distances.keys()
+        if first.distances:
             ours, theirs = (
-                np.concatenate([side for sides in found.distances.values() for side in sides]) for found in (one, other)
+                np.concatenate([side for sides in result.distances.values() for side in sides])
+                for result in (first, second)
             )
             assert np.abs(ours - theirs).max() <= 1e-9
-        for label in list(one.distances)[:2]:
+        for label in list(first.distances)[:2]:
             a, b = border_of(prediction == label), border_of(reference == label)
             there = distance_transform_edt(~b, sampling=spacing)[a]
             back = distance_transform_edt(~a, sampling=spacing)[b]
-            for result in (one, other):
+            for result in (first, second):
                 for measured, expected in zip(result.distances[label], (there, back), strict=True):
                     assert np.abs(measured - expected).max() <= 1e-9
             compared += 1
@@ -81,8 +84,8 @@ def test_distances_are_those_of_simpleitks_filters(kernel: str) -> None:
     for seed in range(100):
         prediction, reference, spacing, offset = pair_of(seed)
         structures = range(offset + 1, offset + 41)
-        found = MODULES[kernel].compare_labels(prediction, reference, structures=structures, spacing=spacing)
-        for label, (there, back) in list(found.distances.items())[:3]:
+        comparison = MODULES[kernel].compare_labels(prediction, reference, structures=structures, spacing=spacing)
+        for label, (there, back) in list(comparison.distances.items())[:3]:
             images = []
             for labels in (prediction, reference):
                 images.append(sitk.GetImageFromArray(border_of(labels == label).astype(np.uint8)))
@@ -102,13 +105,13 @@ def test_distances_are_those_of_simpleitks_filters(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", MODULES)
 def test_voxels_by_hand(kernel: str) -> None:
     prediction, reference = np.array([[1, 1, 0, 2, 0]], np.uint8), np.array([[0, 1, 1, 0, 3]], np.uint8)
-    found = MODULES[kernel].compare_labels(prediction, reference, structures=[1, 2, 3], spacing=(1, 2))
-    assert [table[1:4].tolist() for table in (found.predicted, found.expected, found.common)] == [
+    comparison = MODULES[kernel].compare_labels(prediction, reference, structures=[1, 2, 3], spacing=(1, 2))
+    assert [table[1:4].tolist() for table in (comparison.predicted, comparison.expected, comparison.common)] == [
         [2, 1, 0],
         [2, 0, 1],
         [1, 0, 0],
     ]
-    assert {label: [side.tolist() for side in sides] for label, sides in found.distances.items()} == {
+    assert {label: [side.tolist() for side in sides] for label, sides in comparison.distances.items()} == {
         1: [[2, 0], [0, 2]]
     }
 

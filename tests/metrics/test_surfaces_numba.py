@@ -25,9 +25,9 @@ def test_what_lies_far_is_left_to_the_tree_and_comes_out_the_same(
     for rows in (0, 5, 10**6):
         monkeypatch.setattr(compiled_borders, "ROWS", rows)
         asked.clear()
-        found = compiled_borders.compare_labels(*sides, structures=[1], spacing=spacing).distances[1]
+        distances = compiled_borders.compare_labels(*sides, structures=[1], spacing=spacing).distances[1]
         left[rows] = sum(asked)
-        np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(np.concatenate(distances), np.concatenate(expected), rtol=0, atol=1e-9)
     assert left[0] == sum(map(len, expected))
     assert left[0] > left[5] > left[10**6] == 0
 

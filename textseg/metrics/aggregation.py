@@ -1,4 +1,4 @@
-"""From scores to means: what a miss counts, over what is averaged, and how much each mean stands on.
+"""From scores to means: the treatment of a miss, the scope of a mean, and the number of values in it.
 
 Scores of R runs at N places (case, slice, structure) are arrays [R, N]; a method is one run or several repeats: rows of
 these arrays. All means come from sums and counts [P, S] over patients and structures, as `textseg.metrics.statistics`
@@ -40,7 +40,7 @@ _UNSCORED = -1
 
 @dataclass(frozen=True)
 class ScoreArrays:
-    """Scores of R runs at N places, by metric; NaN where a run has none: it did not test the place, or it missed."""
+    """Scores of R runs at N places, by metric; NaN if a run did not test the place, or missed the structure."""
 
     patients: tuple[str, ...]
     cases: tuple[str, ...]
@@ -55,13 +55,13 @@ class ScoreArrays:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """In the order of the first run."""
+        """Metrics in the order of the first run."""
         return tuple(self.values)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Over what a mean runs: `structures`, each counted once, or cases, each counted once."""
+    """The scope of a mean: over `structures`, each counted once, or over cases, each counted once."""
 
     name: str
     structures: tuple[str, ...]
@@ -85,8 +85,8 @@ def arrays(
                                f"'{patient_of[row.case]}'.")  # fmt: skip
             if row.structure in wanted:
                 seen.add(row.place)
-    places = sorted(seen, key=lambda place: (place[0], -1 if place[1] is None else place[1], place[2]))
-    index = {place: number for number, place in enumerate(places)}
+    places = sorted(seen, key=lambda entry: (entry[0], -1 if entry[1] is None else entry[1], entry[2]))
+    index = {entry: number for number, entry in enumerate(places)}
     cases = sorted(patient_of)
     patients = sorted(set(patient_of.values()))
     shape = len(runs), len(places)
@@ -106,15 +106,15 @@ def arrays(
                 )
             if row.structure not in wanted:
                 continue
-            place = r, index[row.place]
-            if status[row.metric][place] != _UNSCORED:
+            entry = r, index[row.place]
+            if status[row.metric][entry] != _UNSCORED:
                 where = f"case '{row.case}'{'' if row.slice is None else f', slice {row.slice}'}"
                 raise RunError(
                     f"Run '{folder}': {row.metric} of '{row.structure}' in {where} stands in the scores more than "
                     "once. Evaluate the run again."
                 )
-            values[row.metric][place], worst[row.metric][place] = row.value, row.worst
-            status[row.metric][place] = _STATUSES.index(row.status)
+            values[row.metric][entry], worst[row.metric][entry] = row.value, row.worst
+            status[row.metric][entry] = _STATUSES.index(row.status)
         for metric in metrics:
             units[metric].append(kind.get(metric, ("", ""))[0])
     return ScoreArrays(
@@ -137,7 +137,7 @@ def _indices(names: Iterable[str], among: Sequence[str]) -> Ints:
 
 
 def common_places(scores: ScoreArrays, metric: str, methods: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """[N]: what every run of every method found, of the runs that tested it."""
+    """Return [N]: True at places where every run that tested the place found the structure."""
     common = np.ones(len(scores.case), dtype=bool)
     for method in methods:
         status = scores.status[metric][list(method)]
@@ -147,20 +147,20 @@ def common_places(scores: ScoreArrays, metric: str, methods: Sequence[Sequence[i
 
 
 def shown_places(scores: ScoreArrays, metric: str) -> NDArray[np.bool_]:
-    """[N]: what the reference shows."""
+    """Return [N]: True at places where the reference shows the structure."""
     shown: NDArray[np.bool_] = np.logical_or.reduce(np.isin(scores.status[metric], (_OK, _MISSED)), axis=0)
     return shown
 
 
 def aggregated(scores: ScoreArrays, methods: Sequence[Sequence[int]]) -> dict[Aggregate, dict[str, Floats]]:
     """The values [R, N] of each metric by each aggregate, `common` being common to `methods`; NaN is left out."""
-    found: dict[Aggregate, dict[str, Floats]] = {aggregate: {} for aggregate in AGGREGATES}
+    values_by_aggregate: dict[Aggregate, dict[str, Floats]] = {aggregate: {} for aggregate in AGGREGATES}
     for metric, values in scores.values.items():
         missing = np.isin(scores.status[metric], (_MISSED, _SPURIOUS))
-        found["as_published"][metric] = values
-        found["common"][metric] = np.where(common_places(scores, metric, methods), values, np.nan)
-        found["penalised"][metric] = np.where(missing, scores.worst[metric], values)
-    return found
+        values_by_aggregate["as_published"][metric] = values
+        values_by_aggregate["common"][metric] = np.where(common_places(scores, metric, methods), values, np.nan)
+        values_by_aggregate["penalised"][metric] = np.where(missing, scores.worst[metric], values)
+    return values_by_aggregate
 
 
 def patient_sums(scores: ScoreArrays, values: Floats, scope: Scope) -> tuple[Floats, Floats]:
@@ -196,8 +196,8 @@ def case_means(scores: ScoreArrays, values: Floats) -> Floats:
     size = len(scores.cases)
     sums = np.bincount(scores.case, weights=np.where(known, values, 0.0).sum(axis=0), minlength=size)
     counts = np.bincount(scores.case, weights=known.sum(axis=0), minlength=size)
-    found: Floats = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
-    return found
+    means: Floats = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
+    return means
 
 
 def patient_means(sums: Floats, counts: Floats) -> Floats:
@@ -205,8 +205,8 @@ def patient_means(sums: Floats, counts: Floats) -> Floats:
     shown = counts > 0
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=shown)
     number = shown.sum(axis=1)
-    found: Floats = np.divide(means.sum(axis=1), number, out=np.full(len(sums), np.nan), where=number > 0)
-    return found
+    overall: Floats = np.divide(means.sum(axis=1), number, out=np.full(len(sums), np.nan), where=number > 0)
+    return overall
 
 
 def counts_of(scores: ScoreArrays, metric: str, runs: Sequence[int], scope: Scope) -> tuple[int, int]:
@@ -218,18 +218,18 @@ def counts_of(scores: ScoreArrays, metric: str, runs: Sequence[int], scope: Scop
 
 def structure_means(scores: ScoreArrays, metric: str, runs: Sequence[int], values: Floats) -> dict[str, Mean]:
     """The mean of a method's values [R, N] for each structure."""
-    found = {}
+    per_structure = {}
     unit = scores.units[metric][runs[0]]
     for name in scores.structures:
         scope = Scope(name, (name,))
         sums, counts = patient_sums(scores, values[list(runs)], scope)
         missed, spurious = counts_of(scores, metric, runs, scope)
-        found[name] = Mean(name, metric, unit, macro_mean(sums, counts), int(counts.sum()), missed, spurious)
-    return found
+        per_structure[name] = Mean(name, metric, unit, macro_mean(sums, counts), int(counts.sum()), missed, spurious)
+    return per_structure
 
 
 def frequencies(scores: ScoreArrays) -> dict[str, tuple[int, int]]:
-    """Of each structure, the test cases whose reference shows it, and all test cases."""
+    """Return, for each structure, the number of test cases whose reference shows it, and of all test cases."""
     shown = shown_places(scores, scores.metrics[0])
     return {
         name: (len(np.unique(scores.case[shown & (scores.structure == number)])), len(scores.cases))
@@ -245,6 +245,9 @@ def spread(values: Sequence[float]) -> float:
 
 def intervals(scores: Sequence[Score], structures: Sequence[str]) -> dict[str, Interval]:
     """The 95 % interval of each metric's macro mean over `structures` of one run, from the patients scored."""
-    found = arrays([("", scores)], structures, list(dict.fromkeys(row.metric for row in scores)))
+    score_arrays = arrays([("", scores)], structures, list(dict.fromkeys(row.metric for row in scores)))
     scope = Scope("structures", tuple(structures))
-    return {metric: macro_mean_interval(*patient_sums(found, values, scope)) for metric, values in found.values.items()}
+    return {
+        metric: macro_mean_interval(*patient_sums(score_arrays, values, scope))
+        for metric, values in score_arrays.values.items()
+    }

@@ -58,7 +58,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class StructureScore:
-    """How one structure was found, and the value of each metric asked for, as `POLICY` says."""
+    """The status of one structure and the value of each requested metric, by `POLICY`."""
 
     status: Status
     values: dict[str, float]
@@ -97,13 +97,13 @@ def score(
         raise ValueError(f"A spacing of {prediction.ndim} positive numbers is needed, not {tuple(spacing)}.")
 
     measured = any(name in _DISTANCES or name == "nsd" for name in metrics)
-    found = _compare(kernel or fastest_kernel())(
+    comparison = _compare(kernel or fastest_kernel())(
         prediction, reference, structures=structures, spacing=spacing if measured else None
     )
-    distances = found.distances
+    distances = comparison.distances
     scores = {}
     for label in structures:
-        a, b, c = int(found.predicted[label]), int(found.expected[label]), int(found.common[label])
+        a, b, c = int(comparison.predicted[label]), int(comparison.expected[label]), int(comparison.common[label])
         overlap = {"dsc": 2 * c / (a + b), "jaccard": c / (a + b - c)} if a + b else {}
         values = {}
         for name in metrics:
@@ -122,7 +122,7 @@ def score(
 
 @cache
 def fastest_kernel() -> Kernel:
-    """Numba's where numba (the extra `fast`) is installed and works; a warning says where it is there and does not."""
+    """Return "numba" if numba (the extra `fast`) works, else "numpy"; warn if numba is installed and does not work."""
     if importlib.util.find_spec("numba") is None:
         return "numpy"
     try:
@@ -142,7 +142,7 @@ def _compare(kernel: Kernel) -> Callable[..., borders.Comparison]:
 
 
 def worst_value(metric: str, shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """What a structure that one side lacks costs where it is counted: 0, or the diagonal of the grid for a distance."""
+    """Return the value of a missed or spurious structure: 0, or the diagonal of the grid for a distance."""
     sides = (np.asarray(shape, dtype=np.float64) - 1) * np.asarray(spacing, dtype=np.float64)
     return float(np.sqrt((sides**2).sum())) if metric in _DISTANCES else 0.0
 
@@ -158,12 +158,12 @@ _DISTANCES: dict[str, Callable[[Array, Array], float]] = {
 
 
 def _percentile_95(distances: Array) -> float:
-    """As `np.percentile(distances, 95)`, which takes several times as long for as few values as a structure has."""
-    place = 0.95 * (len(distances) - 1)
-    below = int(place)
+    """Return `np.percentile(distances, 95)`, several times as fast for the few values of a structure."""
+    position = 0.95 * (len(distances) - 1)
+    below = int(position)
     above = min(below + 1, len(distances) - 1)
     lower, upper = np.partition(distances, (below, above))[[below, above]]
-    return float(lower + (upper - lower) * (place - below))
+    return float(lower + (upper - lower) * (position - below))
 
 
 def _labels(labels: Array) -> Array:

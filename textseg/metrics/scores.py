@@ -39,7 +39,7 @@ class Score:
 
     @property
     def place(self) -> tuple[str, int | None, str]:
-        """What was scored: case, slice, structure."""
+        """The scored place: case, slice, structure."""
         return self.case, self.slice, self.structure
 
 
@@ -95,9 +95,9 @@ def read_scores(path: Path) -> list[Score]:
             f"There is no table of scores '{path}': evaluate its run first with `textseg evaluate {path.parent}`."
         ) from None
     if not lines or tuple(lines[0]) != COLUMNS:
-        found = ", ".join(lines[0]) if lines else "nothing"
+        first_line = ", ".join(lines[0]) if lines else "nothing"
         raise RunError(
-            f"'{path}' is not a table of scores: its first line must be {','.join(COLUMNS)}, and it is {found}. "
+            f"'{path}' is not a table of scores: its first line must be {','.join(COLUMNS)}, and it is {first_line}. "
             f"Evaluate the run again with `textseg evaluate {path.parent}`."
         )
     return [_score(path, number, line) for number, line in enumerate(lines[1:], start=2)]

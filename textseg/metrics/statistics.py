@@ -1,4 +1,4 @@
-"""How sure a mean, a difference and a rank are: resampled and tested over patients, whose scores belong together.
+"""Confidence intervals, tests and ranks, resampled over patients, since scores of one patient are not independent.
 
 A score table becomes two arrays [P, S] (P patients, S structures): `sums` of a metric's values and `counts` of how many
 there are, because a patient may have several series, and not every series shows every structure.
@@ -26,7 +26,7 @@ MINIMUM_PATIENTS = 50  # below it an interval is too narrow more often than its 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bounds, and the patients that it stands on; bounds are NaN where there is one patient only."""
+    """A mean with its bounds and its number of patients; bounds are NaN for a single patient."""
 
     value: float
     low: float
@@ -83,11 +83,11 @@ def macro_mean_interval(
 def bootstrap_macro_means(sums: Floats, counts: Floats, *, draws: int = DRAWS, seed: int = SEED) -> Floats:
     """Macro means [draws, M] of M methods [M, P, S], all from the same resampled patients."""
     weights = _weights(sums.shape[1], draws, seed)
-    return np.stack([_macro_means(weights, one, count) for one, count in zip(sums, counts, strict=True)], axis=1)
+    return np.stack([_macro_means(weights, total, count) for total, count in zip(sums, counts, strict=True)], axis=1)
 
 
 def paired_test(first: Floats, second: Floats) -> PairedTest:
-    """Two-sided, on one mean for each patient [P]; patients that one of them lacks are left out.
+    """Test the difference of two methods, two-sided, on patients' means [P]; incomplete pairs are left out.
 
     Equal values count half to each side in the ranks (Pratt); without any difference p is 1.
     """
@@ -119,31 +119,31 @@ def holm(p_values: Sequence[float]) -> Floats:
 def ranks(values: Floats, *, lower_is_better: bool) -> Floats:
     """Ranks along the last axis, 1 the best; equal values share the mean of their ranks, NaN ranks last."""
     signed = np.asarray(values, dtype=np.float64) * (1 if lower_is_better else -1)
-    found: Floats = stats.rankdata(np.where(np.isnan(signed), np.inf, signed), axis=-1)
-    return found
+    ranked: Floats = stats.rankdata(np.where(np.isnan(signed), np.inf, signed), axis=-1)
+    return ranked
 
 
 def rank_distribution(means: Floats, *, lower_is_better: bool) -> Floats:
     """[M, M]: the share of draws [draws, M] in which method m has rank r + 1; a shared rank counts at its lower end."""
     signed = np.asarray(means, dtype=np.float64) * (1 if lower_is_better else -1)
-    found = stats.rankdata(np.where(np.isnan(signed), np.inf, signed), method="min", axis=-1).astype(int)
+    ranked = stats.rankdata(np.where(np.isnan(signed), np.inf, signed), method="min", axis=-1).astype(int)
     methods = means.shape[1]
-    return np.stack([np.bincount(found[:, m] - 1, minlength=methods) / len(means) for m in range(methods)])
+    return np.stack([np.bincount(ranked[:, m] - 1, minlength=methods) / len(means) for m in range(methods)])
 
 
 def kendall_tau(first: Floats, second: Floats) -> float:
-    """How alike two rankings are, from -1 (reversed) to 1 (the same), ties allowed for (tau-b)."""
+    """Return the agreement of two rankings (tau-b, with ties), from -1 (reversed) to 1 (equal)."""
     return float(kendall_taus(first, np.asarray(second)[None])[0])
 
 
 def kendall_taus(first: Floats, others: Floats) -> Floats:
     """Tau-b (Kendall, 1945) of one ranking [M] with each of N others [N, M]; NaN where all ranks of one are equal."""
     i, j = np.triu_indices(len(first), 1)
-    one = np.sign(np.asarray(first)[i] - np.asarray(first)[j])
-    other = np.sign(others[:, i] - others[:, j])
-    scale = np.sqrt(np.abs(one).sum() * np.abs(other).sum(axis=1))
-    found: Floats = np.divide(other @ one, scale, out=np.full(len(others), math.nan), where=scale > 0)
-    return found
+    signs = np.sign(np.asarray(first)[i] - np.asarray(first)[j])
+    other_signs = np.sign(others[:, i] - others[:, j])
+    scale = np.sqrt(np.abs(signs).sum() * np.abs(other_signs).sum(axis=1))
+    taus: Floats = np.divide(other_signs @ signs, scale, out=np.full(len(others), math.nan), where=scale > 0)
+    return taus
 
 
 def rank_by_mean(means: Floats, *, lower_is_better: bool) -> Floats:
@@ -180,7 +180,7 @@ def small_sample_warning(patients: int) -> str:
 
 @lru_cache(maxsize=4)  # the same for every mean of a leaderboard
 def _weights(patients: int, draws: int, seed: int) -> Floats:
-    """How often each patient is drawn, [draws, P]."""
+    """Return the count of each patient in each draw, [draws, P]."""
     drawn = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / patients), size=draws)
     return drawn.astype(np.float64)
 
@@ -191,10 +191,10 @@ def _macro_means(weights: Floats, sums: Floats, counts: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = totals / numbers
         present = numbers > 0
-        found: Floats = np.where(present, means, 0).sum(axis=1) / present.sum(axis=1)
-    return found
+        macro_means: Floats = np.where(present, means, 0).sum(axis=1) / present.sum(axis=1)
+    return macro_means
 
 
 def _known(values: Floats) -> Floats:
-    found: Floats = values[~np.isnan(values)]
-    return found
+    known: Floats = values[~np.isnan(values)]
+    return known

@@ -1,6 +1,6 @@
-"""What two label maps have in common, and how far the borders of each structure lie apart: numpy and SciPy.
+"""Common voxels of two label maps, and distances between the borders of each structure, by numpy and SciPy.
 
-`compiled_borders` does the same through numba. Both take all structures in one pass over the label maps.
+`surfaces_numba` computes the same with numba. Both take all structures in one pass over the label maps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Comparison:
 def compare_labels(
     prediction: Array, reference: Array, *, structures: Sequence[int], spacing: Sequence[float] | None
 ) -> Comparison:
-    """Compares non-negative integers [H, W] or [S, H, W] of one shape; without `spacing`, it measures no distances.
+    """Compare non-negative integers [H, W] or [S, H, W] of one shape; without `spacing`, it measures no distances.
 
     `distances` holds the structures that both sides contain.
     """
@@ -56,7 +56,7 @@ def table_length(prediction: Array, reference: Array, structures: Sequence[int])
 
 
 def on_both_sides(predicted: Array, expected: Array, structures: Sequence[int]) -> list[int]:
-    """Which structures have voxels on both sides."""
+    """Return the structures with voxels on both sides."""
     return [label for label in structures if predicted[label] and expected[label]]
 
 
@@ -67,7 +67,7 @@ def nearest(points: Array, others: Array) -> Array:
 
 
 def _box(prediction: Array, reference: Array) -> tuple[slice, ...]:
-    """The smallest box around all that is not background on either side."""
+    """Return the smallest box around everything except background on both sides."""
     occupied = (prediction != 0) | (reference != 0)
     box = []
     for axis in range(occupied.ndim):
@@ -77,7 +77,7 @@ def _box(prediction: Array, reference: Array) -> tuple[slice, ...]:
 
 
 def _border(labels: Array) -> Array:
-    """Where a voxel differs from a face neighbour or lies at the edge: the borders of all structures in one pass."""
+    """Return True at border voxels, which differ from a face neighbour or lie at the edge, for all structures."""
     border = np.zeros(labels.shape, dtype=bool)
     for axis in range(labels.ndim):
         here, there, edge = np.moveaxis(labels, axis, 0), np.moveaxis(border, axis, 0), [0, -1]
@@ -98,13 +98,13 @@ def _border_distances(
     shared = borders[0] & borders[1] & (prediction == reference)
     for labels, border in zip((prediction, reference), borders, strict=True):
         places = np.flatnonzero(border)
-        found = labels.ravel()[places]
-        keep = wanted[found]
-        places, found = places[keep], found[keep]
-        order = np.argsort(found, kind="stable")
+        border_labels = labels.ravel()[places]
+        keep = wanted[border_labels]
+        places, border_labels = places[keep], border_labels[keep]
+        order = np.argsort(border_labels, kind="stable")
         places = places[order]
         points = np.stack(np.unravel_index(places, labels.shape), axis=1) * np.asarray(spacing, dtype=np.float64)
-        limits = np.searchsorted(found[order], np.arange(length + 1))
+        limits = np.searchsorted(border_labels[order], np.arange(length + 1))
         sides.append((points, ~shared.ravel()[places], limits))
 
     distances = {}

@@ -1,4 +1,4 @@
-"""What `borders` does, compiled by numba: the same numbers, faster.
+"""Comparison of two label maps, compiled by numba: the numbers of `surfaces`, faster.
 
 A border voxel looks for the nearest one of the other side row by row, from its own row outwards, and stops where the
 next row lies farther away than what it has found; within a row it bisects. Borders that should agree lie close
@@ -30,7 +30,7 @@ class Border(NamedTuple):
 def compare_labels(
     prediction: Array, reference: Array, *, structures: Sequence[int], spacing: Sequence[float] | None
 ) -> Comparison:
-    """As `textseg.metrics.surfaces.compare_labels`."""
+    """Compare two label maps like `textseg.metrics.surfaces.compare_labels`."""
     length = table_length(prediction, reference, structures)
     maps = [_uniform(labels, np.uint8 if length <= 256 else np.int64) for labels in (prediction, reference)]
     predicted, expected, common = _count(*(labels.reshape(-1) for labels in maps), length)
@@ -42,20 +42,20 @@ def compare_labels(
     steps = np.array([1.0, *spacing] if flat else spacing, dtype=np.float64)
     wanted = np.zeros(length, dtype=np.bool_)
     wanted[both] = True
-    one, other = (
+    first, second = (
         Border(*_border(labels[None] if flat else labels, flat, wanted, counts))
         for labels, counts in zip(maps, (predicted, expected), strict=True)
     )
-    there, back = (_search(*pair, np.array(both), height, steps, ROWS) for pair in ((one, other), (other, one)))
+    there, back = (_search(*pair, np.array(both), height, steps, ROWS) for pair in ((first, second), (second, first)))
 
-    def whole(found: Array, border: Border, others: Border, label: int) -> Array:
-        distances = found[border.first[label] : border.last[label]]
+    def whole(nearest_distances: Array, border: Border, others: Border, label: int) -> Array:
+        distances = nearest_distances[border.first[label] : border.last[label]]
         if (far := distances < 0).any():
             points, targets = (_points(side, label, height, steps) for side in (border, others))
             distances[far] = nearest(points[far], targets)
         return distances
 
-    distances = {label: (whole(there, one, other, label), whole(back, other, one, label)) for label in both}
+    distances = {label: (whole(there, first, second, label), whole(back, second, first, label)) for label in both}
     return Comparison(predicted, expected, common, distances)
 
 
@@ -76,8 +76,8 @@ def _points(border: Border, label: int, height: int, steps: Array) -> Array:
 def _count(prediction: Array, reference: Array, length: int) -> tuple[Array, Array, Array]:
     predicted, expected, common = np.zeros(length, np.int64), np.zeros(length, np.int64), np.zeros(length, np.int64)
     background = 0
-    for place in range(prediction.size):
-        a, b = prediction[place], reference[place]
+    for voxel in range(prediction.size):
+        a, b = prediction[voxel], reference[voxel]
         if a == 0 and b == 0:  # most of an image: a local counter is faster than three tables
             background += 1
             continue
@@ -134,13 +134,13 @@ def _search(border: Border, others: Border, structures: Array, height: int, step
     for label in structures:
         start, stop = others.first[label], others.last[label]
         top, bottom = height, -1
-        for other in range(start, stop):
-            top, bottom = min(top, others.rows[other] % height), max(bottom, others.rows[other] % height)
+        for index in range(start, stop):
+            top, bottom = min(top, others.rows[index] % height), max(bottom, others.rows[index] % height)
         front, rear = others.rows[start] // height, others.rows[stop - 1] // height
         rows = bottom - top + 1
         table = np.zeros((rear - front + 1) * rows + 1, np.int64)  # where the voxels of each row begin
-        for other in range(start, stop):
-            table[(others.rows[other] // height - front) * rows + others.rows[other] % height - top + 1] += 1
+        for index in range(start, stop):
+            table[(others.rows[index] // height - front) * rows + others.rows[index] % height - top + 1] += 1
         table[0] = start
         for row in range(1, len(table)):
             table[row] += table[row - 1]
