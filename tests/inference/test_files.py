@@ -3,13 +3,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from textseg.errors import DataError, PromptError
-from textseg.inference.files import Job, Outcome, check_names, find_inputs, plan_jobs, predict_files, stem
+from textseg.inference.files import (
+    Job,
+    Outcome,
+    PredictionSettings,
+    check_names,
+    find_inputs,
+    plan_jobs,
+    predict_files,
+    stem,
+)
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
@@ -30,8 +40,8 @@ def touch(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def outcomes(model: TrainedModel, jobs: list[Job], **options: str) -> list[Outcome]:
-    return list(predict_files(model, jobs, **options))  # type: ignore[arg-type]
+def outcomes(model: TrainedModel, jobs: list[Job], **settings: Any) -> list[Outcome]:
+    return list(predict_files(model, jobs, PredictionSettings(**settings)))
 
 
 def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ def test_levels_are_named_anew_where_that_is_asked_for(model: TrainedModel, scan
     [plain] = plan_jobs([scan], tmp_path / "plain")
     [ordered] = plan_jobs([scan], tmp_path / "ordered")
     outcomes(model, [plain])
-    assert [outcome.state for outcome in predict_files(model, [ordered], ordered=True)] == ["written"]
+    assert [outcome.state for outcome in outcomes(model, [ordered], ordered=True)] == ["written"]
     sidecar = json.loads(ordered.sidecar.read_text())
     assert sidecar["made"]["ordered"] is True
     assert sidecar["changes"]  # a model that was trained for seconds leaves islands
@@ -133,7 +143,7 @@ def test_a_picture_stands_beside_the_mask_where_it_is_asked_for(
     outcomes(model, [job])
     assert not job.picture.exists()
     for expected in ("written", "there"):  # the mask alone is not all that was asked for
-        assert [outcome.state for outcome in predict_files(model, [job], overlay=True)] == [expected]
+        assert [outcome.state for outcome in outcomes(model, [job], overlay=True)] == [expected]
         assert job.picture == tmp_path / "out" / f"{stem(scan)}.png"
         assert job.picture.read_bytes().startswith(b"\x89PNG")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from textseg.contracts import Atlas, SegmenterOutput, Structure, TextFeatures, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import SliceStack
+from textseg.inference.slices import slice_logits
 from textseg.inference.structure_finder import find_structures, predicted_visibility, write_visible
 from textseg.models.segmenter import Segmenter
 
@@ -42,13 +43,8 @@ def test_confidence_is_the_mean_probability_and_islands_count_little(small_atlas
     images[1, 0, 0] = 2  # L1: one voxel, of a group whose median is 20.5
     images[1, 5:8, :4] = 4  # the canal, alone in its group
     segmenter = Segmenter(Painted(5, {1: 0.9, 2: 0.8, 4: 0.7})).eval()
-    result = find_structures(
-        segmenter,
-        SliceStack(images.numpy()),
-        small_atlas,
-        device=torch.device("cpu"),
-        batch_size=1,
-    )
+    logits = slice_logits(segmenter, SliceStack(images.numpy()), device=torch.device("cpu"), batch_size=1)
+    result = find_structures(logits, small_atlas)
     assert result["L2"] == pytest.approx(0.9, abs=1e-6)
     assert result["L1"] == pytest.approx(0.8 / (0.25 * 20.5), abs=1e-6)
     assert result["SC"] == pytest.approx(0.7, abs=1e-6)

@@ -58,13 +58,14 @@ def predict(
     """
     from textseg.errors import DataError, RunError, suggestion
     from textseg.inference.averaging import checked_changes
-    from textseg.inference.files import check_names, find_inputs, plan_jobs, predict_files
+    from textseg.inference.files import PredictionSettings, check_names, find_inputs, plan_jobs, predict_files
     from textseg.inference.loading import load
     from textseg.inference.onnx_networks import checked_engine
     from textseg.inference.predictor import Prompting
     from textseg.system.messages import counted
     from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
     from textseg.volumes.dicom_segmentation import require_highdicom
+    from textseg.volumes.mask import label_values
 
     if prompts == "ground_truth":
         raise RunError(
@@ -86,7 +87,7 @@ def predict(
         raise RunError(f"--prompts: '{model}' reads no text.")
     if prompts is None and any(job.visible is None for job in jobs):
         _ = trained.default_prompts  # which an ensemble may not agree on
-    trained.check_labels(labels)
+    label_values(trained.atlas, labels)  # refuses labels that the atlas does not have
     check_names(trained, jobs)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -97,15 +98,7 @@ def predict(
 
     failed, written, existing = [], 0, 0
     with progress_bar() as bar:
-        outcomes = predict_files(
-            trained,
-            jobs,
-            prompts=source,
-            labels=labels,
-            ordered=ordered,
-            test_time_augmentation=changes,
-            overlay=overlay,
-        )
+        outcomes = predict_files(trained, jobs, PredictionSettings(source, labels, ordered, changes, overlay))
         for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
             written += outcome.state == "written"
             existing += outcome.state == "there"

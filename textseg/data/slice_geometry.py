@@ -82,17 +82,13 @@ class PreparedVolume:
 
 def prepare_volume(volume: Volume, settings: PreparationSettings) -> PreparedVolume:
     """Crop, normalise and resample a volume, in training and in prediction alike."""
-    slice_geometry = find_slice_geometry(volume, settings)
+    box = find_slice_geometry(volume, settings)
     normalised, intensities = normalise(volume.array, settings)
     floor = float(normalised.min())  # beyond its edges a slice is padded with its darkest value
-    image = slice_geometry.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
-    slice_mm, row_mm, column_mm = volume.spacing_mm
-    spacing_mm = (
-        slice_mm,
-        row_mm * slice_geometry.height / settings.size[0],
-        column_mm * slice_geometry.width / settings.size[1],
-    )
-    return PreparedVolume(image, slice_geometry, spacing_mm, intensities)
+    image = box.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
+    (slice_mm, row_mm, column_mm), (height, width) = volume.spacing_mm, settings.size
+    spacing_mm = slice_mm, row_mm * box.height / height, column_mm * box.width / width
+    return PreparedVolume(image, box, spacing_mm, intensities)
 
 
 def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:

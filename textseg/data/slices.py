@@ -20,6 +20,7 @@ from textseg.system.devices import Movable
 from textseg.text.slice_text import SliceText, TextRows
 
 Draw = tuple[int, int]  # epoch, number of the slice
+UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fields of a packed batch in a batch
 Item = tuple[Tensor, Tensor, int, Source | None]  # image, mask, number of the slice, prompt source
 
 
@@ -146,15 +147,8 @@ class Slices(Dataset[Item]):
     def unpack(self, packed: PackedBatch) -> Batch:
         """Return the batch that networks and losses read, on the device that `packed` lies on."""
         text = self.text.gather(packed.text) if self.text is not None and packed.text is not None else None
-        return Batch(
-            image=packed.image,
-            mask=packed.mask.long(),
-            text=text,
-            case=packed.case,
-            slice_index=packed.slice_index,
-            slice_count=packed.slice_count,
-            spacing_mm=packed.spacing_mm,
-        )
+        unchanged = {name: getattr(packed, name) for name in UNCHANGED}
+        return Batch(mask=packed.mask.long(), text=text, **unchanged)
 
 
 class Volumes(Dataset[PackedBatch]):

@@ -48,7 +48,11 @@ def make_split(
     """
     known = sorted(set(patients))
     if settings.file is not None:
-        return _read(settings.file, known)
+        where, parts = f"split.file: '{settings.file}'", read_parts(settings.file)
+        split = _split(parts["train"], parts["validation"], parts["test"], where)
+        if unknown := sorted({*split.train, *split.validation, *split.test} - set(known)):
+            raise DataError(f"{where} names patients that the data set lacks, or has no mask of: {', '.join(unknown)}.")
+        return split
     # A hash orders the patients: the order is random, but does not depend on which other patients there are.
     drawn = sorted(known, key=lambda patient: hashlib.sha256(f"{settings.seed}:{patient}".encode()).digest())
     if strata is not None:
@@ -107,17 +111,6 @@ def read_parts(path: Path) -> dict[str, list[str]]:
         raise DataError(
             f"split.file: '{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
         ) from error
-
-
-def _read(path: Path, known: Sequence[str]) -> Split:
-    parts = read_parts(path)
-    split = _split(parts["train"], parts["validation"], parts["test"], f"split.file: '{path}'")
-    unknown = sorted({*split.train, *split.validation, *split.test} - set(known))
-    if unknown:
-        raise DataError(
-            f"split.file: '{path}' names patients that the data set lacks, or has no mask of: {', '.join(unknown)}."
-        )
-    return split
 
 
 def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str], where: str) -> Split:

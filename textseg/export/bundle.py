@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -55,7 +55,9 @@ def _write_bundle(bundle: Path, folder: RunFolder, model: TrainedModel, *, onnx:
     if onnx:
         agreement = export_onnx(folder, model, bundle / ONNX)
     else:
-        state = {name: value.detach().cpu() for name, value in _network(model).state_dict().items()}
+        # The network's own state holds all weights; the segmenter's leaves out those that are read from elsewhere.
+        network = cast(torch.nn.Module, model.segmenter.network)
+        state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
         _write_tensors(bundle / WEIGHTS, state)
         configurations = _write_configurations(bundle / HUB, model)
     if model.generator is not None:
@@ -127,13 +129,6 @@ def _write_text(folder: Path, model: TrainedModel) -> None:
     _write_tensors(
         folder / "text.safetensors", {"tokens": tokens, "counts": torch.tensor(counts), "pooled": table.pooled[rows]}
     )
-
-
-def _network(model: TrainedModel) -> torch.nn.Module:
-    """Return the network, whose state holds all weights; that of the segmenter leaves out frozen ones."""
-    network: Any = model.segmenter.network
-    assert isinstance(network, torch.nn.Module)
-    return network
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from textseg.data.splits import PARTS
 from textseg.drawing.tables import format_value, markdown_table, metric_title
 from textseg.export.onnx import Agreement
 from textseg.inference.trained_model import TrainedModel
@@ -12,8 +13,6 @@ from textseg.metrics.statistics import small_sample_warning
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
 from textseg.text.visibility import statement
-
-PARTS = ("train", "validation", "test")
 
 
 def model_card(
@@ -26,41 +25,35 @@ def model_card(
     """
     run = folder.read()
     hashes = run.get("hashes", {})
-    recipe, atlas = model.recipe, model.atlas
-    lines = [
+    atlas = model.atlas
+    limits = (
+        f"- It knows these structures only, and numbers levels by what it sees: {statement(atlas, atlas.names)}.\n"
+        "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`\n"
+        "  remarks on spacings, fields of view and a brightness that it was not trained on.\n"
+        "- Its scores are those of few patients of one data set, and say nothing about other hospitals."
+    )
+    provenance = (
+        f"Recipe: `recipe.yaml`. Weights: step {run.get('scored_step')}, checkpoint {model.fingerprint}.\n"
+        f"Data {hashes.get('data')}, split {hashes.get('split')}. {model.recipe.reference}"
+    )
+    paragraphs = [
         f"# {model.name}",
-        "",
         f"Segments {counted(len(atlas.structures), 'structure')} in volumes and names each: {', '.join(atlas.names)}.",
-        "",
         "## Use",
-        "",
         f"```bash\ntextseg predict {model.name} scan.mha --output masks\n```",
-        "",
         "For research. Not a medical device: no clinical decision may rest on its masks.",
-        "",
         "## Made of",
-        "",
         markdown_table(("", ""), [*_made_of(folder, model)]),
-        "",
         "## Scores",
-        "",
         *_scores(folder, model),
-        "",
         *(_network(model, agreement) if agreement else ()),
         *(_built_like(configurations) if configurations else ()),
         "## Limits",
-        "",
-        f"- It knows these structures only, and numbers levels by what it sees: {statement(atlas, atlas.names)}.",
-        "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`",
-        "  remarks on spacings, fields of view and a brightness that it was not trained on.",
-        "- Its scores are those of few patients of one data set, and say nothing about other hospitals.",
-        "",
+        limits,
         "## Provenance",
-        "",
-        f"Recipe: `recipe.yaml`. Weights: step {run.get('scored_step')}, checkpoint {model.fingerprint}.",
-        f"Data {hashes.get('data')}, split {hashes.get('split')}. {recipe.reference}",
+        provenance,
     ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _network(model: TrainedModel, agreement: Agreement) -> list[str]:
@@ -78,12 +71,12 @@ def _network(model: TrainedModel, agreement: Agreement) -> list[str]:
     rows.append(["`logits`", f"S x {task.class_count} x {height} x {width}", "what it gives; 0 is background"])
     table = markdown_table(("tensor", "shape, S slices", ""), rows)
     note = f"The scores above are those of the weights in torch. {agreement}"
-    return ["## Network", "", "`network.onnx` takes and gives:", "", table, "", note, ""]
+    return ["## Network", "`network.onnx` takes and gives:", table, note]
 
 
 def _built_like(configurations: Sequence[str]) -> list[str]:
     note = f"It is built like {', '.join(configurations)}, from a configuration that lies in `hub/` beside the weights."
-    return ["## Network", "", f"{note} No hub is asked, but opening it may import transformers.", ""]
+    return ["## Network", f"{note} No hub is asked, but opening it may import transformers."]
 
 
 def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:
@@ -123,4 +116,4 @@ def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
     note = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
     warning = small_sample_warning(patients)
     header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
-    return [note, "", markdown_table(header, rows), "", *filter(None, [warning])]
+    return [note, markdown_table(header, rows), *filter(None, [warning])]

@@ -64,14 +64,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """The settings of a person for all volumes."""
+class PredictionSettings:
+    """The settings of a prediction, the same for all volumes."""
 
-    prompts: Prompting | None
-    labels: str
-    ordered: bool
-    test_time_augmentation: tuple[Change, ...]
-    overlay: bool
+    prompts: Prompting | None = None
+    labels: str = "atlas"
+    ordered: bool = False
+    test_time_augmentation: tuple[Change, ...] = ()
+    overlay: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,21 +174,13 @@ def _own_suffix(volume: Input) -> str:
 
 
 def predict_files(
-    model: Predictor,
-    jobs: Sequence[Job],
-    *,
-    prompts: Prompting | None = None,
-    labels: str = "atlas",
-    ordered: bool = False,
-    test_time_augmentation: Sequence[Change] = (),
-    overlay: bool = False,
+    model: Predictor, jobs: Sequence[Job], settings: PredictionSettings = PredictionSettings()
 ) -> Iterator[Outcome]:
-    """Segment each volume; write mask, sidecar and, with `overlay`, picture. After a failure the others go on.
+    """Segment each volume; write mask, sidecar and, with `settings.overlay`, picture. After a failure the others go on.
 
     The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
     same file in the same way is left as it is.
     """
-    settings = _Settings(prompts, labels, ordered, tuple(test_time_augmentation), overlay)
     # A pipeline of three volumes: one is read, one is computed here, one is written.
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         pending = [reader.submit(_read, model, job, settings) for job in jobs[:1]]
@@ -205,7 +197,7 @@ def _computed(
     model: Predictor,
     job: Job,
     reading: Future[_Read | None],
-    settings: _Settings,
+    settings: PredictionSettings,
     writer: ThreadPoolExecutor,
 ) -> Future[Outcome]:
     try:
@@ -229,7 +221,7 @@ def _computed(
     return writer.submit(_write, model, job, mask, read, settings)
 
 
-def _read(model: Predictor, job: Job, settings: _Settings) -> _Read | None:
+def _read(model: Predictor, job: Job, settings: PredictionSettings) -> _Read | None:
     """Read and prepare the volume of a job; return None where its mask is there already."""
     if isinstance(job.input, Path) and not job.input.is_file():
         raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
@@ -241,7 +233,7 @@ def _read(model: Predictor, job: Job, settings: _Settings) -> _Read | None:
     return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
 
 
-def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: _Settings) -> Outcome:
+def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: PredictionSettings) -> Outcome:
     try:
         if job.mask.suffix == DICOM:
             assert isinstance(job.input, DicomSeries)
@@ -273,7 +265,7 @@ def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
     return {"source": visibility.source, "visible": statement(atlas, visibility.visible)}
 
 
-def _made(model: Predictor, content: str, job: Job, settings: _Settings) -> dict[str, Any]:
+def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
     """Return everything that determines a mask: the same values would give the same mask."""
     prompts = job.visible or settings.prompts or (model.default_prompts if model.reads_text else "none")
     members = model.members if isinstance(model, Ensemble) else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -14,13 +14,13 @@ from textseg.contracts import Atlas, Task, Visibility
 from textseg.data.slice_geometry import PreparedVolume, prepare_volume
 from textseg.errors import DataError, PromptError
 from textseg.inference.averaging import Change, average, views
-from textseg.inference.structure_finder import StructureFinder, predicted_visibility
+from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
 from textseg.inference.training_domain import outside_domain
 from textseg.levels.level_order import order_levels
 from textseg.runs.task_record import TaskRecord
 from textseg.text.visibility import interactive_visibility, template_visibility
 from textseg.volumes.files import DicomSeries, Geometry, Volume, file_hash, read_volume
-from textseg.volumes.mask import Mask, label_values
+from textseg.volumes.mask import Mask
 
 if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
@@ -145,13 +145,10 @@ class Predictor(ABC):
         template = template_visibility(self.atlas)
         if (prompts or self.default_prompts) == "template":
             return template
-        # The first pass, with the prompts of the template
-        finder = StructureFinder(self.atlas)
-        for logits in self.logits(prepared, template):
-            finder.add(logits)
         settings = self.readers[0].recipe.prompts
         assert settings is not None
-        return predicted_visibility(finder.confidence(), self.atlas, settings.predicted_threshold)
+        first_pass = find_structures(self.logits(prepared, template), self.atlas)
+        return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
 
     def visibility_of(self, visible: Named) -> Visibility:
         """Return what a person means by `visible`; raises PromptError for names that the atlas does not have."""
@@ -167,10 +164,6 @@ class Predictor(ABC):
         known_case = self.record.seen.get(content or "")
         known = f"it is the {known_case} of this model, so its mask says nothing about new scans"
         return (*([known] if known_case else ()), *outside_domain(self.task, volume, prepared.intensities))
-
-    def check_labels(self, labels: str) -> None:
-        """Raise DataError for a label scheme that the atlas does not have, or not for every structure."""
-        label_values(self.atlas, labels)
 
     def segment(
         self,
@@ -189,9 +182,13 @@ class Predictor(ABC):
         if ordered:  # needs the whole volume in memory at once
             ordered_logits, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
             logits = iter(torch.from_numpy(ordered_logits)[:, None])
-        batches = [prepared.slice_geometry.restore(batch).cpu() for batch in _observed(logits, finder)]
-        array = torch.cat(batches).numpy()
-        return Mask(array, geometry, self.atlas, finder.confidence(), visibility, remarks, tuple(changes))
+        restored = []
+        for batch in logits:
+            finder.add(batch)
+            restored.append(prepared.slice_geometry.restore(batch).cpu())
+        return Mask(
+            torch.cat(restored).numpy(), geometry, self.atlas, finder.confidence(), visibility, remarks, tuple(changes)
+        )
 
     def logits(
         self,
@@ -211,9 +208,3 @@ class Predictor(ABC):
             for view in views(test_time_augmentation, self.task.image_size)
         ]
         return streams[0][1] if len(streams) == 1 else average(streams)
-
-
-def _observed(logits: Iterable[Tensor], finder: StructureFinder) -> Iterator[Tensor]:
-    for batch in logits:
-        finder.add(batch)
-        yield batch

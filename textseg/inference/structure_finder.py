@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,36 +40,23 @@ def prompted_slices(
         first = experiment.text.prompts[prepared.case.id][source][0].visibility
         return experiment.slices(prepared, source), first if first.scope == "volume" else None
     assert experiment.recipe.prompts is not None
-    confidence = find_structures(
-        segmenter,
-        experiment.slices(prepared, "template"),
-        experiment.atlas,
-        device=device,
-        batch_size=experiment.recipe.training.batch_size,
-    )
+    stack, batch_size = experiment.slices(prepared, "template"), experiment.recipe.training.batch_size
+    logits = slice_logits(segmenter, stack, device=device, batch_size=batch_size)
+    confidence = find_structures(logits, experiment.atlas)
     threshold, facts = experiment.recipe.prompts.predicted_threshold, prepared.case.facts
     visibility = predicted_visibility(confidence, experiment.atlas, threshold, facts)
     return experiment.slices_stating(prepared, visibility), visibility
 
 
-def find_structures(
-    segmenter: Segmenter, stack: SliceStack, atlas: Atlas, *, device: torch.device, batch_size: int
-) -> dict[str, float]:
-    """Return the confidence of a model in each structure of a volume, from 0 to 1.
+def find_structures(logits: Iterable[Tensor], atlas: Atlas) -> dict[str, float]:
+    """Return the confidence of a model in each structure of a volume, from 0 to 1; `logits` are its batches.
 
     It is the mean probability over the voxels of the structure. A structure much smaller than the others of its group,
     such as a stray island, counts in proportion to its size.
-
-    Args:
-        segmenter: in evaluation mode, on `device`.
-        stack: the slices of the volume, with the prompts of the template.
-        atlas: names the classes.
-        device: where to compute.
-        batch_size: slices at a time; all at once for a model that reads whole volumes.
     """
     finder = StructureFinder(atlas)
-    for logits in slice_logits(segmenter, stack, device=device, batch_size=batch_size):
-        finder.add(logits)
+    for batch in logits:
+        finder.add(batch)
     return finder.confidence()
 
 

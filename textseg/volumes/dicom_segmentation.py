@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from textseg.errors import DataError
+from textseg.system.files import replacing
 from textseg.version import __version__
 from textseg.volumes.dicom_series import DicomSeries, in_order
 from textseg.volumes.label_tables import Label
@@ -66,7 +65,6 @@ def write_segmentation(
             )
         )
     files, _ = in_order(series)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         with warnings.catch_warnings():  # about names of patients, which are as the series has them
             warnings.simplefilter("ignore", UserWarning)
@@ -87,12 +85,8 @@ def write_segmentation(
                 content_label="SEGMENTATION",
                 omit_empty_frames=bool(array.any()),
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        segmentation.save_as(temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            segmentation.save_as(temporary)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise DataError(f"{path} can't be written as a DICOM segmentation: {reason}.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

@@ -175,11 +175,8 @@ def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Ge
     files, placed = in_order(series)
     planes = []
     for file in files:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileName(str(file))
         try:
-            quietly(reader.ReadImageInformation)
+            reader = _opened(file)
             require_scalar_volume(file, reader)
             planes.append(sitk.GetArrayFromImage(quietly(reader.Execute))[0])
         except UnreadableError as error:
@@ -187,12 +184,17 @@ def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Ge
     return np.stack(planes), Geometry(placed.size, placed.spacing, placed.origin, placed.direction, plane=plane)
 
 
-def _header(file: Path) -> Mapping[str, str]:
-    """Read the values of a header by tag, such as "0020|000e"."""
+def _opened(file: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
     quietly(reader.ReadImageInformation)
+    return reader
+
+
+def _header(file: Path) -> Mapping[str, str]:
+    """Read the values of a header by tag, such as "0020|000e"."""
+    reader = _opened(file)
     return {key: reader.GetMetaData(key).strip("\0 ") for key in reader.GetMetaDataKeys() if "|" in key}
 
 
