@@ -1,16 +1,15 @@
-"""What the prompts of a case read at each granularity and from each source, with their tokens, beside the slice."""
+"""The prompts of one slice, from each source and at each granularity, with their token counts."""
 
 from __future__ import annotations
 
-import base64
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import get_args
 
 from textseg.contracts import Atlas, Case, Dataset, PromptGenerator, Source, TextEncoder
 from textseg.data.preparation import PreparedCase, prepare
+from textseg.drawing.page import render
 from textseg.drawing.volume_pictures import case_png
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.recipe.loading import Recipe
@@ -22,25 +21,36 @@ from textseg.text.slice_text import AVAILABLE, Knowledge, SlicePrompt, slice_pro
 
 @dataclass(frozen=True)
 class Entry:
-    """What one source says of the slice at one granularity (None where the generator has no such setting)."""
+    """The prompts of one source at one granularity; None where the generator has no such setting."""
 
     source: Source
     granularity: int | None
     prompt: SlicePrompt
     tokens: int  # of the holistic text, special ones included
-    simulated: bool = False  # what a person would have named was read off the annotation
+    simulated: bool = False  # nobody named what is visible, so it was read from the annotation
 
     @property
-    def called(self) -> str:
-        """The source, marked where it knows the annotation."""
+    def knows_annotation(self) -> bool:
+        """Return whether the annotation was read to write these prompts."""
+        return self.source == "ground_truth" or self.simulated
+
+    @property
+    def label(self) -> str:
+        """Return the source, marked where it knows the annotation."""
         if self.source == "ground_truth":
             return "ground truth (oracle)"
         return f"{self.source} (simulated)" if self.simulated else self.source
 
+    @property
+    def title(self) -> str:
+        """Return the source with its granularity and the length of its text."""
+        level = "" if self.granularity is None else f", granularity {self.granularity}"
+        return f"{self.label}{level}: {counted(self.tokens, 'token')}"
+
 
 @dataclass(frozen=True)
 class PromptSheet:
-    """The prompts of one slice."""
+    """The prompts of one slice, as text for a terminal and as a page."""
 
     atlas: Atlas
     case: Case
@@ -51,56 +61,42 @@ class PromptSheet:
     entries: Sequence[Entry]
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{key} {value}" for key, value in self.case.facts.items())
-        lines = [
-            f"case {self.case.id}, slice {self.slice_index + 1} of {self.slice_count}{f'; {shown}' if shown else ''}"
-        ]
+        facts = "".join(f"{', ' if i else '; '}{key} {value}" for i, (key, value) in enumerate(self.case.facts.items()))
+        lines = [f"case {self.case.id}, slice {self.slice_index + 1} of {self.slice_count}{facts}"]
         for entry in self.entries:
-            lines += ["", _title(entry), f"  {entry.prompt.holistic}"]
-        for one in self._by_source():
-            said = [text or "(silence)" for text in one.prompt.classwise]
-            lines += ["", f"class-wise, {one.called}:", *(f"  {text}" for text in said)]
+            lines += ["", entry.title, f"  {entry.prompt.holistic}"]
+        for entry in self.by_source:
+            texts = [text or "(no text)" for text in entry.prompt.classwise]
+            lines += ["", f"class-wise, {entry.label}:", *(f"  {text}" for text in texts)]
         lines += ["", f"The text encoder reads at most {self.max_tokens} tokens."]
         return "\n".join(lines)
 
     def page(self) -> str:
-        """The same as one HTML page that needs no network, with the annotated slice."""
-        picture = ""
+        """Return one HTML page that needs no network: every prompt, beside the annotated slice."""
+        png = None
         if self.case.mask_path is not None:
             png = case_png(self.case, self.dataset.label_map(self.case), self.atlas, [self.slice_index])
-            data = base64.b64encode(png).decode("ascii")
-            picture = f'<img src="data:image/png;base64,{data}" alt="the slice, its annotated structures named">'
-        parts = []
-        for entry in self.entries:
-            parts.append(f"<h2{_mark(entry)}>{escape(_title(entry))}</h2><blockquote>")
-            parts.append(f"{escape(entry.prompt.holistic)}</blockquote>")
-        for one in self._by_source():
-            rows = "".join(
-                f"<tr><th>{escape(name)}</th><td>{escape(text) or '<i>silence</i>'}</td></tr>"
-                for name, text in zip(self.atlas.names, one.prompt.classwise, strict=True)
-            )
-            parts.append(f"<details><summary{_mark(one)}>class-wise, {escape(one.called)}</summary>")
-            parts.append(f"<table>{rows}</table></details>")
-        title = f"Prompts of case {escape(self.case.id)}, slice {self.slice_index + 1} of {self.slice_count}"
-        return _PAGE.format(title=title, picture=picture, body="".join(parts))
+        return render("prompt_sheet.html.j2", sheet=self, png=png)
 
-    def _by_source(self) -> Iterator[Entry]:
-        yield from {entry.source: entry for entry in self.entries}.values()
+    @property
+    def by_source(self) -> list[Entry]:
+        """Return the last entry of each source, whose class-wise texts are shown."""
+        return list({entry.source: entry for entry in self.entries}.values())
 
 
 def prompt_sheet(
     recipe: Recipe, *, case_id: str | None = None, slice_number: int | None = None, named: str | None = None
 ) -> PromptSheet:
-    """The prompts of one slice of a case: its first case and the slice that shows most, unless others are named.
+    """Return the prompts of one slice of a case.
 
     Args:
         recipe: with a section `prompts`.
-        case_id: which case.
-        slice_number: which slice, counted from 1.
-        named: what a person says is visible, for `interactive`; else that is read off the annotation.
+        case_id: a case with a mask; the first one by default.
+        slice_number: counted from 1; by default the slice that shows most structures.
+        named: what a person names as visible, for `interactive` prompts; by default it is read from the annotation.
 
-    What `predicted` prompts say only a trained run knows. Raises RecipeError without prompts, and DataError for a case
-    or a slice that there is not.
+    `predicted` prompts are left out, since they need a trained model. Raises RecipeError for a recipe without prompts,
+    and DataError for an unknown case or slice.
     """
     if recipe.prompts is None:
         raise RecipeError(f"prompts: recipe '{recipe.name}' has none; its model reads no text.")
@@ -130,7 +126,7 @@ def prompt_sheet(
 def _prepared(recipe: Recipe, dataset: Dataset, case_id: str | None) -> PreparedCase:
     cases = {case.id: case for case in dataset.cases() if case.mask_path is not None}
     if not cases:
-        raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask, off which prompts could be read.")
+        raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask, and prompts are read from masks.")
     if case_id is not None and case_id not in cases:
         raise DataError(f"--case: there is no case '{case_id}' with a mask.{suggestion(case_id, cases)}")
     chosen = cases[case_id] if case_id is not None else next(iter(cases.values()))
@@ -143,29 +139,5 @@ def _generators(recipe: Recipe, registry: Registry, atlas: Atlas) -> Iterator[tu
     parameter: inspect.Parameter | None = registry.component("prompt_generator", use).settings().get("granularity")
     levels: Sequence[int | None] = get_args(parameter.annotation) if parameter is not None else (None,)
     for level in levels or (None,):
-        asked = settings if level is None else {**settings, "granularity": level}
-        yield level, registry.build("prompt_generator", use, atlas, settings=asked)
-
-
-def _title(entry: Entry) -> str:
-    level = "" if entry.granularity is None else f", granularity {entry.granularity}"
-    return f"{entry.called}{level}: {counted(entry.tokens, 'token')}"
-
-
-def _mark(entry: Entry) -> str:
-    return ' class="oracle"' if entry.source == "ground_truth" or entry.simulated else ""
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1.5rem; }}
-main {{ display: flex; flex-wrap: wrap; gap: 2rem; }} main > div {{ flex: 1 1 28rem; }}
-img {{ max-width: 100%; flex: 0 1 26rem; height: auto; align-self: flex-start; border-radius: .4rem; }}
-h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1rem; margin: 1.2rem 0 .3rem; }}
-blockquote {{ margin: 0; padding: .5rem .9rem; border-left: 3px solid #3b82c4; background: #8881; }}
-.oracle {{ color: #c0392b; }} table {{ border-collapse: collapse; }} details {{ margin-top: 1rem; }}
-th, td {{ padding: .1rem .8rem .1rem 0; text-align: left; font-weight: normal; }} th {{ font-weight: 600; }}
-</style></head><body><h1>{title}</h1><main>{picture}<div>{body}</div></main></body></html>
-"""
+        changed = settings if level is None else {**settings, "granularity": level}
+        yield level, registry.build("prompt_generator", use, atlas, settings=changed)
