@@ -3,14 +3,17 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import KDTree
 
 from textseg.errors import RunError
 from textseg.reports.figure import (
+    _tsne,
     draw_pixels,
     features_figure,
     named,
@@ -92,7 +95,7 @@ def test_features_are_the_fused_ones_where_the_pixels_lie(finished_run: Path, mo
         seen["points"] = points
         return points[:, :2]
 
-    monkeypatch.setattr("textseg.reports.figure.tsne", keep)
+    monkeypatch.setattr("textseg.reports.figure._tsne", keep)
     monkeypatch.setattr("textseg.reports.figure.pixel_png", lambda title, maps, names: seen.update(maps=maps) or b"")
     (trained,) = trained_runs([finished_run])
     prepared = trained.case(None)
@@ -141,3 +144,26 @@ def test_mistakes_are_said(finished_run: Path, other: Path, tmp_path: Path) -> N
     shutil.rmtree(other / "predictions")
     with pytest.raises(RunError, match="keeps no predictions to draw"):
         predictions_figure([finished_run, other])
+
+
+def test_groups_of_pixels_stay_groups_and_the_same_points_give_the_same_picture() -> None:
+    random = np.random.default_rng(3)
+    groups = np.repeat(np.arange(4), 20)
+    points = random.normal(0, 6, (4, 20))[groups] + random.normal(0, 1, (len(groups), 20))
+    places = _tsne(points)
+    _, nearest = KDTree(places).query(places, k=6)
+    assert (groups[nearest[:, 1:]] == groups[:, None]).mean() > 0.99
+    np.testing.assert_array_equal(places, _tsne(points))
+
+
+@pytest.mark.parametrize("points", [np.zeros((6, 3)), np.eye(3), np.ones((1, 2))])
+def test_few_or_equal_points_still_have_places(points: np.ndarray) -> None:
+    places = _tsne(points)
+    assert places.shape == (len(points), 2)
+    assert np.isfinite(places).all()
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(RunError, match=r"needs scikit-learn.* pip install 'textseg\[figures\]'"):
+        _tsne(np.eye(5))

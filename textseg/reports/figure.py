@@ -1,4 +1,4 @@
-"""Figures of finished runs, as papers print them: predictions, probabilities and features of the same slices."""
+"""Draw figures of finished runs: predictions, probabilities and features of the same slices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import read_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
-from textseg.reports.tsne import tsne
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import read_kept
@@ -38,7 +37,7 @@ SHOWN = 4  # structures in a figure of probabilities, unless they are named
 
 @dataclass(frozen=True)
 class Trained:
-    """A run with its data and its best weights, told what its scores were told."""
+    """A run with its data, its best weights, and the prompts that its scores were made with."""
 
     label: str
     experiment: Experiment
@@ -47,15 +46,15 @@ class Trained:
     device: torch.device
 
     def case(self, wanted: str | None) -> PreparedCase:
-        """A test case by its id, else the first. Raises RunError for one that there is not."""
+        """Return a test case by its id, or the first one. Raises RunError for an unknown id."""
         cases = {prepared.case.id: prepared for prepared in self.experiment.cases["test"]}
-        found = cases.get(wanted) if wanted is not None else next(iter(cases.values()))
-        if found is None:
+        prepared = cases.get(wanted) if wanted is not None else next(iter(cases.values()))
+        if prepared is None:
             raise RunError(f"'{self.label}' has no test case '{wanted}'.{suggestion(str(wanted), list(cases))}")
-        return found
+        return prepared
 
     def classes(self, structures: Sequence[str]) -> dict[str, int]:
-        """Class indices of structures. Raises RunError for one that the atlas lacks."""
+        """Return the class indices of structures. Raises RunError for a structure that the atlas lacks."""
         atlas = self.experiment.atlas
         if unknown := [name for name in structures if name not in atlas.names]:
             raise RunError(
@@ -64,18 +63,18 @@ class Trained:
         return {name: atlas[name].index for name in structures}
 
     def outputs(self, prepared: PreparedCase) -> list[SegmenterOutput]:
-        """What the model says of every slice of a case, batch by batch."""
+        """Return the outputs of the model for every slice of a case, batch by batch."""
         slices, _ = prompted_slices(self.experiment, self.segmenter, prepared, self.source, self.device)
         size = self.experiment.recipe.training.batch_size
         return list(slice_outputs(self.segmenter, slices, device=self.device, batch_size=size))
 
 
 def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice_number: int | None = None) -> bytes:
-    """A PNG of the same slices under every run: image, reference and each prediction.
+    """Return a PNG of the same slices under every run: image, reference and each prediction.
 
-    Without `cases` the best, the median and the worst by the mean DSC of all runs; without a slice (0-based) the one
-    whose reference shows most. Drawn from the predictions that the evaluations kept: no model is loaded. Raises
-    RunError where one kept none, and where runs, cases and slices don't fit together.
+    `cases` are by default the best, the median and the worst by the mean DSC of all runs, and the slice (0-based) is
+    the one whose reference shows most. The predictions are those that the evaluations saved, so no model is loaded.
+    Raises RunError for a run without saved predictions, and for runs, cases and slices that do not fit together.
     """
     folders = named(runs)
     kept = {label: read_kept(folder) for label, folder in folders.items()}
@@ -83,10 +82,10 @@ def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice
         {label: read_scores(folder.scores) for label, folder in folders.items()}
     )
     panels = []
-    for case, what in chosen.items():
+    for case, rank in chosen.items():
         shared = shared_slice(kept, case, slice_number)
-        place = f"case {case}, slice {shared.index + 1} of {shared.count}"
-        panels.append(shared.panels(f"{what}: {place}" if what else place))
+        title = f"case {case}, slice {shared.index + 1} of {shared.count}"
+        panels.append(shared.panels(f"{rank}: {title}" if rank else title))
     return panels_png(panels, columns=COLUMNS, panel_inches=2.6, paper="white")
 
 
@@ -97,10 +96,10 @@ def probabilities_figure(
     slice_number: int | None = None,
     structures: Sequence[str] = (),
 ) -> bytes:
-    """A PNG of softmax probabilities over one slice, at the prepared size, a line for each run.
+    """Return a PNG of softmax probabilities over one slice, at the prepared size, with a line for each run.
 
-    Without a case the first of the test; without `structures` the largest that the slice shows. Raises RunError for a
-    case, a slice or a structure that there is not, and for masks of another tool, which have no model.
+    By default it shows the first test case and the largest structures of the slice. Raises RunError for an unknown
+    case, slice or structure, and for masks of another tool, which have no model.
     """
     lines: list[ProbabilityMaps] = []
     title = ""
@@ -131,89 +130,105 @@ def probabilities_figure(
 
 
 def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes:
-    """A PNG of pixels of the test cases, placed by t-SNE of their features, coloured by the reference's structures.
+    """Return a PNG of pixels of the test cases in a plane, by t-SNE of their features, coloured by structure.
 
-    The features are the finest fused ones, or the logits of a network that gives none. Pixels are drawn evenly from
-    the structures, the same ones for runs of equal preparation. Raises RunError as `probabilities_figure` does.
+    The features are the finest fused ones, or the logits of a network without fused features. An equal number of
+    pixels is drawn from each structure, the same pixels for runs of equal preparation. Raises RunError as
+    `probabilities_figure` does, and without scikit-learn.
     """
     maps: list[PixelPlaces] = []
     names: dict[int, str] = {}
     for trained in trained_runs(runs):
         chosen = [trained.case(case) for case in cases] or trained.experiment.cases["test"]
         draws = draw_pixels([np.asarray(prepared.mask) for prepared in chosen], PIXELS)
-        found, what = [], ""
+        features, description = [], ""
         for prepared, places in zip(chosen, draws, strict=True):
-            values, what = _features(trained.outputs(prepared), places)
-            found.append(values)
+            values, description = _features(trained.outputs(prepared), places)
+            features.append(values)
         classes = [np.asarray(prepared.mask)[tuple(places.T)] for prepared, places in zip(chosen, draws, strict=True)]
-        maps.append(PixelPlaces(trained.label, what, tsne(np.concatenate(found)), np.concatenate(classes)))
+        maps.append(PixelPlaces(trained.label, description, _tsne(np.concatenate(features)), np.concatenate(classes)))
         names |= {structure.index: structure.name for structure in trained.experiment.atlas.structures}
     return pixel_png("Pixels of the test, by t-SNE of their features", maps, names)
 
 
 def draw_pixels(masks: Sequence[NDArray[np.uint8]], count: int) -> list[NDArray[np.int64]]:
-    """For each mask [S, H, W], places [N, 3] of pixels; in all about `count`, an equal part for each class."""
-    places = [np.argwhere(np.ones(mask.shape, bool)) for mask in masks]
-    owner = np.repeat(np.arange(len(masks)), [len(some) for some in places])
-    everywhere = np.concatenate(places)
+    """Return indices [N, 3] of pixels for each mask [S, H, W]: about `count` in all, an equal part for each class."""
+    indices = [np.argwhere(np.ones(mask.shape, bool)) for mask in masks]
+    owner = np.repeat(np.arange(len(masks)), [len(pixels) for pixels in indices])
+    everywhere = np.concatenate(indices)
     classes = np.concatenate([mask.ravel() for mask in masks])
     random = np.random.default_rng(0)
     present = np.unique(classes)
     drawn = []
     for index in present:
-        there = np.flatnonzero(classes == index)
-        drawn.append(random.choice(there, min(len(there), max(1, count // len(present))), replace=False))
+        members = np.flatnonzero(classes == index)
+        drawn.append(random.choice(members, min(len(members), max(1, count // len(present))), replace=False))
     chosen = np.sort(np.concatenate(drawn))
     return [everywhere[chosen[owner[chosen] == number]] for number in range(len(masks))]
 
 
 def _features(outputs: Sequence[SegmenterOutput], places: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
-    """Features [N, C] at places [N, 3] of the prepared slices, and what they are."""
+    """Return features [N, C] at places [N, 3] of the prepared slices, and their description."""
     fused = bool(outputs[0].fused_features)
     maps: list[Tensor] = [output.fused_features[0] if fused else output.logits for output in outputs]
-    values = torch.cat([one.float().cpu() for one in maps])  # [S, C, h, w]
+    values = torch.cat([level.float().cpu() for level in maps])  # [S, C, h, w]
     # Feature maps keep the padded size, and padding is at the bottom and to the right: strides are whole numbers.
     height, width = torch.cat([output.logits for output in outputs]).shape[-2:]
     strides = max(1, round(height / values.shape[-2])), max(1, round(width / values.shape[-1]))
     rows = np.minimum(places[:, 1] // strides[0], values.shape[-2] - 1)
     columns = np.minimum(places[:, 2] // strides[1], values.shape[-1] - 1)
-    found = values[torch.from_numpy(places[:, 0]), :, torch.from_numpy(rows), torch.from_numpy(columns)]
-    return found.double().numpy(), f"{values.shape[1]} {'fused features' if fused else 'logits'}"
+    features = values[torch.from_numpy(places[:, 0]), :, torch.from_numpy(rows), torch.from_numpy(columns)]
+    return features.double().numpy(), f"{values.shape[1]} {'fused features' if fused else 'logits'}"
+
+
+def _tsne(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a place [N, 2] for each of the points [N, D], near those of its neighbours; equal points stay together."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise RunError(
+            f"--of features needs scikit-learn ({error}). Install it with: pip install 'textseg[figures]'"
+        ) from None
+    if len(points) < 4 or not np.ptp(points, axis=0).any():
+        return np.zeros((len(points), 2))
+    # From the principal components and without trees, so that the same run always gives the same picture.
+    plane = TSNE(init="pca", method="exact", perplexity=min(30.0, (len(points) - 1) / 3), random_state=0)
+    return np.asarray(plane.fit_transform(points), np.float64)
 
 
 def named(runs: Sequence[Path]) -> dict[str, RunFolder]:
-    """Runs by names that tell them apart: by seed, fold and prompts where the names alone don't."""
+    """Return runs by distinct names; equal names get seed, fold, prompts or the folder added."""
     folders = list({RunFolder.existing(run).path.resolve(): RunFolder.existing(run) for run in runs}.values())
     facts = [folder.read() for folder in folders]
-    labels = [str(found.get("name", folder.path.name)) for found, folder in zip(facts, folders, strict=True)]
-    sources = [str((found.get("evaluation") or {}).get("prompts", "none")) for found in facts]
+    labels = [str(record.get("name", folder.path.name)) for record, folder in zip(facts, folders, strict=True)]
+    sources = [str((record.get("evaluation") or {}).get("prompts", "none")) for record in facts]
     labels = [
         f"{label} ORACLE" if source == "ground_truth" else label for label, source in zip(labels, sources, strict=True)
     ]
     details = (
-        [f"seed {found.get('seed')}" for found in facts],
-        [f"fold {found.get('fold')}" for found in facts],
+        [f"seed {record.get('seed')}" for record in facts],
+        [f"fold {record.get('fold')}" for record in facts],
         [f"{source.replace('_', ' ')} prompts" for source in sources],
         [str(folder.path) for folder in folders],
     )
     for detail in details:
         for label in [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
-            places = [place for place, other in enumerate(labels) if other == label]
-            if len({detail[place] for place in places}) > 1:
-                for place in places:
-                    labels[place] = f"{label}, {detail[place]}"
+            numbers = [number for number, candidate in enumerate(labels) if candidate == label]
+            if len({detail[number] for number in numbers}) > 1:
+                for number in numbers:
+                    labels[number] = f"{label}, {detail[number]}"
     return dict(zip(labels, folders, strict=True))
 
 
 def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
-    """One run after the other, its weights loaded; raises RunError for masks of another tool, and for other data."""
+    """Load one run after the other; raises RunError for masks of another tool, and for changed data."""
     device = chosen_device()
     for label, folder in named(runs).items():
         facts = folder.read()
         if facts.get("predictions"):
             raise RunError(f"'{folder.path}' holds masks of another tool: there is no model to look into.")
-        said = (facts.get("evaluation") or {}).get("prompts", "none")
-        source = cast("Source | None", said if said in get_args(Source) else None)
+        prompts = (facts.get("evaluation") or {}).get("prompts", "none")
+        source = cast("Source | None", prompts if prompts in get_args(Source) else None)
         home = folder.trained_in
         experiment = build(load_recipe(home.recipe), also=[source] if source else [])
         check_data(experiment, home)
