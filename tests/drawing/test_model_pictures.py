@@ -31,9 +31,12 @@ def test_probable_places_are_bright_and_others_show_the_image() -> None:
 
 
 def test_a_line_for_each_method() -> None:
-    one, two = pixels(probability_png("t", [line(1.0)])), pixels(probability_png("t", [line(1.0), line(1.0, where=20)]))
-    assert two.shape[0] > 1.7 * one.shape[0]
-    assert two.shape[1] == one.shape[1]
+    single, double = (
+        pixels(probability_png("t", [line(1.0)])),
+        pixels(probability_png("t", [line(1.0), line(1.0, where=20)])),
+    )
+    assert double.shape[0] > 1.7 * single.shape[0]
+    assert double.shape[1] == single.shape[1]
 
 
 def test_pixels_have_the_colour_of_their_structure() -> None:

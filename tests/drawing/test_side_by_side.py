@@ -38,7 +38,10 @@ def test_the_same_slice_under_every_method(small_atlas: Atlas, tmp_path: Path) -
     methods = {"one": kept(tmp_path / "1", small_atlas, 1), "two": kept(tmp_path / "2", small_atlas, 3)}
     shared = shared_slice(methods, "b")
     assert (shared.case, shared.index, shared.count) == ("b", 2, GEOMETRY.shape[0])
-    assert {method: set(np.unique(found)) for method, found in shared.predictions.items()} == {"one": {1}, "two": {3}}
+    assert {method: set(np.unique(prediction)) for method, prediction in shared.predictions.items()} == {
+        "one": {1},
+        "two": {3},
+    }
     assert set(np.unique(shared.reference)) == {0, 1, 4}
     np.testing.assert_array_equal(shared.image > 0, shared.reference > 0)
     assert shared.pixel_aspect == GEOMETRY.spacing_mm[1] / GEOMETRY.spacing_mm[2]
@@ -47,17 +50,17 @@ def test_the_same_slice_under_every_method(small_atlas: Atlas, tmp_path: Path) -
 
 
 def test_what_does_not_fit_together_is_said(small_atlas: Atlas, tmp_path: Path) -> None:
-    one = kept(tmp_path / "1", small_atlas, 1)
+    first = kept(tmp_path / "1", small_atlas, 1)
     with pytest.raises(RunError, match="'one' has no test case 'c'"):
-        shared_slice({"one": one}, "c")
+        shared_slice({"one": first}, "c")
     with pytest.raises(RunError, match="Case 'a' has slices 1 to 3, and no 4"):
-        shared_slice({"one": one}, "a", 3)
-    other = KeptPredictions({1: "L5"}, one.cases)
+        shared_slice({"one": first}, "a", 3)
+    renamed = KeptPredictions({1: "L5"}, first.cases)
     with pytest.raises(RunError, match="'two' names other structures than 'one'"):
-        shared_slice({"one": one, "two": other}, "a")
+        shared_slice({"one": first, "two": renamed}, "a")
     moved = Geometry(GEOMETRY.size, GEOMETRY.spacing, (9.0, 0.0, 0.0), GEOMETRY.direction)
     with pytest.raises(RunError, match="Case 'a' of 'two' lies on another grid: origin"):
-        shared_slice({"one": one, "two": kept(tmp_path / "2", small_atlas, 1, moved)}, "a")
+        shared_slice({"one": first, "two": kept(tmp_path / "2", small_atlas, 1, moved)}, "a")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +74,8 @@ def test_what_does_not_fit_together_is_said(small_atlas: Atlas, tmp_path: Path) 
     ],
 )
 def test_best_median_and_worst(dsc: list[float], expected: dict[str, str]) -> None:
-    found = best_median_worst({str(case): value for case, value in enumerate(dsc)})
-    assert list(found.items()) == list(expected.items())
+    ranks = best_median_worst({str(case): value for case, value in enumerate(dsc)})
+    assert list(ranks.items()) == list(expected.items())
 
 
 def test_a_miss_counts_in_the_mean_of_a_case_and_an_invention_does_not() -> None:
@@ -82,7 +85,7 @@ def test_a_miss_counts_in_the_mean_of_a_case_and_an_invention_does_not() -> None
 
 
 def test_typical_cases_are_chosen_by_all_methods_together() -> None:
-    one = [row("a", "L1", 0.9), row("b", "L1", 0.5), row("c", "L1", 0.1), row("d", "L1", 1.0)]
-    two = [row("a", "L1", 0.1), row("b", "L1", 0.6), row("c", "L1", 0.8)]
-    assert typical_cases({"one": one, "two": two}) == {"b": "best", "a": "median", "c": "worst"}
+    first = [row("a", "L1", 0.9), row("b", "L1", 0.5), row("c", "L1", 0.1), row("d", "L1", 1.0)]
+    second = [row("a", "L1", 0.1), row("b", "L1", 0.6), row("c", "L1", 0.8)]
+    assert typical_cases({"one": first, "two": second}) == {"b": "best", "a": "median", "c": "worst"}
     assert typical_cases({"one": [row("x", "L1", 3.0, metric="hd95")]}) == {"x": "first"}

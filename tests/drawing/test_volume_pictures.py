@@ -32,8 +32,8 @@ def test_a_case_shows_its_structures_in_their_colours(spider_folder: Path) -> No
     case = dataset.cases()[0]
     labels = dataset.label_map(case)
     three = pixels(case_png(case, labels, dataset.atlas))
-    one = pixels(case_png(case, labels, dataset.atlas, [0]))
-    assert three.shape[1] > 1.5 * one.shape[1]
+    single = pixels(case_png(case, labels, dataset.atlas, [0]))
+    assert three.shape[1] > 1.5 * single.shape[1]
     for name in ("L5", "SC"):
         assert shows(three, structure_colour(dataset.atlas[name].index))
     with pytest.raises(DataError, match=r"has slices 1 to \d+, and no 100"):

@@ -46,7 +46,7 @@ class Guess(torch.nn.Module):
 
 
 def guessed(image: np.ndarray) -> np.ndarray:
-    """What `Guess` says, [S, H, W] -> [S, H, W]."""
+    """Return the prediction of `Guess`, [S, H, W] -> [S, H, W]."""
     labels = np.zeros(image.shape, np.uint8)
     labels[..., image.shape[-1] // 2 :] = 19
     labels[np.asarray(image, np.float32) > 0.5] = 1
@@ -84,11 +84,11 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
     checked = 0
     for prepared in experiment.cases["test"]:
         height, width = prepared.slice_geometry.native_size
-        found = np.zeros((prepared.slice_count, height, width), np.uint8)
+        prediction = np.zeros((prepared.slice_count, height, width), np.uint8)
         for index in range(prepared.slice_count):
             visibility = Visibility(atlas.names, "template", "volume", facts=prepared.case.facts)
-            said = generate(generator, atlas, visibility.at(index, prepared.slice_count))
-            tokens, mask = words([said.holistic])
+            prompts = generate(generator, atlas, visibility.at(index, prepared.slice_count))
+            tokens, mask = words([prompts.holistic])
             # The run keeps features in 16 bits.
             tokens = F.pad(tokens.half().float(), (0, 0, 0, experiment.task.text_length - tokens.shape[1]))
             mask = F.pad(mask, (0, experiment.task.text_length - mask.shape[1]))
@@ -96,19 +96,19 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
             image = torch.from_numpy(prepared.image[index].astype(np.float32))[None, None]
             with torch.inference_mode():
                 logits = segmenter(image, text).logits
-            place = prepared.slice_geometry
-            box = F.interpolate(logits, (place.height, place.width), mode="bilinear").argmax(1)[0].numpy()
+            box_geometry = prepared.slice_geometry
+            box = F.interpolate(logits, (box_geometry.height, box_geometry.width), mode="bilinear").argmax(1)[0].numpy()
             for row in range(height):
                 for column in range(width):
-                    y, x = row - place.top, column - place.left
-                    if 0 <= y < place.height and 0 <= x < place.width:
-                        found[index, row, column] = box[y, x]
+                    y, x = row - box_geometry.top, column - box_geometry.left
+                    if 0 <= y < box_geometry.height and 0 <= x < box_geometry.width:
+                        prediction[index, row, column] = box[y, x]
         image = sitk.DICOMOrient(sitk.ReadImage(str(prepared.case.mask_path)), "PIR")
         values = sitk.GetArrayFromImage(image)
         label_map = experiment.dataset.label_map(prepared.case)
         reference = np.vectorize(label_map.__getitem__)(values)
         for structure in atlas.structures:
-            ours, theirs = found == structure.index, reference == structure.index
+            ours, theirs = prediction == structure.index, reference == structure.index
             row = rows[prepared.case.id, structure.name, "dsc"]
             assert row.status == ("ok" if ours.any() and theirs.any() else row.status)
             if ours.any() and theirs.any():
@@ -127,14 +127,14 @@ def test_per_slice_at_the_prepared_size_in_pixels(without_text: Experiment) -> N
     assert {(row.unit, row.space) for row in scores} == {("", "prepared"), ("pixel", "prepared")}
     prepared = without_text.cases["test"][0]
     measures = {"dsc": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}
-    found, reference = guessed(prepared.image) == 19, np.asarray(prepared.mask) == 19
+    prediction, reference = guessed(prepared.image) == 19, np.asarray(prepared.mask) == 19
     checked = 0
     for row in scores:
         if row.case == prepared.case.id and row.structure == "SC":
             assert (row.status in ("ok", "missed")) == bool(reference[row.slice].any())
             if row.status == "ok":
                 checked += 1
-                assert row.value == pytest.approx(measures[row.metric](found[row.slice], reference[row.slice]))
+                assert row.value == pytest.approx(measures[row.metric](prediction[row.slice], reference[row.slice]))
     assert checked >= 4
     assert {row.slice for row in scores if row.case == prepared.case.id} == set(range(prepared.slice_count))
 
@@ -156,9 +156,9 @@ def test_validation_is_the_mean_over_structures_of_the_mean_over_cases(without_t
     segmenter = Segmenter(Guess()).eval()
     values: dict[int, list[float]] = {}
     for prepared in without_text.cases["train"]:
-        found, reference = guessed(prepared.image), np.asarray(prepared.mask)
+        prediction, reference = guessed(prepared.image), np.asarray(prepared.mask)
         for index in np.unique(reference)[1:]:
-            values.setdefault(int(index), []).append(binary.dc(found == index, reference == index))
+            values.setdefault(int(index), []).append(binary.dc(prediction == index, reference == index))
     expected = np.mean([np.mean(several) for several in values.values()])
     assert expected > 0
     validation = validate(without_text, segmenter, "train", CPU, examples=2)

@@ -64,10 +64,10 @@ def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
     case = next(case for case in dataset.cases() if case.mask_path is not None)
     assert case.mask_path is not None
     reference = read_labels(case.mask_path)
-    found = np.roll(reference.array, 1, axis=1)
+    prediction = np.roll(reference.array, 1, axis=1)
     values = {row.metric: row.value for row in scores if (row.case, row.structure) == (case.id, "L5")}
-    assert values["dsc"] == pytest.approx(binary.dc(found == 1, reference.array == 1))
-    distance = binary.hd95(found == 1, reference.array == 1, voxelspacing=reference.spacing_mm)
+    assert values["dsc"] == pytest.approx(binary.dc(prediction == 1, reference.array == 1))
+    distance = binary.hd95(prediction == 1, reference.array == 1, voxelspacing=reference.spacing_mm)
     assert values["hd95"] == pytest.approx(distance, rel=1e-5)
     assert {row.structure for row in read_scores(tmp_path / "out/group_scores.csv")} == {"vertebrae", "discs", "canal"}
 
@@ -78,8 +78,8 @@ def test_a_missing_mask_is_a_miss_of_everything_and_a_foreign_one_is_named(datas
     (predictions / f"{case.upper()}.nii.gz").rename(moved)
     scores, missing, extra = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
     assert (missing, extra) == ([case], [str(moved)])
-    mine = [row for row in scores if row.case == case]
-    assert {row.status for row in mine} == {"missed", "absent"}
+    rows = [row for row in scores if row.case == case]
+    assert {row.status for row in rows} == {"missed", "absent"}
     assert json.loads((tmp_path / "out/run.json").read_text())["missing_files"] == [case]
 
 

@@ -22,11 +22,11 @@ def experiment(finished_run: Path) -> Experiment:
 def tested(experiment: Experiment) -> Subject:
     assert experiment.text is not None
     prepared, generator, atlas = experiment.cases["test"][0], experiment.text.generator, experiment.atlas
-    said = {
+    prompts = {
         source: slice_prompts(prepared, source, generator, atlas)  # type: ignore[arg-type]
         for source in ("template", "interactive", "ground_truth")
     }
-    return Subject(prepared, said, said["template"], experiment, random.Random(1))  # type: ignore[arg-type]
+    return Subject(prepared, prompts, prompts["template"], experiment, random.Random(1))  # type: ignore[arg-type]
 
 
 def shown(experiment: Experiment, tested: Subject) -> set[str]:
@@ -34,15 +34,15 @@ def shown(experiment: Experiment, tested: Subject) -> set[str]:
 
 
 def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: Experiment, tested: Subject) -> None:
-    tell = {condition.name: condition.tell for condition in CONDITIONS}
+    tell = {item.name: item.tell for item in CONDITIONS}
     truth = shown(experiment, tested)
     for name, more in (("claimed", 1), ("denied", -1)):
-        found = tell[name]
-        assert found is not None
-        prompts = found(tested)
-        told = {frozenset(prompt.visibility.visible) for prompt in prompts}
-        assert len(told) == 1
-        visible = set(told.pop())
+        condition = tell[name]
+        assert condition is not None
+        prompts = condition(tested)
+        statements = {frozenset(prompt.visibility.visible) for prompt in prompts}
+        assert len(statements) == 1
+        visible = set(statements.pop())
         assert len(visible ^ truth) == 1
         assert len(visible) == len(truth) + more
         changed = (visible ^ truth).pop()
@@ -51,19 +51,19 @@ def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: E
 
 
 def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subject) -> None:
-    tell = {condition.name: condition.tell for condition in CONDITIONS}
-    template = tested.said["template"]
-    shuffled, nonsense, empty, other = (tell[n] for n in ("shuffled", "nonsense", "empty", "paraphrased"))
+    tell = {item.name: item.tell for item in CONDITIONS}
+    template = tested.prompts["template"]
+    shuffled, nonsense, empty, paraphrased = (tell[n] for n in ("shuffled", "nonsense", "empty", "paraphrased"))
     assert shuffled
     assert nonsense
     assert empty
-    assert other
-    for told in (shuffled(tested), nonsense(tested), empty(tested), other(tested)):
-        assert [prompt.visibility for prompt in told] == [prompt.visibility for prompt in template]
+    assert paraphrased
+    for prompts in (shuffled(tested), nonsense(tested), empty(tested), paraphrased(tested)):
+        assert [prompt.visibility for prompt in prompts] == [prompt.visibility for prompt in template]
     assert sorted(shuffled(tested)[0].holistic.split()) == sorted(template[0].holistic.split())
     assert shuffled(tested)[0].holistic != template[0].holistic
     words = nonsense(tested)[0].holistic.split()
     assert len(words) == len(template[0].holistic.split())
     assert not set(words) & set(template[0].holistic.split())
     assert {prompt.holistic for prompt in empty(tested)} == {"."}
-    assert all(name in other(tested)[0].holistic for name in template[0].visibility.visible)
+    assert all(name in paraphrased(tested)[0].holistic for name in template[0].visibility.visible)

@@ -33,29 +33,29 @@ def pixels(png: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def copy_of(run: Path, place: Path, **facts: object) -> Path:
+def copy_of(run: Path, folder: Path, **facts: object) -> Path:
     """A run that differs in what run.json says; a prompt source puts it where those scores stand."""
-    shutil.copytree(run, place)
-    RunFolder(place).update(**facts)
-    return place
+    shutil.copytree(run, folder)
+    RunFolder(folder).update(**facts)
+    return folder
 
 
 @pytest.fixture
-def other(finished_run: Path, tmp_path: Path) -> Path:
+def second(finished_run: Path, tmp_path: Path) -> Path:
     """The same run under another name, which predicted nothing in its first case."""
-    place = copy_of(finished_run, tmp_path / "seed1", name="other")
-    case = next(iter(read_kept(RunFolder(place)).cases.values()))
+    folder = copy_of(finished_run, tmp_path / "seed1", name="other")
+    case = next(iter(read_kept(RunFolder(folder)).cases.values()))
     array, geometry = case.read_prediction()
     write_labels(np.zeros_like(array), geometry, case.prediction)
-    return place
+    return folder
 
 
-def test_panels_differ_where_predictions_differ_and_nowhere_else(finished_run: Path, other: Path) -> None:
-    case = next(iter(read_kept(RunFolder(other)).cases))
+def test_panels_differ_where_predictions_differ_and_nowhere_else(finished_run: Path, second: Path) -> None:
+    case = next(iter(read_kept(RunFolder(second)).cases))
     same = pixels(
-        predictions_figure([finished_run, copy_of(finished_run, other.parent / "seed2", name="other")], cases=[case])
+        predictions_figure([finished_run, copy_of(finished_run, second.parent / "seed2", name="other")], cases=[case])
     )
-    different = pixels(predictions_figure([finished_run, other], cases=[case]))
+    different = pixels(predictions_figure([finished_run, second], cases=[case]))
     assert same.shape[1] == different.shape[1]
     # The legend may be shorter, so the panels are compared from the top.
     height = min(len(same), len(different)) // 2
@@ -65,8 +65,8 @@ def test_panels_differ_where_predictions_differ_and_nowhere_else(finished_run: P
 
 
 def test_without_cases_the_typical_ones_are_drawn(finished_run: Path) -> None:
-    one = pixels(predictions_figure([finished_run], cases=list(read_kept(RunFolder(finished_run)).cases)[:1]))
-    assert len(pixels(predictions_figure([finished_run]))) > 1.4 * len(one)
+    single = pixels(predictions_figure([finished_run], cases=list(read_kept(RunFolder(finished_run)).cases)[:1]))
+    assert len(pixels(predictions_figure([finished_run]))) > 1.4 * len(single)
 
 
 def test_probabilities_are_those_of_the_checkpoint(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,19 +131,19 @@ def test_runs_are_named_apart(finished_run: Path, tmp_path: Path) -> None:
     assert list(named([finished_run, same])) == [f"tiny, {finished_run}", f"tiny, {same}"]
 
 
-def test_mistakes_are_said(finished_run: Path, other: Path, tmp_path: Path) -> None:
+def test_mistakes_are_said(finished_run: Path, second: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="'tiny' has no test case 'x'"):
         probabilities_figure([finished_run], case="x")
     with pytest.raises(RunError, match="--structures: atlas 'lumbar_spider' has no 'L44'. Did you mean 'L4'"):
         probabilities_figure([finished_run], structures=["L44"])
     with pytest.raises(RunError, match="has slices 1 to 5, and no 6"):
         probabilities_figure([finished_run], slice_number=5)
-    RunFolder(other).update(predictions="masks")
+    RunFolder(second).update(predictions="masks")
     with pytest.raises(RunError, match="holds masks of another tool: there is no model to look into"):
-        features_figure([other])
-    shutil.rmtree(other / "predictions")
+        features_figure([second])
+    shutil.rmtree(second / "predictions")
     with pytest.raises(RunError, match="keeps no predictions to draw"):
-        predictions_figure([finished_run, other])
+        predictions_figure([finished_run, second])
 
 
 def test_groups_of_pixels_stay_groups_and_the_same_points_give_the_same_picture() -> None:

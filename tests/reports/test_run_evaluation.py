@@ -61,13 +61,13 @@ def test_predictions_are_kept_in_the_geometry_of_the_scan(without_text: Experime
     kept = read_kept(RunFolder(tmp_path))
     assert list(kept.cases) == [prepared.case.id for prepared in without_text.cases["test"]]
     for prepared in without_text.cases["test"]:
-        found, geometry = kept.cases[prepared.case.id].read_prediction()
+        prediction, geometry = kept.cases[prepared.case.id].read_prediction()
         label_map = without_text.dataset.label_map(prepared.case)
         segmenter = Segmenter(Bright()).eval()
         expected = predict_case(segmenter, prepared, without_text.slices(prepared, None), device=CPU, batch_size=4)
-        np.testing.assert_array_equal(found, expected.native)
+        np.testing.assert_array_equal(prediction, expected.native)
         np.testing.assert_array_equal(kept.cases[prepared.case.id].read_reference(), prepared.native_mask(label_map)[0])
-        assert kept.cases[prepared.case.id].read_image(geometry).shape == found.shape
+        assert kept.cases[prepared.case.id].read_image(geometry).shape == prediction.shape
 
 
 def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(

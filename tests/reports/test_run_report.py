@@ -118,8 +118,8 @@ def test_structures_only_in_test_stand_apart_and_absent_ones_nowhere(report, tmp
 
 
 def test_an_oracle_is_called_so_and_others_are_not(report, tmp_path):
-    said = {"template": None, "interactive": None, "none": None, "ground_truth": "ORACLE", "simulated": "SIMULATED"}
-    for source, expected in said.items():
+    marks = {"template": None, "interactive": None, "none": None, "ground_truth": "ORACLE", "simulated": "SIMULATED"}
+    for source, expected in marks.items():
         _, page = report(tmp_path, scores=table(source))
         assert [mark for mark in ("ORACLE", "SIMULATED") if mark in page.text] == ([expected] if expected else [])
         assert f"test prompts: {source.replace('_', ' ')}" in page.text

@@ -1,4 +1,4 @@
-"""What a model thinks, as pictures: probabilities over a slice, and pixels placed by their features."""
+"""Draw what a network computes: probabilities over a slice, and pixels in a plane by their features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ProbabilityMaps:
 
 @dataclass(frozen=True)
 class PixelPlaces:
-    """Pixels in a plane, near each other where a method's features of them are alike."""
+    """Pixels in a plane, close together where their features are similar."""
 
     method: str
     features: str  # what they are features of, such as "96 fused features"
@@ -38,7 +38,7 @@ class PixelPlaces:
 
 
 def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
-    """A PNG with a line for each method: image, then each structure's probability with the reference's outline."""
+    """Return a PNG with a line for each method: image, then the probability of each structure with its outline."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
             if column == 0:
                 continue
             values, reference = line.maps[name], line.references[name]
-            cover = np.clip(2 * values, 0, 0.85)  # the image shows where nothing is likely
+            cover = np.clip(2 * values, 0, 0.85)  # the image shows through where nothing is likely
             drawn = axes.imshow(values, cmap="inferno", vmin=0, vmax=1, aspect=line.pixel_aspect, alpha=cover)
             if reference.any() and not reference.all():
                 axes.contour(reference, levels=[0.5], colors="#33ddff", linewidths=0.9)
@@ -74,14 +74,14 @@ def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
 
 
 def pixel_png(title: str, maps: Sequence[PixelPlaces], names: Mapping[int, str]) -> bytes:
-    """A PNG of pixels in a plane, side by side by method, coloured by structure; the background is grey."""
+    """Return a PNG of pixels in a plane, side by side by method, coloured by structure; the background is grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     columns = min(3, len(maps))
     lines = math.ceil(len(maps) / columns)
-    present = sorted({int(index) for one in maps for index in np.unique(one.classes)})
+    present = sorted({int(index) for pixels in maps for index in np.unique(pixels.classes)})
     side = 4.2
     per_line = max(1, int(columns * side / 1.05))
     legend = 0.25 * math.ceil(len(present) / per_line) + 0.2
@@ -89,7 +89,7 @@ def pixel_png(title: str, maps: Sequence[PixelPlaces], names: Mapping[int, str])
     figure = Figure(figsize=(width, total), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.12 / width, 1 - 0.1 / total, title, size=12, weight="bold", va="top", parse_math=False)
-    for number, one in enumerate(maps):
+    for number, pixels in enumerate(maps):
         line, column = divmod(number, columns)
         bottom = total - 0.35 - (line + 1) * (side + 0.5)
         area = ((0.15 + column * side) / width, (bottom + 0.1) / total, (side - 0.15) / width, (side - 0.1) / total)
@@ -97,11 +97,11 @@ def pixel_png(title: str, maps: Sequence[PixelPlaces], names: Mapping[int, str])
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color("#bbbbbb")
-        axes.set_title(f"{one.method}\n{one.features}", size=10, pad=4, parse_math=False)
+        axes.set_title(f"{pixels.method}\n{pixels.features}", size=10, pad=4, parse_math=False)
         for index in present:
-            chosen = one.classes == index
+            chosen = pixels.classes == index
             colour = structure_colour(index) if index else (0.75, 0.75, 0.75)
-            x, y = one.places[chosen].T
+            x, y = pixels.places[chosen].T
             axes.scatter(x, y, s=9, color=[colour], linewidths=0.2, edgecolors="#333333")
         axes.set_aspect("equal", adjustable="datalim")
     colours = [structure_colour(index) if index else (0.75, 0.75, 0.75) for index in present]

@@ -1,4 +1,4 @@
-"""What a report shows as pictures: structures drawn over an image, and curves of a training."""
+"""Draw structures over an image, and the curves of a training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PANEL_INCHES = 4.2
 
 @dataclass(frozen=True)
 class OverlayPicture:
-    """One test case to draw: class indices of reference and prediction over the image."""
+    """A slice to draw: class indices of reference and prediction over the image."""
 
     title: str
     image: NDArray[np.floating[Any]]  # [H, W]
@@ -49,7 +49,7 @@ class Panels:
 
 
 def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
-    """Row and column at which to write the name of a region [H, W]: near the centroid of its largest part.
+    """Return row and column for the name of a region [H, W]: near the centroid of its largest part.
 
     A centroid alone may lie outside, as with a bent canal, or between two islands; this point lies well inside.
     """
@@ -64,7 +64,7 @@ def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def overlay_png(*pictures: OverlayPicture) -> bytes:
-    """A PNG of image, reference and prediction side by side, each structure coloured and named, with a legend."""
+    """Return a PNG of image, reference and prediction side by side, with coloured and named structures and a legend."""
     return panels_png(
         [
             Panels(
@@ -82,7 +82,7 @@ def overlay_png(*pictures: OverlayPicture) -> bytes:
 def panels_png(
     pictures: Sequence[Panels], *, columns: int = 3, panel_inches: float = _PANEL_INCHES, paper: str = _PAPER
 ) -> bytes:
-    """A PNG of slices one below the other, each with its panels in lines of `columns`, and one legend for all."""
+    """Return a PNG of slices below one another, each with its panels in lines of `columns`, and one legend for all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -107,9 +107,17 @@ def panels_png(
     FigureCanvasAgg(figure)
     top = total
     for picture, height, count in zip(pictures, heights, lines, strict=True):
-        # To the left, so that it is seen first where a phone shows only the first panel.
-        place = (0.1 / width, (top - 0.12) / total)
-        figure.text(*place, picture.title, color=ink, size=13, weight="bold", va="top", parse_math=False)
+        # At the left, since a phone shows only the first panel at first.
+        figure.text(
+            0.1 / width,
+            (top - 0.12) / total,
+            picture.title,
+            color=ink,
+            size=13,
+            weight="bold",
+            va="top",
+            parse_math=False,
+        )
         top -= title_inches
         for number, (heading, mask) in enumerate(picture.masks.items()):
             line, column = divmod(number, columns)
@@ -148,7 +156,7 @@ def panels_png(
 
 
 def figure_png(figure: Figure) -> bytes:
-    """A figure as PNG, on its own background."""
+    """Return a figure as PNG, on its own background."""
     png = io.BytesIO()
     figure.savefig(png, format="png", facecolor=figure.get_facecolor())
     return png.getvalue()
@@ -172,7 +180,7 @@ def draw_structures(
 
 
 def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """An image [H, W] between its outer percentiles, in 0..1."""
+    """Return an image [H, W] scaled to 0..1 between its outer percentiles."""
     shown = np.nan_to_num(np.asarray(image, dtype=np.float64))
     low, high = np.percentile(shown, (0.5, 99.5))
     scaled: NDArray[np.float64] = np.clip((shown - low) / max(high - low, 1e-12), 0, 1)
@@ -180,7 +188,7 @@ def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Classes [H, W] -> colours [H, W, 4] in 0..1: structures half transparent, their borders opaque."""
+    """Return colours [H, W, 4] in 0..1 for classes [H, W]: structures half transparent, their borders opaque."""
     padded = np.pad(mask, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     border = np.logical_or.reduce([mask != neighbour for neighbour in neighbours])
@@ -218,9 +226,9 @@ def line_chart(
     epochs: Sequence[float] = (),
     mark: tuple[float, float, str] | None = None,
 ) -> str:
-    """An inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page; `mark` is a named point.
+    """Return an inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page.
 
-    Its axis spans all `epochs`, so that charts beside each other have the same one.
+    `mark` is a point with its label. The axis spans all `epochs`, so that charts side by side have the same one.
     """
     width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
     points = [point for curve in series.values() for point in curve]
@@ -266,7 +274,7 @@ def _short(tick: float, highest: float) -> str:
 
 
 def ticks(values: Sequence[float], *, whole: bool = False) -> list[float]:
-    """Round numbers that span `values`, at least two; whole ones where asked, the last then within the values."""
+    """Return round numbers that span `values`, at least two; with `whole`, integers of which the last is no larger."""
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(abs(high), 1e-300):
         low, high = (low, low + 1) if whole else (low - abs(low) / 2, high + abs(high) / 2 or 1.0)

@@ -1,4 +1,4 @@
-"""The same slices under every method: which cases to show, and what each run predicted there."""
+"""Choose typical cases, and read the same slice of several methods."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class SharedSlice:
 
 
 def case_means(scores: Sequence[Score], metric: str = "dsc") -> dict[str, float]:
-    """Of each case, the mean of a metric over the structures (and slices) that it shows."""
+    """Return the mean of a metric for each case, over the structures (and slices) that it shows."""
     values: dict[str, list[float]] = {}
     for row in scores:
         if row.metric == metric and row.status in ("ok", "missed"):
             values.setdefault(row.case, []).append(row.value)
-    found = {case: np.asarray(some) for case, some in values.items()}
-    return {case: float(np.nanmean(some)) for case, some in found.items() if not np.isnan(some).all()}
+    by_case = {case: np.asarray(scores) for case, scores in values.items()}
+    return {case: float(np.nanmean(scores)) for case, scores in by_case.items() if not np.isnan(scores).all()}
 
 
 def best_median_worst(means: Mapping[str, float]) -> dict[str, str]:
-    """Three cases with what they are, the best first; fewer where there are fewer: best and worst come first."""
+    """Return three cases with their rank, the best first; of two cases, the best and the worst."""
     ranked = sorted(means, key=lambda case: -means[case])
     names = {0: "best"} if ranked else {}
-    for place, name in ((len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
+    for position, name in ((len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
         if ranked:
-            names.setdefault(place, name)
-    return {ranked[place]: names[place] for place in sorted(names)}
+            names.setdefault(position, name)
+    return {ranked[position]: names[position] for position in sorted(names)}
 
 
 def typical_cases(runs: Mapping[str, Sequence[Score]]) -> dict[str, str]:
-    """The best, the median and the worst case by the mean DSC of all methods; the first one where DSC is not scored."""
+    """Return the best, the median and the worst case by the mean DSC of all methods, or the first case without DSC."""
     by_run = [case_means(scores) for scores in runs.values()]
     shared = set.intersection(*(set(means) for means in by_run)) if by_run else set()
     chosen = best_median_worst({case: float(np.mean([m[case] for m in by_run])) for case in sorted(shared)})
@@ -65,10 +65,10 @@ def typical_cases(runs: Mapping[str, Sequence[Score]]) -> dict[str, str]:
 
 
 def shared_slice(kept: Mapping[str, KeptPredictions], case_id: str, slice_number: int | None = None) -> SharedSlice:
-    """A slice of a case (0-based; else the one whose annotation shows most) under every method.
+    """Return a slice of a case (0-based; by default the one whose annotation shows most) under every method.
 
-    Raises RunError where a method kept no prediction of the case, where they name other structures or lie on other
-    grids, and for a slice that the case lacks; DataError where scan or annotation are not at hand.
+    Raises RunError where a method saved no prediction of the case, where methods differ in structures or grids, and for
+    an unknown slice; DataError where the scan or the annotation is missing.
     """
     first = next(iter(kept.values()))
     for method, predictions in kept.items():
@@ -81,8 +81,8 @@ def shared_slice(kept: Mapping[str, KeptPredictions], case_id: str, slice_number
     here = first.cases[case_id]
     read = {method: predictions.cases[case_id].read_prediction() for method, predictions in kept.items()}
     geometry = next(iter(read.values()))[1]
-    for method, (_, other) in read.items():
-        if differences := other.differences(geometry):
+    for method, (_, grid) in read.items():
+        if differences := grid.differences(geometry):
             raise RunError(f"Case '{case_id}' of '{method}' lies on another grid: {'; '.join(differences)}.")
     reference = here.read_reference()
     if slice_number is not None and not 0 <= slice_number < len(reference):

@@ -1,4 +1,4 @@
-"""Scores as text, and tables as Markdown."""
+"""Write scores as text, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable, Sequence
 
 
 def metric_title(metric: str, unit: str = "") -> str:
-    """The heading of a metric: "DSC", "Jaccard", "HD95 (mm)"."""
+    """Return the heading of a metric: "DSC", "Jaccard", "HD95 (mm)"."""
     first, *rest = metric.split("_")
     title = " ".join([first.upper() if len(first) <= 4 else first.capitalize(), *rest])
     return f"{title} ({unit})" if unit else title
 
 
 def format_value(value: float | None, unit: str = "") -> str:
-    """A score to read: ratios with four decimals, distances with two, a dash where there is none."""
+    """Return a score as text: ratios with four decimals, distances with two, a dash for an undefined one."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.2f}" if unit else f"{value:.4f}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, the first column to the left, the others to the right; cells can't break out of it."""
+    """Return a Markdown table, the first column left-aligned, the others right-aligned; cells are escaped."""
 
     def line(cells: Sequence[str]) -> str:
         plain = (cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for cell in cells)

@@ -1,4 +1,4 @@
-"""Pictures of volumes: a case of a data set or a mask with its structures named, and how often each is seen."""
+"""Draw volumes: the structures of a case or of a mask, and the frequency of each structure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INK = "#12161c"
 
 
 def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int] | None = None) -> bytes:
-    """A PNG of some slices of a case (0-based; else three about the one that shows most), structures named.
+    """Return a PNG of slices of a case (0-based; by default three around the one that shows most), with names.
 
     Raises DataError for a slice that the case lacks, and for a case that can't be read or has no mask.
     """
@@ -67,8 +67,8 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
     for line, down in ((facts, 0.34), (size, 0.5)):
         figure.text(0.01, 1 - down / (panel + HEADER_INCHES), line, color="white", size=9, va="top", parse_math=False)
     names = {structure.index: structure.name for structure in atlas.structures}
-    for place, index in enumerate(slices):
-        area = (place / len(slices) + 0.004, 0, 1 / len(slices) - 0.008, panel / (panel + HEADER_INCHES))
+    for position, index in enumerate(slices):
+        area = (position / len(slices) + 0.004, 0, 1 / len(slices) - 0.008, panel / (panel + HEADER_INCHES))
         axes = figure.add_axes(area)
         axes.set_title(f"slice {index + 1} of {count}", color="white", size=10, pad=4)
         draw_structures(axes, volume.array[index], classes[index], names, pixel_aspect=row_mm / column_mm)
@@ -76,7 +76,7 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
 
 
 def mask_png(title: str, mask: Mask, image: NDArray[np.floating[Any]]) -> bytes:
-    """A PNG of up to six slices of a volume [S, H, W], evenly from those where its mask shows structures, named."""
+    """Return a PNG of up to six slices of a volume [S, H, W], spread evenly over those with structures, with names."""
     shown = np.flatnonzero(mask.array.any(axis=(1, 2)))
     if not len(shown):
         shown = np.arange(len(mask.array))
@@ -88,7 +88,7 @@ def mask_png(title: str, mask: Mask, image: NDArray[np.floating[Any]]) -> bytes:
 
 
 def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) -> bytes:
-    """A PNG of how many cases and slices show each structure; `cases` hold the slices of each structure they show."""
+    """Return a PNG of the number of cases and slices with each structure; `cases` map structures to slice counts."""
     from matplotlib.ticker import MaxNLocator
 
     names = [*atlas.sequence, *(name for name in atlas.names if name not in atlas.sequence)]
@@ -96,15 +96,15 @@ def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) 
     in_slices = [sum(case.get(name, 0) for case in cases) for name in names]
     figure = _figure((9.0, 0.32 * len(names) + 1.4), "white")
     figure.suptitle(title, x=0.01, ha="left", weight="bold", size=12, parse_math=False)
-    for place, (what, counts) in enumerate((("cases", in_cases), ("slices", in_slices))):
-        axes = figure.add_axes((0.1 + 0.46 * place, 0.08, 0.4, 0.8))
+    for column, (unit, counts) in enumerate((("cases", in_cases), ("slices", in_slices))):
+        axes = figure.add_axes((0.1 + 0.46 * column, 0.08, 0.4, 0.8))
         colours = [structure_colour(atlas[name].index) for name in names]
         bars = axes.barh(range(len(names)), counts, color=colours, edgecolor="#333333", linewidth=0.5)
         axes.bar_label(bars, labels=[str(count) for count in counts], padding=3, fontsize=8)
-        axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names), parse_math=False)
+        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names), parse_math=False)
         axes.invert_yaxis()
         axes.set_xlim(0, max([*counts, 1]) * 1.15)
-        axes.set_title(f"{what} that show it", size=10)
+        axes.set_title(f"{unit} that show it", size=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure_png(figure)

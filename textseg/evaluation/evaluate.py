@@ -182,9 +182,9 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
 
 
 def headline(
-    scores: Sequence[Score], structures: Sequence[str], told: Told | None, *, of: str = "seen in training"
+    scores: Sequence[Score], structures: Sequence[str], prompts: Told | None, *, of: str = "seen in training"
 ) -> str:
-    """Return one line for the terminal; `of` says which structures these are."""
+    """Return one line for the terminal; `prompts` is their source, and `of` says which structures these are."""
     overall = summarise(scores, structures=structures).overall
     means = ", ".join(
         f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
@@ -195,10 +195,10 @@ def headline(
     mark = {
         "ground_truth": " ORACLE (prompts from the annotation)",
         "simulated": " SIMULATED (first and last structure from the annotation)",
-    }.get(told or "", "")
+    }.get(prompts or "", "")
     return (
         f"test: {means}; mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}, "
-        f"{first.missed} missed, {first.spurious} spurious; prompts: {told or 'none'}{mark}"
+        f"{first.missed} missed, {first.spurious} spurious; prompts: {prompts or 'none'}{mark}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Scores of masks that another tool made, by the same code and policy as those of a run."""
+"""Score masks that another tool made, by the same code and policy as the predictions of a run."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def evaluate_masks(
 ) -> tuple[list[Score], list[str], list[str]]:
     """Score the masks in `predictions` against those of a data set, and write scores.csv and run.json into `output`.
 
-    A mask bears the id of its case, in upper or lower case, and the label values of the data set. A case without one
-    counts as a prediction of nothing: every structure is missed. With `patients` only theirs are scored. Returns the
-    scores, the cases without a mask, and the files that belong to no case. Raises DataError where no file fits, a mask
-    does not lie on its reference or holds an unknown value, and where `output` is another run's.
+    A mask is named by the id of its case, in upper or lower case, and has the label values of the data set. A case
+    without a mask counts as an empty prediction: every structure is missed. With `patients`, only theirs are scored.
+    Returns the scores, the cases without a mask, and the files that belong to no case. Raises DataError where no file
+    fits, a mask does not lie on its reference or holds an unknown value, and where `output` is another run's.
     """
     if settings.space != "native":
         raise DataError("evaluation.space: masks of another tool are scored in their own grid; write 'native'.")
@@ -64,20 +64,20 @@ def evaluate_masks(
             labels = read_labels(case.mask_path or "", dataset.atlas.plane)
             reference = map_labels(labels, dataset.label_map(case), case)
             path = files.get(case.id.lower())
-            found = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
-            keep(case, found, labels.geometry, dataset.label_map(case))
+            prediction = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
+            keep(case, prediction, labels.geometry, dataset.label_map(case))
             rows, merged = score_maps(
                 settings,
                 dataset.atlas,
                 case,
-                (found, reference),
+                (prediction, reference),
                 labels.spacing_mm,
                 source="none",
                 metrics=settings.metrics,
             )
             scores += rows
             group_scores += merged
-            names[case.id] = compare_names(found, reference, dataset.atlas)
+            names[case.id] = compare_names(prediction, reference, dataset.atlas)
             contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
             progress(done, len(cases))
     write_scores(folder.scores, scores)
@@ -103,23 +103,23 @@ def evaluate_masks(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Volumes of a folder by lower-case stem."""
+    """Return the volumes of a folder by the lower-case stem of their names."""
     if not folder.is_dir():
         raise DataError(f"There is no folder '{folder}'.")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
         if suffix is None or path.name.startswith("."):
             continue
-        if (other := found.setdefault(path.name[: -len(suffix)].lower(), path)) is not path:
-            raise DataError(f"'{other}' and '{path}' are masks of the same case. Keep one.")
-    return found
+        if (first := files.setdefault(path.name[: -len(suffix)].lower(), path)) is not path:
+            raise DataError(f"'{first}' and '{path}' are masks of the same case. Keep one.")
+    return files
 
 
 def _read(
     path: Path, reference: Volume, dataset: Dataset, case: Case
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Class indices of a prediction on the grid of its reference."""
+    """Return the class indices of a prediction; raises DataError where it is not on the grid of its reference."""
     labels = read_labels(path, dataset.atlas.plane)
     if differences := labels.geometry.differences(reference.geometry):
         raise DataError(

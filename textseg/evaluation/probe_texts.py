@@ -1,4 +1,4 @@
-"""The texts of a probe: right, wrong, and none."""
+"""The conditions of a probe, and the texts that each of them gives to the model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Tell = Callable[["Subject"], Sequence[SlicePrompt]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a condition may start from: a case, its prompts of each source, those of another patient, and chance."""
+    """A case with what conditions make prompts of: its prompts, those of another patient, and a random generator."""
 
     prepared: PreparedCase
-    said: Mapping[Source, Sequence[SlicePrompt]]
+    prompts: Mapping[Source, Sequence[SlicePrompt]]
     another: Sequence[SlicePrompt]
     experiment: Experiment
     chance: random.Random
@@ -33,37 +33,38 @@ class Subject:
 
 @dataclass(frozen=True)
 class Condition:
-    """A way to tell a model something else. `mark`: it could not be said without this case's annotation."""
+    """A way to change the text of a model; `mark` says whether it needs the annotation of the case."""
 
     name: str
     meaning: str
     mark: Mark
-    tell: Tell | None  # None: two passes
+    tell: Tell | None  # None: read from a first prediction
 
     @property
     def label(self) -> str:
-        """What stands in probe.csv."""
+        """Return the name in probe.csv."""
         return f"{self.name} ({self.mark})" if self.mark else self.name
 
 
 def probe_subject(experiment: Experiment, number: int) -> Subject:
-    """The test case of that number."""
+    """Return the material for one test case, by its number."""
     cases = experiment.cases["test"]
     prepared, atlas, text = cases[number], experiment.atlas, experiment.text
     assert text is not None
     sources: tuple[Source, ...] = ("template", "interactive", "ground_truth")
-    said = {source: slice_prompts(prepared, source, text.generator, atlas, Knowledge()) for source in sources}
+    prompts = {source: slice_prompts(prepared, source, text.generator, atlas, Knowledge()) for source in sources}
     others = [case for case in cases if case.case.patient != prepared.case.patient] or [prepared]
-    other = others[number % len(others)]
-    theirs = slice_prompts(other, "ground_truth", text.generator, atlas)
-    places = (np.arange(prepared.slice_count) * len(theirs)) // prepared.slice_count
-    another = [theirs[place] for place in places]
+    neighbour = others[number % len(others)]
+    # The volumes may differ in length: each slice gets the prompt at the same relative position.
+    theirs = slice_prompts(neighbour, "ground_truth", text.generator, atlas)
+    positions = (np.arange(prepared.slice_count) * len(theirs)) // prepared.slice_count
+    another = [theirs[position] for position in positions]
     seed = f"{experiment.recipe.seed}:{prepared.case.id}"  # a text, so that it is the same in every process
-    return Subject(prepared, said, another, experiment, random.Random(seed))
+    return Subject(prepared, prompts, another, experiment, random.Random(seed))
 
 
 def _of(source: Source) -> Tell:
-    return lambda case: case.said[source]
+    return lambda case: case.prompts[source]
 
 
 def _off_by_one(case: Subject) -> Sequence[SlicePrompt]:
@@ -73,19 +74,19 @@ def _off_by_one(case: Subject) -> Sequence[SlicePrompt]:
 
 
 def _empty(case: Subject) -> Sequence[SlicePrompt]:
-    # Not the empty text: a model need not be able to read no token at all.
-    return [replace(p, holistic=".", classwise=("",) * len(p.classwise)) for p in case.said["template"]]
+    # A full stop instead of an empty text, since a text encoder may need at least one token.
+    return [replace(p, holistic=".", classwise=("",) * len(p.classwise)) for p in case.prompts["template"]]
 
 
 def _shuffled(case: Subject) -> Sequence[SlicePrompt]:
-    return [_words(prompt, lambda words: case.chance.sample(words, len(words))) for prompt in case.said["template"]]
+    return [_words(prompt, lambda words: case.chance.sample(words, len(words))) for prompt in case.prompts["template"]]
 
 
 def _nonsense(case: Subject) -> Sequence[SlicePrompt]:
     def invented(words: list[str]) -> list[str]:
         return ["".join(case.chance.choices(SYLLABLES, k=2)) for _ in words]
 
-    return [_words(prompt, invented) for prompt in case.said["template"]]
+    return [_words(prompt, invented) for prompt in case.prompts["template"]]
 
 
 def _words(prompt: SlicePrompt, change: Callable[[list[str]], list[str]]) -> SlicePrompt:
@@ -95,7 +96,7 @@ def _words(prompt: SlicePrompt, change: Callable[[list[str]], list[str]]) -> Sli
 
 def _paraphrased(case: Subject) -> Sequence[SlicePrompt]:
     prompts = []
-    for prompt in case.said["template"]:
+    for prompt in case.prompts["template"]:
         visible = prompt.visibility.visible
         holistic = f"In this picture one can make out {', '.join(visible)}."
         names = case.experiment.atlas.names
@@ -113,7 +114,7 @@ def _denied(case: Subject) -> Sequence[SlicePrompt]:
 
 
 def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
-    """What is true of the volume, but for one structure: one that is there is denied, or one that is not is claimed."""
+    """Return prompts of the structures in the volume, with one of them left out or with one absent structure added."""
     text, atlas = case.experiment.text, case.experiment.atlas
     assert text is not None
     shown = {atlas.names[index - 1] for plane in case.prepared.present for index in plane}

@@ -1,4 +1,4 @@
-"""What every installed network and the models of some recipes cost, side by side, without data and without weights."""
+"""Parameters and operations of every installed network and of some recipes, without data and without weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PAPER_SIZE = (384, 384)
 
 
 def cost_rows(registry: Registry, recipes: Sequence[Path], size: str | None) -> Iterator[tuple[str, ...]]:
-    """A row of `HEADER` for each network with its default settings, and for the model of each recipe.
+    """Yield a row of `HEADER` for each network with its default settings, and for the model of each recipe.
 
     Args:
-        registry: of what is installed.
-        recipes: of models to list as well, such as those that are put together from an encoder and a fusion.
-        size: H,W as a person writes them; else that of the ATM-Net paper.
+        registry: the installed components.
+        recipes: further models, such as those made of an encoder and a fusion.
+        size: "H,W"; by default the size of the ATM-Net paper.
 
-    Raises RecipeError for a wrong size and a wrong recipe; what can't be built has its cause in its row.
+    Raises RecipeError for a wrong size and a wrong recipe; the row of a model that can't be built has the cause.
     """
     task = usual_task(_size(size))
     loaded = [load_recipe(path) for path in recipes]
@@ -39,12 +39,12 @@ def cost_rows(registry: Registry, recipes: Sequence[Path], size: str | None) -> 
 
 
 def cost_note(size: str | None) -> str:
-    """What the numbers are of."""
+    """Return the sentences below the table: the input and the settings that the numbers are for."""
     height, width = _size(size)
     return (
         f"Multiply-accumulates of one slice of 1 x {height} x {width} with 20 classes, text of "
-        f"{USUAL_TEXT['text_length']} x {USUAL_TEXT['text_size']} where there is any; of a network that reads volumes, "
-        "a slice's part of 8. Networks with their default settings, recipes with theirs."
+        f"{USUAL_TEXT['text_length']} x {USUAL_TEXT['text_size']} if it reads text. A network that reads volumes gets "
+        "8 slices, and the number is for one of them. Networks have their default settings, recipes their own."
     )
 
 

@@ -139,18 +139,20 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
     device = chosen_device()
     segmenter = load_segmenter(experiment, folder).to(device)
-    told = told_by(source, visible)
-    target = folder if source == experiment.evaluation_source else folder.evaluation(told)
+    stated = told_by(source, visible)
+    target = folder if source == experiment.evaluation_source else folder.evaluation(stated)
     with target.lock():
         scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
-    print(headline(scores, experiment.structures_in_training, told))
+    print(headline(scores, experiment.structures_in_training, stated))
     print(f"report: {target.report}")
     return target.path
 
 
-def _prompt_examples(experiment: Experiment, told: Told | None) -> list[dict[str, Any]]:
+def _prompt_examples(experiment: Experiment, prompts: Told | None) -> list[dict[str, Any]]:
     """Return the rows of the prompt table; interactive ones are called simulated where nobody named them."""
-    if experiment.text is None or told is None:
+    if experiment.text is None or prompts is None:
         return []
     rows = [asdict(row) for row in experiment.text.rows]
-    return [{**row, "source": told} if told == "simulated" and row["source"] == "interactive" else row for row in rows]
+    return [
+        {**row, "source": prompts} if prompts == "simulated" and row["source"] == "interactive" else row for row in rows
+    ]

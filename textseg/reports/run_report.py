@@ -88,9 +88,9 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
         image = read_volume(prepared.case.image_path, prepared.plane).array[example.index]
     else:
         image = np.asarray(prepared.image[example.index], np.float32)
-    place = f"case {prepared.case.id}, slice {example.index + 1} of {prepared.slice_count}, mean DSC {example.dsc:.3f}"
+    title = f"case {prepared.case.id}, slice {example.index + 1} of {prepared.slice_count}, mean DSC {example.dsc:.3f}"
     return OverlayPicture(
-        title=f"{rank}: {place}" if rank else place,
+        title=f"{rank}: {title}" if rank else title,
         image=image,
         reference=example.reference,
         prediction=example.prediction,
