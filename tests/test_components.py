@@ -1,4 +1,4 @@
-"""What every component of textseg must do: the conformance kit, on all of them."""
+"""The conformance kit, run on every component of textseg."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def textseg_settings(
     values = {"background": 0, **{f"{name} as {value}": value for value, name in scheme.items()}}
     (folder / "dataset.json").write_text(json.dumps({"labels": values}), encoding="utf-8")
     for number, case in enumerate(cases, start=1):
-        for source, places in (
+        for source, files in (
             (case.image_path, (f"imagesTr/{case.id}_0000.mha", f"train/MR/Case{number}.nii.gz")),
             (case.mask_path, (f"labelsTr/{case.id}.mha", f"train/Mask/mask_case{number}.nii.gz")),
         ):
-            for place in places:
-                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 volume = SimpleITK.ReadImage(source)
-                SimpleITK.WriteImage(volume > 0 if "mask_case" in place else volume, folder / place)
+                SimpleITK.WriteImage(volume > 0 if "mask_case" in file else volume, folder / file)
     return {
         **SMALL,
         ("dataset", "lumbar_phantom"): phantom,

@@ -173,7 +173,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def without_weights(path: Path) -> list[str]:
-    """What a recipe says in place of pretrained weights, which are no part of textseg."""
+    """Return the override that replaces pretrained weights, which are no part of textseg."""
     network = recipe_of(path).model.network
     return ["model.network.weights=null"] if network and "weights" in network.settings else []
 
@@ -205,9 +205,9 @@ def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tm
     training.segmenter.eval()
     prepared = experiment.cases["test"][0]
     slices = experiment.slices(prepared, experiment.evaluation_source)
-    found = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
-    assert found.native is not None
-    assert found.native.shape == (1, 96, 80)
+    prediction = predict_case(training.segmenter, prepared, slices, device=torch.device("cpu"), batch_size=1)
+    assert prediction.native is not None
+    assert prediction.native.shape == (1, 96, 80)
     assert 0 <= validate(experiment, training.segmenter, "validation", torch.device("cpu")).dsc <= 1
 
 

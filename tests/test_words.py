@@ -43,7 +43,6 @@ NOT_YET: set[str] = {
     "textseg/testing",
     "tests/cli",
     "tests/comparison",
-    "tests",
     "tests/drawing",
     "tests/evaluation",
     "tests/metrics",
