@@ -149,7 +149,7 @@ def test_curves_are_drawn_from_the_log(report, tmp_path):
     assert page.tags.count("polyline") == 4  # loss, dice, validation DSC, learning rate
     assert "best: 0.7500 at epoch 1" in page.text
     assert page.tags.count("figcaption") == 3
-    assert "nan" not in "".join(re.findall("<svg.*?</svg>", html))
+    assert "nan" not in "".join(re.findall("<svg.*?</svg>", html, re.DOTALL))
     assert "Nothing was logged" in report(tmp_path, history=[])[1].text
 
 

@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page: a template of `textseg/drawing/templates` with `values` filled in.
+    """Return a page, or a part of one: a template of `textseg/drawing/templates` with `values` filled in.
 
     A template of a page begins with `{% extends "page.html.j2" %}` and fills the blocks `title` and `body`. It may
     name its style sheets and its script, which are files of the same folder and are written into the page:

@@ -6,12 +6,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from textseg.drawing.page import render
 from textseg.volumes.colours import structure_colour
 
 if TYPE_CHECKING:
@@ -225,48 +226,36 @@ def line_chart(
     *,
     epochs: Sequence[float] = (),
     mark: tuple[float, float, str] | None = None,
-) -> str:
+) -> Markup:
     """Return an inline SVG of curves over epochs, coloured by the classes c0, c1, ... of its page.
 
     `mark` is a point with its label. The axis spans all `epochs`, so that charts side by side have the same one.
     """
-    width, height, left, right, top, bottom = 440, 250, 54, 14, 12, 34
+    width, height = 440, 250
+    left, right, top, bottom = 54, width - 14, 12, height - 34  # of the area with the curves
     points = [point for curve in series.values() for point in curve]
     xs, ys = ticks([*epochs, *(x for x, _ in points)], whole=True), ticks([y for _, y in points])
     (x_low, x_high), (y_low, y_high) = (xs[0], max(xs[-1], *epochs, *(x for x, _ in points))), (ys[0], ys[-1])
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            left + (x - x_low) / (x_high - x_low) * (width - left - right),
-            height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom),
-        )
+    def position(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return left + across * (right - left), bottom - up * (bottom - top)
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">']
-    for y in ys:
-        _, v = place(x_low, y)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{v:.1f}" y2="{v:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{v + 4:.1f}" text-anchor="end">{_short(y, y_high)}</text>')
-    for x in xs:
-        h, _ = place(x, y_low)
-        parts.append(f'<text x="{h:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">epoch</text>')
-    for number, (name, curve) in enumerate(series.items()):
-        placed = [place(x, y) for x, y in curve]
-        path = " ".join(f"{h:.1f},{v:.1f}" for h, v in placed)
-        tooltip = f"<title>{escape(name)}</title>"
-        parts.append(f'<polyline class="curve c{number % 8}" points="{path}">{tooltip}</polyline>')
-        if len(placed) == 1:  # a line through one point shows nothing
-            parts.append(f'<circle class="dot c{number % 8}" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3.5"/>')
-    if mark is not None:
-        h, v = place(mark[0], mark[1])
-        anchor = "end" if h > width / 2 else "start"
-        below = v < top + 24
-        parts.append(f'<circle class="mark" cx="{h:.1f}" cy="{v:.1f}" r="4.5"/>')
-        parts.append(
-            f'<text class="strong" x="{h:.1f}" y="{v + (20 if below else -10):.1f}" text-anchor="{anchor}">'
-            f"{escape(mark[2])}</text>"
-        )
-    return "".join([*parts, "</svg>"])
+    svg = render(
+        "line_chart.svg.j2",
+        title=title,
+        width=width,
+        height=height,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        rows=[(position(x_low, y)[1], _short(y, y_high)) for y in ys],
+        columns=[(position(x, y_low)[0], f"{x:g}") for x in xs],
+        curves=[(name, [position(x, y) for x, y in curve]) for name, curve in series.items()],
+        mark=(*position(*mark[:2]), mark[2]) if mark else None,
+    )
+    return Markup(svg)
 
 
 def _short(tick: float, highest: float) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from textseg.contracts import Atlas
 from textseg.drawing.page import render
@@ -118,7 +117,7 @@ def _charts(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
         series = {key.removeprefix("train_"): curve for key in keys if (curve := _by_epoch(history, key))}
         if series:
             svg = line_chart(heading, series, epochs=epochs, mark=mark if keys == ["validation_dsc"] else None)
-            charts.append({"heading": heading, "svg": Markup(svg), "names": list(series)})
+            charts.append({"heading": heading, "svg": svg, "names": list(series)})
     return charts
 
 
