@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from textseg.system.messages import counted
-
 
 def cache(
     clean: Annotated[bool, typer.Option("--clean", help="Remove the content. Runs make it again.")] = False,
@@ -24,6 +22,7 @@ def cache(
     """
     from textseg.data.cache import cache_entries, clean_cache
     from textseg.system.files import cache_folder
+    from textseg.system.messages import counted
 
     if not clean and (older_than is not None or leftovers):
         raise typer.BadParameter("--older-than and --leftovers say what --clean removes; add it.")

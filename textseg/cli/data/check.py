@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, split_parts
-from textseg.system.messages import counted
 
 
 def check(
@@ -28,6 +27,7 @@ def check(
     """
     from textseg.data.checking import check_dataset
     from textseg.system.files import write_atomically
+    from textseg.system.messages import counted
     from textseg.system.progress import counting
 
     source, parts = dataset_of(dataset, folder, overrides), split_parts(split)

@@ -9,7 +9,6 @@ import typer
 
 from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, numbers
 from textseg.errors import DataError, suggestion
-from textseg.system.messages import counted
 
 
 def show(
@@ -31,6 +30,7 @@ def show(
     from textseg.data.checking import check_dataset
     from textseg.drawing.volume_pictures import case_png, frequency_png
     from textseg.system.files import write_atomically
+    from textseg.system.messages import counted
     from textseg.system.progress import counting
 
     source = dataset_of(dataset, folder, overrides)
