@@ -108,7 +108,7 @@ class Spider:
             name = archive.name.removesuffix(".zip")
             if len(_volumes(self.folder / name)) < SERIES:
                 path = fetch_file(archive, self.folder, progress=progress)
-                unpack_zip(path, self.folder / name, place=_volume_name)
+                unpack_zip(path, self.folder / name, renamed=_volume_name)
                 path.unlink()
             if (count := len(_volumes(self.folder / name))) != SERIES:
                 raise DataError(f"'{self.folder / name}' holds {count} volumes, and SPIDER has {SERIES}.")

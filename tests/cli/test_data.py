@@ -23,9 +23,9 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_check_says_what_is_sound(
     spider_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    found = tmp_path / "found.json"
-    code = call(monkeypatch, "check", "spider", "--folder", str(spider_folder), "--json", str(found))
-    stored = json.loads(found.read_text())
+    report = tmp_path / "found.json"
+    code = call(monkeypatch, "check", "spider", "--folder", str(spider_folder), "--json", str(report))
+    stored = json.loads(report.read_text())
     assert f"{len(stored['sound'])} of {stored['cases']} cases are sound" in capsys.readouterr().out
     assert code == bool(stored["leave_out"])
 

@@ -227,8 +227,8 @@ def test_run_goes_through_folds(
 ) -> None:
     assert call(monkeypatch, "run", "folded.yaml", "--set", "a=1", "--folds", folds, "--seeds", "1,2") == 2
     ((runs, _),) = running_all
-    found = [(run.overrides, run.seed) for run in runs]
-    assert found == [(("a=1", f"split.fold={fold}"), seed) for fold in expected for seed in (1, 2)]
+    planned = [(run.overrides, run.seed) for run in runs]
+    assert planned == [(("a=1", f"split.fold={fold}"), seed) for fold in expected for seed in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -326,8 +326,8 @@ def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys:
     assert call(monkeypatch, "compare", "a", "b", "--output", "o", "--details") == 0
     assert call(monkeypatch, "compare", "a", "--rare", "0.1", "--single-runs", "--force", "--published", "spider") == 0
     given = {"output": Path("o"), "published": None, "rare": 0.2, "single_runs": False, "force": False}
-    other = {"output": None, "published": "spider", "rare": 0.1, "single_runs": True, "force": True}
-    assert comparison.calls == [(([Path("a"), Path("b")],), given), (([Path("a")],), other)]
+    more = {"output": None, "published": "spider", "rare": 0.1, "single_runs": True, "force": True}
+    assert comparison.calls == [(([Path("a"), Path("b")],), given), (([Path("a")],), more)]
     assert capsys.readouterr().out == "what it says True o\nwhat it says False None\n"
 
 

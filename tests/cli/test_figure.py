@@ -46,9 +46,9 @@ def test_mistakes_end_with_a_sentence_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert figure(monkeypatch, str(finished_run), *arguments) == 2
-    said = re.sub(r"[│\s]+", " ", capsys.readouterr().err)
-    assert message in said
-    assert "Traceback" not in said
+    printed = re.sub(r"[│\s]+", " ", capsys.readouterr().err)
+    assert message in printed
+    assert "Traceback" not in printed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -45,13 +45,13 @@ def written(
 
 
 def settings_of(kind: str, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """What its own tests build its components with."""
+    """Return the settings that its own tests build its components with."""
     if kind not in ("atlas", "dataset"):
         return {}
     phantom = installed_registry().build("dataset", f"my_{kind}_phantom", settings={"folder": str(folder)})
     assert len(phantom.cases()) == 8
-    found: dict[tuple[str, str], dict[str, Any]] = {("dataset", f"my_{kind}_phantom"): {"folder": str(folder)}}
-    return {**found, ("dataset", "my_dataset"): {"folder": str(phantom.folder)}} if kind == "dataset" else found
+    settings: dict[tuple[str, str], dict[str, Any]] = {("dataset", f"my_{kind}_phantom"): {"folder": str(folder)}}
+    return {**settings, ("dataset", "my_dataset"): {"folder": str(phantom.folder)}} if kind == "dataset" else settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,8 +59,8 @@ def test_what_is_written_keeps_the_contract(kind: str, written: Path, tmp_path: 
     from textseg.testing import check_plugin
 
     assert installed_registry().faults == []
-    found = {(c.kind, c.name) for c in installed_registry().components() if c.plugin == f"my_{kind}"}
-    assert found == set(NewPlugin(kind, f"my_{kind}").components)
+    components = {(c.kind, c.name) for c in installed_registry().components() if c.plugin == f"my_{kind}"}
+    assert components == set(NewPlugin(kind, f"my_{kind}").components)
     check_plugin(f"my_{kind}", settings=settings_of(kind, tmp_path))
 
 

@@ -123,17 +123,21 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
     monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")  # the doctor looks all the same
     assert call(monkeypatch, "plugins", "doctor", "--check", "--verbose", *HOSTILE) == 1
     printed = capsys.readouterr().out
-    said = {part.partition(":")[0]: part for part in printed.split("\n\n")}
+    paragraphs = {part.partition(":")[0]: part for part in printed.split("\n\n")}
     assert "absent: hostile-absent 1.0, asks for no API, textseg has API 1, not imported\n" in printed
-    assert "  BROKEN: ModuleNotFoundError: No module named 'a_package_that_nobody_has'.\n" in said["absent"]
-    assert "    Traceback (most recent call last):\n" in said["absent"]
-    assert 'hostile_absent/plugin.py", line' in said["absent"]
-    assert "  fusion            miswired\n" in said["miswired"]
-    assert "BROKEN: fusion 'miswired': its builder takes the positional parameters (task); a" in said["miswired"]
-    assert "BROKEN: Two plug-ins bring the vision_encoder 'monai_unet': plug-in 'atmnet' (textseg " in said["thief"]
-    assert "plug-in 'thief' (hostile-thief 1.0). It is left out until one of them is uninstalled." in said["thief"]
-    assert "note: importing it takes 0." in said["sluggish"]
-    assert "BROKEN: vision_encoder 'liar' breaks 'shapes': expected maps [(2, 8, " in said["liar"]
+    assert "  BROKEN: ModuleNotFoundError: No module named 'a_package_that_nobody_has'.\n" in paragraphs["absent"]
+    assert "    Traceback (most recent call last):\n" in paragraphs["absent"]
+    assert 'hostile_absent/plugin.py", line' in paragraphs["absent"]
+    assert "  fusion            miswired\n" in paragraphs["miswired"]
+    assert "BROKEN: fusion 'miswired': its builder takes the positional parameters (task); a" in paragraphs["miswired"]
+    assert (
+        "BROKEN: Two plug-ins bring the vision_encoder 'monai_unet': plug-in 'atmnet' (textseg " in paragraphs["thief"]
+    )
+    assert (
+        "plug-in 'thief' (hostile-thief 1.0). It is left out until one of them is uninstalled." in paragraphs["thief"]
+    )
+    assert "note: importing it takes 0." in paragraphs["sluggish"]
+    assert "BROKEN: vision_encoder 'liar' breaks 'shapes': expected maps [(2, 8, " in paragraphs["liar"]
     assert printed.endswith("5 plug-ins, 4 components; broken: absent, liar, miswired, thief.\n")
 
 

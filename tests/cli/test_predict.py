@@ -41,24 +41,24 @@ def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(
 
 
 def test_an_ensemble_says_of_whom_it_is_and_what_it_averaged(finished_run: Path, scan: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(finished_run, other)
-    path = RunFolder(other).checkpoint("best")
+    another = tmp_path / "other"
+    shutil.copytree(finished_run, another)
+    path = RunFolder(another).checkpoint("best")
     state = torch.load(path, weights_only=True)
     state["model"] = {
         name: 1.1 * value if value.is_floating_point() else value for name, value in state["model"].items()
     }
     torch.save(state, path)
-    arguments = ["predict", str(finished_run), "--with", str(other), str(scan), "--output", str(tmp_path / "out")]
+    arguments = ["predict", str(finished_run), "--with", str(another), str(scan), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*arguments, "--test-time-augmentation", "gamma"], catch_exceptions=False)
     assert result.exit_code == 0
     made = json.loads((tmp_path / "out" / f"{stem(scan)}.json").read_text())["made"]
     assert [member["model"] for member in made["members"]] == ["tiny", "tiny"]
     assert {member["model_sha256"] for member in made["members"]} == {
-        file_hash(RunFolder(run).checkpoint("best")) for run in (finished_run, other)
+        file_hash(RunFolder(run).checkpoint("best")) for run in (finished_run, another)
     }
     assert (made["engine"], made["test_time_augmentation"]) == ("torch", ["gamma"])
-    expected = load(finished_run, other)(scan, test_time_augmentation=["gamma"])
+    expected = load(finished_run, another)(scan, test_time_augmentation=["gamma"])
     assert np.array_equal(read_labels(tmp_path / "out" / scan.name).array, expected.array)
 
 

@@ -156,7 +156,7 @@ def test_a_dry_run_of_a_copy_writes_nothing_outside_the_cache(
     light = ["dataset.cases=8", "dataset.slices=3", "dataset.size=[96, 80]", "dataset.spacing_mm=3.0"]
     run(path, overrides=[*light, "preparation.size=[64, 64]"], dry_run=True)
     assert "model: " in capsys.readouterr().out
-    assert [found.name for found in empty_folder.iterdir()] == [path.name]
+    assert [entry.name for entry in empty_folder.iterdir()] == [path.name]
     assert {entry.name for entry in (tmp_path / "cache").iterdir()} == {"slices"}  # and no phantom is left there
 
 

@@ -65,10 +65,10 @@ def test_a_plugin_of_the_future_is_broken_before_it_is_imported(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "textseg_x_plugin.py").write_text("raise RuntimeError('imported')")
     entry_points = distribution(tmp_path, f"Requires-Dist: textseg[api-{API_VERSION + 1}]").entry_points
-    (found,) = discover(list(entry_points)).plugins
-    assert found.api == API_VERSION + 1
-    assert found.error is not None
-    assert found.error.startswith(f"it asks for API {API_VERSION + 1}, and textseg ")
+    (plugin,) = discover(list(entry_points)).plugins
+    assert plugin.api == API_VERSION + 1
+    assert plugin.error is not None
+    assert plugin.error.startswith(f"it asks for API {API_VERSION + 1}, and textseg ")
 
 
 def test_the_extras_that_plugins_ask_for_are_those_that_textseg_has() -> None:

@@ -146,10 +146,10 @@ def test_two_plugins_of_one_name_are_left_out_and_both_named(install: Callable[.
     install("first-dist", "twin", "fake_first", GOOD.format(name="a", module="fake_first"))
     install("second-dist", "twin", "fake_second", GOOD.format(name="b", module="fake_second"))
     registry = installed_registry()
-    one, other = registry.faults
-    assert one.startswith("plug-in 'twin' (first-dist 1.2) is broken and left out: another one has the same name")
-    assert "plug-in 'twin' (second-dist 1.2)" in one
-    assert "plug-in 'twin' (first-dist 1.2); uninstall one of them." in other
+    first, second = registry.faults
+    assert first.startswith("plug-in 'twin' (first-dist 1.2) is broken and left out: another one has the same name")
+    assert "plug-in 'twin' (second-dist 1.2)" in first
+    assert "plug-in 'twin' (first-dist 1.2); uninstall one of them." in second
     assert {"fake_first", "fake_second"} & set(sys.modules) == set()
     with pytest.raises(PluginError, match=r"no fusion 'a'.*\(first-dist 1.2\).*\(second-dist 1.2\)"):
         registry.component("fusion", "a")

@@ -62,15 +62,15 @@ def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (first["done"], second["done"]) == (["a", "c", "e"], ["b", "d"])  # each once, none twice
     assert first["results"] == second["results"] == [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)]
-    for one in (first, second):
-        assert one["gathered"] == [0, 1]
-        assert one["said"] == (True, False)
-        assert one["mean"] == 1.0
-        whole = one["logits"].requires_grad_()
-        loss = dice_loss(whole, one["mask"])  # of the whole batch, in one process
+    for process in (first, second):
+        assert process["gathered"] == [0, 1]
+        assert process["said"] == (True, False)
+        assert process["mean"] == 1.0
+        whole = process["logits"].requires_grad_()
+        loss = dice_loss(whole, process["mask"])  # of the whole batch, in one process
         (gradient,) = torch.autograd.grad(loss, whole)
-        torch.testing.assert_close(one["loss"], loss.detach())
-        torch.testing.assert_close(one["gradient"], gradient)
+        torch.testing.assert_close(process["loss"], loss.detach())
+        torch.testing.assert_close(process["gradient"], gradient)
 
 
 @pytest.fixture(autouse=True)

@@ -101,13 +101,13 @@ def endless(request: Handler) -> None:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(fetching, "PAUSE_SECONDS", 0.0)
-    found = Server()
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield found
-    found.shutdown()
+    yield running
+    running.shutdown()
     thread.join()
-    found.server_close()
+    running.server_close()
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -131,12 +131,14 @@ def leftovers(folder: Path) -> list[str]:
 def test_a_hostile_server_gives_the_file_in_the_end(
     server: Server, tmp_path: Path, script: list[Answer], size: int | None
 ) -> None:
-    server.script, told = script, []
-    found = fetch_file(server.file(size), tmp_path, progress=lambda name, done, total: told.append((name, done, total)))
-    assert found == tmp_path / "scan.zip"
-    assert found.read_bytes() == CONTENT
+    server.script, reports = script, []
+    path = fetch_file(
+        server.file(size), tmp_path, progress=lambda name, done, total: reports.append((name, done, total))
+    )
+    assert path == tmp_path / "scan.zip"
+    assert path.read_bytes() == CONTENT
     assert leftovers(tmp_path) == ["scan.zip"]
-    assert told[-1] == ("scan.zip", len(CONTENT), len(CONTENT))
+    assert reports[-1] == ("scan.zip", len(CONTENT), len(CONTENT))
 
 
 def test_a_dropped_connection_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
@@ -243,8 +245,8 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
 def test_unpacking_places_what_is_wanted_and_may_be_repeated(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.zip", {"images/1_t1.mha": b"1", "images/x.txt": b"2", "__MACOSX/._1_t1.mha": b"3"})
     for _ in range(2):
-        found = unpack_zip(path, tmp_path / "out", place=lambda m: m.name if m.suffix == ".mha" else None)
-        assert found == [tmp_path / "out" / "1_t1.mha"]
+        files = unpack_zip(path, tmp_path / "out", renamed=lambda m: m.name if m.suffix == ".mha" else None)
+        assert files == [tmp_path / "out" / "1_t1.mha"]
     assert leftovers(tmp_path / "out") == ["1_t1.mha"]
 
 

@@ -133,8 +133,8 @@ def test_fetch_of_what_cannot_be_had(hub: Hub, model: dict[str, bytes], tiny_rec
     pickled = textseg("fetch", recipe, hub=hub, home=tmp_path, offline=False)
     assert pickled.returncode == 2
     assert "has no safetensors, only weights in PyTorch's older format, a pickle (pytorch_model.bin)" in pickled.stderr
-    other = ("--set", "prompts.text_encoder.model=somebody/else")
-    unknown = textseg("fetch", recipe, *other, hub=hub, home=tmp_path, offline=False)
+    overrides = ("--set", "prompts.text_encoder.model=somebody/else")
+    unknown = textseg("fetch", recipe, *overrides, hub=hub, home=tmp_path, offline=False)
     assert unknown.returncode == 2
     assert "'somebody/else' can't be had from the Hugging Face hub: RepositoryNotFoundError" in unknown.stderr
     assert "Traceback" not in pickled.stderr + unknown.stderr
@@ -170,8 +170,8 @@ def test_a_recipe_without_weights_from_elsewhere(hub: Hub, tiny_recipe: Path, tm
 def test_a_folder_has_nothing_to_fetch(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     source = HubModel(str(tmp_path), what="Model", error=RecipeError)
-    said = source.fetch([], weights=True, progress=lambda name, done, total: None)
-    assert said == f"Model '{tmp_path}' is a folder: nothing to fetch"
+    message = source.fetch([], weights=True, progress=lambda name, done, total: None)
+    assert message == f"Model '{tmp_path}' is a folder: nothing to fetch"
     assert source.commit is None
     with pytest.raises(RecipeError, match="holds no weights"):
         source.weights()
@@ -185,8 +185,8 @@ def test_weights_become_a_model(model: dict[str, bytes], tmp_path: Path) -> None
     source = HubModel(str(tmp_path), what="Text encoder", error=RecipeError)
     config = BertConfig.from_pretrained(tmp_path)
     expected = BertModel.from_pretrained(tmp_path).state_dict()
-    found = source.load(BertModel, config).state_dict()
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+    weights = source.load(BertModel, config).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights.items())
     source.load(BertForMaskedLM, config, own="cls.")
     with pytest.raises(RecipeError, match="weights of text encoder .* lack .* tensors, cls.* would be random"):
         source.load(BertForMaskedLM, config)

@@ -6,11 +6,11 @@ from textseg.system.messages import counted
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "phrase"),
     [(0, "0 test patients"), (1, "1 test patient"), (2, "2 test patients"), (1000, "1000 test patients")],
 )
-def test_one_is_singular(count: int, said: str) -> None:
-    assert counted(count, "test patient") == said
+def test_one_is_singular(count: int, phrase: str) -> None:
+    assert counted(count, "test patient") == phrase
 
 
 def test_a_noun_may_bring_its_plural() -> None:

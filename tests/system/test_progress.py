@@ -9,8 +9,8 @@ def test_a_bar_counts_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     with counting("preparing slices") as report:
         for done in (1, 2):
             report(done, 2)
-    assert "preparing slices" in (said := capsys.readouterr().out)
-    assert "2/2" in said
+    assert "preparing slices" in (output := capsys.readouterr().out)
+    assert "2/2" in output
 
 
 def test_a_job_that_fails_before_it_began_shows_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,12 +90,12 @@ def test_the_plugin_of_pytest_has_a_test_for_each_check_and_costs_others_nothing
     (tmp_path / "test_checked.py").write_text(CHECKED)
     (tmp_path / "test_unrelated.py").write_text(UNRELATED)
     assert "1 passed" in run_pytest(tmp_path, "test_unrelated.py")
-    said = run_pytest(tmp_path, "test_checked.py")
+    output = run_pytest(tmp_path, "test_checked.py")
     for check in checks("atlas"):
-        assert f"test_components[atlas-lumbar_spider-{check.name}] PASSED" in said
-    assert "test_components[dataset-spider-cases] SKIPPED" in said
+        assert f"test_components[atlas-lumbar_spider-{check.name}] PASSED" in output
+    assert "test_components[dataset-spider-cases] SKIPPED" in output
     count = 2 * len(checks("atlas"))
-    assert f"{count} passed, {3 * len(checks('dataset'))} skipped" in said
+    assert f"{count} passed, {3 * len(checks('dataset'))} skipped" in output
 
 
 def test_a_project_without_a_plugin_is_told_how_to_name_one(tmp_path: Path) -> None:

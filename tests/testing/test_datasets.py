@@ -233,8 +233,8 @@ STRUCTURES = (Structure("L2", "vertebra", 1), Structure("L1", "vertebra", 2), St
 def test_a_wrong_atlas_is_caught(atlas: Any, broken: str, message: str) -> None:
     def example() -> Atlas:
         """An atlas."""
-        found: Atlas = atlas
-        return found
+        given: Atlas = atlas
+        return given
 
     with pytest.raises(ConformanceError) as caught:
         check_atlas(example)

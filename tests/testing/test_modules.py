@@ -41,14 +41,14 @@ class Mixer(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(task.text_size, channels) for channels in features.channels)
         self.gain = gain
 
-    def said(self, text: TextFeatures) -> Tensor:
+    def embedded(self, text: TextFeatures) -> Tensor:
         tokens = text.tokens.masked_fill(~text.mask[..., None], 0)
         return self.gain * tokens.sum(1) / text.mask.sum(1, keepdim=True)  # [B, D]
 
     def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
-        said = self.said(text)
+        prompt = self.embedded(text)
         pairs = zip(image_features, self.layers, strict=True)
-        return tuple(feature + layer(said)[..., None, None] for feature, layer in pairs)
+        return tuple(feature + layer(prompt)[..., None, None] for feature, layer in pairs)
 
 
 class Pyramid(nn.Module):
@@ -285,8 +285,8 @@ class Halved(Mixer):
 class Unbiased(Mixer):
     """A standard deviation over the tokens, of which one has none."""
 
-    def said(self, text: TextFeatures) -> Tensor:
-        mean = super().said(text)
+    def embedded(self, text: TextFeatures) -> Tensor:
+        mean = super().embedded(text)
         squares = ((text.tokens - mean[:, None]) ** 2 * text.mask[..., None]).sum(1)
         return mean + squares / (text.mask.sum(1, keepdim=True) - 1)
 
@@ -302,9 +302,9 @@ class Idle(Mixer):
 class Rooted(Mixer):
     """A square root at zero, whose gradient is infinite."""
 
-    def said(self, text: TextFeatures) -> Tensor:
+    def embedded(self, text: TextFeatures) -> Tensor:
         weight = self.layers[0].weight  # type: ignore[union-attr]
-        return super().said(text) + (weight - weight.detach()).abs().sqrt().sum()  # type: ignore[operator]
+        return super().embedded(text) + (weight - weight.detach()).abs().sqrt().sum()  # type: ignore[operator]
 
 
 class Detached(Mixer):
@@ -336,8 +336,8 @@ class Drawn(Mixer):
 class Dropping(Mixer):
     """Drops out in evaluation, too."""
 
-    def said(self, text: TextFeatures) -> Tensor:
-        return F.dropout(super().said(text), 0.5, training=True)
+    def embedded(self, text: TextFeatures) -> Tensor:
+        return F.dropout(super().embedded(text), 0.5, training=True)
 
 
 class Remembering(Mixer):
@@ -345,11 +345,11 @@ class Remembering(Mixer):
 
     mean: Tensor | None = None
 
-    def said(self, text: TextFeatures) -> Tensor:
-        said = super().said(text)
+    def embedded(self, text: TextFeatures) -> Tensor:
+        prompt = super().embedded(text)
         if self.training:
-            self.mean = said.detach().mean(0)
-        return said if self.mean is None else said - self.mean
+            self.mean = prompt.detach().mean(0)
+        return prompt if self.mean is None else prompt - self.mean
 
 
 class Unpicklable(Mixer):
@@ -363,22 +363,22 @@ class Unpicklable(Mixer):
 class Comparing(Mixer):
     """Looks at the other slices of the batch."""
 
-    def said(self, text: TextFeatures) -> Tensor:
-        said = super().said(text)
-        return said - said.mean(0)
+    def embedded(self, text: TextFeatures) -> Tensor:
+        prompt = super().embedded(text)
+        return prompt - prompt.mean(0)
 
 
 class Unmasked(Mixer):
     """Reads what is masked."""
 
-    def said(self, text: TextFeatures) -> Tensor:
+    def embedded(self, text: TextFeatures) -> Tensor:
         return text.tokens.sum(1)
 
 
 class Deaf(Mixer):
     """Does not listen."""
 
-    def said(self, text: TextFeatures) -> Tensor:
+    def embedded(self, text: TextFeatures) -> Tensor:
         return torch.ones_like(text.tokens[:, 0])
 
 
@@ -389,8 +389,8 @@ class Gated(Mixer):
         super().__init__(task, features)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def said(self, text: TextFeatures) -> Tensor:
-        return self.gate * super().said(text)
+    def embedded(self, text: TextFeatures) -> Tensor:
+        return self.gate * super().embedded(text)
 
 
 def test_a_gate_that_starts_closed_is_no_mistake() -> None:
@@ -596,18 +596,18 @@ def test_what_is_wrong_is_caught(kind: str, wrong: Any, broken: str, message: st
     (check,) = [check for check in checks(kind) if check.name == broken]
     with pytest.raises(ConformanceError) as caught:
         check(Subject.of(kind, wrong))
-    said = str(caught.value)
-    assert said.startswith(f"{kind} '{wrong.__name__}' breaks '{broken}': expected ")
-    assert message in said
-    assert said.endswith(f"See docs/reference/conformance.md#{broken}.")
+    raised = str(caught.value)
+    assert raised.startswith(f"{kind} '{wrong.__name__}' breaks '{broken}': expected ")
+    assert message in raised
+    assert raised.endswith(f"See docs/reference/conformance.md#{broken}.")
 
 
 def test_every_broken_promise_has_a_line_of_its_own() -> None:
     class Two(Comparing):
         """Two mistakes."""
 
-        def said(self, text: TextFeatures) -> Tensor:
-            return super().said(text) + text.tokens.sum(1)
+        def embedded(self, text: TextFeatures) -> Tensor:
+            return super().embedded(text) + text.tokens.sum(1)
 
     with pytest.raises(ConformanceError) as caught:
         check_fusion(Two)

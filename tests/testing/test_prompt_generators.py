@@ -66,16 +66,16 @@ class Counting(Short):
     calls = itertools.count()
 
     def __call__(self, visibility: Visibility) -> Prompts:
-        said = super().__call__(visibility)
-        return replace(said, holistic=f"{next(self.calls)}: {said.holistic}")
+        prompts = super().__call__(visibility)
+        return replace(prompts, holistic=f"{next(self.calls)}: {prompts.holistic}")
 
 
 class Mute(Short):
     """Says nothing where nothing is visible."""
 
     def __call__(self, visibility: Visibility) -> Prompts:
-        said = super().__call__(visibility)
-        return said if visibility.visible else replace(said, holistic="")
+        prompts = super().__call__(visibility)
+        return prompts if visibility.visible else replace(prompts, holistic="")
 
 
 class Few(Short):
@@ -110,8 +110,8 @@ class Blank(Short):
     """No words for one of them."""
 
     def __call__(self, visibility: Visibility) -> Prompts:
-        said = super().__call__(visibility)
-        return replace(said, classwise=("", *said.classwise[1:]))
+        prompts = super().__call__(visibility)
+        return replace(prompts, classwise=("", *prompts.classwise[1:]))
 
 
 class Constant(Short):

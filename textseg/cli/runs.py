@@ -22,8 +22,8 @@ def runs(
 
     from textseg.runs import listing as run_list
 
-    found = run_list.list_runs(folder)
+    listed = run_list.list_runs(folder)
     if as_json:
-        print(json.dumps(run_list.as_json(found), indent=1))
+        print(json.dumps(run_list.as_json(listed), indent=1))
     else:
-        print(run_list.as_text(found) if found else f"'{folder}' holds no runs. Make one with: textseg run RECIPE")
+        print(run_list.as_text(listed) if listed else f"'{folder}' holds no runs. Make one with: textseg run RECIPE")

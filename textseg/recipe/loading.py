@@ -1,4 +1,4 @@
-"""From a recipe file and `--set` values to a typed recipe, or to every mistake in them at once."""
+"""Read a recipe file with `--set` values into a typed recipe, or report all mistakes in them at once."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
     for at, kind in _components(data):
-        found = _component_mistakes(at_path(data, at), kind, registry)
-        mistakes += [((*at, *inner), message) for inner, message in found if (*at, *inner) not in unresolved]
+        inside = _component_mistakes(at_path(data, at), kind, registry)
+        mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
     if path.stem != "recipe":  # a trained model is used also where the plug-in of its logger is missing
         mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
     if mistakes or unusable or recipe is None:
@@ -99,12 +99,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML, every default written out; `load_recipe` reads it back."""
+    """Return the recipe as YAML with all defaults; `load_recipe` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.create(escaped(recipe.model_dump(mode="json"))))
 
 
 def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
-    """Kind and settings of each component that the recipe uses."""
+    """Return the kind and the settings of each component that the recipe uses."""
     parts: list[tuple[str, ComponentSpec | None]] = [
         ("dataset", recipe.dataset),
         ("prompt_generator", recipe.prompts.generator if recipe.prompts else None),
@@ -118,7 +118,7 @@ def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
 
 
 def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str, Any]]:
-    """Every setting of every component that the recipe uses, by kind and name, with the builders' own defaults."""
+    """Return the settings of each component of the recipe, by kind and name, with the defaults of the builders."""
     return {
         f"{kind} {spec.use}": registry.component(kind, spec.use).complete(spec.settings)
         for kind, spec in required_components(recipe)
@@ -134,7 +134,7 @@ def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:
 
 
 def _keys(path: KeyPath) -> list[str]:
-    """The keys that may stand where `path` ends."""
+    """Return the keys that the schema allows beside the last part of `path`."""
     here: type[BaseModel] | None = Recipe
     for part in path[:-1]:
         if here is not None and isinstance(part, str):
@@ -146,11 +146,11 @@ def _keys(path: KeyPath) -> list[str]:
 def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+    return next((section for part in get_args(annotation) if (section := _section(part))), None)
 
 
 def _components(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Where a component stands that is written well enough to be looked up, and its kind."""
+    """Yield path and kind of each component whose name can be read, in a recipe that may hold mistakes."""
     losses = data.get("auxiliary_losses")
     count = len(losses) if isinstance(losses, list) else 0
     places: dict[KeyPath, str] = {**_PLACES, **{("auxiliary_losses", n): "auxiliary_loss" for n in range(count)}}

@@ -1,4 +1,4 @@
-"""The typed form of a recipe: which keys it has, what they may say, and every default."""
+"""The schema of a recipe: its keys, their possible values and their defaults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A key that is not in use is left out of a dump."""
+        """Leave keys without a value out of a dump."""
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
@@ -56,7 +56,7 @@ class WeightedComponent(ComponentSpec):
 
 
 class SplitSettings(_Section):
-    """How the patients are divided: exactly one of `fractions`, `official`, `folds` with `fold`, and `file`."""
+    """The split of the patients: exactly one of `fractions`, `official`, `folds` with `fold`, and `file`."""
 
     fractions: tuple[Probability, Probability, Probability] | None = None  # training, validation, test
     official: Literal[True] | None = None
@@ -102,7 +102,7 @@ class SplitSettings(_Section):
 
 
 class PreparationSettings(_Section):
-    """How slices are made from volumes."""
+    """The preparation of slices from volumes."""
 
     size: tuple[PositiveInt, PositiveInt]  # H, W in pixels
     intensity: Literal["percentiles", "zscore"] = "percentiles"
@@ -128,7 +128,7 @@ class AugmentationSettings(_Section):
 
 
 class PromptSettings(_Section):
-    """Who writes the prompts, who reads them, and what they know in training and in evaluation."""
+    """The prompt generator, the text encoder, and the sources of the prompts in training and in evaluation."""
 
     generator: ComponentSpec
     text_encoder: ComponentSpec
@@ -193,7 +193,7 @@ class SegmentationLossSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """How the weights are found."""
+    """The training: optimizer, schedule, precision, processes and checkpoints."""
 
     epochs: PositiveInt
     batch_size: PositiveInt = 8
@@ -221,7 +221,7 @@ class TrainingSettings(_Section):
 
 
 class EvaluationSettings(_Section):
-    """What is measured, over what, where and in which unit."""
+    """The metrics, and whether they are computed per slice or volume, in which grid, and in which unit."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dsc", "jaccard", "hd95", "asd")
     per: Literal["volume", "slice"] = "volume"

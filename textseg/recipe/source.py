@@ -1,4 +1,4 @@
-"""The text of a recipe: its values, the line of each, and `--set` values and interpolations put in."""
+"""The text of a recipe: values with their line numbers, `--set` values and interpolations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from textseg.registry.validation import KeyPath, Mistake, dotted
 
 
 class Places:
-    """Where each key was written: a line of the file, or a `--set` value."""
+    """The origin of each key: a line of the file, or a `--set` value."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class Places:
         self.lines: dict[KeyPath, int] = dict(_lines(root, ()))
 
     def report(self, mistakes: Sequence[Mistake]) -> list[str]:
-        """One line per mistake, in the order of the file and then of the command line."""
+        """Return a line for each mistake, in the order of the file and then of the command line."""
         placed = dict.fromkeys(self._placed(at, " ".join(message.split())) for at, message in mistakes)
         return [text for *_, text in sorted(placed, key=lambda each: each[:2])]
 
@@ -55,7 +55,7 @@ def _lines(node: yaml.Node, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], Places]:
-    """The values of a recipe file, interpolations as they are written, and their places. Raises RecipeError."""
+    """Return the values of a recipe file, with interpolations unresolved, and their origins. Raises RecipeError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
 
 
 def put(data: dict[str, Any], override: str) -> KeyPath:
-    """Puts a `--set` value in its place, instead of what stands there; ValueError says why it can't."""
+    """Put a `--set` value into the recipe and return its path. Raises ValueError if that is impossible."""
     name, equals, text = override.partition("=")
     if not (name and equals):
         raise ValueError("write KEY=VALUE, such as training.epochs=5.")
@@ -107,7 +107,7 @@ def put(data: dict[str, Any], override: str) -> KeyPath:
 
 
 def resolve(data: dict[str, Any]) -> list[Mistake]:
-    """Puts values in the place of interpolations such as ${oc.env:TEXTSEG_DATA,data}; gives those that have none."""
+    """Replace interpolations such as ${oc.env:TEXTSEG_DATA,data} by values. Returns a mistake for each failure."""
     mistakes: list[Mistake] = []
     whole: Any = None
     for at, holder, key in list(_texts(data, ())):
@@ -122,7 +122,7 @@ def resolve(data: dict[str, Any]) -> list[Mistake]:
 
 
 def _texts(node: Any, at: KeyPath) -> Iterator[tuple[KeyPath, Any, Any]]:
-    """The place, the holder and the key of each text that is to be resolved."""
+    """Yield path, container and key of each text that has to be resolved."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         if isinstance(value, str) and ("${" in value or value == "???"):
             yield (*at, key), node, key
@@ -145,14 +145,14 @@ def _first_line(error: Exception) -> str:
 
 
 def at_path(node: Any, at: KeyPath) -> Any:
-    """What stands at a path. Raises KeyError, IndexError or TypeError."""
+    """Return the value at a path. Raises KeyError, IndexError or TypeError."""
     for part in at:
         node = node[part]
     return node
 
 
 def escaped(node: Any) -> Any:
-    """The same with each text escaped that would be read as an interpolation."""
+    """Return a copy in which no text is read as an interpolation."""
     if isinstance(node, dict):
         return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""Which version of the programming interface a plug-in asks for, and whether this textseg has it."""
+"""The API version that a plug-in asks for, compared with those that this textseg has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ASKED = re.compile(r"^Requires-Dist:\s*textseg\s*\[[^\]]*\bapi-(\d+)", re.MULTI
 
 
 def asked_api(distribution: Distribution | None) -> int | None:
-    """The N of `textseg[api-N]` among the requirements of a distribution; None where it does not say."""
+    """Return the N of `textseg[api-N]` among the requirements of a distribution; None without such a requirement."""
     if distribution is None:
         return None
     metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
@@ -25,7 +25,7 @@ def asked_api(distribution: Distribution | None) -> int | None:
 
 
 def misfit(plugin: Plugin, textseg_version: str) -> str | None:
-    """Why a plug-in can't work with this textseg; None where nothing speaks against it."""
+    """Return the reason why a plug-in can't work with this textseg; None if it can."""
     asked = plugin.api
     if asked is None or OLDEST_API_VERSION <= asked <= API_VERSION:
         return None

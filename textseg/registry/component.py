@@ -1,4 +1,4 @@
-"""What a component is: a builder under a kind and a name, whose signature says what a recipe may tell it."""
+"""Components: builders with a kind and a name. The signature of a builder defines the settings of a recipe."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """Plug-in, distribution and version, as messages name them."""
+        """The plug-in with its distribution and version, for messages."""
         return f"plug-in '{self.name}' ({self.distribution} {self.version})"
 
 
@@ -71,16 +71,16 @@ class Component:
 
     @property
     def origin(self) -> str:
-        """Plug-in, distribution and version, as messages name them."""
+        """The plug-in with its distribution and version, for messages."""
         return Plugin(self.plugin, self.distribution, self.version).origin
 
     @property
     def dropped(self) -> bool:
-        """Whether this old name answers no more."""
+        """True from the version on that drops this old name."""
         return self.until is not None and _numbers(self.version) >= _numbers(self.until)
 
     def load(self) -> Any:
-        """The builder, imported now if `target` is a string. Raises PluginError."""
+        """Return the builder, imported now if `target` is a string. Raises PluginError."""
         if not isinstance(self.target, str):
             return self.target
         module, _, attribute = self.target.partition(":")
@@ -90,7 +90,7 @@ class Component:
             raise self._broken(f"can't be imported from '{self.target}': {cause(error)}") from error
 
     def settings(self) -> Mapping[str, inspect.Parameter]:
-        """The keyword-only parameters of the builder, hints evaluated. Raises PluginError."""
+        """Return the keyword-only parameters of the builder with evaluated type hints. Raises PluginError."""
         builder = self.load()
         try:
             parameters = inspect.signature(builder, eval_str=True).parameters.values()
@@ -116,7 +116,7 @@ class Component:
         return (getattr(self.load(), "__doc__", None) or "").strip().partition("\n")[0].strip()
 
     def fetch(self, settings: Mapping[str, Any], progress: Progress) -> str | None:
-        """Bring what these settings need from the network, and say what is there; None for a builder that can't.
+        """Download what these settings need, and return a line about it; None for a builder without `fetch`.
 
         Raises RecipeError for wrong settings, and what the builder's own `fetch` raises.
         """
@@ -128,11 +128,11 @@ class Component:
             raise RecipeError(
                 "\n".join(f"{self.kind} '{self.name}': {dotted(path)}: {message}" for path, message in mistakes)
             )
-        said: str = bring(progress=progress, **values)
-        return said
+        outcome: str = bring(progress=progress, **values)
+        return outcome
 
     def validated(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
-        """The settings as the hints want them, and the mistakes in them. Raises PluginError for a broken component."""
+        """Return the settings in the types of the hints, and the mistakes in them. Raises PluginError."""
         parameters = self.settings()
         values: dict[str, Any] = {}
         mistakes: list[Mistake] = []
@@ -149,7 +149,7 @@ class Component:
         return values, mistakes
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings, and the builder's defaults for those that are not given, as JSON holds them."""
+        """Return the settings, completed by the builder's defaults, as JSON types."""
         defaults = {k: p.default for k, p in self.settings().items() if p.default is not p.empty}
         whole: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}, default=str))
         return whole
@@ -181,7 +181,7 @@ class Component:
 
 
 def _numbers(version: str) -> list[int]:
-    """Of the release: "1.10.0rc1" -> 1, 10; what is left out counts as 0."""
+    """Return the numbers of a release: "1.10.0rc1" -> [1, 10]; trailing zeros are dropped."""
     numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
     while numbers and not numbers[-1]:
         numbers.pop()
@@ -193,5 +193,5 @@ def _positional(parameter: inspect.Parameter) -> bool:
 
 
 def cause(error: BaseException) -> str:
-    """An exception in one line."""
+    """Return an exception as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")

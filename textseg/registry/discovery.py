@@ -1,4 +1,4 @@
-"""Which plug-ins are installed, and which components they bring."""
+"""The installed plug-ins, their components and their hooks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CORE_LOGGERS = (
 
 
 class Register:
-    """Collects the components of one plug-in; a builder is an object or "module:name"."""
+    """The components that one plug-in registers; a builder is an object or "module:name"."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -83,12 +83,12 @@ class Register:
 
         From the version `until` of the distribution on, the old name is an error that names the new one.
         """
-        found = [component for component in self.components if (component.kind, component.name) == (kind, new)]
-        if not found:
+        registered = [component for component in self.components if (component.kind, component.name) == (kind, new)]
+        if not registered:
             raise ValueError(f"{kind} '{old}' is renamed to '{new}', which is not registered")
         if not re.match(r"\d+(\.\d+)*$", until):
             raise ValueError(f"{kind} '{old}': until is '{until}', but must be a version such as 1.2")
-        self._add(kind, old, found[0].target)
+        self._add(kind, old, registered[0].target)
         self.components[-1] = replace(self.components[-1], now=new, until=until)
 
     def _add(self, kind: str, name: str, builder: object) -> None:
@@ -99,17 +99,17 @@ class Register:
                 raise ValueError(f"{kind} '{name}': the builder '{builder}' must be written \"module:name\"")
         elif not callable(builder):
             raise TypeError(f"{kind} '{name}': a builder is callable or a string \"module:name\", not {builder!r}")
-        if any((other.kind, other.name) == (kind, name) for other in self.components):
+        if any((known.kind, known.name) == (kind, name) for known in self.components):
             raise ValueError(f"{kind} '{name}' is registered twice")
         plugin = self.plugin
         self.components.append(Component(kind, name, builder, plugin.name, plugin.distribution, plugin.version))
 
 
 class Registry:
-    """The plug-ins and components at hand.
+    """Plug-ins and their components.
 
-    What two plug-ins bring under one kind and name is left out: it is an error to ask for it, not to have it. `hooks`
-    holds the modules of the plug-ins.
+    Components that share a kind and a name are left out: it is an error to use that name, not to have it installed.
+    `hooks` holds the modules of the plug-ins.
     """
 
     def __init__(
@@ -120,16 +120,16 @@ class Registry:
     ) -> None:
         self.plugins: list[Plugin] = sorted(plugins, key=lambda plugin: plugin.name)
         self._hooks = hooks
-        found: dict[tuple[str, str], list[Component]] = {}
+        by_name: dict[tuple[str, str], list[Component]] = {}
         for component in components:
-            found.setdefault((component.kind, component.name), []).append(component)
-        self._components = {key: some[0] for key, some in found.items() if len(some) == 1}
+            by_name.setdefault((component.kind, component.name), []).append(component)
+        self._components = {key: some[0] for key, some in by_name.items() if len(some) == 1}
         self._told: set[tuple[str, str]] = set()
-        self._collisions = {key: collision(some) for key, some in found.items() if len(some) > 1}
+        self._collisions = {key: collision(some) for key, some in by_name.items() if len(some) > 1}
 
     @property
     def faults(self) -> list[str]:
-        """A sentence for each plug-in or name that is left out."""
+        """A sentence for each plug-in or component that is left out."""
         broken = [f"{plugin.origin} is broken and left out: {plugin.error}." for plugin in self.plugins if plugin.error]
         return broken + list(self._collisions.values())
 
@@ -176,34 +176,34 @@ class Registry:
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
-        """The components of one kind, or all of them, sorted by kind and name. Raises PluginError."""
+        """Return the components of one kind, or all, sorted by kind and name. Raises PluginError."""
         if kind is not None and kind not in KINDS:
             raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
         order = list(KINDS)
-        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now is None]
-        return sorted(found, key=lambda component: (order.index(component.kind), component.name))
+        current = [c for c in self._components.values() if kind in (None, c.kind) and c.now is None]
+        return sorted(current, key=lambda component: (order.index(component.kind), component.name))
 
     def old_names(self, kind: str | None = None) -> list[Component]:
-        """The old names that components of one kind, or of all, still answer to."""
-        found = [c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped]
-        return sorted(found, key=lambda component: (list(KINDS).index(component.kind), component.name))
+        """Return the old names under which components of one kind, or of all kinds, can still be used."""
+        old = [c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped]
+        return sorted(old, key=lambda component: (list(KINDS).index(component.kind), component.name))
 
     def current_name(self, kind: str, name: str) -> str:
-        """The name that a component bears now; the first time that it is another one, a line on stderr says so."""
-        found = self._components.get((kind, name))
-        if found is None or found.now is None or found.dropped:
+        """Return the present name of a component; the first use of an old name prints a warning on stderr."""
+        component = self._components.get((kind, name))
+        if component is None or component.now is None or component.dropped:
             return name
         if (kind, name) not in self._told:
             self._told.add((kind, name))
             print(
-                f"Warning: {kind} '{name}' is now called '{found.now}'. Write that: the old name goes with version "
-                f"{found.until} of {found.distribution}.",
+                f"Warning: {kind} '{name}' is now called '{component.now}'. Write that: the old name goes with version "
+                f"{component.until} of {component.distribution}.",
                 file=sys.stderr,
             )
-        return found.now
+        return component.now
 
     def component(self, kind: str, name: str) -> Component:
-        """The component of this kind and name, or old name. Raises PluginError."""
+        """Return the component of this kind and name, or old name. Raises PluginError."""
         names = [component.name for component in self.components(kind)]
         name = self.current_name(kind, name)
         if name in names:
@@ -220,12 +220,12 @@ class Registry:
         raise PluginError(f"There is no {kind} '{name}'.{suggestion(name, names)}{note}")
 
     def check(self, kind: str, name: str, settings: Mapping[str, Any], at: str) -> list[str]:
-        """One line for each mistake in the settings of a component that stands at `at`. Raises PluginError."""
+        """Return a line for each mistake in the settings of a component at the key `at`. Raises PluginError."""
         _, mistakes = self.component(kind, name).validated(settings)
         return [f"{at}.{dotted(path)}: {message}" for path, message in mistakes]
 
     def build(self, kind: str, name: str, *wired: Any, settings: Mapping[str, Any]) -> Any:
-        """The object that a component builds. Raises RecipeError (settings) or PluginError (anything else)."""
+        """Return the object that a component builds. Raises RecipeError (settings) or PluginError (anything else)."""
         component = self.component(kind, name)
         values, mistakes = component.validated(settings)
         if mistakes:
@@ -257,22 +257,22 @@ def _checked_folder(answer: Any) -> Path:
 
 
 def collision(components: Sequence[Component]) -> str:
-    """What to say of components that share a kind and a name."""
-    one, *_ = components
+    """Return the message about components that share a kind and a name."""
+    first, *_ = components
     return (
-        f"Two plug-ins bring the {one.kind} '{one.name}': {' and '.join(c.origin for c in components)}. It is left out "
-        "until one of them is uninstalled."
+        f"Two plug-ins bring the {first.kind} '{first.name}': {' and '.join(c.origin for c in components)}. It is left "
+        "out until one of them is uninstalled."
     )
 
 
 def discover(entry_points: Sequence[EntryPoint]) -> Registry:
-    """The registry of these plug-ins; a broken one is noted and the others go on."""
+    """Return the registry of these plug-ins; the error of a broken one is stored, and the others are used."""
     hooks = hook_caller()
     plugins: list[Plugin] = []
     components: list[Component] = []
     for entry_point in sorted(entry_points, key=lambda entry_point: entry_point.name):
         plugin = plugin_of(entry_point)
-        twins = [other for other in entry_points if other.name == entry_point.name and other is not entry_point]
+        twins = [each for each in entry_points if each.name == entry_point.name and each is not entry_point]
         try:
             if twins:
                 raise PluginError(
@@ -287,7 +287,7 @@ def discover(entry_points: Sequence[EntryPoint]) -> Registry:
 
 
 def plugin_of(entry_point: EntryPoint) -> Plugin:
-    """Which plug-in an entry point is, of which distribution."""
+    """Return the plug-in of an entry point, with its distribution."""
     distribution = entry_point.dist
     if distribution is None:
         return Plugin(entry_point.name, "unknown distribution", "unknown version")
@@ -296,7 +296,7 @@ def plugin_of(entry_point: EntryPoint) -> Plugin:
 
 
 def hook_caller() -> pluggy.PluginManager:
-    """What knows the hooks of textseg, and no plug-in yet."""
+    """Return a plug-in manager that knows the hooks of textseg, and no plug-in yet."""
     manager = pluggy.PluginManager("textseg")
     manager.add_hookspecs(hookspecs)
     return manager
@@ -327,7 +327,7 @@ def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugi
 
 @functools.cache
 def installed_registry() -> Registry:
-    """The registry of every plug-in that is installed here; raises PluginError for faults where they are errors."""
+    """Return the registry of all installed plug-ins. Raises PluginError for faults if TEXTSEG_STRICT_PLUGINS is 1."""
     registry = discover(list(importlib.metadata.entry_points(group="textseg")))
     if registry.faults and os.environ.get("TEXTSEG_STRICT_PLUGINS") == "1":
         raise PluginError(

@@ -1,4 +1,4 @@
-"""What is wrong with a value that does not fit its type, in the words of a person who wrote a recipe."""
+"""Messages about values that do not fit their type, in the words of a recipe."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WORDS = {
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as recipes and `--set` write it."""
+    """Return a path in the form of `--set`: "training.epochs"."""
     return ".".join(str(part) for part in path)
 
 
 def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]] | None = None) -> list[Mistake]:
-    """Each mistake that pydantic found, one per place; `possible` lists the keys that may stand beside a path."""
+    """Return the mistakes that pydantic reports, one for each path; `possible` lists the keys allowed beside a path."""
     reasons: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         path = detail["loc"]
@@ -41,7 +41,7 @@ def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]]
 
 
 def _written(path: KeyPath) -> KeyPath:
-    """Without the names that pydantic gives to the members of a union, such as "constrained-int" or "list[int]"."""
+    """Return the path without pydantic's names for members of a union, such as "constrained-int" or "list[int]"."""
     path = tuple(part for part in path if isinstance(part, int) or not re.fullmatch(r"[a-z-]+\[.*\]", part))
     plain = path and isinstance(path[-1], str) and re.fullmatch(r"(constrained-)?(int|float|str|bool)", path[-1])
     return path[:-1] if plain else path

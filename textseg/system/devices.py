@@ -10,12 +10,12 @@ if TYPE_CHECKING:  # contracts.py stands on this file, and listing components mu
 
 
 class Movable:
-    """What a dataclass of tensors inherits to move as one; fields that are no tensors stay as they are."""
+    """A base class for dataclasses of tensors that move together; fields that are no tensors stay as they are."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # the child has them
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        """The same on another device."""
+        """Return a copy on another device."""
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -24,7 +24,7 @@ class Movable:
         return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory, from which copies to a GPU need not wait."""
+        """Return a copy in page-locked memory, from which copies to a GPU need not wait."""
         pinned = {
             item.name: value.pin_memory()
             for item in fields(self)

@@ -1,4 +1,4 @@
-"""Several processes that train one model: which of them this is, and what they tell one another."""
+"""Several processes that train one model: their ranks and the exchange of values between them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _talk: Any = None  # the group for plain Python, which no GPU waits for
 
 
 def connect() -> None:
-    """Open the way for what is no tensor of the model; every process calls it, once they are connected."""
+    """Open the group for plain Python values; every process calls this once torch has connected them."""
     global _talk
     _talk = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
 
 
 def disconnect() -> None:
-    """Part, when all is done; the threads that talk end here, since one that outlives Python may abort the process.
+    """Close the group after the last exchange: a thread of it that outlives Python may abort the process.
 
-    The group goes last, for torch then waits for them without Python's lock, which they may need to end.
+    The last reference to the group goes last. Then torch waits for its threads without Python's lock, which they may
+    need to end.
     """
     global _talk
     if _talk is not None:
@@ -35,17 +36,17 @@ def disconnect() -> None:
 
 
 def count() -> int:
-    """How many there are; 1 where a run has one device."""
+    """Return the number of processes; 1 if a run has one device."""
     return 1 if _talk is None else dist.get_world_size()
 
 
 def rank() -> int:
-    """Which of them this is, counted from 0; the first one writes and speaks."""
+    """Return the rank of this process, from 0. Only rank 0 writes files and prints."""
     return 0 if _talk is None else dist.get_rank()
 
 
 def gathered(value: Item) -> list[Item]:
-    """What every process has, by rank; each waits here for the others."""
+    """Return the values of all processes by rank; each process waits here for the others."""
     if _talk is None:
         return [value]
     values: list[Any] = [None] * count()
@@ -54,24 +55,24 @@ def gathered(value: Item) -> list[Item]:
 
 
 def any_says(flag: bool) -> bool:
-    """Whether one of them says so."""
+    """Return True in every process if the flag is set in any of them."""
     if _talk is None:
         return flag
-    said = torch.tensor(int(flag))
-    dist.all_reduce(said, dist.ReduceOp.MAX, group=_talk)
-    return bool(said)
+    any_flag = torch.tensor(int(flag))
+    dist.all_reduce(any_flag, dist.ReduceOp.MAX, group=_talk)
+    return bool(any_flag)
 
 
 def in_turns(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
-    """The results of all items in their order, in every process; each item is worked on by one process, once."""
+    """Yield the results of all items in order, in every process; each item is worked on once, by one process."""
     for start in range(0, len(items), count()):
-        mine = items[start + rank() : start + rank() + 1]  # none where the last turn is not full
-        for results in gathered([work(item) for item in mine]):
+        own = items[start + rank() : start + rank() + 1]  # empty for some processes in the last turn
+        for results in gathered([work(item) for item in own]):
             yield from results
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, through which gradients flow: for a loss over the batch of all of them."""
+    """Return the sum over all processes, with gradients: for a loss over the batches of all of them."""
     return tensor if _talk is None else _Summed.apply(tensor)  # type: ignore[no-untyped-call]
 
 
@@ -83,7 +84,7 @@ def same_buffers(module: nn.Module) -> None:
 
 
 class _Summed(torch.autograd.Function):
-    """A sum that counts in the loss of each process takes the gradient of all of them."""
+    """A sum over processes; its gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Files from the network, verified: what is under its final name is whole, and an interruption loses nothing."""
+"""Verified downloads: a file under its final name is complete, and an interrupted download can go on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses after 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that a data set publishes: where it is and how to know it."""
+    """A published file with its address and actual."""
 
     name: str
     url: str
@@ -42,7 +42,7 @@ class _BrokenOffError(Exception):
 
 
 def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda name, done, total: None) -> Path:
-    """The file in `folder`, downloaded where it isn't there yet.
+    """Return the path of the file in `folder`; download it if it is not there.
 
     What arrives is kept as `.<name>.part` until it is whole, so that a killed download goes on where it stopped if the
     server can do that, and begins anew if it can't. Raises DataError where the server doesn't give the file, gives
@@ -75,17 +75,17 @@ def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda 
 
 
 def unpack_zip(
-    path: Path, folder: Path, *, place: Callable[[PurePosixPath], str | None] = lambda member: str(member)
+    path: Path, folder: Path, *, renamed: Callable[[PurePosixPath], str | None] = lambda member: str(member)
 ) -> list[Path]:
     """Unpack an archive into `folder`: all of it or, where it is damaged or unsafe, nothing. Returns the files.
 
-    `place` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
+    `renamed` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
     the same content. Raises DataError.
     """
     temporary = folder / f".unpacking.{uuid.uuid4().hex}"
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive, path, place)
+            members = _members(archive, path, renamed)
             folder.mkdir(parents=True, exist_ok=True)
             for info, name in members.items():
                 unpacked = temporary / name
@@ -108,9 +108,9 @@ def unpack_zip(
 
 
 def _members(
-    archive: zipfile.ZipFile, path: Path, place: Callable[[PurePosixPath], str | None]
+    archive: zipfile.ZipFile, path: Path, renamed: Callable[[PurePosixPath], str | None]
 ) -> dict[zipfile.ZipInfo, str]:
-    """The files to unpack and their places, each inside the folder and no two at one place."""
+    """Return the files to unpack with their new paths, all inside the folder and all different."""
     members: dict[zipfile.ZipInfo, str] = {}
     for info in archive.infolist():
         member = PurePosixPath(info.filename.replace("\\", "/"))
@@ -123,7 +123,7 @@ def _members(
             raise DataError(f"'{path}' holds '{info.filename}', which leads out of its folder. It is not unpacked.")
         if info.is_dir() or member.parts[0] == "__MACOSX" or member.name.startswith("."):
             continue
-        if (name := place(member)) is None:
+        if (name := renamed(member)) is None:
             continue
         if name in members.values():
             raise DataError(f"'{path}' holds two files for '{name}'. It is not unpacked.")
@@ -132,7 +132,7 @@ def _members(
 
 
 def _download(remote: RemoteFile, part: Path, progress: Progress) -> bool:
-    """Bring `part` to its full length; returns whether its beginning is from an earlier try."""
+    """Complete `part`. Returns True if its beginning is from an earlier attempt."""
     resumed = part.exists() and part.stat().st_size > 0
     failures, reason = 0, ""
     while failures < ATTEMPTS:
@@ -152,7 +152,7 @@ def _download(remote: RemoteFile, part: Path, progress: Progress) -> bool:
 
 
 def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
-    """One request for what is missing; raises _BrokenOffError where that did not bring all of it."""
+    """Send one request for the missing bytes. Raises _BrokenOffError if some are still missing."""
     import requests
 
     have = part.stat().st_size if part.exists() else 0
@@ -180,7 +180,7 @@ def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
 
 
 def _start(response: Response, remote: RemoteFile, part: Path, have: int) -> tuple[int, int | None]:
-    """Where the body of the answer begins and where the file ends."""
+    """Return the offset at which the body of the answer begins, and the size of the file."""
     status = response.status_code
     if status in PASSING:
         raise _BrokenOffError(f"the server answers {status}")
@@ -212,16 +212,16 @@ def _first_byte(response: Response) -> int:
 
 
 def _require_known(path: Path, remote: RemoteFile) -> None:
-    found = _md5(path)
-    if found == remote.md5:
+    actual = _md5(path)
+    if actual == remote.md5:
         return
     if path.name == remote.name:
         raise DataError(
-            f"'{path}' is not the published file: its MD5 is {found}, not {remote.md5}. Move it away and fetch again."
+            f"'{path}' is not the published file: its MD5 is {actual}, not {remote.md5}. Move it away and fetch again."
         )
     path.unlink()
     raise DataError(
-        f"'{remote.url}' gave other bytes than the published ones: MD5 {found}, not {remote.md5}. They were deleted; "
+        f"'{remote.url}' gave other bytes than the published ones: MD5 {actual}, not {remote.md5}. They were deleted; "
         "fetch again, or ask the publisher."
     )
 

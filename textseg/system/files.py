@@ -1,4 +1,4 @@
-"""Writing so that nothing on disk is ever half-written, and the folder of what can be made again."""
+"""Atomic writing of files, and the location of the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNFINISHED = re.compile(r"\.(.+\.[a-z0-9_]{8}(\.\w+)?|[0-9a-f]{32}\..+)")  # na
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends, and vanishes when the block fails."""
+    """Give a temporary name beside `path`. It replaces `path` when the block ends, and vanishes when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none of it."""
+    """Write a file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -69,7 +69,7 @@ def content_hash(content: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """Where prepared slices and text features are kept: TEXTSEG_CACHE, or the user's cache folder."""
+    """Return the folder of prepared slices and text features: TEXTSEG_CACHE, or the user's cache folder."""
     chosen = os.environ.get("TEXTSEG_CACHE")
     if chosen:
         return Path(chosen).expanduser()

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, or of a folder: `textseg fetch` brings them, everything else finds them here."""
+"""Models of the Hugging Face hub, or of a folder. Only `textseg fetch` downloads; all other code reads local files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class HubModel:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its files lie on this machine. Raises `error` where they have not been fetched."""
+        """The folder of its files on this machine. Raises `error` if they have not been fetched."""
         if (carried := _CARRIED.get()) is not None:
             return carried / self.place
         if self.local:
@@ -109,8 +109,8 @@ class HubModel:
                 f"({pickled[0].name}). Where you trust their source, write `pickled_weights: true`; nothing but "
                 "tensors is read from them."
             )
-        if found := safe or pickled:
-            return found
+        if files := safe or pickled:
+            return files
         raise self.error(
             f"{self.what} '{self.name}' holds no weights ({' or '.join(WEIGHTS)}) in '{self.folder}'. {self.remedy}"
         )
@@ -191,13 +191,13 @@ class HubModel:
     def _wanted(self, names: Sequence[str], patterns: Sequence[str], *, weights: bool) -> list[str]:
         """Files at the top of the repository, weights in one format only."""
         asked = [CONFIGURATION, *patterns, *([CODE] if self.remote_code else [])]
-        found = [name for name in names if any(fnmatch(name, pattern) for pattern in asked) and "/" not in name]
-        if CONFIGURATION not in found:
+        files = [name for name in names if any(fnmatch(name, pattern) for pattern in asked) and "/" not in name]
+        if CONFIGURATION not in files:
             raise self.error(
                 f"'{self.name}'{self._at} on the Hugging Face hub has no {CONFIGURATION}: use another one."
             )
         if not weights:
-            return found
+            return files
         safe, pickled = ([name for name in names if fnmatch(name, p) and "/" not in name] for p in WEIGHTS)
         if not (safe or pickled):
             raise self.error(
@@ -209,7 +209,7 @@ class HubModel:
                 f"format, a pickle ({pickled[0]}). Where you trust their source, write `pickled_weights: true`; "
                 "nothing but tensors is read from them."
             )
-        return list(dict.fromkeys([*found, *(name for name in names if fnmatch(name, INDEX)), *(safe or pickled)]))
+        return list(dict.fromkeys([*files, *(name for name in names if fnmatch(name, INDEX)), *(safe or pickled)]))
 
     def _absent(self) -> TextsegError:
         return self.error(f"{self.what} '{self.name}'{self._at} is neither a folder nor on this machine. {self.remedy}")
@@ -220,7 +220,7 @@ class HubModel:
 
     @property
     def remedy(self) -> str:
-        """What brings a model that is not there."""
+        """Advice for messages about a missing model."""
         return f"Run `textseg fetch RECIPE` with the recipe that names it. {self._elsewhere}"
 
     @property
@@ -237,7 +237,7 @@ class HubModel:
 
 @contextmanager
 def noting_models() -> Iterator[list[HubModel]]:
-    """The models that are asked for in the meantime."""
+    """Collect the models that are created inside the block."""
     used: list[HubModel] = []
     token = _USED.set(used)
     try:
@@ -248,7 +248,7 @@ def noting_models() -> Iterator[list[HubModel]]:
 
 @contextmanager
 def carried_configurations(folder: Path) -> Iterator[None]:
-    """In the meantime, configurations come from `folder` and weights stay random: a bundle holds them itself."""
+    """Inside the block, read configurations from `folder` and leave weights random: a bundle holds them itself."""
     token = _CARRIED.set(folder)
     try:
         yield
@@ -257,13 +257,13 @@ def carried_configurations(folder: Path) -> Iterator[None]:
 
 
 def carried() -> bool:
-    """Whether a bundle is being opened, which has the weights that a builder would read."""
+    """Return True while a bundle is opened: it holds the weights, so a builder reads none."""
     return _CARRIED.get() is not None
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar for a second's work, and no warning about what a model holds beyond its features."""
+    """Inside the block, transformers shows no progress bars and no warnings about unused weights."""
     messages: Any = importlib.import_module("transformers").logging
     verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity(logging.ERROR)
@@ -277,7 +277,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _reporting(name: str, progress: Progress) -> Any:
-    """A class of progress bars that show nothing themselves and report the bytes of one file."""
+    """Return a class of invisible progress bars that report the bytes of one file."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     class Reporting(tqdm):  # type: ignore[misc]

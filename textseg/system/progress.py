@@ -1,4 +1,4 @@
-"""How far a long job is, for a person who waits."""
+"""Progress bars for long jobs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rich.progress import (
 
 
 def progress_bar(*, transient: bool = False) -> Progress:
-    """How far a long job is, with the time that is left; a `transient` one vanishes at the end."""
+    """Return a progress bar with the remaining time; a `transient` one vanishes at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, transient=transient)
 
 
 @contextmanager
 def counting(what: str, *, transient: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Reports done of total on a bar that appears with the first report; a job that fails before shows none."""
+    """Give a function that reports the done and total counts; the bar appears with its first call."""
     bar = progress_bar(transient=transient)
     task = bar.add_task(what, total=None)
 

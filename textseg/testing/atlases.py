@@ -59,9 +59,9 @@ def _order(subject: Subject) -> None:
     promise(all(len({*pair}) == 2 for pair in atlas.adjacent), "two structures in each adjacent pair", atlas.adjacent)
     pairs = [frozenset(pair) for pair in atlas.adjacent]
     promise(len(set(pairs)) == len(pairs), "each adjacent pair once", atlas.adjacent)
-    found = list(atlas.visibilities())
+    visibilities = list(atlas.visibilities())
     promise(
-        all(v.visible == tuple(n for n in atlas.names if n in v.visible) for v in found),
+        all(v.visible == tuple(n for n in atlas.names if n in v.visible) for v in visibilities),
         "visibilities in class order",
         "another order",
     )

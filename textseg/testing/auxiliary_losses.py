@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from textseg.testing import modules
-from textseg.testing.calls import built, example_for, few, results
+from textseg.testing.calls import built, check_finite_gradients, check_finite_gradients_back, example_for, results
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import promise
 
@@ -15,21 +15,19 @@ def _absent(subject: Subject) -> None:
     """Where structures are absent the loss is finite, and zero with gradients where it has nothing to say."""
     module = built(subject)
     example = example_for(subject, module)
-    empty, one = torch.zeros_like(example.mask), torch.zeros_like(example.mask)
-    one[:, :4, :4] = 1
-    one_row = one.clone()
+    empty, square = torch.zeros_like(example.mask), torch.zeros_like(example.mask)
+    square[:, :4, :4] = 1
+    one_row = square.clone()
     one_row[0] = 0
-    for name, mask in (("no structure", empty), ("one structure", one), ("one structure in one slice", one_row)):
+    for name, mask in (("no structure", empty), ("one structure", square), ("one structure in one slice", one_row)):
         shown = example.showing(mask)
         module.zero_grad()
         (value,) = results(subject, module, shown)
         promise(bool(value.isfinite()), f"a finite loss for {name}", value.item())
         promise(value.requires_grad, f"a loss with gradients for {name}, be they zero", "one without")
         value.backward()  # type: ignore[no-untyped-call]
-        wrong = [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        promise(not wrong, f"finite gradients for {name}", few("NaN or infinity in", wrong))
-        into = [tensor.grad for tensor in (example.logits, *example.pyramid) if tensor.grad is not None]
-        promise(all(g.isfinite().all() for g in into), f"finite gradients to the model for {name}", "NaN or infinity")
+        check_finite_gradients(module, f" for {name}")
+        check_finite_gradients_back(example, f" for {name}")
 
 
 @check("falls", "auxiliary_loss")

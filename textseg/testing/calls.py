@@ -1,4 +1,4 @@
-"""Modules of every kind are built, given an example and called alike."""
+"""Building and calling modules of every kind in the same way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def task_of(subject: Subject, atlas: Atlas | None = None, image_size: tuple[int,
 
 
 def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Module:
-    """The module with the weights of a seed, in training."""
+    """Return the module with the weights of a seed, in training mode."""
     where = where or task_of(subject)
     torch.manual_seed(seed)
     wired = (where, subject.features) if subject.component.kind in ("fusion", "auxiliary_loss") else (where,)
@@ -29,7 +29,7 @@ def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Modu
 
 
 def example_for(subject: Subject, module: nn.Module, where: Task | None = None, batch: int = 2, **more: Any) -> Example:
-    """Slices of the size that the core would give this module; a network gets them through a Segmenter, which pads."""
+    """Return slices of the size that the core would give this module; for a network, a Segmenter pads them."""
     where = where or task_of(subject)
     own = cast(int, getattr(module, "size_multiple", subject.features.strides[-1]))
     multiple = 1 if subject.component.kind == "network" else own
@@ -37,7 +37,7 @@ def example_for(subject: Subject, module: nn.Module, where: Task | None = None, 
 
 
 def results(subject: Subject, module: nn.Module, example: Example, seed: int = 2) -> list[Tensor]:
-    """Every tensor that the module gives for an example; dropout and the like draw from `seed`."""
+    """Return every tensor that the module gives for an example; dropout and the like draw from `seed`."""
     torch.manual_seed(seed)
     kind = subject.component.kind
     if kind == "vision_encoder":
@@ -63,6 +63,19 @@ def _levels(maps: object) -> list[Tensor]:
 def sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """A loss in which every number counts."""
     return torch.stack([(tensor.float() ** 2).mean() for tensor in tensors]).sum()
+
+
+def check_finite_gradients(module: nn.Module, about: str) -> None:
+    """Check that no parameter has a gradient with NaN or infinity."""
+    named = module.named_parameters()
+    wrong = [name for name, parameter in named if parameter.grad is not None and not parameter.grad.isfinite().all()]
+    promise(not wrong, f"finite gradients{about}", few("NaN or infinity in", wrong))
+
+
+def check_finite_gradients_back(example: Example, about: str) -> None:
+    """Check the gradients that went back to the outputs of the model."""
+    finite = all(gradient.isfinite().all() for gradient in example.gradients())
+    promise(finite, f"finite gradients back to the model{about}", "NaN or infinity")
 
 
 def few(what: str, names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a check is, what it is made on, and what it says when a promise is broken."""
+"""Checks, the components that they examine, and the error for a broken promise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Subject:
-    """A component that is checked, with the settings and the surroundings that it is built in."""
+    """A component to check, with the settings and the task that it is built for."""
 
     component: Component
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -56,21 +56,23 @@ class Subject:
         features: Features = PYRAMID,
         atlas: Atlas | str | None = None,
     ) -> Subject:
-        """From the name of an installed component, or from a builder. Raises PluginError for an unknown name."""
+        """Make a subject from a builder or the name of an installed component. Raises PluginError."""
         if isinstance(component, str):
             component = installed_registry().component(kind, component)
         elif not isinstance(component, Component):
             name = str(getattr(component, "__name__", type(component).__name__))
             component = Component(kind, name, component, "none", str(getattr(component, "__module__", "")), "installed")
-        found = installed_registry().build("atlas", atlas, settings={}) if isinstance(atlas, str) else atlas
-        return cls(component, settings or {}, image_size, features, found)
+        built: Atlas | None = (
+            installed_registry().build("atlas", atlas, settings={}) if isinstance(atlas, str) else atlas
+        )
+        return cls(component, settings or {}, image_size, features, built)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Subject:
-        """The same, built with others."""
+        """Return the subject with other settings."""
         return replace(self, settings=settings)
 
     def build(self, *wired: Any) -> Any:
-        """The object. Raises RecipeError for wrong settings, PluginError for a builder that fails."""
+        """Build the object. Raises RecipeError for wrong settings, PluginError for a builder that fails."""
         kind, name = self.component.kind, self.component.name
         return Registry((), [self.component]).build(kind, name, *wired, settings=self.settings)
 
@@ -113,30 +115,30 @@ class Check:
 def check(
     name: str, *kinds: str, fundamental: bool = False, tolerant: bool = False
 ) -> Callable[[Callable[[Subject], None]], Check]:
-    """Make a function a check of these kinds."""
+    """Return a decorator that makes a function a check of these kinds."""
     return lambda run: Check(name, run, kinds, fundamental, tolerant)
 
 
 def checks(kind: str) -> list[Check]:
-    """The checks of a kind of component, in order. Raises PluginError for an unknown kind."""
+    """Return the checks of a kind of component, in order. Raises PluginError for an unknown kind."""
     if kind not in KINDS:
         raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
     module = importlib.import_module(_CHECKS[kind])
     own: Iterable[Check] = module.CHECKS
-    return [SIGNATURE, *(one for one in own if kind in one.kinds)]
+    return [SIGNATURE, *(each for each in own if kind in each.kinds)]
 
 
 def examine(*subjects: Subject) -> None:
-    """Make every check of some subjects. Raises ConformanceError with a line for each broken promise."""
+    """Run every check of some subjects. Raises ConformanceError with a line for each broken promise."""
     __tracebackhide__ = True
     errors: list[ConformanceError] = []
     for subject in subjects:
-        for one in checks(subject.component.kind):
+        for each in checks(subject.component.kind):
             try:
-                one(subject)
+                each(subject)
             except ConformanceError as error:
                 errors.append(error)
-                if one.fundamental:
+                if each.fundamental:
                     break
     if len(errors) == 1:
         raise errors[0]
@@ -145,12 +147,12 @@ def examine(*subjects: Subject) -> None:
 
 
 def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> list[Subject]:
-    """Every component of some plug-ins, each named by entry point, distribution or package.
+    """Return every component of some plug-ins, each named by entry point, distribution or package.
 
     Raises PluginError for a plug-in that is missing or broken, and for settings of a component that none of them has.
     """
     registry = installed_registry()
-    found: list[Component] = []
+    components: list[Component] = []
     for name in names:
         same = [p for p in registry.plugins if name == p.name or _package(name) == _package(p.distribution)]
         if not same:
@@ -159,8 +161,8 @@ def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping
         for plugin in same:
             if plugin.error:
                 raise PluginError(f"{plugin.origin} is broken: {plugin.error}.")
-            found += [component for component in registry.components() if component.plugin == plugin.name]
-    here = {(component.kind, component.name): component for component in found}
+            components += [component for component in registry.components() if component.plugin == plugin.name]
+    here = {(component.kind, component.name): component for component in components}
     if unknown := [key for key in settings if key not in here]:
         raise PluginError(
             f"Settings are given of {unknown[0][0]} '{unknown[0][1]}', which {', '.join(names)} does not bring."

@@ -87,8 +87,8 @@ def _labels(subject: Subject) -> None:
         promise(labels.get(0, 0) == 0, f"the background for 0 in case '{case.id}'", labels.get(0))
     annotated = next((case for case in cases if case.mask_path is not None), None)
     if annotated is not None and annotated.mask_path is not None:
-        found = set(np.unique(read_labels(annotated.mask_path, dataset.atlas.plane).array).tolist())
-        unknown = sorted(found - set(dataset.label_map(annotated)))
+        values = set(np.unique(read_labels(annotated.mask_path, dataset.atlas.plane).array).tolist())
+        unknown = sorted(values - set(dataset.label_map(annotated)))
         promise(not unknown, f"a class for every value in the mask of '{annotated.id}'", f"none for {unknown}")
 
 

@@ -1,4 +1,4 @@
-"""What components are checked on: a small region, random slices of it, their text, and a pyramid."""
+"""Examples to check components on: a small region, random slices of it, their text, and a pyramid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE_STRUCTURE = Atlas("one", (Structure("SC", "spinal canal", 1),), groups={"can
 
 
 def task(image_size: tuple[int, int], atlas: Atlas = REGION) -> Task:
-    """As a recipe with text would give it, for three volumes of nine slices."""
+    """Return the task of a recipe with text, for three volumes of nine slices."""
     fingerprint = {
         "native_sizes": [(9, *image_size)] * 3,
         "native_spacings_mm": [(4.0, 1.0, 1.0)] * 3,
@@ -40,7 +40,7 @@ def task(image_size: tuple[int, int], atlas: Atlas = REGION) -> Task:
 
 @dataclass(frozen=True)
 class Example:
-    """Random slices, annotated and described; the same for the same seed.
+    """Random slices with masks and text; equal for an equal seed.
 
     Image and pyramid are padded to the multiple of the model, the mask is not, as in training.
     """
@@ -62,7 +62,7 @@ class Example:
         counts: tuple[int, ...] = (),
         seed: int = 0,
     ) -> Example:
-        """Slices of a task; `counts` are the tokens of each text, else T - 1 of the first, T - 2 of the second ..."""
+        """Return slices of a task; `counts` are the tokens of each text (default: T - 1, T - 2, ...)."""
         random = torch.Generator().manual_seed(seed)
         structures = task.class_count - 1
         size, length = task.text_size or TEXT_SIZE, task.text_length or TEXT_LENGTH
@@ -89,7 +89,7 @@ class Example:
         return cls(image, mask, text, logits, pyramid)
 
     def first(self) -> Example:
-        """The first slice alone."""
+        """Return the first slice alone."""
         text = self.text
         return Example(
             self.image[:1],
@@ -110,27 +110,31 @@ class Example:
     def showing(self, mask: Tensor) -> Example:
         return replace(self, mask=mask)
 
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the logits and the pyramid, as far as there are any."""
+        return [tensor.grad for tensor in (self.logits, *self.pyramid) if tensor.grad is not None]
+
     @property
     def batch(self) -> Batch:
         count = len(self.image)
-        place = torch.arange(count)
+        slice_index = torch.arange(count)
         return Batch(
             self.image,
             self.mask,
             self.text,
             ("case",) * count,
-            place,
-            torch.full_like(place, count),
+            slice_index,
+            torch.full_like(slice_index, count),
             torch.tensor([[4.0, 1.0, 1.0]]).repeat(count, 1),
         )
 
     @property
     def output(self) -> SegmenterOutput:
-        """What a text-guided network might say of it."""
+        """Return an output that a text-guided network might give for this example."""
         return SegmenterOutput(self.logits, (), self.pyramid, self.pyramid, self.text)
 
 
 def padded(image_size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """H and W as the core pads them."""
+    """Return H and W as the core pads them."""
     height, width = (-(-side // multiple) * multiple for side in image_size)
     return height, width

@@ -1,4 +1,4 @@
-"""Checks of what is made of weights: vision encoders, fusions, auxiliary losses, networks."""
+"""Checks of modules with weights: vision encoders, fusions, auxiliary losses, networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from textseg.contracts import Features, HasBatching, HasLosses, HasStages, Task
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
-from textseg.testing.calls import built, example_for, few, results, sum_of_squares, task_of
+from textseg.testing.calls import (
+    built,
+    check_finite_gradients,
+    check_finite_gradients_back,
+    example_for,
+    few,
+    results,
+    sum_of_squares,
+    task_of,
+)
 from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import ONE_STRUCTURE, TEXT_LENGTH, Example
 from textseg.testing.promises import promise
@@ -89,7 +98,7 @@ def _surroundings(subject: Subject) -> None:
 
 @check("shapes", *KINDS)
 def _shapes(subject: Subject) -> None:
-    """What it gives has the size it declares: any multiple, not square, batch of 1, one structure, one token."""
+    """Outputs have the declared size: any multiple, not square, batch of 1, one structure, one token."""
     size = subject.image_size
     odd = (size[0] - 1, size[1] + size[1] // 2 + 1)  # no multiple, and another one than all else is checked at
     for where, batch, counts, about in (
@@ -142,12 +151,10 @@ def _gradients(subject: Subject) -> None:
         without = [name for name, parameter in named if parameter.grad is None]
         about = f" in stage '{stage}'" if stage else ""
         promise(not without, f"a gradient for every trainable parameter{about}", few("none for", without))
-        wrong = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
-        promise(not wrong, f"finite gradients{about}", few("NaN or infinity in", wrong))
-    into = [tensor.grad for tensor in (example.logits, *example.pyramid) if tensor.grad is not None]
+        check_finite_gradients(module, about)
     if subject.component.kind in ("fusion", "auxiliary_loss"):
-        promise(into, "gradients back to the model", "none: its input is detached")
-        promise(all(g.isfinite().all() for g in into), "finite gradients back to the model", "NaN or infinity")
+        promise(example.gradients(), "gradients back to the model", "none: its input is detached")
+        check_finite_gradients_back(example, "")
 
 
 def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
@@ -175,16 +182,15 @@ def _precision(subject: Subject) -> None:
         promise(given[0].dtype == torch.float32, "a loss in float32 under autocast", given[0].dtype)
     promise(all(bool(tensor.isfinite().all()) for tensor in given), "finite numbers under autocast", "NaN or infinity")
     sum_of_squares(given).backward()  # type: ignore[no-untyped-call]
-    wrong = [n for n, p in module.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    promise(not wrong, "finite gradients under autocast", few("NaN or infinity in", wrong))
+    check_finite_gradients(module, " under autocast")
 
 
 @check("determinism", *KINDS)
 def _determinism(subject: Subject) -> None:
     """The same seed gives the same weights and the same results; in evaluation there is no chance at all."""
     first, second = built(subject), built(subject)
-    other = second.state_dict()
-    unlike = [name for name, value in first.state_dict().items() if not _same(value, other[name])]
+    weights = second.state_dict()
+    unlike = [name for name, value in first.state_dict().items() if not _same(value, weights[name])]
     promise(not unlike, "the same weights from the same seed", few("others in", unlike))
     example = example_for(subject, first, batch=1)
     same = _equal(results(subject, first, example), results(subject, second, example))
@@ -194,12 +200,12 @@ def _determinism(subject: Subject) -> None:
     promise(same, "the same results in evaluation, whatever the seed", "others")
 
 
-def _same(one: object, other: object) -> bool:
-    return torch.equal(one, other) if isinstance(one, Tensor) and isinstance(other, Tensor) else one == other
+def _same(first: object, second: object) -> bool:
+    return torch.equal(first, second) if isinstance(first, Tensor) and isinstance(second, Tensor) else first == second
 
 
-def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @check("state", *KINDS)
@@ -242,10 +248,10 @@ def _batch(subject: Subject) -> None:
     with torch.no_grad():
         both = results(subject, module, example)
         alone = results(subject, module, example.first())
-    for one, other in zip(both, alone, strict=True):
-        difference = (one[:1] - other).abs().max().item()
+    for in_batch, by_itself in zip(both, alone, strict=True):
+        difference = (in_batch[:1] - by_itself).abs().max().item()
         promise(
-            difference <= 1e-4 * (1 + other.abs().max().item()),
+            difference <= 1e-4 * (1 + by_itself.abs().max().item()),
             "in evaluation the same for a slice alone and in a batch",
             f"a difference of {difference:.1e}",
         )
@@ -253,7 +259,7 @@ def _batch(subject: Subject) -> None:
 
 @check("text", *GUIDED)
 def _text(subject: Subject) -> None:
-    """What is masked changes nothing; what is said does."""
+    """Masked tokens change nothing; another text changes the result."""
     module = built(subject).eval()
     if subject.component.kind == "network" and not cast(bool, module.uses_text):
         return
@@ -263,7 +269,7 @@ def _text(subject: Subject) -> None:
         for parameter in module.parameters():  # a gate that starts closed is opened
             parameter.add_(0.1 * torch.randn_like(parameter))
         expected = results(subject, module, example)
-        text, other = example.text, example_for(subject, module, seed=7).text
+        text, another = example.text, example_for(subject, module, seed=7).text
         noise = torch.randn_like(text.tokens).masked_fill(text.mask[..., None], 0)
         padded = results(subject, module, example.saying(replace(text, tokens=text.tokens + noise)))
         change = max((a - b).abs().max().item() for a, b in zip(padded, expected, strict=True))
@@ -272,9 +278,9 @@ def _text(subject: Subject) -> None:
             "the same result whatever stands where the text is masked",
             f"a change of {change:.1e}: use text.mask",
         )
-        told = replace(text, tokens=other.tokens, classwise=other.classwise)
+        changed = replace(text, tokens=another.tokens, classwise=another.classwise)
         promise(
-            not _equal(results(subject, module, example.saying(told)), expected),
+            not _equal(results(subject, module, example.saying(changed)), expected),
             "another result for another text",
             "the same: the text is not read",
         )

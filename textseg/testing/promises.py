@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BrokenPromiseError(Exception):
-    """What a check found; the runner adds whose it is."""
+    """A broken promise: the expected and the actual value. The runner adds the component."""
 
     def __init__(self, expected: str, came: str) -> None:
         super().__init__(expected, came)

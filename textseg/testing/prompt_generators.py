@@ -25,7 +25,7 @@ def atlas_of(subject: Subject) -> Atlas:
 
 
 def visibilities(atlas: Atlas) -> Iterator[Visibility]:
-    """What a run may ask about: every source and place, with facts and without, and slices that show nothing."""
+    """Yield visibilities: every source and slice position, with and without facts, and slices that show nothing."""
     for visibility in atlas.visibilities():
         yield visibility
         yield visibility.at(0, 1)
@@ -82,14 +82,14 @@ def _pure(subject: Subject) -> None:
     again = [generator(visibility) for visibility in reversed(asked)][::-1]
     for name, texts in (
         ("again, in another order", again),
-        ("by another one of the same settings", _said(subject.build(atlas), asked)),
-        ("by a pickled copy", _said(pickle.loads(pickle.dumps(generator)), asked)),
+        ("by another one of the same settings", _all_prompts(subject.build(atlas), asked)),
+        ("by a pickled copy", _all_prompts(pickle.loads(pickle.dumps(generator)), asked)),
     ):
-        for visibility, one, other in zip(asked, first, texts, strict=True):
-            promise(one == other, f"the same text {name} for {visibility}", f"{one} and {other}")
+        for visibility, before, after in zip(asked, first, texts, strict=True):
+            promise(before == after, f"the same text {name} for {visibility}", f"{before} and {after}")
 
 
-def _said(generator: PromptGenerator, asked: list[Visibility]) -> list[Prompts]:
+def _all_prompts(generator: PromptGenerator, asked: list[Visibility]) -> list[Prompts]:
     return [generator(visibility) for visibility in asked]
 
 
@@ -99,16 +99,16 @@ def _names(subject: Subject) -> None:
     atlas = atlas_of(subject)
     generator = subject.build(atlas)
     everything = template_visibility(atlas)
-    said = generator(everything)
-    for name, text in zip(atlas.names, said.classwise, strict=True):
+    complete = generator(everything)
+    for name, text in zip(atlas.names, complete.classwise, strict=True):
         promise(text.strip(), f"a text for '{name}' where it is visible", "an empty one")
     first: dict[str, str] = {}
-    for name, text in zip(atlas.names, said.classwise, strict=True):
-        other = first.setdefault(text, name)
-        promise(other == name, "a text of its own for each visible structure", f"'{text}' for '{other}' and '{name}'")
+    for name, text in zip(atlas.names, complete.classwise, strict=True):
+        owner = first.setdefault(text, name)
+        promise(owner == name, "a text of its own for each visible structure", f"'{text}' for '{owner}' and '{name}'")
     for name in atlas.names:
         without = generator(replace(everything, visible=tuple(n for n in atlas.names if n != name)))
-        promise(without != said, f"another text where '{name}' is not visible", f"the same: '{said.holistic}'")
+        promise(without != complete, f"another text where '{name}' is not visible", f"the same: '{complete.holistic}'")
 
 
 CHECKS = (_surroundings, _construction, _prompts, _pure, _names)

@@ -62,7 +62,7 @@ def _plugins(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def textseg_settings() -> Mapping[tuple[str, str], Mapping[str, Any] | None]:
-    """What components are built with, by kind and name; None leaves one out. A test file may define its own."""
+    """Settings of components by kind and name; None leaves a component out. A test file may define its own."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""What a component may not touch: the network, files, processes, and what every part of a program shares."""
+"""Guards of what a component may not touch: network, files, processes, and the state that a whole program shares."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _watched = threading.local()
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Leave what all share as it was, also where a component does not; small tensors are quickest in one thread."""
+    """Restore the shared state after the block. One thread inside it: small tensors are quickest so."""
     shared, device = _shared_state(), torch.get_default_device()
     chance, drawn = random.getstate(), np.random.get_state()
     torch.set_num_threads(1)
@@ -65,8 +65,8 @@ def undisturbed(
     _install()
     touched: list[str] = []
     before = _shared_state()
-    places = [path for value in allowed for path in _paths(value)]
-    _watched.touched, _watched.allowed = touched, [os.sep] if files else places
+    readable = [path for value in allowed for path in _paths(value)]
+    _watched.touched, _watched.allowed = touched, [os.sep] if files else readable
     _watched.besides = {str(Path(path).absolute()) for path in besides}
     try:
         yield
@@ -149,11 +149,11 @@ def _harmless(path: str) -> bool:
         return True
     if any(part.endswith((".dist-info", ".egg-info")) for part in absolute.parts):
         return True
-    return any(absolute == Path(place) or Path(place) in absolute.parents for place in _watched.allowed)
+    return any(absolute == Path(path) or Path(path) in absolute.parents for path in _watched.allowed)
 
 
 def _importing() -> bool:
-    """Whether a module is being imported or looked for, or an installed package, which reads files and folders."""
+    """Return True while a module is imported, or an installed package is looked for: both read files and folders."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         if frame.f_code.co_filename.startswith(IMPORTING):

@@ -108,12 +108,12 @@ def _independence(subject: Subject) -> None:
             "the same features for a text alone and among others",
             f"a difference of {difference:.1e} for '{text}'",
         )
-    one, other = (_mean(tokens[row], mask[row]) for row in (0, 2))
-    promise(not torch.equal(one, other), "other features for another text", "the same")
+    first, third = (_mean(tokens[row], mask[row]) for row in (0, 2))
+    promise(not torch.equal(first, third), "other features for another text", "the same")
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    return (one - other).abs().max().item()
+def _difference(first: Tensor, second: Tensor) -> float:
+    return (first - second).abs().max().item()
 
 
 def _mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What is wrong with the plug-ins that are installed: each is looked at in a process of its own.
+"""Faults of the installed plug-ins; each plug-in is examined in a process of its own.
 
-So an import is timed from nothing, one plug-in's imports are not another's, and what ends a process ends only its own.
+A fresh process times an import without those of other plug-ins, and a plug-in that ends its process ends no other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CHILD = "from textseg.cli.plugins.diagnosis import examine_alone; examine_alone
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about a plug-in; `broken` says that something can't be used, else it is worth knowing."""
+    """A fault of a plug-in where `broken` is set, and otherwise a remark."""
 
     what: str
     broken: bool = True
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that is found out about one plug-in."""
+    """The findings about one plug-in, with its components and the seconds of its import."""
 
     plugin: Plugin
     import_seconds: float | None = None  # None where it did not end
@@ -62,26 +62,26 @@ Depth = Literal["register", "import", "check"]
 
 
 def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = (), check: bool = False) -> list[Diagnosis]:
-    """Look at each plug-in, or at those named in `only`, and at what they take from all others; by name.
+    """Examine each plug-in, or those named in `only`, also for names that they share with any other; sorted by name.
 
-    With `check`, every component that can be built without settings is held against its contract (`textseg.testing`).
+    With `check`, every component that can be built without settings is tested against its contract (`textseg.testing`).
     """
     ordered = sorted(entry_points, key=lambda entry_point: entry_point.name)
     wanted = {entry_point.name for entry_point in ordered if not only or entry_point.name in only}
     deep: Depth = "check" if check else "import"
-    found = [_examined(one, deep if one.name in wanted else "register") for one in ordered]
-    return [_with_collisions(diagnosis, found) for diagnosis in found if diagnosis.plugin.name in wanted]
+    diagnoses = [_examined(point, deep if point.name in wanted else "register") for point in ordered]
+    return [_with_collisions(diagnosis, diagnoses) for diagnosis in diagnoses if diagnosis.plugin.name in wanted]
 
 
 def _with_collisions(diagnosis: Diagnosis, everything: Sequence[Diagnosis]) -> Diagnosis:
     own = diagnosis.plugin
-    twins = [other.plugin.origin for other in everything if other.plugin.name == own.name and other is not diagnosis]
+    twins = [each.plugin.origin for each in everything if each.plugin.name == own.name and each is not diagnosis]
     findings = [Finding(f"another plug-in has the same name: {twin}; neither is used") for twin in twins]
     for kind, name in diagnosis.components:
-        sharers = [other.plugin for other in everything if (kind, name) in other.components]
+        sharers = [each.plugin for each in everything if (kind, name) in each.components]
         if len(sharers) > 1:
-            said = collision([Component(kind, name, "", p.name, p.distribution, p.version) for p in sharers])
-            findings.append(Finding(said.rstrip(".")))
+            message = collision([Component(kind, name, "", p.name, p.distribution, p.version) for p in sharers])
+            findings.append(Finding(message.rstrip(".")))
     return replace(diagnosis, findings=(*diagnosis.findings, *findings))
 
 
@@ -94,11 +94,11 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
         patience = PATIENCE_CHECKING_SECONDS if depth == "check" else PATIENCE_SECONDS
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
-            ending, said = f"ended its process with code {done.returncode}", done.stderr
+            ending, output = f"ended its process with code {done.returncode}", done.stderr
         except subprocess.TimeoutExpired as error:
-            ending, said = f"did not end within {patience:g} s", str(error)
+            ending, output = f"did not end within {patience:g} s", str(error)
         if not answer.exists():
-            return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=said),))
+            return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=output),))
         facts = json.loads(answer.read_text())
     return Diagnosis(
         plugin,
@@ -109,7 +109,7 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
 
 
 def examine_alone() -> None:
-    """What the process of one plug-in does: the request is its first argument, its answer goes into the second."""
+    """Examine one plug-in: read the request from the first argument, write the answer to the file in the second."""
     request = json.loads(sys.argv[1])
     facts = _facts(EntryPoint(*request["entry_point"]), Plugin(**request["plugin"]), request["depth"])
     Path(sys.argv[2]).write_text(json.dumps(facts))
@@ -164,13 +164,13 @@ def _broken_promises(component: Component) -> Iterator[Finding]:
     from textseg.testing import ConformanceError, Subject, checks
 
     subject = Subject.of(component.kind, component)
-    for one in checks(component.kind):
+    for conformance_check in checks(component.kind):
         try:
-            one(subject)
+            conformance_check(subject)
         except ConformanceError as error:
             needs = isinstance(error.__cause__, TextsegError) and not isinstance(error.__cause__, PluginError)
             yield replace(_finding(error, str(error).rstrip(".")), broken=not needs)  # weights that nobody fetched
-            if one.fundamental:
+            if conformance_check.fundamental:
                 break
 
 
@@ -179,7 +179,7 @@ def _finding(error: BaseException, what: str) -> Finding:
 
 
 def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
-    """What `textseg plugins doctor` prints; with tracebacks if `verbose`."""
+    """Return the text that `textseg plugins doctor` prints; with tracebacks if `verbose`."""
     return "\n\n".join([*(_paragraph(diagnosis, verbose) for diagnosis in diagnoses), _summary(diagnoses)])
 
 

@@ -56,7 +56,7 @@ return $class_name(folder=str(folder))''',
 
 @dataclass(frozen=True)
 class NewPlugin:
-    """What a plug-in of one component is called, everywhere."""
+    """The names of a plug-in with one component, and its files."""
 
     kind: str
     name: str
@@ -75,7 +75,7 @@ class NewPlugin:
 
     @property
     def with_data(self) -> bool:
-        """Whether it needs data of its own to run on."""
+        """True for a kind whose trial needs a phantom of its own."""
         return self.kind in _READ
 
     @property
@@ -88,16 +88,16 @@ class NewPlugin:
 
     @property
     def components(self) -> dict[tuple[str, str], str]:
-        """Where the builder of each component lies, by kind and name."""
-        found = {(self.kind, self.name): f"{self.name}:{self.atlas if self.kind == 'atlas' else self.class_name}"}
+        """The module and name of the builder of each component, by kind and name."""
+        builders = {(self.kind, self.name): f"{self.name}:{self.atlas if self.kind == 'atlas' else self.class_name}"}
         if self.kind == "dataset":
-            found["atlas", self.atlas] = f"atlas:{self.atlas}"
+            builders["atlas", self.atlas] = f"atlas:{self.atlas}"
         if self.with_data:
-            found["dataset", f"{self.name}_phantom"] = f"{self.name}_phantom:{self.class_name}Phantom"
-        return found
+            builders["dataset", f"{self.name}_phantom"] = f"{self.name}_phantom:{self.class_name}Phantom"
+        return builders
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """The path of each file in the distribution, and its content."""
+        """Yield the path of each file in the distribution, and its content."""
         package, words = self.package, self._words()
 
         def filled(path: str, template: str) -> tuple[str, str]:
@@ -168,9 +168,9 @@ class NewPlugin:
 
 
 def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
-    """Write the distribution `textseg-<name>` into `output`, all of it or nothing; its files, the folder first.
+    """Write the distribution `textseg-<name>` into `output`, whole or not at all. Returns its folder, then its files.
 
-    Raises PluginError for a kind that there is not, and for a name that is none, is taken, or is a folder's already.
+    Raises PluginError for an unknown kind, and for a name that is invalid, taken, or that of an existing folder.
     """
     if kind not in KINDS:
         raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
@@ -204,9 +204,9 @@ def _check_name(name: str) -> None:
 
 def _check_free(plugin: NewPlugin) -> None:
     registry = installed_registry()
-    for other in registry.plugins:
-        if other.name == plugin.name:
-            raise PluginError(f"The name '{plugin.name}' is taken by {other.origin}. Choose another one.")
+    for installed in registry.plugins:
+        if installed.name == plugin.name:
+            raise PluginError(f"The name '{plugin.name}' is taken by {installed.origin}. Choose another one.")
     for kind, name in plugin.components:
         for component in registry.components(kind):
             if component.name == name:
