@@ -22,7 +22,7 @@ from textseg.contracts import Case
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import SliceGeometry
-from textseg.data.slices import Slices, training_loader
+from textseg.data.slices import ShuffledBatches, Slices, training_loader
 from textseg.recipe.loading import AugmentationSettings
 
 SMALLEST = "--smallest" in sys.argv
@@ -152,7 +152,8 @@ def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple
     cases = [stored(folder, side, f"case{number}") for number in range(CASES)]
     for workers in (0, 2):
         slices = Slices(cases, None, {}, Augmentation(RECIPE, 1))
-        loader = iter(training_loader(slices, batch_size, seed=1, epoch=0, start=0, workers=workers, pin_memory=False))
+        order = ShuffledBatches(len(slices), batch_size, seed=1, epoch=0)
+        loader = iter(training_loader(slices, order, workers=workers, pin_memory=False))
         for _ in range(2 * max(1, workers)):  # which the start of the workers delays
             next(loader)
         start, batches = time.perf_counter(), sum(1 for _ in loader)

@@ -133,8 +133,8 @@ def loader_of(
 ) -> list[Batch]:
     chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
     slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
-    loader = training_loader(slices, 3, seed=5, epoch=epoch, start=start, workers=workers, pin_memory=False)
-    return [slices.unpack(packed) for packed in loader]
+    batches = ShuffledBatches(len(slices), 3, seed=5, epoch=epoch, start=start)
+    return [slices.unpack(packed) for packed in training_loader(slices, batches, workers=workers, pin_memory=False)]
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(
@@ -257,7 +257,8 @@ def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: At
 def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:
     def loaded(start: int, workers: int) -> list[PackedBatch]:
         volumes = volumes_of(cases, None, Augmentation(DISTORTED, 5))
-        return list(training_loader(volumes, 1, seed=5, epoch=3, start=start, workers=workers, pin_memory=False))
+        batches = ShuffledBatches(len(volumes), 1, seed=5, epoch=3, start=start)
+        return list(training_loader(volumes, batches, workers=workers, pin_memory=False))
 
     whole = loaded(0, 0)
     assert sorted(batch.case[0] for batch in whole) == ["a", "bb", "ccc"]

@@ -230,21 +230,9 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
 
 def training_loader(
-    slices: Slices | Volumes,
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    start: int,
-    workers: int,
-    pin_memory: bool,
-    share: tuple[int, int] = (0, 1),
+    slices: Slices | Volumes, order: ShuffledBatches, *, workers: int, pin_memory: bool
 ) -> Iterable[PackedBatch]:
-    """Load the rest of an epoch, from batch `start` on, for `slices.unpack`.
-
-    `batch_size` counts slices; for volumes it is 1.
-    """
-    order = ShuffledBatches(len(slices), batch_size, seed=seed, epoch=epoch, start=start, share=share)
+    """Load the batches of an epoch in their order, each for `slices.unpack`."""
     loader: DataLoader[Any] = DataLoader(
         slices, batch_sampler=order, num_workers=workers, collate_fn=slices.pack, pin_memory=pin_memory
     )

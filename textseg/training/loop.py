@@ -330,17 +330,16 @@ class Training:
         """Yield what is left of an epoch, on the device."""
         device, recipe = self.fabric.device, self.experiment.recipe
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
-        loader = training_loader(
-            self.slices,
+        order = ShuffledBatches(
+            len(self.slices),
             self.batch_size,
             seed=recipe.seed,
             epoch=epoch,
             start=self.progression.step - epoch * self.steps_per_epoch,
-            workers=self.settings.workers,
-            pin_memory=device.type == "cuda",
             share=(distributed.rank(), distributed.count()),
         )
-        for packed in loader:
+        workers, pin_memory = self.settings.workers, device.type == "cuda"
+        for packed in training_loader(self.slices, order, workers=workers, pin_memory=pin_memory):
             moved = packed.to(device, non_blocking=True)
             yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
 
