@@ -194,11 +194,7 @@ def predict_files(
 
 
 def _computed(
-    model: Predictor,
-    job: Job,
-    reading: Future[_Read | None],
-    settings: PredictionSettings,
-    writer: ThreadPoolExecutor,
+    model: Predictor, job: Job, reading: Future[_Read | None], settings: PredictionSettings, writer: ThreadPoolExecutor
 ) -> Future[Outcome]:
     try:
         read = reading.result()

@@ -24,11 +24,7 @@ SMALL = 0.25  # of the usual size in its group: below it, a finding counts in pr
 
 
 def prompted_slices(
-    experiment: Experiment,
-    segmenter: Segmenter,
-    prepared: PreparedCase,
-    source: Source | None,
-    device: torch.device,
+    experiment: Experiment, segmenter: Segmenter, prepared: PreparedCase, source: Source | None, device: torch.device
 ) -> tuple[SliceStack, Visibility | None]:
     """Return the slices of a case with the prompts of a source, and the visibility that these state.
 

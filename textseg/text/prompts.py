@@ -41,12 +41,7 @@ class RegionPrompts:
     listing: ClassVar[str] = "which encompasses"
 
     def __init__(
-        self,
-        atlas: Atlas,
-        *,
-        granularity: Granularity = 3,
-        absence: Absence = "stated",
-        facts: tuple[str, ...] = (),
+        self, atlas: Atlas, *, granularity: Granularity = 3, absence: Absence = "stated", facts: tuple[str, ...] = ()
     ) -> None:
         self.atlas = atlas
         self.granularity = granularity

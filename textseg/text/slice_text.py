@@ -98,12 +98,7 @@ def slice_prompts(
 
 
 def volume_prompts(
-    visibility: Visibility,
-    slice_count: int,
-    generator: PromptGenerator,
-    atlas: Atlas,
-    *,
-    position: bool = True,
+    visibility: Visibility, slice_count: int, generator: PromptGenerator, atlas: Atlas, *, position: bool = True
 ) -> list[SlicePrompt]:
     """Return the prompts of every slice of a volume, which state `visibility`.
 

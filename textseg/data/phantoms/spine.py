@@ -177,12 +177,7 @@ def _draw_disc(canvas: _Canvas, spine: Spine, level: Level, below: Level) -> Non
 
 def _draw_body(canvas: _Canvas, spine: Spine, level: Level, random: np.random.Generator) -> None:
     """A waisted block with rounded corners, concave endplates and a flat back."""
-    centre, half, depth, width = (
-        spine.centre[level.name],
-        level.height_mm / 2,
-        level.depth_mm / 2,
-        level.width_mm / 2,
-    )
+    centre, half, depth, width = (spine.centre[level.name], level.height_mm / 2, level.depth_mm / 2, level.width_mm / 2)
     window = canvas.space.window((centre - half - 6, centre + half + 6), (-depth - 6, depth + 6))
     if window is None:
         return
