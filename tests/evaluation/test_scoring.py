@@ -9,7 +9,7 @@ import pytest
 from medpy.metric import binary
 
 from textseg.errors import RecipeError
-from textseg.evaluation.scoring import compared_maps, score_maps
+from textseg.evaluation.scoring import score_case
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.scores import Score
 from textseg.recipe.loading import load_recipe
@@ -22,9 +22,8 @@ def scored(experiment: Experiment, prediction: np.ndarray, metrics: Sequence[str
     """Rows of the first test case, of its structures and of its groups, at the prepared size."""
     prepared = experiment.cases["test"][0]
     reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
-    maps, spacing_mm = compared_maps(experiment, prepared, CasePrediction(prediction, None), reference)
-    settings = experiment.recipe.evaluation
-    return score_maps(settings, experiment.atlas, prepared.case, maps, spacing_mm, source="template", metrics=metrics)
+    case = CasePrediction(prediction, None)
+    return score_case(experiment, prepared, case, reference, source="template", metrics=metrics)
 
 
 def test_groups_are_merged_before_they_are_scored(tiny_recipe: Path) -> None:

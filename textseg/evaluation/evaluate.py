@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from textseg.contracts import Source, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.errors import RunError
-from textseg.evaluation.scoring import compared_maps, score_maps
+from textseg.evaluation.scoring import compared_maps, score_case
 from textseg.inference.slices import CasePrediction, predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
@@ -118,17 +118,10 @@ def evaluate(
         assert prediction.native is not None
         # The annotation is decoded here, once: scores, level names, the example and the geometry come from it.
         reference, geometry = prepared.native_mask(experiment.dataset.label_map(prepared.case))
-        maps, spacing_mm = compared_maps(experiment, prepared, prediction, reference)
         # Examples are ranked by DSC, so it is computed even where the recipe does not ask for it.
-        rows, merged = score_maps(
-            experiment.recipe.evaluation,
-            experiment.atlas,
-            prepared.case,
-            maps,
-            spacing_mm,
-            source=result.prompts or "none",
-            metrics=("dsc", *metrics),
-        )
+        scored, prompts = ("dsc", *metrics), result.prompts or "none"
+        rows, merged = score_case(experiment, prepared, prediction, reference, source=prompts, metrics=scored)
+        maps, _ = compared_maps(experiment, prepared, prediction, reference)
         dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
         index = fullest_slice(reference)
         mean = float(np.mean(dsc)) if dsc else 0.0

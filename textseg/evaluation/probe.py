@@ -11,7 +11,7 @@ import torch
 from textseg.contracts import TextEncoder
 from textseg.data.slices import SliceStack
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, probe_subject
-from textseg.evaluation.scoring import compared_maps, score_maps
+from textseg.evaluation.scoring import score_case
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import Score
@@ -49,30 +49,17 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
     with progress_bar() as bar:
         task = bar.add_task("probing", total=len(CONDITIONS) * len(subjects))
         for number, subject in enumerate(subjects):
-            reference, _ = subject.prepared.native_mask(experiment.dataset.label_map(subject.prepared.case))
+            prepared = subject.prepared
+            reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
             for condition in CONDITIONS:
                 if condition.tell is None:
-                    slices, _ = prompted_slices(experiment, segmenter, subject.prepared, "predicted", device)
+                    slices, _ = prompted_slices(experiment, segmenter, prepared, "predicted", device)
                 else:
-                    slices = SliceStack(subject.prepared.image, texts[condition.name][number])
-                prediction = predict_case(
-                    segmenter,
-                    subject.prepared,
-                    slices,
-                    device=device,
-                    batch_size=experiment.recipe.training.batch_size,
-                    native=experiment.recipe.evaluation.space == "native",
-                )
-                maps, spacing_mm = compared_maps(experiment, subject.prepared, prediction, reference)
-                rows, _ = score_maps(
-                    experiment.recipe.evaluation,
-                    experiment.atlas,
-                    subject.prepared.case,
-                    maps,
-                    spacing_mm,
-                    source=condition.label,
-                    metrics=("dsc",),
-                )
+                    slices = SliceStack(prepared.image, texts[condition.name][number])
+                size, native = experiment.recipe.training.batch_size, experiment.recipe.evaluation.space == "native"
+                prediction = predict_case(segmenter, prepared, slices, device=device, batch_size=size, native=native)
+                label = condition.label
+                rows, _ = score_case(experiment, prepared, prediction, reference, source=label, metrics=("dsc",))
                 scores[condition.name] += rows
                 bar.update(task, advance=1)
     return scores

@@ -30,6 +30,21 @@ def compared_maps(
     return (prediction.native, reference), prepared.native_spacing_mm
 
 
+def score_case(
+    experiment: Experiment,
+    prepared: PreparedCase,
+    prediction: CasePrediction,
+    reference: NDArray[np.uint8],
+    *,
+    source: str,
+    metrics: Sequence[str],
+) -> tuple[list[Score], list[Score]]:
+    """Return the rows of a case by the protocol of the recipe: see `compared_maps` and `score_maps`."""
+    settings, atlas = experiment.recipe.evaluation, experiment.atlas
+    maps, spacing_mm = compared_maps(experiment, prepared, prediction, reference)
+    return score_maps(settings, atlas, prepared.case, maps, spacing_mm, source=source, metrics=metrics)
+
+
 def score_maps(
     settings: EvaluationSettings,
     atlas: Atlas,
