@@ -126,3 +126,9 @@ def test_hook_textseg_report_sections(notes: list[dict[str, object]]) -> None:
 def test_hook_textseg_run_finished(notes: list[dict[str, object]]) -> None:
     assert (notes[2]["hook"], notes[2]["scored"], notes[2]["seconds"]) == ("finished", True, True)
     assert "report.html" in notes[2]["files"]  # type: ignore[operator]
+
+
+def test_hook_textseg_published_results() -> None:
+    tables = installed_registry().published_results()
+    assert [table.dataset for table in tables] == ["mrspineseg", "spider"]
+    assert all(len(table.methods) == 13 for table in tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textseg.hookspecs import LoggerOffer, ReportSection, Run, hookimpl
+from textseg.hookspecs import LoggerOffer, PublishedMethod, PublishedTable, ReportSection, Run, hookimpl
 from textseg.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from textseg.inference.onnx_networks import Engine
     from textseg.inference.predictor import Predictor
 
-__all__ = ["API_VERSION", "LoggerOffer", "ReportSection", "Run", "__version__", "hookimpl", "load", "run"]
+__all__ = [
+    "API_VERSION",
+    "LoggerOffer",
+    "PublishedMethod",
+    "PublishedTable",
+    "ReportSection",
+    "Run",
+    "__version__",
+    "hookimpl",
+    "load",
+    "run",
+]
 
 
 def load(path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None) -> Predictor:

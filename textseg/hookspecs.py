@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,29 @@ class LoggerOffer:
     install: str  # what `pip install` needs to bring that package
 
 
+@dataclass(frozen=True)
+class PublishedMethod:
+    """The results of one method in a published table, by metric, in the units of the table."""
+
+    name: str
+    means: dict[str, float]  # as printed
+    by_structure: dict[str, dict[str, float]] = field(default_factory=dict)  # NaN where the method found no such one
+    parameters: float | None = None
+    milliseconds_per_slice: float | None = None
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """Results that a publication gives for one data set; they are shown beside runs and never ranked with them."""
+
+    dataset: str  # its name in a recipe
+    source: str  # the publication, to read
+    protocol: str  # in which respects scores were obtained differently, to read
+    units: Mapping[str, str]  # of each metric: "percent", "mm", "pixel", or "" for a ratio from 0 to 1
+    methods: Sequence[PublishedMethod]
+    rare: Sequence[str] = ()  # structures that one of the recomputed means leaves out
+
+
 @hookspec
 def textseg_register(register: Register) -> None:
     """Register the components of this plug-in: `register.<kind>(name, builder)`.
@@ -83,4 +106,10 @@ def textseg_run_finished(run: Run) -> None:
 @hookspec
 def textseg_report_sections(run: Run) -> Sequence[ReportSection]:
     """Return sections for a report; scores.csv and enumeration.json are already in the folder."""
+    return ()
+
+
+@hookspec
+def textseg_published_results() -> Sequence[PublishedTable]:
+    """Return published tables, for `textseg published` and `textseg compare --published`."""
     return ()

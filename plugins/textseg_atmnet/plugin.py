@@ -1,6 +1,8 @@
 """Registration of the components of this plug-in."""
 
-from textseg import hookimpl
+from collections.abc import Sequence
+
+from textseg import PublishedTable, hookimpl
 from textseg.registry import Register
 
 
@@ -17,3 +19,10 @@ def textseg_register(register: Register) -> None:
     register.vision_encoder("timm", "textseg_atmnet.timm:TimmEncoder")
     register.fusion("hasf", "textseg_atmnet.hasf:HASF")
     register.auxiliary_loss("ccae", "textseg_atmnet.ccae:CCAE")
+
+
+@hookimpl
+def textseg_published_results() -> Sequence[PublishedTable]:
+    from textseg_atmnet.published_results import published_tables
+
+    return published_tables()

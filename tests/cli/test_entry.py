@@ -194,6 +194,7 @@ def test_a_run_is_repeated_from_its_folder(running: Recorder, monkeypatch: pytes
     [
         (["run", "--from", "runs/x"], "textseg reproduce RUN"),
         (["evaluate", "--predictions=masks", "--dataset", "spider"], "textseg score DIR --dataset DATASET"),
+        (["compare", "--only-published", "--published", "spider"], "textseg published [DATASET]"),
     ],
 )
 def test_an_old_spelling_answers_with_the_new_one(
@@ -339,6 +340,7 @@ def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys:
         ["score"],
         ["evaluate"],
         ["compare"],
+        ["published"],
         ["components"],
         ["recipes"],
         ["recipes", "copy"],
@@ -353,19 +355,21 @@ def test_every_command_has_help_with_an_example(
 
 
 def test_published_results_need_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "compare", "--only-published") == 0
+    assert call(monkeypatch, "published") == 0
     out = capsys.readouterr().out
     assert out.count("52 means computed again") == 2
-    assert call(monkeypatch, "compare", "--only-published", "--published", "mrspineseg") == 0
-    assert "Published results on spider" not in capsys.readouterr().out
+    assert call(monkeypatch, "published", "mrspineseg") == 0
+    assert "spider" not in capsys.readouterr().out
+    assert call(monkeypatch, "published", "spyder") == 2
+    assert "Did you mean 'spider'" in capsys.readouterr().err
 
 
 def test_published_results_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "compare", "a", "--published", "spyder") == 2
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "--only-published"), ("--published", "spider"), ("a", "--rare", "2")])
-def test_compare_needs_runs_or_published_results(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--published", "spider"), ("a", "--rare", "2")])
+def test_compare_needs_runs_and_a_share(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "compare", *arguments) == 2
 
 

@@ -452,5 +452,5 @@ def test_published_results_stand_beside_and_are_never_ranked(tmp_path):
     board = compare([run], published="spider", output=tmp_path / "out")
     assert [row.rank for table in board.tables for row in table.rows] == [1]
     assert {row["rank"] for row in table_of(tmp_path / "out") if row["table"] == "published"} == {""}
-    with pytest.raises(RunError, match="--published: there are no results of 'x'"):
+    with pytest.raises(RunError, match="no published results of 'x'"):
         compare([run], published="x")

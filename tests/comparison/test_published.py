@@ -1,108 +1,86 @@
+"""Published tables of any plug-in, with values by structure and without."""
+
 from __future__ import annotations
 
-import csv
+import io
 import math
-from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 
-from textseg.comparison.published import (
-    FOLDER,
-    PublishedMean,
-    published_datasets,
-    published_means,
-    published_report,
-    ranks,
-)
+from textseg import PublishedMethod, PublishedTable, hookimpl
+from textseg.comparison import published
+from textseg.comparison.published import published_means, published_rows, published_tables
+from textseg.comparison.text import print_published
 from textseg.errors import RunError
+from textseg.registry.discovery import Registry, hook_caller
 
-ALL = [mean for dataset in ("mrspineseg", "spider") for mean in published_means(dataset)]
-
-
-def one(dataset: str, metric: str, method: str) -> PublishedMean:
-    (found,) = [m for m in ALL if (m.dataset, m.metric, m.method) == (dataset, metric, method)]
-    return found
-
-
-def table(dataset: str, metric: str) -> list[PublishedMean]:
-    return [mean for mean in ALL if (mean.dataset, mean.metric) == (dataset, metric)]
-
-
-def test_104_means_of_thirteen_methods() -> None:
-    assert published_datasets() == ["mrspineseg", "spider"]
-    assert len(ALL) == 104
-    assert len({mean.method for mean in ALL}) == 13
-    assert {(mean.metric, mean.unit) for mean in ALL} == {
-        ("dsc", "percent"), ("jaccard", "percent"), ("hd95", "pixel"), ("asd", "pixel"),
-    }  # fmt: skip
-
-
-def test_means_are_those_of_the_csv_file() -> None:
-    values = defaultdict(list)
-    with (FOLDER / "per_class.csv").open() as file:
-        for row in csv.DictReader(file):
-            values[row["dataset"], row["metric"], row["method"]].append((row["structure"], row["value"]))
-    for mean in ALL:
-        cells = values[mean.dataset, mean.metric, mean.method]
-        assert len(cells) == 19
-        given = [float(value) for _, value in cells if value]
-        assert mean.found == len(given)
-        assert mean.as_published == pytest.approx(sum(given) / len(given))
-        often = [float(value) for name, value in cells if value and name not in ("T9", "T10", "T9/T10")]
-        assert mean.without_rare == pytest.approx(sum(often) / len(often))
-
-
-def test_the_wrong_means_are_named() -> None:
-    wrong = {(m.dataset, m.method, m.metric): (m.printed, round(m.as_published, 2)) for m in ALL if m.wrong}
-    expected = {
-        ("mrspineseg", "tevia", "dsc"): (72.44, 72.07),
-        ("mrspineseg", "ariadnes_thread", "dsc"): (70.56, 71.19),
-        ("mrspineseg", "h_sam", "dsc"): (70.51, 69.03),
-        ("spider", "h_sam", "dsc"): (64.01, 62.15),
-        ("spider", "h_sam", "hd95"): (10.43, 13.31),
-    }
-    assert {key: wrong[key] for key in expected} == expected
-    assert len(wrong) == 16
-    assert all(m.printed == pytest.approx(m.as_published, abs=0.0101) for m in ALL if not m.wrong)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "metric", "method", "printed", "common", "before", "after"),
-    [
-        ("spider", "hd95", "atmnet", 9.91, 10.49, 1, 6),
-        ("spider", "hd95", "spineparsenet", 14.05, 9.22, 9, 1),
-        ("spider", "asd", "atmnet", 2.77, 3.11, 1, 5),
-        ("spider", "asd", "nnunet_v2", 4.52, 2.47, 12, 1),
-        ("mrspineseg", "hd95", "attention_unet", 40.84, 16.16, 13, 9),
-        ("mrspineseg", "hd95", "atmnet", 9.60, 9.49, 1, 1),
+NAN = float("nan")
+TABLE = PublishedTable(
+    dataset="hearts",
+    source="A challenge, 2024",
+    protocol="per volume",
+    units={"dsc": "", "hd95": "mm"},
+    methods=[
+        PublishedMethod(
+            "first",
+            {"dsc": 0.9, "hd95": 4.0},
+            {"dsc": {"LV": 0.9, "RV": 0.7}, "hd95": {"LV": 2.0, "RV": 6.0}},
+            parameters=2_000_000,
+        ),
+        PublishedMethod("second", {"dsc": 0.6, "hd95": 3.0}, {"hd95": {"LV": 3.0, "RV": NAN}}),
     ],
+    rare=["RV"],
 )
-def test_ranks_change_where_every_method_counts_the_same(
-    dataset: str, metric: str, method: str, printed: float, common: float, before: int, after: int
-) -> None:
-    mean = one(dataset, metric, method)
-    assert mean.printed == printed
-    assert mean.common == pytest.approx(common, abs=0.005)
-    assert ranks(table(dataset, metric), "printed")[method] == before
-    assert ranks(table(dataset, metric), "common")[method] == after
 
 
-def test_without_three_rare_structures() -> None:
-    found = {method: one("mrspineseg", "dsc", method).without_rare for method in ("atmnet", "ariadnes_thread")}
-    assert found == {"atmnet": pytest.approx(84.03, abs=0.005), "ariadnes_thread": pytest.approx(84.54, abs=0.005)}
-    assert one("spider", "dsc", "swin_unetr").without_rare == pytest.approx(79.17, abs=0.005)
+@pytest.fixture
+def _brought(monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks = hook_caller()
+    hooks.register(SimpleNamespace(textseg_published_results=hookimpl(lambda: [TABLE])), "hearts")
+    monkeypatch.setattr(published, "installed_registry", lambda: Registry((), (), hooks))
 
 
-def test_the_report_says_it() -> None:
-    report = published_report("spider")
-    assert "52 means computed again; * 4 are not the mean" in report
-    assert "  h_sam hd95: printed 10.43, computed 13.31" in report
-    assert "  atmnet by hd95: 1 -> 6" in report
-    assert "another protocol" in report
-    assert "nan" not in report
-    assert not any(math.isnan(mean.common) for mean in ALL)
+@pytest.mark.usefixtures("_brought")
+def test_any_plugin_brings_a_table() -> None:
+    assert published_tables() == published_tables("hearts") == [TABLE]
+    first, second = published_rows("hearts")
+    assert (first.method, first.value("dsc"), first.unit("hd95"), first.parameters) == ("first", 0.9, "mm", 2_000_000)
+    assert second.value("hd95", "common") == 3.0
+    assert math.isnan(second.value("asd"))
+    assert second.parameters is None
+    assert "A challenge, 2024" in first.note
+    with pytest.raises(RunError, match="no published results of 'heart'. Did you mean 'hearts'"):
+        published_rows("heart")
 
 
-def test_results_that_there_are_not() -> None:
-    with pytest.raises(RunError, match="no results of 'spyder'. Did you mean 'spider'"):
-        published_report("spyder")
+def test_means_are_computed_again_where_the_table_has_the_values() -> None:
+    dsc, hd95 = published_means(TABLE)
+    assert dsc[0].printed == 0.9
+    assert dsc[0].as_published == pytest.approx(0.8)
+    assert dsc[0].wrong
+    assert math.isnan(dsc[1].as_published)
+    assert not dsc[1].wrong
+    assert [(mean.common, mean.without_rare, mean.structures) for mean in hd95] == [(2.0, 2.0, 2), (3.0, 3.0, 1)]
+
+
+@pytest.mark.usefixtures("_brought")
+def test_they_are_printed_with_their_source() -> None:
+    text = io.StringIO()
+    print_published(None, text)
+    assert "hearts: hd95 [mm]" in text.getvalue()
+    assert "Source: A challenge, 2024. Protocol: per volume." in text.getvalue()
+
+
+def test_a_plugin_that_brings_something_else_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    hooks = hook_caller()
+    hooks.register(SimpleNamespace(textseg_published_results=hookimpl(lambda: ["a table"])), "wrong")
+    assert Registry((), (), hooks).published_results() == []
+    assert "which is no PublishedTable" in capsys.readouterr().err
+
+
+def test_without_any_table_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "installed_registry", Registry)
+    with pytest.raises(RunError, match="No installed plug-in brings any"):
+        published_tables("spider")
+    assert published_tables() == []

@@ -9,7 +9,7 @@ import pytest
 
 from textseg.comparison.comparability import Mismatch
 from textseg.comparison.finished_runs import Repeats, Run
-from textseg.comparison.published import PROTOCOL, published_rows
+from textseg.comparison.published import published_rows
 from textseg.comparison.sections import picked, sections
 from textseg.comparison.tabulation import make_leaderboard
 from textseg.comparison.text import as_markdown, as_text, print_leaderboard
@@ -171,7 +171,7 @@ def test_published_results_are_beside_in_their_own_unit():
     text = as_text(board(CAREFUL, published=published_rows("spider")))
     assert "Published on spider: another protocol, not ranked" in text
     assert line(text, "atmnet") == "atmnet | 0.7939 | 9.91 pixel | 19 | 64.87 | 75.00"
-    assert PROTOCOL in text
+    assert "another protocol (2-D slices after resizing, distances in pixels" in text
     assert len(board(CAREFUL, published=published_rows("spider")).tables[0].rows) == 1
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import textseg
+import textseg_atmnet
 from textseg.models.attention import WindowAttention
 from textseg.models.cost import META, count_cost, empty_text, usual_task
 from textseg.models.segmenter import Segmenter
@@ -24,7 +25,7 @@ PAGE = ROOT.parent / "docs" / "explanation" / "complexity.md"
 PUBLISHED = {
     row["method"]: (float(row["parameters_m"]), float(row["flops_g"]))
     for row in csv.DictReader(
-        (ROOT / "comparison" / "published_results" / "complexity.csv").read_text(encoding="utf-8").splitlines()
+        (Path(textseg_atmnet.__file__).parent / "published" / "complexity.csv").read_text(encoding="utf-8").splitlines()
     )
 }
 TASK = usual_task((384, 384))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import textseg
+import textseg_atmnet
 from textseg.contracts import Atlas, Batch, Structure, Task, TextFeatures
 from textseg.errors import RecipeError
 from textseg.models.cost import empty_text
@@ -22,7 +22,7 @@ from textseg.registry.discovery import installed_registry
 from textseg_baselines.ariadnes_thread import AriadnesThread
 from textseg_baselines.tevia import TeViA
 
-PUBLISHED = Path(textseg.__file__).parent / "comparison" / "published_results" / "complexity.csv"
+PUBLISHED = Path(textseg_atmnet.__file__).parent / "published" / "complexity.csv"
 TINY: dict[str, Any] = {"widths": (4, 8, 16), "depths": (1, 1, 1), "text_tokens": (5, 3)}
 T, D = 6, 10
 BERT = 85.054  # million parameters in the layers of BERT-base; its tables of embeddings have 23.837 more

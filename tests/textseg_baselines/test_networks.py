@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import textseg
+import textseg_atmnet
 from textseg.contracts import Atlas, SegmenterOutput, Structure, Task
 from textseg.models.segmenter import Segmenter
 from textseg.registry.discovery import installed_registry
 
-PUBLISHED = Path(textseg.__file__).parent / "comparison" / "published_results" / "complexity.csv"
+PUBLISHED = Path(textseg_atmnet.__file__).parent / "published" / "complexity.csv"
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "attention_unet": {"channels": [4, 6, 8]},
     "modified_bisenet": {"channels": 4},

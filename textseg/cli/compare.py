@@ -1,4 +1,4 @@
-"""The command that compares runs; what it needs is imported when it runs."""
+"""`textseg compare`: a leaderboard of runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import typer
 
 
 def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help="Run folders.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     published: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Show the paper's results on spider or mrspineseg, too.")
+        str | None, typer.Option(metavar="DATASET", help="Show published results, too; `textseg published` lists them.")
     ] = None,
-    only_published: Annotated[
-        bool, typer.Option("--only-published", help="Print those alone, and what they say when computed again.")
-    ] = False,
     rare: Annotated[
         float, typer.Option(metavar="SHARE", help="A structure that fewer of the test cases show is rare.")
     ] = 0.2,
@@ -37,17 +34,8 @@ def compare(
 
     Example: textseg compare runs/atmnet_spider runs/swin_unetr_spider --output leaderboard
     """
-    if only_published and (runs or output):
-        raise typer.BadParameter("--only-published stands alone: it compares no runs.")
-    if not (only_published or runs):
-        raise typer.BadParameter("name runs to compare, or write --only-published.")
     if not 0 <= rare <= 1:
         raise typer.BadParameter(f"--rare is a share of the test cases, from 0 to 1, and {rare:g} is none.")
-    if not runs:
-        from textseg.comparison.published import published_datasets, published_report
-
-        print("\n".join(map(published_report, [published] if published else published_datasets())))
-        return
     from textseg.comparison.compare import compare as compare_runs
     from textseg.comparison.text import print_leaderboard
 

@@ -21,6 +21,7 @@ from textseg.cli.plugins import plugins
 from textseg.cli.predict import predict
 from textseg.cli.probe import probe
 from textseg.cli.prompts import prompts
+from textseg.cli.published import published
 from textseg.cli.recipes import recipes
 from textseg.cli.reproduce import reproduce
 from textseg.cli.run import run
@@ -33,6 +34,7 @@ from textseg.version import __version__
 MOVED = {
     ("run", "--from"): "textseg reproduce RUN",
     ("evaluate", "--predictions"): "textseg score DIR --dataset DATASET",
+    ("compare", "--only-published"): "textseg published [DATASET]",
 }
 
 app = typer.Typer(
@@ -49,6 +51,7 @@ for command in (
     score,
     runs,
     compare,
+    published,
     figure,
     predict,
     export,

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Row, Table, lower_is_better
-from textseg.comparison.published import PROTOCOL
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Row, Table
+from textseg.comparison.published import PublishedMean
 from textseg.comparison.significance import SCHEMES
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
-from textseg.metrics.definitions import METRICS, POLICY
+from textseg.metrics.definitions import METRICS, POLICY, lower_is_better
 from textseg.metrics.scores import csv_text
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, SEED
 from textseg.version import __version__
@@ -109,12 +109,12 @@ def as_json(board: Leaderboard) -> str:
         "scopes": {name: asdict(scope) for name, scope in board.scopes.items()},
         "tables": [_table(table) for table in board.tables],
         "published": {
-            "protocol": PROTOCOL,
+            "protocol": " ".join(dict.fromkeys(row.note for row in board.published)),
             "rows": [
                 {
                     "dataset": row.dataset,
                     "method": row.method,
-                    "means": {metric: asdict(mean) for metric, mean in row.means.items()},
+                    "means": {metric: _published(mean) for metric, mean in row.means.items()},
                     "parameters": row.parameters,
                     "milliseconds_per_slice": row.milliseconds_per_slice,
                 }
@@ -123,6 +123,10 @@ def as_json(board: Leaderboard) -> str:
         },
     }  # fmt: skip
     return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _published(mean: PublishedMean) -> dict[str, Any]:
+    return {"found" if key == "structures" else key: value for key, value in asdict(mean).items()}
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from textseg.comparison.leaderboard import Leaderboard, Table, lower_is_better
+from textseg.comparison.leaderboard import Leaderboard, Table
 from textseg.comparison.published import PublishedRow
 from textseg.comparison.sections import bound, mark, picked, title_of
 from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.tables import format_value
 from textseg.metrics.aggregation import Aggregate
+from textseg.metrics.definitions import lower_is_better
 from textseg.system.messages import counted
 
 _SPECIAL = {

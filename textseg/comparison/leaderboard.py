@@ -14,7 +14,6 @@ from textseg.comparison.finished_runs import Repeats
 from textseg.comparison.published import PublishedRow
 from textseg.comparison.significance import Difference, Ranking
 from textseg.metrics.aggregation import Aggregate, Scope
-from textseg.metrics.definitions import RATIOS
 from textseg.metrics.scores import Mean
 from textseg.metrics.statistics import Floats
 
@@ -114,8 +113,3 @@ class Leaderboard:
         """That of each metric in the first row."""
         row = self.tables[0].rows[0]
         return {metric: row.number(metric, "as_published").unit for metric in self.metrics}
-
-
-def lower_is_better(metric: str) -> bool:
-    """Distances are, ratios are not."""
-    return metric not in RATIOS

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from textseg.comparison.charts import Strip, heat_map, rank_plot, significance_matrix, strips
-from textseg.comparison.leaderboard import Leaderboard, Number, Row, Table, lower_is_better
+from textseg.comparison.leaderboard import Leaderboard, Number, Row, Table
 from textseg.comparison.sections import Section, further_sections, mark, notes, picked, published_section, title_of
 from textseg.comparison.slices import slices_html
 from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.page import breakable, page, section
 from textseg.drawing.tables import format_value
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
-from textseg.metrics.definitions import METRICS
+from textseg.metrics.definitions import METRICS, lower_is_better
 from textseg.metrics.statistics import DRAWS, small_sample_warning
 from textseg.system.messages import counted
 

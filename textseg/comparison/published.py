@@ -1,24 +1,17 @@
-"""The tables of the ATM-Net paper (arXiv 2504.03476) as data, and what they say when their means are computed again."""
+"""Published results that plug-ins bring, and their means computed again from the values of each structure."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from textseg.errors import RunError, suggestion
+from textseg.hookspecs import PublishedMethod, PublishedTable
+from textseg.metrics.definitions import lower_is_better
+from textseg.registry.discovery import installed_registry
 
-FOLDER = Path(__file__).with_name("published_results")
-RARE = ("T9", "T10", "T9/T10")  # seldom in view, by the paper's own figure 4
 ROUNDING = 0.0101  # two decimals in each value and in the printed mean
-LOWER_IS_BETTER = frozenset({"hd95", "asd"})
-PROTOCOL = (
-    "Published results are of another protocol (2-D slices after resizing, distances in pixels, an unnamed split, one "
-    "run, prompts not said); they are shown beside runs, not ranked with them."
-)
 
 
 @dataclass(frozen=True)
@@ -26,7 +19,8 @@ class PublishedMean:
     """One mean of a published table: as printed, and over the values that the table itself gives.
 
     `as_published` leaves out the structures that the method never found, `common` those that some method never found,
-    `without_rare` T9, T10 and T9/T10. `found` counts the structures that the method found.
+    `without_rare` the rare ones of the table; they are NaN where the table gives no values by structure. `structures`
+    counts those that the method found.
     """
 
     dataset: str
@@ -37,20 +31,19 @@ class PublishedMean:
     as_published: float
     common: float
     without_rare: float
-    found: int
+    structures: int
 
     @property
     def wrong(self) -> bool:
-        """Whether the printed mean is not that of the printed values, by more than their rounding."""
+        """True if the printed mean differs from that of the printed values by more than their rounding."""
         return abs(self.printed - self.as_published) > ROUNDING
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A method of the published tables beside runs: of another protocol, never ranked with them.
+    """A method of published tables beside runs: of another protocol, never ranked with them.
 
-    `means` are by metric; ratios are from 0 to 1, distances in the unit of the table (pixels). Millions of parameters
-    and milliseconds are the paper's; its FLOPs are of a batch of 8 and are left out.
+    `means` are by metric; ratios are from 0 to 1, distances in the unit of the table.
     """
 
     dataset: str
@@ -58,9 +51,10 @@ class PublishedRow:
     means: Mapping[str, PublishedMean]
     parameters: float | None
     milliseconds_per_slice: float | None
+    note: str  # source and protocol
 
     def value(self, metric: str, aggregate: str = "printed") -> float:
-        """As printed, or over what every method found (`common`); NaN for a metric that the paper lacks."""
+        """Return the mean as printed, or over what every method found (`common`); NaN for a metric without one."""
         mean = self.means.get(metric)
         if mean is None:
             return math.nan
@@ -68,118 +62,74 @@ class PublishedRow:
         return value / (100 if mean.unit == "percent" else 1)
 
     def unit(self, metric: str) -> str:
-        """Empty for ratios."""
+        """Return the unit of a metric; empty for ratios."""
         mean = self.means.get(metric)
         return "" if mean is None or mean.unit == "percent" else mean.unit
 
 
+def published_tables(dataset: str | None = None) -> list[PublishedTable]:
+    """Return the tables of all plug-ins, or those of a data set. Raises RunError for one that has none."""
+    tables = installed_registry().published_results()
+    datasets = list(dict.fromkeys(table.dataset for table in tables))
+    if dataset is not None and dataset not in datasets:
+        possible = suggestion(dataset, datasets) if datasets else " No installed plug-in brings any."
+        raise RunError(f"There are no published results of '{dataset}'.{possible}")
+    return [table for table in tables if dataset in (None, table.dataset)]
+
+
 def published_rows(dataset: str) -> list[PublishedRow]:
-    """The methods of a data set's tables, in their order. Raises RunError for a data set that they don't have."""
-    means: dict[str, dict[str, PublishedMean]] = {}
-    for mean in published_means(dataset):
-        means.setdefault(mean.method, {})[mean.metric] = mean
-    costs = {row["method"]: row for row in _read("complexity")}
+    """Return the methods that were published on a data set; raises RunError where there are none."""
     return [
         PublishedRow(
             dataset,
-            method,
-            found,
-            round(float(costs[method]["parameters_m"]) * 1e6) if method in costs else None,
-            float(costs[method]["inference_ms"]) if method in costs else None,
+            method.name,
+            {metric: _mean(table, method, metric) for metric in method.means},
+            method.parameters,
+            method.milliseconds_per_slice,
+            f"Published results ({table.source}) are of another protocol ({table.protocol}); they are shown beside "
+            "runs, not ranked with them.",
         )
-        for method, found in means.items()
+        for table in published_tables(dataset)
+        for method in table.methods
     ]
 
 
-def published_datasets() -> list[str]:
-    """The data sets of the tables."""
-    return list(dict.fromkeys(dataset for dataset, _, _ in _values()))
+def published_means(table: PublishedTable) -> Iterator[list[PublishedMean]]:
+    """Yield the means of all methods for each metric of a table, computed again."""
+    for metric in table.units:
+        yield [_mean(table, method, metric) for method in table.methods if metric in method.means]
 
 
-@cache
-def published_means(dataset: str) -> tuple[PublishedMean, ...]:
-    """Every mean of a data set's tables, computed again; raises RunError for a data set that they don't have."""
-    if dataset not in published_datasets():
-        raise RunError(f"--published: there are no results of '{dataset}'.{suggestion(dataset, published_datasets())}")
-    means = []
-    for row in _read("average"):
-        if row["dataset"] == dataset:
-            methods = _values()[dataset, row["metric"], row["unit"]]
-            everywhere = set.intersection(
-                *({name for name, v in m.items() if not math.isnan(v)} for m in methods.values())
-            )
-            found = {name: v for name, v in methods[row["method"]].items() if not math.isnan(v)}
-            means.append(
-                PublishedMean(
-                    dataset,
-                    row["metric"],
-                    row["unit"],
-                    row["method"],
-                    printed=float(row["value"]),
-                    as_published=_mean([*found.values()]),
-                    common=_mean([v for name, v in found.items() if name in everywhere]),
-                    without_rare=_mean([v for name, v in found.items() if name not in RARE]),
-                    found=len(found),
-                )
-            )
-    return tuple(means)
-
-
-def ranks(means: Sequence[PublishedMean], aggregate: str) -> dict[str, int]:
-    """The rank of each method by one aggregate of one metric, 1 the best; equal values share the better rank."""
-    values = {mean.method: getattr(mean, aggregate) for mean in means}
-    sign = 1 if means[0].metric in LOWER_IS_BETTER else -1
-    return {
-        method: 1 + sum(sign * other < sign * value for other in values.values()) for method, value in values.items()
-    }
-
-
-def published_report(dataset: str) -> str:
-    """The tables of a data set computed again: each mean four ways, what was printed wrongly, whose rank changes."""
-    means = published_means(dataset)
-    lines = [f"Published results on {dataset}, computed again from the values of each structure", ""]
-    changes = []
-    for metric in dict.fromkeys(mean.metric for mean in means):
-        table = [mean for mean in means if mean.metric == metric]
-        printed, common = ranks(table, "printed"), ranks(table, "common")
-        structures = len(next(iter(_values()[dataset, metric, table[0].unit].values())))
-        lines.append(f"{metric} [{table[0].unit}]")
-        lines.append(f"{'method':18}{'printed':>14}{'as published':>14}{'common':>14}{'without rare':>14}{'found':>8}")
-        for mean in sorted(table, key=lambda mean: printed[mean.method]):
-            cells = [
-                f"{mean.printed:.2f} ({printed[mean.method]})",
-                f"{mean.as_published:.2f}{'*' if mean.wrong else ''}",
-                f"{mean.common:.2f} ({common[mean.method]})",
-                f"{mean.without_rare:.2f}",
-            ]
-            lines.append(f"{mean.method:18}{''.join(f'{cell:>14}' for cell in cells)}{f'{mean.found}/{structures}':>8}")
-            if printed[mean.method] != common[mean.method]:
-                changes.append((metric, mean.method, printed[mean.method], common[mean.method]))
-        lines.append("")
-    wrong = [mean for mean in means if mean.wrong]
-    lines.append(
-        f"{len(means)} means computed again; * {len(wrong)} are not the mean of the values printed beside them:"
+def _mean(table: PublishedTable, method: PublishedMethod, metric: str) -> PublishedMean:
+    values = _known_values(method, metric)
+    names = [set(_known_values(each, metric)) for each in table.methods if metric in each.by_structure]
+    everywhere = set.intersection(*names) if names else set()
+    return PublishedMean(
+        table.dataset,
+        metric,
+        table.units[metric],
+        method.name,
+        printed=method.means[metric],
+        as_published=_average([*values.values()]),
+        common=_average([value for name, value in values.items() if name in everywhere]),
+        without_rare=_average([value for name, value in values.items() if name not in table.rare]),
+        structures=len(values),
     )
-    lines += [f"  {m.method} {m.metric}: printed {m.printed:.2f}, computed {m.as_published:.2f}" for m in wrong]
-    lines.append("Ranks (in parentheses) that change where only structures count that every method found:")
-    lines += [f"  {method} by {metric}: {before} -> {after}" for metric, method, before, after in changes]
-    return "\n".join([*lines, PROTOCOL]) + "\n"
 
 
-def _mean(values: Sequence[float]) -> float:
+def _known_values(method: PublishedMethod, metric: str) -> dict[str, float]:
+    values = method.by_structure.get(metric, {})
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _average(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-@cache
-def _values() -> Mapping[tuple[str, str, str], Mapping[str, Mapping[str, float]]]:
-    """By data set, metric and unit; by method; by structure. NaN where the method never found the structure."""
-    tables: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    for row in _read("per_class"):
-        methods = tables.setdefault((row["dataset"], row["metric"], row["unit"]), {})
-        methods.setdefault(row["method"], {})[row["structure"]] = float(row["value"] or "nan")
-    return tables
-
-
-def _read(name: str) -> list[dict[str, str]]:
-    with (FOLDER / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def ranks(means: Sequence[PublishedMean], aggregate: str) -> dict[str, int]:
+    """Return the rank of each method by one aggregate of one metric, 1 the best; equal values share the better rank."""
+    values = {mean.method: getattr(mean, aggregate) for mean in means}
+    sign = 1 if lower_is_better(means[0].metric) else -1
+    return {
+        method: 1 + sum(sign * rival < sign * value for rival in values.values()) for method, value in values.items()
+    }

@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table, lower_is_better
-from textseg.comparison.published import PROTOCOL
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table
+from textseg.comparison.published import published_means, ranks
 from textseg.comparison.significance import ALPHA, SCHEMES
 from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.tables import format_value, metric_title
+from textseg.hookspecs import PublishedTable
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
-from textseg.metrics.definitions import POLICY
+from textseg.metrics.definitions import POLICY, lower_is_better
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
 from textseg.system.messages import counted
 
@@ -365,16 +366,57 @@ def _ranks(board: Leaderboard, table: Table) -> Section:
 
 
 def published_section(board: Leaderboard) -> Section:
-    """The paper's results, as printed."""
+    """Return the published results, as printed."""
     header = ["method", *(title_of(board, m) for m in board.metrics), "found", "M parameters", "ms per slice"]
     rows = []
     for row in board.published:
         cells = [row.method, *(with_unit(board, m, row.value(m), row.unit(m)) for m in board.metrics)]
-        found = min(mean.found for mean in row.means.values())
+        structures = min(mean.structures for mean in row.means.values())
         costs = (row.parameters and row.parameters / 1e6, row.milliseconds_per_slice)
-        rows.append([*cells, f"{found}", *("–" if cost is None else f"{cost:.2f}" for cost in costs)])
+        rows.append([*cells, f"{structures}", *("–" if cost is None else f"{cost:.2f}" for cost in costs)])
     title = f"Published on {board.published[0].dataset}: another protocol, not ranked"
-    return Section(title, header, rows, notes=[PROTOCOL])
+    return Section(title, header, rows, notes=list(dict.fromkeys(row.note for row in board.published)))
+
+
+def recomputed_sections(table: PublishedTable) -> Iterator[Section]:
+    """Yield a published table for each metric, computed again from its values by structure, and what that changes."""
+    changes, every, wrong = [], 0, []
+    for means in published_means(table):
+        metric, every = means[0].metric, every + len(means)
+        printed, common = ranks(means, "printed"), ranks(means, "common")
+        structures = max(len(method.by_structure.get(metric, ())) for method in table.methods)
+        rows = [
+            [
+                mean.method,
+                f"{mean.printed:.2f} ({printed[mean.method]})",
+                f"{mean.as_published:.2f}{'*' if mean.wrong else ''}",
+                f"{mean.common:.2f} ({common[mean.method]})",
+                f"{mean.without_rare:.2f}",
+                f"{mean.structures}/{structures}",
+            ]
+            for mean in sorted(means, key=lambda mean: printed[mean.method])
+        ]
+        header = ["method", "printed", "as published", "common", "without rare", "found"]
+        yield Section(f"{table.dataset}: {metric} [{means[0].unit}]", header, rows)
+        wrong += [mean for mean in means if mean.wrong]
+        changes += [
+            [mean.method, metric, str(printed[mean.method]), str(common[mean.method])]
+            for mean in means
+            if printed[mean.method] != common[mean.method]
+        ]
+    yield Section(
+        f"{every} means computed again: {len(wrong)} (*) are not the mean of the values printed beside them",
+        ["method", "metric", "printed", "computed"],
+        [[mean.method, mean.metric, f"{mean.printed:.2f}", f"{mean.as_published:.2f}"] for mean in wrong],
+        text_columns=frozenset({0, 1}),
+    )
+    yield Section(
+        "Ranks that change where only structures count that every method found",
+        ["method", "metric", "printed", "common"],
+        changes,
+        notes=[f"Source: {table.source}. Protocol: {table.protocol}."],
+        text_columns=frozenset({0, 1}),
+    )
 
 
 def notes(board: Leaderboard) -> list[str]:

@@ -10,12 +10,13 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.comparison.leaderboard import Leaderboard, Row, lower_is_better
+from textseg.comparison.leaderboard import Leaderboard, Row
 from textseg.drawing.page import breakable
 from textseg.drawing.pictures import grey, label_place, painted
 from textseg.drawing.side_by_side import SharedSlice, best_median_worst, shared_slice
 from textseg.drawing.tables import format_value, metric_title
 from textseg.errors import DataError, RunError
+from textseg.metrics.definitions import lower_is_better
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import KeptPredictions, read_kept
 from textseg.volumes.colours import structure_colour

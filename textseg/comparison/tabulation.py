@@ -18,7 +18,6 @@ from textseg.comparison.leaderboard import (
     Number,
     Row,
     Table,
-    lower_is_better,
 )
 from textseg.comparison.published import PublishedRow
 from textseg.comparison.significance import differences, ranking
@@ -41,6 +40,7 @@ from textseg.metrics.aggregation import (
     spread,
     structure_means,
 )
+from textseg.metrics.definitions import lower_is_better
 from textseg.metrics.statistics import Floats, macro_mean, macro_mean_interval
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import IO
@@ -13,7 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from textseg.comparison.leaderboard import Leaderboard
-from textseg.comparison.sections import Section, mark, notes, reading, sections, short_section
+from textseg.comparison.published import published_tables
+from textseg.comparison.sections import (
+    Section,
+    mark,
+    notes,
+    reading,
+    recomputed_sections,
+    sections,
+    short_section,
+)
 from textseg.drawing.tables import markdown_table
 
 WIDTH = 100  # of the short form without a terminal, so that a log looks the same on every machine
@@ -29,17 +39,31 @@ def print_leaderboard(
     `width` is that of the terminal, or 100 columns without one. On a terminal the best value of a column is bold and
     the second best underlined. `output` is the folder that the leaderboard was written to.
     """
-    plain = not file.isatty()
-    if width is None and plain:
-        width = UNLIMITED if details else WIDTH
-    console = Console(file=file, width=width, highlight=False)
-    with console.capture() as capture:
+    with _text_on(file, UNLIMITED if details else WIDTH) as console:
+        if width is not None:
+            console.width = width
         if details:
             _print_all(board, console)
         else:
             _print_short(board, console)
         for line in _whereabouts(details, output):
             console.print(line, markup=False)
+
+
+def print_published(dataset: str | None, file: IO[str]) -> None:
+    """Print published results computed again, of one data set or of all. Raises RunError where there are none."""
+    with _text_on(file, WIDTH) as console:
+        for table in published_tables(dataset):
+            for section in recomputed_sections(table):
+                _print_section(section, console)
+
+
+@contextmanager
+def _text_on(file: IO[str], width: int | None) -> Iterator[Console]:
+    """Give a console that writes to `file`; `width` holds without a terminal."""
+    console = Console(file=file, width=None if file.isatty() else width, highlight=False)
+    with console.capture() as capture:
+        yield console
     # A table fills each line to its width with spaces, which only get in the way in a log.
     file.write("\n".join(line.rstrip() for line in capture.get().split("\n")))
 

@@ -48,6 +48,12 @@ METRICS = {
 }
 RATIOS = frozenset({"dsc", "jaccard", "nsd"})  # from 0 to 1 and without a unit; the others are distances
 
+
+def lower_is_better(metric: str) -> bool:
+    """Return True for a distance, False for a ratio."""
+    return metric not in RATIOS
+
+
 POLICY = (
     "A structure is 'ok' where prediction and reference both contain it: all metrics are computed. 'missed' (in the "
     "reference only) and 'spurious' (in the prediction only): DSC, Jaccard and NSD are 0, distances are undefined "

@@ -17,7 +17,7 @@ import pluggy
 
 from textseg import hookspecs
 from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
-from textseg.hookspecs import LoggerOffer, ReportSection, Run
+from textseg.hookspecs import LoggerOffer, PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import KINDS, Component, Plugin, cause
 from textseg.registry.validation import dotted
@@ -154,6 +154,11 @@ class Registry:
         """The loggers of the core and of the plug-ins."""
         answers = self._answers("textseg_loggers", lambda answer: _all_of(LoggerOffer, answer))
         return (*CORE_LOGGERS, *(offer for _, offers in answers for offer in offers))
+
+    def published_results(self) -> list[PublishedTable]:
+        """Return the published tables that plug-ins bring; one that fails becomes a line on stderr."""
+        answers = self._answers("textseg_published_results", lambda answer: _all_of(PublishedTable, answer))
+        return [table for _, tables in answers for table in tables]
 
     def recipe_folders(self) -> list[tuple[str, Path]]:
         """Return the folder of recipes of each plug-in that has one, behind the name of its distribution."""
