@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from textseg.comparison.leaderboard import Leaderboard, Row
-from textseg.drawing.page import breakable
+from textseg.drawing.page import render
 from textseg.drawing.pictures import grey, label_place, painted
 from textseg.drawing.side_by_side import SharedSlice, best_median_worst, shared_slice
 from textseg.drawing.tables import format_value, metric_title
@@ -24,8 +24,8 @@ from textseg.volumes.colours import structure_colour
 MARGIN = 0.08  # of the box around all structures, left about it on each side
 
 
-def slices_html(board: Leaderboard) -> str:
-    """The best, the median and the worst case by the mean of all methods; a sentence for each that can't be drawn."""
+def slices_html(board: Leaderboard) -> Markup:
+    """Return the best, the median and the worst case by the mean of all methods, and a sentence for each problem."""
     rows = {f"{row.label} {table.badge}".rstrip(): row for table in board.tables for row in table.rows}
     kept: dict[str, KeptPredictions] = {}
     problems = []
@@ -34,29 +34,22 @@ def slices_html(board: Leaderboard) -> str:
             kept[label] = _kept(row)
         except RunError as error:
             problems.append(f"No picture of {label}: {error}")
-    parts: list[str] = []
-    for case, what in typical(board, rows).items():
-        here = {label: found for label, found in kept.items() if case in found.cases}
-        if not here:
+    cases = []
+    for case, kind in typical(board, rows).items():
+        predictions = {label: saved for label, saved in kept.items() if case in saved.cases}
+        if not predictions:
             continue
         try:
-            shared = shared_slice(here, case)
+            shared = shared_slice(predictions, case)
         except (RunError, DataError) as error:
             problems.append(f"No picture of case {case}: {error}")
             continue
-        parts.append(_case(len(parts), what, shared, _captions(board, rows, case)))
-    said = "".join(f'<p class="quiet">{escape(problem)}</p>' for problem in problems)
-    if parts:
-        said = (
-            "<p>The best, the median and the worst case by the mean of all methods; of each the slice whose reference "
-            "shows most, cut to what is segmented. "
-            f'<span class="screen">Point at a picture to see the scan beneath.</span></p>{said}'
-        )
-    return said + "".join(parts)
+        cases.append(_case(kind, shared, _captions(board, rows, case)))
+    return Markup(render("same_slices.html.j2", cases=cases, problems=problems) if cases or problems else "")
 
 
 def typical(board: Leaderboard, rows: Mapping[str, Row]) -> dict[str, str]:
-    """Cases to show and what they are, by the first metric, penalised, where every method has a value."""
+    """Return the cases to show and what they are, by the first metric, penalised, where every method has a value."""
     metric = board.metrics[0]
     values = np.array([row.by_case["penalised"][metric] for row in rows.values()])
     sign = -1 if lower_is_better(metric) else 1
@@ -65,78 +58,71 @@ def typical(board: Leaderboard, rows: Mapping[str, Row]) -> dict[str, str]:
 
 
 def _kept(row: Row) -> KeptPredictions:
-    """Of all folds, and of the first seed."""
-    found = [read_kept(RunFolder(run.folder)) for run in row.repeats.runs]
-    return KeptPredictions(found[0].names, {key: case for one in reversed(found) for key, case in one.cases.items()})
+    """Return the predictions of all folds, and of the first seed."""
+    saved = [read_kept(RunFolder(run.folder)) for run in row.repeats.runs]
+    return KeptPredictions(saved[0].names, {key: case for each in reversed(saved) for key, case in each.cases.items()})
 
 
 def _captions(board: Leaderboard, rows: Mapping[str, Row], case: str) -> dict[str, str]:
-    metric, place = board.metrics[0], list(board.cases).index(case)
+    metric, position = board.metrics[0], list(board.cases).index(case)
     unit = board.unit[metric]
     title = metric_title(metric, unit)
-    values = {label: float(row.by_case["penalised"][metric][place]) for label, row in rows.items()}
+    values = {label: float(row.by_case["penalised"][metric][position]) for label, row in rows.items()}
     return {label: f"{title} {format_value(value, unit)}" for label, value in values.items()}
 
 
-def _case(number: int, what: str, shared: SharedSlice, captions: Mapping[str, str]) -> str:
+def _case(kind: str, shared: SharedSlice, captions: Mapping[str, str]) -> dict[str, object]:
     masks: dict[str, NDArray[np.uint8] | None] = {"image": None, "reference": shared.reference, **shared.predictions}
     rows, columns = _box([mask for mask in masks.values() if mask is not None])
     image = shared.image[rows, columns]
     height, width = image.shape
     tall = height * shared.pixel_aspect
-    scan = _data(np.repeat(grey(image)[..., None], 3, axis=2), "jpeg")
-    defined = (
-        f'<svg class="scan" aria-hidden="true"><defs><image id="scan{number}" width="{width}" height="{tall:.2f}" '
-        f'preserveAspectRatio="none" href="{scan}"/></defs></svg>'
-    )
+    font_size = max(tall, width) / 42
+
+    def name_of(index: int) -> str:
+        return shared.names.get(int(index), str(index))
+
     panels = []
     for name, mask in masks.items():
-        own = name in shared.predictions
-        cut = None if mask is None else mask[rows, columns]
-        found = [] if cut is None else [shared.names.get(int(i), str(i)) for i in np.unique(cut[cut > 0])]
-        said = f"{name}, case {shared.case}: {', '.join(found) or ('the scan' if cut is None else 'nothing')}"
-        over = "" if cut is None else _overlay(cut, shared, tall)
-        caption = f"{breakable(name)}{f'<small>{escape(captions[name])}</small>' if own else ''}"
+        cut = np.zeros(image.shape, np.uint8) if mask is None else mask[rows, columns]
+        indices = np.unique(cut[cut > 0])
+        shown = ", ".join(map(name_of, indices)) or ("the scan" if mask is None else "nothing")
+        names = []
+        for index in indices:
+            row, column = label_place(cut == index)
+            names.append((name_of(index), column + 0.5, (row + 0.5) * tall / height + font_size / 3))
         panels.append(
-            f'<figure><svg viewBox="0 0 {width} {tall:.2f}" role="img" aria-label="{escape(said)}">'
-            f'<use href="#scan{number}"/>{over}</svg><figcaption>{caption}</figcaption></figure>'
+            {
+                "name": name,
+                "title": f"{name}, case {shared.case}: {shown}",
+                "caption": captions[name] if name in shared.predictions else "",
+                "overlay": "" if mask is None else _data(painted(cut), "png"),
+                "names": names,
+            }
         )
     present = sorted({int(i) for mask in masks.values() if mask is not None for i in np.unique(mask)} - {0})
-    legend = "".join(
-        f'<span><i style="background:rgb({_rgb(index)})"></i>{escape(shared.names.get(index, str(index)))}</span>'
-        for index in present
-    )
-    heading = f"{what}: case {shared.case}, slice {shared.index + 1} of {shared.count}"
-    return (
-        f'<h3>{escape(heading)}</h3>{defined}<div class="panels">{"".join(panels)}</div><p class="names">{legend}</p>'
-    )
-
-
-def _overlay(mask: NDArray[np.uint8], shared: SharedSlice, tall: float) -> str:
-    height, width = mask.shape
-    scale, size = tall / height, max(tall, width) / 42
-    names = []
-    for index in np.unique(mask[mask > 0]):
-        row, column = label_place(mask == index)
-        name = escape(shared.names.get(int(index), str(index)))
-        names.append(f'<text x="{column + 0.5:.1f}" y="{(row + 0.5) * scale + size / 3:.1f}">{name}</text>')
-    return (
-        f'<g class="over" style="font-size:{size:.1f}px"><image width="{width}" height="{tall:.2f}" '
-        f'preserveAspectRatio="none" href="{_data(painted(mask), "png")}"/>{"".join(names)}</g>'
-    )
+    return {
+        "heading": f"{kind}: case {shared.case}, slice {shared.index + 1} of {shared.count}",
+        "width": width,
+        "tall": tall,
+        "font_size": font_size,
+        "scan": _data(np.repeat(grey(image)[..., None], 3, axis=2), "jpeg"),
+        "panels": panels,
+        "legend": [(name_of(index), _rgb(index)) for index in present],
+    }
 
 
 def _box(masks: Sequence[NDArray[np.uint8]]) -> tuple[slice, slice]:
-    """Rows and columns of what some mask shows, with a margin; everything where none shows anything."""
+    """Return the rows and columns of what some mask shows, with a margin; everything where none shows anything."""
     shown = np.logical_or.reduce([mask > 0 for mask in masks])
     if not shown.any():
         return slice(None), slice(None)
-    found = []
+    ranges = []
     for axis in (1, 0):
         inside = np.flatnonzero(shown.any(axis=axis))
         margin = int(np.ceil(MARGIN * (inside[-1] - inside[0] + 1)))
-        found.append(slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin))
-    return found[0], found[1]
+        ranges.append(slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin))
+    return ranges[0], ranges[1]
 
 
 def _rgb(index: int) -> str:
@@ -144,7 +130,7 @@ def _rgb(index: int) -> str:
 
 
 def _data(pixels: NDArray[np.float64], kind: str) -> str:
-    """A data URL of [H, W, 3] or [H, W, 4] in 0..1."""
+    """Return a data URL of [H, W, 3] or [H, W, 4] in 0..1."""
     from matplotlib.image import imsave
 
     file = io.BytesIO()
