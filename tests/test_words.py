@@ -31,8 +31,6 @@ NAMES = {
 
 # Folders that still have to be cleaned. Delete a line when its folder passes; the list ends empty.
 NOT_YET: set[str] = {
-    "textseg/comparison",
-    "tests/comparison",
 }
 
 

@@ -37,9 +37,9 @@ def test_dots_stand_at_their_values() -> None:
 
 def test_distances_have_an_axis_that_holds_them_all() -> None:
     html = strips([Strip("x", np.array([3.0, 41.0]), ["a", "b"]), Strip("y", np.array([math.nan]), ["a"])], "mm")
-    places = [float(place) for place in re.findall(r'<circle cx="([\d.]+)%"', html)]
-    assert places == sorted(places)
-    assert 2 < places[0] < places[1] < 98
+    positions = [float(position) for position in re.findall(r'<circle cx="([\d.]+)%"', html)]
+    assert positions == sorted(positions)
+    assert 2 < positions[0] < positions[1] < 98
     assert 'aria-label="y: no value; 1 without a value"' in html
     assert strips([Strip("y", np.array([math.nan]), ["a"])], "mm") == '<p class="quiet">No method has a value.</p>'
 
@@ -48,9 +48,9 @@ def test_ranks_of_the_draws() -> None:
     patients = np.array([[0.9, 0.8, 0.95], [0.5, 0.85, 0.4]])
     ones = np.ones((3, 1))
     sums = {name: (values[:, None], ones) for name, values in zip(("good", "bad"), patients, strict=True)}
-    found = ranking("dsc", sums, list(patients), lower_is_better=False)
-    html = rank_plot(found)
-    share = found.distribution[0][0]
+    result = ranking("dsc", sums, list(patients), lower_is_better=False)
+    html = rank_plot(result)
+    share = result.distribution[0][0]
     assert share > 0.8
     assert f'title="good: rank 1 in {100 * share:.1f} % of the draws"><i style="--s:{math.sqrt(share):.3f}">' in html
     assert html.count("<tr class=") == 2

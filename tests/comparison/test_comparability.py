@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from textseg.comparison.comparability import mismatches
-from textseg.comparison.finished_runs import Repeats, Run
+from textseg.comparison.finished_runs import FinishedRuns, Run
 from textseg.metrics.scores import Score
 
 EVALUATION = {"per": "volume", "space": "native", "unit": "mm", "metrics": ["dsc"]}
@@ -17,7 +17,7 @@ def run(name, *, seed=1, fold=None, split="s", case="c", **facts):
 
 
 def keys(*rows):
-    return [found.key for found in mismatches([Repeats(tuple(runs)) for runs in rows])]
+    return [mismatch.key for mismatch in mismatches([FinishedRuns(tuple(runs)) for runs in rows])]
 
 
 def test_runs_that_agree():
@@ -42,7 +42,7 @@ def test_seeds_must_share_the_split():
 
 
 def test_every_repeat_is_compared_and_said():
-    other = run("b", seed=2, evaluation={**EVALUATION, "per": "slice"})
-    (found,) = mismatches([Repeats((run("a"),)), Repeats((run("b"), other))])
-    assert (found.key, found.one, found.other) == ("evaluation.per", "'volume'", "'slice'")
-    assert found.line == "evaluation.per: a/1/None has 'volume', b/2/None has 'slice'"
+    second = run("b", seed=2, evaluation={**EVALUATION, "per": "slice"})
+    (mismatch,) = mismatches([FinishedRuns((run("a"),)), FinishedRuns((run("b"), second))])
+    assert (mismatch.key, mismatch.first, mismatch.second) == ("evaluation.per", "'volume'", "'slice'")
+    assert mismatch.line == "evaluation.per: a/1/None has 'volume', b/2/None has 'slice'"

@@ -123,7 +123,7 @@ def test_a_change_of_rank_is_told_in_one_line_that_names_the_runs(tmp_path):
 
 
 def test_no_warning_where_the_order_stays(tmp_path):
-    worse = {place: (value[0] - 0.1, value[1] + 1) for place, value in CAREFUL.items()}
+    worse = {key: (value[0] - 0.1, value[1] + 1) for key, value in CAREFUL.items()}
     runs = [make(tmp_path / name, values, name=name) for name, values in (("a", CAREFUL), ("b", worse))]
     assert "Warning" not in text_of(runs)
 
@@ -250,7 +250,7 @@ def test_what_no_run_says_is_not_taken_for_equal(tmp_path):
 
 
 def test_every_difference_has_its_line(tmp_path):
-    fewer = {place: value for place, value in CAREFUL.items() if place[0] == "c1"}
+    fewer = {key: value for key, value in CAREFUL.items() if key[0] == "c1"}
     runs = [
         make(tmp_path / "a", CAREFUL),
         make(tmp_path / "b", CAREFUL, dataset="x", hashes={"data": "y"}),
@@ -264,8 +264,8 @@ def test_every_difference_has_its_line(tmp_path):
 
 
 def test_the_order_of_metrics_does_not_matter(tmp_path):
-    other = make(tmp_path / "b", CAREFUL, name="b", evaluation={"metrics": ["hd95", "dsc"]})
-    assert "b (seed 1)" in text_of([make(tmp_path / "a", CAREFUL), other])
+    second = make(tmp_path / "b", CAREFUL, name="b", evaluation={"metrics": ["hd95", "dsc"]})
+    assert "b (seed 1)" in text_of([make(tmp_path / "a", CAREFUL), second])
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path):
@@ -338,15 +338,15 @@ def test_oracles_are_not_tested_against_each_other(tmp_path):
 @pytest.mark.parametrize("seed", range(8))
 def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, seed):
     generator = np.random.default_rng(seed)
-    found = {
+    hardened = {
         (f"c{case}", name): (float(generator.uniform(0.5, 0.95)), float(generator.uniform(1, 40)))
         for case in range(20)
         for name in ("L4", "L5")
     }
-    by_distance = sorted(range(20), key=lambda case: -found[f"c{case}", "L4"][1] - found[f"c{case}", "L5"][1])
+    by_distance = sorted(range(20), key=lambda case: -hardened[f"c{case}", "L4"][1] - hardened[f"c{case}", "L5"][1])
     hardest = {f"c{case}" for case in by_distance[:10]}
-    missing = {place: MISSED if place[0] in hardest else value for place, value in found.items()}
-    runs = [make(tmp_path / "all", found, name="all"), make(tmp_path / "half", missing, name="half")]
+    missing = {key: MISSED if key[0] in hardest else value for key, value in hardened.items()}
+    runs = [make(tmp_path / "all", hardened, name="all"), make(tmp_path / "half", missing, name="half")]
     text = text_of(runs, output=tmp_path / "out")
     rows = {row["run"]: row for row in table_of(tmp_path / "out")}
     assert float(rows["half"]["hd95_mm_as_published"]) < float(rows["all"]["hd95_mm_as_published"])  # the trap

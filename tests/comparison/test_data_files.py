@@ -10,9 +10,9 @@ import pytest
 
 from textseg.comparison.comparability import Mismatch
 from textseg.comparison.data_files import as_csv, as_json
-from textseg.comparison.finished_runs import Repeats, Run
+from textseg.comparison.finished_runs import FinishedRuns, Run
+from textseg.comparison.leaderboard import make_leaderboard
 from textseg.comparison.published import published_rows
-from textseg.comparison.tabulation import make_leaderboard
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
 from textseg.metrics.definitions import METRICS, POLICY
 from textseg.metrics.scores import Score
@@ -44,9 +44,9 @@ def run(name, values, *, seed=1, source="template"):
     return Run(Path(f"runs/{name}"), facts, rows)
 
 
-GOOD = Repeats((run("good", [(0.9, 2.0), (0.8, 4.0)]), run("good", [(0.7, 2.0), (0.6, 4.0)], seed=2)))
-HASTY = Repeats((run("hasty", [(0.5, 1.0), (0.0, math.nan)]),))
-ORACLE = Repeats((run("oracle", [(1.0, 0.0), (1.0, 0.0)], source="ground_truth"),))
+GOOD = FinishedRuns((run("good", [(0.9, 2.0), (0.8, 4.0)]), run("good", [(0.7, 2.0), (0.6, 4.0)], seed=2)))
+HASTY = FinishedRuns((run("hasty", [(0.5, 1.0), (0.0, math.nan)]),))
+ORACLE = FinishedRuns((run("oracle", [(1.0, 0.0), (1.0, 0.0)], source="ground_truth"),))
 BOARD = make_leaderboard([GOOD, HASTY, ORACLE], rare_share=0.2, published=published_rows("spider"))
 DIFFERENT = [Mismatch("dataset", "'a'", "'b'", "dataset: x has 'a', y has 'b'")]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.comparison.finished_runs import group, read_runs
+from textseg.comparison.finished_runs import grouped, read_runs
 from textseg.errors import RecipeError, RunError
 from textseg.metrics.scores import Score, write_scores
 from textseg.recipe.loading import load_recipe
@@ -23,8 +23,8 @@ def write(folder, *, case="c1", source="template", rows=(), **facts):
     return folder
 
 
-def repeats(*paths, apart=False):
-    return group(read_runs(paths), apart=apart)
+def rows_of(*paths, apart=False):
+    return grouped(read_runs(paths), apart=apart)
 
 
 def test_seeds_and_folds_of_one_name_are_one_row(tmp_path):
@@ -33,31 +33,31 @@ def test_seeds_and_folds_of_one_name_are_one_row(tmp_path):
             name = f"seed{seed}_fold{fold}"
             bound = {**BOUND, "seed": seed, "split": f"s{fold}"}
             write(tmp_path / "net" / name, case=f"c{fold}", seed=seed, fold=fold, bound=bound)
-    (row,) = repeats(tmp_path / "net")
+    (row,) = rows_of(tmp_path / "net")
     assert (row.label, row.seeds, row.folds, len(row.runs)) == ("net (2 seeds x 2 folds)", [1, 2], [0, 1], 4)
-    assert len(repeats(tmp_path / "net", apart=True)) == 4
-    assert [r.label for r in repeats(tmp_path / "net", apart=True)][:2] == [
+    assert len(rows_of(tmp_path / "net", apart=True)) == 4
+    assert [r.label for r in rows_of(tmp_path / "net", apart=True)][:2] == [
         "net (seed 1, fold 0)",
         "net (seed 1, fold 1)",
     ]
     # Named one by one, as a shell does for seed*, they are the same row
-    (again,) = repeats(*sorted((tmp_path / "net").iterdir()))
+    (again,) = rows_of(*sorted((tmp_path / "net").iterdir()))
     assert again.label == row.label
 
 
 def test_what_counts_as_a_repeat(tmp_path):
     seeds = [write(tmp_path / "net" / f"seed{seed}", seed=seed) for seed in (1, 2, 3)]
-    assert [row.label for row in repeats(tmp_path / "net")] == ["net (3 seeds)"]
-    other = write(tmp_path / "elsewhere" / "net" / "seed1")
-    assert len(repeats(tmp_path / "net", other)) == 2
-    told = [write(seed / "evaluations/interactive", seed=n, source="interactive") for n, seed in enumerate(seeds)]
-    rows = repeats(tmp_path / "net", *told)
+    assert [row.label for row in rows_of(tmp_path / "net")] == ["net (3 seeds)"]
+    elsewhere = write(tmp_path / "elsewhere" / "net" / "seed1")
+    assert len(rows_of(tmp_path / "net", elsewhere)) == 2
+    pointed = [write(seed / "evaluations/interactive", seed=n, source="interactive") for n, seed in enumerate(seeds)]
+    rows = rows_of(tmp_path / "net", *pointed)
     assert [(row.label, row.sources) for row in rows] == [
         ("net (3 seeds)", ("template",)),
         ("net (3 seeds)", ("interactive",)),
     ]
     masks = [write(tmp_path / "masks" / f"seed{n}", predictions="x") for n in (1, 2)]
-    assert [row.label for row in repeats(*masks)] == ["net", "net"]
+    assert [row.label for row in rows_of(*masks)] == ["net", "net"]
 
 
 def test_every_run_that_has_not_finished_is_named(tmp_path):
@@ -65,7 +65,7 @@ def test_every_run_that_has_not_finished_is_named(tmp_path):
     for seed in (2, 3):
         (tmp_path / f"net/seed{seed}").mkdir()
     with pytest.raises(RunError, match="seed2' has no run.json.*\n.*seed3' has no run.json"):
-        repeats(tmp_path / "net")
+        rows_of(tmp_path / "net")
 
 
 def test_other_recipes_are_no_repeats(tmp_path):
@@ -73,32 +73,32 @@ def test_other_recipes_are_no_repeats(tmp_path):
     changed = {**BOUND, "seed": 2, "split": "other", "training": {"learning_rate": 0.2, "batch_size": 8}}
     write(tmp_path / "net/seed2", seed=2, bound=changed)
     with pytest.raises(RunError) as error:
-        repeats(tmp_path / "net")
+        rows_of(tmp_path / "net")
     lines = [line for line in str(error.value).splitlines() if line.startswith("  ")]
     assert len(lines) == 1  # neither seed nor split
     assert "training.learning_rate: " in lines[0]
     assert "seed1 has '0.1'" in lines[0]
     assert "seed2 has '0.2'" in lines[0]
     assert "--single-runs" in str(error.value)
-    assert len(repeats(tmp_path / "net", apart=True)) == 2
+    assert len(rows_of(tmp_path / "net", apart=True)) == 2
 
 
 def test_a_seed_of_a_fold_that_is_missing_or_there_twice(tmp_path):
     for seed, fold in ((1, 0), (1, 1), (2, 0)):
         write(tmp_path / f"net/seed{seed}_fold{fold}", case=f"c{fold}", seed=seed, fold=fold)
     with pytest.raises(RunError, match="seed 2 of fold 1 is missing"):
-        repeats(tmp_path / "net")
+        rows_of(tmp_path / "net")
     write(tmp_path / "twice/seed1")
     write(tmp_path / "twice/seed2")
     with pytest.raises(RunError, match="seed 1 is there twice"):
-        repeats(tmp_path / "twice")
+        rows_of(tmp_path / "twice")
 
 
 def test_a_case_that_two_folds_test(tmp_path):
     for fold in (0, 1):
         write(tmp_path / f"net/seed1_fold{fold}", fold=fold)
     with pytest.raises(RunError, match="Two folds of 'net' test the case 'c1': 0 and 1"):
-        repeats(tmp_path / "net")
+        rows_of(tmp_path / "net")
 
 
 ORACLE_ROW = Score("c2", "p_c2", None, "L5", "dsc", "", "native", 0.9, 0.0, "ok", "ground_truth")
@@ -114,25 +114,25 @@ ORACLE_ROW = Score("c2", "p_c2", None, "L5", "dsc", "", "native", 0.9, 0.0, "ok"
     ],
 )
 def test_an_oracle_under_another_name_is_one_still(tmp_path, disguise):
-    (row,) = repeats(write(tmp_path / "net/seed1", **disguise))
+    (row,) = rows_of(write(tmp_path / "net/seed1", **disguise))
     assert row.mark == "oracle"
 
 
 def test_an_oracle_that_was_moved_and_rewritten_is_given_away_by_its_other_files(tmp_path):
     folder = write(tmp_path / "net/seed1", evaluation={"prompts": "template"})
-    assert not repeats(folder)[0].mark
+    assert not rows_of(folder)[0].mark
     (folder / "prompts.jsonl").write_text('{"source": "template"}\n{"source": "ground_truth"}\n')  # of the training
-    assert not repeats(folder)[0].mark
+    assert not rows_of(folder)[0].mark
     (folder / "prompts.jsonl").write_text('{"source": "ground_truth"}\n' * 2)
-    assert repeats(folder)[0].mark
+    assert rows_of(folder)[0].mark
     (folder / "prompts.jsonl").write_text("{damaged")
-    assert not repeats(folder)[0].mark
+    assert not rows_of(folder)[0].mark
     (folder / "recipe.yaml").write_text("prompts: {evaluation: ground_truth}\n")
-    assert repeats(folder)[0].mark
+    assert rows_of(folder)[0].mark
     (folder / "recipe.yaml").write_text("prompts: null\n")
-    assert not repeats(folder)[0].mark
+    assert not rows_of(folder)[0].mark
     moved = write(folder / "evaluations/ground_truth", evaluation={"prompts": "template"})
-    assert repeats(moved)[0].mark == "oracle"
+    assert rows_of(moved)[0].mark == "oracle"
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_an_oracle_that_was_moved_and_rewritten_is_given_away_by_its_other_files
     ],
 )
 def test_a_simulated_person_is_told_from_one_who_was_there(tmp_path, facts, mark):
-    (row,) = repeats(write(tmp_path / "net/seed1", **facts))
+    (row,) = rows_of(write(tmp_path / "net/seed1", **facts))
     assert row.mark == mark
 
 
 def test_an_oracle_among_seeds_makes_no_row_with_them(tmp_path):
     write(tmp_path / "net/seed1", seed=1)
     write(tmp_path / "net/seed2", seed=2, evaluation={"prompts": "ground_truth"})
-    assert [(row.label, row.mark) for row in repeats(tmp_path / "net")] == [
+    assert [(row.label, row.mark) for row in rows_of(tmp_path / "net")] == [
         ("net (seed 1)", ""),
         ("net (seed 2)", "oracle"),
     ]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from textseg.comparison.comparability import Mismatch
-from textseg.comparison.finished_runs import Repeats, Run
+from textseg.comparison.finished_runs import FinishedRuns, Run
 from textseg.comparison.latex import as_latex, escape
+from textseg.comparison.leaderboard import make_leaderboard
 from textseg.comparison.published import published_rows
-from textseg.comparison.tabulation import make_leaderboard
 from textseg.metrics.scores import Score
 
 HOSTILE = r"a_b & 50% $x$ #1 {c} \input{~/f} ^2 <|>"
@@ -27,7 +27,7 @@ def run(name, values, source="template"):
             rows.append(Score(f"c{case}", f"p{case}", None, "L5", metric, unit, "native", value, 9.0, status, source))
     facts = {"name": name, "seed": 1, "structures_in_training": ["L5"], "parameters": 1_234_567, "dataset": "spider",
              "evaluation": {"per": "volume", "space": "native", "unit": "mm"}}  # fmt: skip
-    return Repeats((Run(Path(name), facts, rows),))
+    return FinishedRuns((Run(Path(name), facts, rows),))
 
 
 RUNS = (

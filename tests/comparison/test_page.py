@@ -96,17 +96,17 @@ def written(runs: list[Path], output: Path, **options: Any) -> tuple[str, dict[s
 def numbers(content: Any, key: str = "") -> list[tuple[str, Any]]:
     """Every number of a JSON document with the last key on the way to it."""
     if isinstance(content, dict):
-        return [found for name, value in content.items() for found in numbers(value, name)]
+        return [result for name, value in content.items() for result in numbers(value, name)]
     if isinstance(content, list):
-        return [found for value in content for found in numbers(value, key)]
+        return [result for value in content for result in numbers(value, key)]
     return [(key, content)] if isinstance(content, int | float) and not isinstance(content, bool) else []
 
 
 def test_every_number_of_the_json_stands_on_the_page(runs: list[Path], tmp_path: Path, html_page: Any) -> None:
     html, content = written(runs, tmp_path / "out", published="spider")
     page = html_page(html)
-    said = " ".join([page.text, *(value or "" for _, key, value in page.attributes if key in ("title", "aria-label"))])
-    words = set(re.findall(r"[+-]?\d[\d.,e+-]*\d|\d", said))
+    shown = " ".join([page.text, *(value or "" for _, key, value in page.attributes if key in ("title", "aria-label"))])
+    words = set(re.findall(r"[+-]?\d[\d.,e+-]*\d|\d", shown))
 
     def stands(*texts: str) -> bool:
         return any(text in words for text in texts)
@@ -126,9 +126,9 @@ def test_every_number_of_the_json_stands_on_the_page(runs: list[Path], tmp_path:
                             assert stands(str(number[key]))
             for key in ("by_structure", "by_case", "by_patient"):
                 for metrics in row[key].values():
-                    for metric, found in metrics.items():
+                    for metric, result in metrics.items():
                         unit = "mm" if metric == "hd95" else ""
-                        values = [m["value"] for m in found.values()] if key == "by_structure" else found
+                        values = [m["value"] for m in result.values()] if key == "by_structure" else result
                         for value in values:
                             if value is not None:
                                 checked += 1
@@ -153,10 +153,10 @@ def test_every_number_of_the_json_stands_on_the_page(runs: list[Path], tmp_path:
             for rank in [rank for ranks in ranking["schemes"].values() for rank in ranks]:
                 assert stands(f"{rank:g}")
     for row in content["published"]["rows"]:
-        assert row["method"] in said
+        assert row["method"] in shown
         assert stands(format_value(row["means"]["dsc"]["printed"] / 100))
     assert checked > 150
-    assert POLICY in said
+    assert POLICY in shown
 
 
 def test_the_page_is_one_file_that_loads_nothing(runs: list[Path], tmp_path: Path, html_page: Any) -> None:
@@ -186,8 +186,8 @@ def test_names_that_are_code_stay_text(tmp_path: Path, html_page: Any) -> None:
 
 def sections(html: str) -> dict[str, str]:
     """The parts of the page by heading."""
-    found = re.findall(r"<section[^>]*><h2>(.*?)</h2>(.*?)</section>", html, re.S)
-    return dict(found)
+    result = re.findall(r"<section[^>]*><h2>(.*?)</h2>(.*?)</section>", html, re.S)
+    return dict(result)
 
 
 def test_oracles_and_published_rows_stand_apart(runs: list[Path], tmp_path: Path) -> None:
@@ -222,8 +222,8 @@ def test_each_view_has_its_own_ranks_and_best(runs: list[Path], tmp_path: Path) 
 
 
 def test_what_was_forced_is_said_and_ranks_nobody(runs: list[Path], tmp_path: Path) -> None:
-    other = make(tmp_path / "far" / "seed1", 9, hashes={"data": "x", "split": "s", "preparation": "p"})
-    html, _ = written([*runs, other], tmp_path / "out", force=True)
+    second = make(tmp_path / "far" / "seed1", 9, hashes={"data": "x", "split": "s", "preparation": "p"})
+    html, _ = written([*runs, second], tmp_path / "out", force=True)
     assert '<li class="forced">NOT COMPARABLE: these runs differ in hashes.data' in html
     assert "<h2>NOT COMPARABLE: Leaderboard</h2>" in html
     assert 'class="best"' not in sections(html)["NOT COMPARABLE: Leaderboard"]
@@ -253,8 +253,8 @@ def test_the_same_slices_under_every_method(
     panels = re.findall(r"<figure>(.*?)</figure>", first, re.S)
     assert len(panels) == 5  # image, reference, two methods, the oracle
     drawn = [re.findall(r'href="data:image/png;base64,([^"]+)"', panel) for panel in panels]
-    assert [len(found) for found in drawn] == [0, 1, 1, 1, 1]
-    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(found[0])))) for found in drawn[1:]]
+    assert [len(result) for result in drawn] == [0, 1, 1, 1, 1]
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(result[0])))) for result in drawn[1:]]
     reference, *methods = pictures
     assert (reference[..., 3] > 0).sum() == 25
     for method in methods:

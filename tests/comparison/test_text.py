@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from textseg.comparison.comparability import Mismatch
-from textseg.comparison.finished_runs import Repeats, Run
+from textseg.comparison.finished_runs import FinishedRuns, Run
+from textseg.comparison.leaderboard import make_leaderboard
 from textseg.comparison.published import published_rows
 from textseg.comparison.sections import picked, sections
-from textseg.comparison.tabulation import make_leaderboard
 from textseg.comparison.text import as_markdown, as_text, print_leaderboard
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score
@@ -52,7 +52,7 @@ HASTY = run("hasty", [(0.7, 3.0), (0.6, 3.0), (0.0, math.nan)])
 
 
 def board(*rows, **options):
-    compared = [Repeats(tuple(one) if isinstance(one, list) else (one,)) for one in rows]
+    compared = [FinishedRuns(tuple(row) if isinstance(row, list) else (row,)) for row in rows]
     return make_leaderboard(compared, rare_share=0.5, **options)
 
 
@@ -86,9 +86,9 @@ def test_seeds_have_a_table_and_single_runs_have_none():
     assert titles == ["Leaderboard", "Three ways to count a miss", "DSC, penalised, by what is averaged", "Names",
                       "Size and speed", "Differences in DSC", "Ranks by DSC, penalised"]  # fmt: skip
     twice = [run("a", [(0.9, 2.0), (0.8, 4.0)]), run("a", [(0.7, 2.0), (0.6, 4.0)], seed=2)]
-    found = {section.title: section for section in sections(board(twice))}
-    assert found["Seeds and folds"].rows == [["a (2 seeds)", "2", "0.7500", "0.1414", "–", "3.00", "0.00", "–"]]
-    assert "Differences in DSC" not in found
+    result = {section.title: section for section in sections(board(twice))}
+    assert result["Seeds and folds"].rows == [["a (2 seeds)", "2", "0.7500", "0.1414", "–", "3.00", "0.00", "–"]]
+    assert "Differences in DSC" not in result
 
 
 class Terminal(io.StringIO):
@@ -176,16 +176,16 @@ def test_published_results_are_beside_in_their_own_unit():
 
 
 def test_a_forced_comparison_says_so_above_everything_and_picks_nobody():
-    other = run("other", [(0.7, 3.0)], evaluation={"per": "slice", "space": "native", "unit": "mm"})
+    second = run("other", [(0.7, 3.0)], evaluation={"per": "slice", "space": "native", "unit": "mm"})
     different = [Mismatch("evaluation.per", "'volume'", "'slice'", "evaluation.per: a has 'volume', b has 'slice'")]
-    found = board(CAREFUL, other, mismatches=different)
-    for text in (as_text(found), as_markdown(found)):
+    result = board(CAREFUL, second, mismatches=different)
+    for text in (as_text(result), as_markdown(result)):
         first, second, *_ = (line for line in text.splitlines() if line)
         assert "NOT COMPARABLE: these runs differ in evaluation.per." in first
         assert "evaluation.per: a has 'volume', b has 'slice'" in second
         assert "NOT COMPARABLE: Leaderboard" in text
-    assert not any(section.best or section.second for section in sections(found))
-    short = printed(found)
+    assert not any(section.best or section.second for section in sections(result))
+    short = printed(result)
     assert short.startswith("NOT COMPARABLE: these runs differ in evaluation.per.\n")
     assert "significantly" not in short
 

@@ -1,11 +1,11 @@
-"""Whether scores of different runs mean the same: what they must have in common, and what differs, key by key."""
+"""The comparability of runs: what they must have in common, and the keys in which they differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.finished_runs import Repeats, said
+from textseg.comparison.finished_runs import FinishedRuns, readable
 
 _SAME = (
     ("dataset",),
@@ -21,52 +21,52 @@ _TOLERANCE = (("evaluation", "tolerance"),)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A key in which two runs differ, or that neither of them says; `other` differs from `one`, the first of all."""
+    """A key in which a run differs from the first run, or that neither of them has."""
 
     key: str
-    one: str
-    other: str
+    first: str
+    second: str
     line: str  # all of it, to read
 
 
-def mismatches(compared: Sequence[Repeats]) -> list[Mismatch]:
-    """What makes the scores of runs another thing than those of the first; empty where they may be compared."""
-    first, *others = (run for repeats in compared for run in repeats.runs)
-    found = []
+def mismatches(compared: Sequence[FinishedRuns]) -> list[Mismatch]:
+    """Return each difference from the first run that makes scores incomparable; empty where all may be compared."""
+    first, *others = (run for finished in compared for run in finished.runs)
+    differences = []
     for run in others:
         for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
             ours, theirs = first.value(*keys), run.value(*keys)
             if ours != theirs or ours is None:  # what both leave unsaid is not known to be equal
                 key = ".".join(keys)
-                line = f"{key}: {first.folder} has {said(ours)}, {run.folder} has {said(theirs)}"
-                found.append(Mismatch(key, said(ours), said(theirs), line))
-    for repeats in compared:
-        found += _splits(compared[0], repeats)
-        found += _cases(compared[0], repeats)
-    return found
+                line = f"{key}: {first.folder} has {readable(ours)}, {run.folder} has {readable(theirs)}"
+                differences.append(Mismatch(key, readable(ours), readable(theirs), line))
+    for finished in compared:
+        differences += _splits(compared[0], finished)
+        differences += _cases(compared[0], finished)
+    return differences
 
 
-def _splits(ours: Repeats, theirs: Repeats) -> list[Mismatch]:
-    """Seeds must share the split; folds are compared one by one."""
-    found = []
+def _splits(ours: FinishedRuns, theirs: FinishedRuns) -> list[Mismatch]:
+    """Return differences in the split: seeds must share it; folds are compared one by one."""
+    differences = []
     first = {run.facts.get("fold"): run for run in reversed(ours.runs)}
     for run in theirs.runs:
         fold = run.facts.get("fold")
         key = "hashes.split" + ("" if fold is None else f" of fold {fold}")
         match = first.get(fold, ours.first)
-        one, other = match.value("hashes", "split"), run.value("hashes", "split")
-        if run is not match and (one != other or one is None):
-            line = f"{key}: {match.folder} has {said(one)}, {run.folder} has {said(other)}"
-            found.append(Mismatch(key, said(one), said(other), line))
-    return found
+        expected, actual = match.value("hashes", "split"), run.value("hashes", "split")
+        if run is not match and (expected != actual or expected is None):
+            line = f"{key}: {match.folder} has {readable(expected)}, {run.folder} has {readable(actual)}"
+            differences.append(Mismatch(key, readable(expected), readable(actual), line))
+    return differences
 
 
-def _cases(ours: Repeats, theirs: Repeats) -> list[Mismatch]:
-    one, other = ({row.case for run in repeats.runs for row in run.scores} for repeats in (ours, theirs))
-    if one == other:
+def _cases(ours: FinishedRuns, theirs: FinishedRuns) -> list[Mismatch]:
+    own_cases, their_cases = ({row.case for run in finished.runs for row in run.scores} for finished in (ours, theirs))
+    if own_cases == their_cases:
         return []
     line = (
-        f"cases in scores.csv: {ours.first.folder} has {len(one)}, {theirs.first.folder} has {len(other)}; "
-        f"only in one of them: {said(sorted(one ^ other)[:5])}"
+        f"cases in scores.csv: {ours.first.folder} has {len(own_cases)}, {theirs.first.folder} has {len(their_cases)}; "
+        f"only in one of them: {readable(sorted(own_cases ^ their_cases)[:5])}"
     )
-    return [Mismatch("cases", str(len(one)), str(len(other)), line)]
+    return [Mismatch("cases", str(len(own_cases)), str(len(their_cases)), line)]

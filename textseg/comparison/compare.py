@@ -1,4 +1,4 @@
-"""Runs side by side: a leaderboard of what may be compared, and a refusal of what may not."""
+"""The comparison of runs: a leaderboard, or an error that names what makes them incomparable."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 
 from textseg.comparison.comparability import mismatches
 from textseg.comparison.data_files import as_csv, as_json
-from textseg.comparison.finished_runs import Repeats, group, read_runs
+from textseg.comparison.finished_runs import FinishedRuns, grouped, read_runs
 from textseg.comparison.latex import as_latex
-from textseg.comparison.leaderboard import Leaderboard
+from textseg.comparison.leaderboard import Leaderboard, make_leaderboard
 from textseg.comparison.page import as_html
 from textseg.comparison.published import published_rows
-from textseg.comparison.tabulation import make_leaderboard
 from textseg.comparison.text import FORMATS, as_markdown
 from textseg.errors import RunError
 from textseg.system.files import write_atomically
@@ -36,7 +35,7 @@ def compare(
     runs differ in what makes scores comparable; with `force` these differences are written on the table instead.
     """
     beside = published_rows(published) if published else []
-    compared = group(read_runs(runs), apart=single_runs)
+    compared = grouped(read_runs(runs), apart=single_runs)
     different = mismatches(compared)
     if different and not force:
         raise RunError(
@@ -53,19 +52,19 @@ def compare(
 
 
 def comparable(runs: Sequence[Path]) -> list[list[Path]]:
-    """Run folders in groups that may be compared, each in the order given; raises RunError for what can't be read."""
+    """Return run folders in groups that may be compared, in the order given; raises RunError for unreadable ones."""
     if not runs:
         return []
-    found = read_runs(runs)
+    finished = read_runs(runs)
     try:
-        rows = group(found)
+        rows = grouped(finished)
     except RunError:  # a seed or a fold is missing: what is there may stand by itself
-        rows = group(found, apart=True)
-    groups: list[list[Repeats]] = []
+        rows = grouped(finished, apart=True)
+    groups: list[list[FinishedRuns]] = []
     for row in rows:
-        mine = next((members for members in groups if not mismatches([members[0], row])), None)
-        if mine is None:
+        matching = next((members for members in groups if not mismatches([members[0], row])), None)
+        if matching is None:
             groups.append([row])
         else:
-            mine.append(row)
+            matching.append(row)
     return [[run.folder for row in members for run in row.runs] for members in groups]

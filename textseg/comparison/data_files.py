@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from textseg.comparison.comparability import Mismatch
 from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Row, Table
 from textseg.comparison.published import PublishedMean
 from textseg.comparison.significance import SCHEMES
@@ -39,7 +40,7 @@ NUMBER = {
 
 
 def as_csv(board: Leaderboard) -> str:
-    """Every row of every table, means over structures in full precision; published results at the end."""
+    """Return every row of every table, means over structures in full precision; published results at the end."""
     header = ["table", "rank", "run", "label", "seeds", "folds", "runs", "folders", "prompts"]
     for metric in board.metrics:
         for aggregate in AGGREGATES:
@@ -60,10 +61,11 @@ def as_csv(board: Leaderboard) -> str:
 
 
 def _line(board: Leaderboard, table: Table, row: Row) -> list[object]:
-    repeats = row.repeats
-    line: list[object] = [table.kind, "" if row.rank is None else row.rank, repeats.first.name, row.label]
-    line += ["+".join("" if one is None else str(one) for one in of) for of in (repeats.seeds, repeats.folds)]
-    line += [len(repeats.runs), "+".join(str(run.folder) for run in repeats.runs), "+".join(repeats.sources)]
+    finished = row.finished
+    line: list[object] = [table.kind, "" if row.rank is None else row.rank, finished.first.name, row.label]
+    for numbers in (finished.seeds, finished.folds):
+        line.append("+".join("" if number is None else str(number) for number in numbers))
+    line += [len(finished.runs), "+".join(str(run.folder) for run in finished.runs), "+".join(finished.sources)]
     for metric in board.metrics:
         for aggregate in AGGREGATES:
             number = row.number(metric, aggregate)
@@ -72,18 +74,18 @@ def _line(board: Leaderboard, table: Table, row: Row) -> list[object]:
         number = row.number(metric, AGGREGATES[0])
         line += [number.seed_sd, number.fold_sd]
     first = row.number(board.metrics[0], AGGREGATES[0])
-    evaluation = [repeats.first.value("evaluation", key) for key in ("per", "space")]
+    evaluation = [finished.first.value("evaluation", key) for key in ("per", "space")]
     keys = "+".join(dict.fromkeys(mismatch.key for mismatch in board.mismatches))
     return [*line, first.missed, first.spurious, *row.cost.values(), *evaluation, first.patients, keys]
 
 
 def as_json(board: Leaderboard) -> str:
-    """Everything: all means with intervals, ranks and tests, and what each of them means; null where undefined."""
+    """Return all means with intervals, ranks and tests, and their definitions; null where undefined."""
     content = {
         "format": FORMAT,
         "textseg": __version__,
         "comparable": not board.mismatches,
-        "mismatches": [asdict(mismatch) for mismatch in board.mismatches],
+        "mismatches": [_mismatch(mismatch) for mismatch in board.mismatches],
         "settings": dict(board.settings),
         "patients": list(board.patients),
         "cases": list(board.cases),
@@ -125,6 +127,18 @@ def as_json(board: Leaderboard) -> str:
     return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def _means(row: Row) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the means of a row, by scope, aggregate and metric."""
+    nested: dict[str, dict[str, dict[str, Any]]] = {}
+    for (scope, aggregate, metric), number in row.means.items():
+        nested.setdefault(scope, {}).setdefault(aggregate, {})[metric] = asdict(number)
+    return nested
+
+
+def _mismatch(mismatch: Mismatch) -> dict[str, str]:
+    return {"key": mismatch.key, "one": mismatch.first, "other": mismatch.second, "line": mismatch.line}
+
+
 def _published(mean: PublishedMean) -> dict[str, Any]:
     return {"found" if key == "structures" else key: value for key, value in asdict(mean).items()}
 
@@ -138,51 +152,48 @@ def _table(table: Table) -> dict[str, Any]:
         "rows": [
             {
                 "label": row.label,
-                "name": row.repeats.first.name,
+                "name": row.finished.first.name,
                 "rank": row.rank,
-                "seeds": row.repeats.seeds,
-                "folds": row.repeats.folds,
-                "folders": [str(run.folder) for run in row.repeats.runs],
-                "prompts": row.repeats.sources,
-                "oracle": row.repeats.mark == "oracle",
-                "simulated": row.repeats.mark == "simulated",
-                "means": {
-                    scope: {a: {m: asdict(number) for m, number in found.items()} for a, found in means.items()}
-                    for scope, means in row.means.items()
-                },
+                "seeds": row.finished.seeds,
+                "folds": row.finished.folds,
+                "folders": [str(run.folder) for run in row.finished.runs],
+                "prompts": row.finished.sources,
+                "oracle": row.finished.mark == "oracle",
+                "simulated": row.finished.mark == "simulated",
+                "means": _means(row),
                 "ranks": row.ranks if table.ranked else None,
                 "by_structure": {
-                    a: {m: {name: asdict(mean) for name, mean in found.items()} for m, found in metrics.items()}
+                    a: {m: {name: asdict(mean) for name, mean in means.items()} for m, means in metrics.items()}
                     for a, metrics in row.by_structure.items()
                 },
                 "by_case": row.by_case,
                 "by_patient": row.by_patient,
                 "cost": row.cost,
-                "enumeration": row.enumeration,
+                "enumeration": row.level_naming,
             }
             for row in table.rows
         ],
-        "differences": {metric: [asdict(one) for one in found] for metric, found in table.differences.items()},
+        "differences": {metric: [asdict(pair) for pair in pairs] for metric, pairs in table.differences.items()},
         "rankings": {
             metric: {
-                "methods": one.methods,
-                "schemes": one.schemes,
-                "distribution": one.distribution,
-                "likely": {name: one.likely(place) for place, name in enumerate(one.methods)},
-                "kendall_tau": [{"one": a, "other": b, "tau": tau} for (a, b), tau in one.tau.items()],
-                "stability": one.stability,
+                "methods": ranking.methods,
+                "schemes": ranking.schemes,
+                "distribution": ranking.distribution,
+                "likely": {name: ranking.likely(index) for index, name in enumerate(ranking.methods)},
+                "kendall_tau": [{"one": a, "other": b, "tau": tau} for (a, b), tau in ranking.tau.items()],
+                "stability": ranking.stability,
             }
-            for metric, one in table.rankings.items()
+            for metric, ranking in table.rankings.items()
         },
     }
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: lists for arrays and tuples, null for what is undefined."""
+    """Return a value for JSON: lists for arrays and tuples, null for what is undefined."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, float | np.floating):

@@ -1,4 +1,4 @@
-"""Finished runs as they stand on disk, and which of them are repeats of one another: rows of a leaderboard."""
+"""Finished runs read from disk, and grouped by recipe: each group is a row of a leaderboard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textseg.metrics.scores import Mark, Score, read_scores
 from textseg.runs.folder import RunFolder, flat
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
-# What may differ between repeats. The split has the fold in it; its scheme is compared where runs meet.
+# The keys that may differ between runs of a group. The split names the fold; its scheme is compared elsewhere.
 _FREE = ("seed", "split")
 
 
@@ -30,12 +30,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """That of its recipe, or of what another tool made."""
+        """Return the name of its recipe, or of the tool that made its masks."""
         return str(self.facts.get("name", self.folder.name))
 
     @property
     def repeat(self) -> str:
-        """Seed and fold, to read; empty for what another tool made."""
+        """Return seed and fold as text; empty for masks of another tool."""
         if self.facts.get("predictions"):
             return ""
         fold = self.facts.get("fold")
@@ -43,53 +43,53 @@ class Run:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What the prompts of its scores knew."""
+        """Return the prompt sources of its scores."""
         return tuple(sorted({row.prompt_source for row in self.scores}))
 
     @property
     def mark(self) -> Mark:
-        """Whether anything in its folder says that the prompts were read off the annotation.
+        """Return "oracle" or "simulated" if any file of its folder says that prompts came from the annotation.
 
-        "simulated" is a person who was not there: the first and last structure of each volume, read off it. So is
-        every `interactive` of which run.json does not say what was named.
+        "simulated" replaces a person: the first and last structure of each volume are taken from the annotation. An
+        `interactive` run counts as simulated unless run.json has what the person named.
         """
-        said = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
-        if ORACLE in said:
+        sources = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
+        if ORACLE in sources:
             return "oracle"
-        return "simulated" if SIMULATED in said or (PERSON in said and not self.facts.get("named")) else ""
+        return "simulated" if SIMULATED in sources or (PERSON in sources and not self.facts.get("named")) else ""
 
     def value(self, *keys: str) -> Any:
-        """What run.json says under `keys`, or None."""
-        found: Any = self.facts
+        """Return the value that run.json has under `keys`, or None."""
+        value: Any = self.facts
         for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return sorted(found) if keys[-1] == "metrics" and isinstance(found, list) else found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return sorted(value) if keys[-1] == "metrics" and isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class Repeats:
-    """Runs of one recipe that differ in seed and fold only; often one."""
+class FinishedRuns:
+    """The finished runs of one recipe: they differ in seed and fold only, and often there is one."""
 
     runs: tuple[Run, ...]
 
     @property
     def first(self) -> Run:
-        """What it has in common with the others, it says."""
+        """Return the run whose record stands for what all have in common."""
         return self.runs[0]
 
     @property
     def seeds(self) -> list[Any]:
-        """Each once."""
+        """Return each seed once."""
         return list(dict.fromkeys(run.facts.get("seed") for run in self.runs))
 
     @property
     def folds(self) -> list[Any]:
-        """Each once; [None] without folds."""
+        """Return each fold once; [None] without folds."""
         return list(dict.fromkeys(run.facts.get("fold") for run in self.runs))
 
     @property
-    def said(self) -> str:
-        """How often it ran: "seed 1", "3 seeds", "2 seeds x 5 folds"."""
+    def description(self) -> str:
+        """Return the seeds and folds as text: "seed 1", "3 seeds", "2 seeds x 5 folds"."""
         if len(self.runs) == 1:
             return self.first.repeat
         parts = [f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else f"seed {self.seeds[0]}"]
@@ -99,17 +99,17 @@ class Repeats:
 
     @property
     def label(self) -> str:
-        """Name and repeats."""
-        return f"{self.first.name} ({self.said})" if self.said else self.first.name
+        """Return the name with seeds and folds."""
+        return f"{self.first.name} ({self.description})" if self.description else self.first.name
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What the prompts of any of them knew."""
+        """Return the prompt sources of all runs."""
         return tuple(sorted({source for run in self.runs for source in run.sources}))
 
     @property
     def mark(self) -> Mark:
-        """The gravest of theirs."""
+        """Return "oracle" if any run is one, else "simulated" if any is."""
         marks = [run.mark for run in self.runs]
         return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
 
@@ -125,15 +125,15 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     folders: dict[Path, Path] = {}
     for path in paths:
         if RunFolder(path).record.is_file() or RunFolder(path).scores.is_file():
-            found = [path]
+            members = [path]
         else:
-            found = [folder.path for folder in RunFolder.repeats(path)]
-        if not found:
+            members = [folder.path for folder in RunFolder.repeats(path)]
+        if not members:
             raise RunError(
                 f"There is no run at '{path}': neither a run.json nor a folder seed<number> stands there. "
                 "Name a folder runs/<name>/seed<seed> or runs/<name>, or start the run with `textseg run RECIPE`."
             )
-        for folder in found:
+        for folder in members:
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise RunError("There is nothing to compare: name at least one folder runs/<name>/seed<seed> or runs/<name>.")
@@ -180,26 +180,26 @@ def _declared(folder: RunFolder) -> frozenset[str]:
 
     Both are read as text that anybody may have edited: what can't be read says nothing.
     """
-    said: set[str] = set()
+    declared: set[str] = set()
     try:
         prompts = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["prompts"]
-        said.add(str(prompts["evaluation"]))
+        declared.add(str(prompts["evaluation"]))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         pass
     try:
         lines = folder.prompts.read_text(encoding="utf-8").splitlines()
         sources = {str(json.loads(line)["source"]) for line in lines}
-        said |= sources if len(sources) == 1 else set()
+        declared |= sources if len(sources) == 1 else set()
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return frozenset(said)
+    return frozenset(declared)
 
 
-def group(runs: Sequence[Run], *, apart: bool = False) -> list[Repeats]:
-    """Runs in the seed folders of one `runs/<name>`, with prompts of one source, are repeats; each alone if `apart`.
+def grouped(runs: Sequence[Run], *, apart: bool = False) -> list[FinishedRuns]:
+    """Group the runs in the seed folders of one `runs/<name>` with prompts of one source; each alone if `apart`.
 
-    Raises RunError where they are no repeats: another recipe, a seed of a fold that is missing or there twice, a case
-    that two folds test.
+    Raises RunError where the runs of a group do not belong together: another recipe, a seed of a fold that is missing
+    or there twice, a case that two folds test.
     """
     groups: dict[object, list[Run]] = {}
     for run in runs:
@@ -208,21 +208,21 @@ def group(runs: Sequence[Run], *, apart: bool = False) -> list[Repeats]:
         if not apart and trained_in.is_repeat and not run.facts.get("predictions"):
             key = (trained_in.path.parent, run.name, run.sources, run.mark)
         groups.setdefault(key, []).append(run)
-    found = [Repeats(tuple(members)) for members in groups.values()]
-    for repeats in found:
-        _check_repeats(repeats)
-    return found
+    rows = [FinishedRuns(tuple(members)) for members in groups.values()]
+    for finished in rows:
+        _check_group(finished)
+    return rows
 
 
-def _check_repeats(repeats: Repeats) -> None:
-    first = repeats.first
-    if lines := [line for run in repeats.runs[1:] for line in _other_recipe(first, run)]:
+def _check_group(finished: FinishedRuns) -> None:
+    first = finished.first
+    if lines := [line for run in finished.runs[1:] for line in _other_recipe(first, run)]:
         raise RunError(
             f"The runs of '{first.name}' are no repeats of one recipe:\n  " + "\n  ".join(lines) + "\nGive one of the "
             "recipes another name, or show each run by itself with --single-runs."
         )
-    pairs = [(run.facts.get("seed"), run.facts.get("fold")) for run in repeats.runs]
-    lacking = [(seed, fold) for seed in repeats.seeds for fold in repeats.folds if (seed, fold) not in pairs]
+    pairs = [(run.facts.get("seed"), run.facts.get("fold")) for run in finished.runs]
+    lacking = [(seed, fold) for seed in finished.seeds for fold in finished.folds if (seed, fold) not in pairs]
     if lacking or len(set(pairs)) < len(pairs):
         twice = next((pair for pair in pairs if pairs.count(pair) > 1), None)
         seed, fold = twice or lacking[0]
@@ -232,7 +232,7 @@ def _check_repeats(repeats: Repeats) -> None:
             "whole repeats, or show each run by itself with --single-runs."
         )
     tested: dict[str, object] = {}
-    for run in repeats.runs:
+    for run in finished.runs:
         for case in {row.case for row in run.scores}:
             if tested.setdefault(case, run.facts.get("fold")) != run.facts.get("fold"):
                 raise RunError(
@@ -241,19 +241,19 @@ def _check_repeats(repeats: Repeats) -> None:
                 )
 
 
-def _other_recipe(first: Run, other: Run) -> list[str]:
-    """What the recipes of two runs say differently, seed and split left out, key by key."""
+def _other_recipe(first: Run, second: Run) -> list[str]:
+    """Return a line for each key, other than seed and split, in which the recipes of two runs differ."""
     ours, theirs = ({**flat({"bound": run.facts.get("bound"), "dataset": run.facts.get("dataset")})} for run in
-                    (first, other))  # fmt: skip
+                    (first, second))  # fmt: skip
     free = {f"bound.{key}" for key in _FREE}
     keys = [key for key in sorted({*ours, *theirs} - free) if ours.get(key) != theirs.get(key)]
     return [
-        f"{key.removeprefix('bound.')}: {first.folder} has {said(ours.get(key))}, {other.folder} has "
-        f"{said(theirs.get(key))}"
+        f"{key.removeprefix('bound.')}: {first.folder} has {readable(ours.get(key))}, {second.folder} has "
+        f"{readable(theirs.get(key))}"
         for key in keys
     ]
 
 
-def said(value: Any) -> str:
-    """A value of run.json, to read."""
+def readable(value: Any) -> str:
+    """Return a value of run.json as text."""
     return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else f"'{value}'"

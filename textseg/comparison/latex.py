@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from textseg.comparison.leaderboard import Leaderboard, Table
+from textseg.comparison.leaderboard import Leaderboard, Table, prompts_of
 from textseg.comparison.published import PublishedRow
 from textseg.comparison.sections import bound, mark, picked, title_of
-from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.tables import format_value
 from textseg.metrics.aggregation import Aggregate
 from textseg.metrics.definitions import lower_is_better
@@ -33,7 +32,7 @@ _APART = {
 
 
 def as_latex(board: Leaderboard) -> str:
-    """One table, which needs the package booktabs: ranked runs, oracles and published results, each set apart.
+    """Return one table, which needs the package booktabs: ranked runs, oracles and published results, each set apart.
 
     A distance stands twice: as published, and over what every run of the table found.
     """
@@ -73,7 +72,7 @@ def as_latex(board: Leaderboard) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it stands."""
+    """Return text in which LaTeX finds no commands."""
     return "".join(_SPECIAL.get(sign, sign) for sign in " ".join(text.split()))
 
 
@@ -97,16 +96,16 @@ def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggrega
         numbers = [row.number(metric, aggregate) for row in table.rows]
         values = [format_value(number.value, number.unit) for number in numbers]
         best, second = picked(values, lower=lower_is_better(metric)) if _picks(board, table) else ([], [])
-        for place, (number, value) in enumerate(zip(numbers, values, strict=True)):
+        for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
             text = escape(value)
-            text = f"\\textbf{{{text}}}" if place in best else f"\\underline{{{text}}}" if place in second else text
+            text = f"\\textbf{{{text}}}" if index in best else f"\\underline{{{text}}}" if index in second else text
             if number.unit != board.unit[metric]:
                 text += f" {escape(number.unit)}"
             if not math.isnan(number.low):
                 text += f" {{\\scriptsize [{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]}}"
-            cells[place].append(text)
+            cells[index].append(text)
     for row, line in zip(table.rows, cells, strict=True):
-        line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.repeats))]
+        line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.finished))]
         costs = zip(
             ("parameters", "multiply_accumulates", "milliseconds_per_slice"), (1e6, 1e9, 1), (2, 2, 1), strict=True
         )
@@ -135,9 +134,9 @@ def _caption(board: Leaderboard) -> str:
     settings = board.settings
     sizes = f"{counted(len(board.structures), 'structure')}, {counted(len(board.patients), 'test patient')}"
     protocol = f"per {settings.get('per')} in {settings.get('space')} space"
-    said = (
+    caption = (
         f"{settings.get('dataset')}: means over {sizes}, {protocol}; 95 % intervals (BCa bootstrap over patients). "
         "A missed structure is 0 in a ratio and left out of a distance; common: over what every run found."
     )
     marked = "".join(f"\\textbf{{{escape(line)}}} " for line in mark(board)[:1])
-    return f"{marked}{escape(said)}"
+    return f"{marked}{escape(caption)}"

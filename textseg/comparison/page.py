@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from textseg.comparison.charts import Strip, heat_map, rank_plot, significance_matrix, strips
-from textseg.comparison.leaderboard import Leaderboard, Row, Table
+from textseg.comparison.leaderboard import Leaderboard, Row, Table, prompts_of
 from textseg.comparison.sections import further_sections, mark, notes, picked, published_section, title_of
 from textseg.comparison.slices import slices_html
-from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.page import render
 from textseg.drawing.tables import format_value
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
@@ -60,7 +59,7 @@ def as_html(board: Leaderboard) -> str:
         notes=notes(board),
         slices=slices_html(board),
         draws=DRAWS,
-        patients_apart=len(board.patients) != len(board.cases) or any(len(row.repeats.runs) > 1 for _, row in rows),
+        patients_apart=len(board.patients) != len(board.cases) or any(len(row.finished.runs) > 1 for _, row in rows),
         aggregate_choices=[(name, name.replace("_", " "), DEFINITIONS[name]) for name in AGGREGATES],
         metric_choices=[(metric, title_of(board, metric), METRICS.get(metric, "")) for metric in board.metrics],
         columns_of=lambda table: _columns(board, table),

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table, prompts_of
 from textseg.comparison.published import published_means, ranks
 from textseg.comparison.significance import ALPHA, SCHEMES
-from textseg.comparison.tabulation import prompts_of
 from textseg.drawing.tables import format_value, metric_title
 from textseg.hookspecs import PublishedTable
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
@@ -68,7 +67,7 @@ def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
                 _mean_cell(board, metric, number, interval=n < intervals)
                 for n, (metric, number) in enumerate(zip(metrics, numbers, strict=True))
             ]
-            rows.append([*cells, str(numbers[0].missed), prompts_of(row.repeats)])
+            rows.append([*cells, str(numbers[0].missed), prompts_of(row.finished)])
             if sizes:
                 rows[-1].append(_millions(row.cost["parameters"]))
         rows += _remainder(len(table.rows), len(header))
@@ -95,7 +94,7 @@ def _short_metrics(board: Leaderboard) -> list[str]:
 
 def _shared_repeat(board: Leaderboard) -> tuple[str, Callable[[str], str]]:
     """Return the seeds and folds that all rows share, and a function that leaves them out of a label."""
-    repeats = {row.repeats.said for table in board.tables for row in table.rows}
+    repeats = {row.finished.description for table in board.tables for row in table.rows}
     shared = repeats.pop() if len(repeats) == 1 else ""
     if not shared:
         return "", str
@@ -136,7 +135,7 @@ def _certainty(board: Leaderboard, metric: str) -> Iterator[str]:
 
 
 def sections(board: Leaderboard) -> Iterator[Section]:
-    """Every table of the leaderboard, in order."""
+    """Yield every table of the leaderboard, in order."""
     for table in board.tables:
         yield _main(board, table)
         yield from further_sections(board, table)
@@ -149,17 +148,17 @@ def sections(board: Leaderboard) -> Iterator[Section]:
 
 
 def further_sections(board: Leaderboard, table: Table) -> Iterator[Section]:
-    """What the means of a table depend on: how misses count, over what is averaged, seeds, folds and names."""
+    """Yield the tables on which a mean depends: how misses count, over what is averaged, seeds, folds and names."""
     yield _aggregates(board, table)
     yield _scopes(board, table)
-    if any(len(row.repeats.runs) > 1 for row in table.rows):
-        yield _repeats(board, table)
-    if any(row.enumeration for row in table.rows):
+    if any(len(row.finished.runs) > 1 for row in table.rows):
+        yield _seeds_and_folds(board, table)
+    if any(row.level_naming for row in table.rows):
         yield _names(table)
 
 
 def mark(board: Leaderboard) -> list[str]:
-    """What stands above a table that was forced: the keys that differ. Empty for one that may be compared."""
+    """Return the lines above a forced table: the keys that differ. Empty for runs that may be compared."""
     if not board.mismatches:
         return []
     keys = ", ".join(dict.fromkeys(mismatch.key for mismatch in board.mismatches))
@@ -167,21 +166,21 @@ def mark(board: Leaderboard) -> list[str]:
 
 
 def title_of(board: Leaderboard, metric: str) -> str:
-    """The heading of a metric, with its unit."""
+    """Return the heading of a metric, with its unit."""
     return metric_title(metric, board.unit[metric])
 
 
 def with_unit(board: Leaderboard, metric: str, value: float, unit: str) -> str:
-    """A value, with its unit where that is not the heading's."""
+    """Return a value, with its unit if the heading has another."""
     text = format_value(value, unit)
     return text if unit == board.unit[metric] or math.isnan(value) else f"{text} {unit}"
 
 
 def picked(values: Sequence[str], *, lower: bool) -> tuple[list[int], list[int]]:
-    """The places of the best and the second best value, as printed: a difference that can't be seen is no victory."""
-    known = {place: float(text) for place, text in enumerate(values) if text != "–"}
+    """Return the indices of the best and the second best value, as printed: values that look equal are equal."""
+    known = {index: float(text) for index, text in enumerate(values) if text != "–"}
     order = sorted(set(known.values()), reverse=not lower)
-    best, second = ([place for place, value in known.items() if [value] == order[n : n + 1]] for n in (0, 1))
+    best, second = ([index for index, value in known.items() if [value] == order[n : n + 1]] for n in (0, 1))
     return best, second if len(best) == 1 else []
 
 
@@ -193,7 +192,7 @@ def _main(board: Leaderboard, table: Table) -> Section:
         numbers = [row.number(m, MAIN) for m in board.metrics]
         cells = [row.label, "–" if row.rank is None else str(row.rank)]
         cells += [_mean_cell(board, m, number, interval=True) for m, number in zip(board.metrics, numbers, strict=True)]
-        rows.append([*cells, str(numbers[0].missed), str(numbers[0].spurious), prompts_of(row.repeats)])
+        rows.append([*cells, str(numbers[0].missed), str(numbers[0].spurious), prompts_of(row.finished)])
     best, second = _picked_columns(board, table, board.metrics, first=2)
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
     note = "In brackets stands the 95 % interval of each mean, as_published."
@@ -217,14 +216,14 @@ def _picked_columns(
     if table.ranked and not board.mismatches:
         for column, metric in enumerate(metrics, start=first):
             values = [format_value(row.number(metric, MAIN).value, board.unit[metric]) for row in table.rows]
-            one, other = picked(values, lower=lower_is_better(metric))
-            best += [(row, column) for row in one if rows is None or row < rows]
-            second += [(row, column) for row in other if rows is None or row < rows]
+            best_rows, second_rows = picked(values, lower=lower_is_better(metric))
+            best += [(row, column) for row in best_rows if rows is None or row < rows]
+            second += [(row, column) for row in second_rows if rows is None or row < rows]
     return frozenset(best), frozenset(second)
 
 
 def bound(value: float, unit: str) -> str:
-    """An end of an interval, shorter than the value."""
+    """Return an end of an interval, with fewer digits than the value."""
     return "–" if math.isnan(value) else f"{value:.1f}" if unit else f"{value:.3f}"
 
 
@@ -277,13 +276,13 @@ def _scopes(board: Leaderboard, table: Table) -> Section:
     return Section(f"{title_of(board, metric)}, penalised, by what is averaged", header, rows, notes=notes)
 
 
-def _repeats(board: Leaderboard, table: Table) -> Section:
+def _seeds_and_folds(board: Leaderboard, table: Table) -> Section:
     header = ["run", "runs"]
     for metric in board.metrics:
         header += [title_of(board, metric), "seed sd", "fold sd"]
     rows = []
     for row in table.rows:
-        cells = [row.label, str(len(row.repeats.runs))]
+        cells = [row.label, str(len(row.finished.runs))]
         for metric in board.metrics:
             number = row.number(metric, MAIN)
             values = (number.value, number.seed_sd, number.fold_sd)
@@ -300,13 +299,13 @@ def _names(table: Table) -> Section:
     header = ["run", "level shifts", "misnamed", "order violations per case", "duplicates per case"]
     rows = []
     for row in table.rows:
-        found = row.enumeration
-        if found is None:
+        naming = row.level_naming
+        if naming is None:
             rows.append([row.label, *["–"] * 6])
             continue
-        cells = [_share(found["level_shift_rate"]), _share(found["misnamed_rate"])]
-        cells += [f"{found[f'{key}_per_case']:.2f}" for key in ("order_violations", "duplicates")]
-        rows.append([row.label, *cells, *(format_value(found[key]) for key in ("dsc", "dsc_without_names"))])
+        cells = [_share(naming["level_shift_rate"]), _share(naming["misnamed_rate"])]
+        cells += [f"{naming[f'{key}_per_case']:.2f}" for key in ("order_violations", "duplicates")]
+        rows.append([row.label, *cells, *(format_value(naming[key]) for key in ("dsc", "dsc_without_names"))])
     return Section("Names", [*header, "DSC per case", "without names"], rows, notes=[NAMES_POLICY])
 
 
@@ -348,13 +347,13 @@ def _ranks(board: Leaderboard, table: Table) -> Section:
     metric = board.metrics[0]
     ranking = table.rankings[metric]
     rows = []
-    for place, row in enumerate(table.rows):
-        low, high = ranking.likely(place)
-        cells = [f"{ranking.schemes[scheme][place]:g}" for scheme in SCHEMES]
-        rows.append([row.label, *cells, f"{low} to {high}", f"{100 * ranking.distribution[place][0]:.0f} %"])
+    for index, row in enumerate(table.rows):
+        low, high = ranking.likely(index)
+        cells = [f"{ranking.schemes[scheme][index]:g}" for scheme in SCHEMES]
+        rows.append([row.label, *cells, f"{low} to {high}", f"{100 * ranking.distribution[index][0]:.0f} %"])
     taus = "; ".join(
-        f"{one.replace('_', ' ')} and {other.replace('_', ' ')} {format_value(tau)}"
-        for (one, other), tau in ranking.tau.items()
+        f"{first.replace('_', ' ')} and {second.replace('_', ' ')} {format_value(tau)}"
+        for (first, second), tau in ranking.tau.items()
     )
     schemes = "; ".join(f"{scheme.replace('_', ' ')}: {text}" for scheme, text in SCHEMES.items())
     stable = (
@@ -420,7 +419,7 @@ def recomputed_sections(table: PublishedTable) -> Iterator[Section]:
 
 
 def notes(board: Leaderboard) -> list[str]:
-    """What holds for every table."""
+    """Return the notes that hold for every table."""
     settings = board.settings
     patients = len(board.patients)
     means = (

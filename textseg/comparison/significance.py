@@ -1,4 +1,4 @@
-"""How sure the means and ranks of a leaderboard are: tests of each pair of methods, and ranks three ways."""
+"""Tests of each pair of methods on a leaderboard, and ranks by three schemes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Ranking:
     stability: float
 
     def likely(self, method: int, level: float = 0.95) -> tuple[int, int]:
-        """The ranks between which a method stands in `level` of the draws."""
+        """Return the lowest and highest rank of a method in the share `level` of the draws."""
         beyond = (1 - level) / 2
         cumulated = np.cumsum(self.distribution[method])
         low = int(np.searchsorted(cumulated, beyond, side="right"))
@@ -75,16 +75,16 @@ class Ranking:
 
 
 def differences(means: Mapping[str, Floats], metric: str, *, lower_is_better: bool) -> list[Difference]:
-    """Every pair of methods, compared on the patients' means [P] of each; p is adjusted for the number of pairs."""
+    """Compare every pair of methods on the patients' means [P] of each; p is adjusted for the number of pairs."""
     pairs = list(combinations(means, 2))
-    tests = [paired_test(means[one], means[other]) for one, other in pairs]
+    tests = [paired_test(means[first], means[second]) for first, second in pairs]
     sign = -1.0 if lower_is_better else 1.0
-    found = []
-    for (one, other), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
-        apart = float(np.nanmean(means[one] - means[other])) if test.patients else math.nan
+    pairwise = []
+    for (first, second), test, p in zip(pairs, tests, holm([test.p for test in tests]), strict=True):
+        apart = float(np.nanmean(means[first] - means[second])) if test.patients else math.nan
         better = PairedTest(test.p, sign * test.effect, test.patients)
-        found.append(Difference(metric, one, other, apart, better, float(p)))
-    return found
+        pairwise.append(Difference(metric, first, second, apart, better, float(p)))
+    return pairwise
 
 
 def ranking(
@@ -94,9 +94,9 @@ def ranking(
     *,
     lower_is_better: bool,
 ) -> Ranking:
-    """From sums and counts [P, S] of each method, and its patients' means [P]."""
-    stacked = np.stack([one for one, _ in sums.values()]), np.stack([count for _, count in sums.values()])
-    means = np.array([macro_mean(one, count) for one, count in sums.values()])
+    """Rank methods from sums and counts [P, S] of each, and its patients' means [P]."""
+    stacked = np.stack([total for total, _ in sums.values()]), np.stack([count for _, count in sums.values()])
+    means = np.array([macro_mean(total, count) for total, count in sums.values()])
     draws = bootstrap_macro_means(*stacked)
     values = np.stack(list(patient_means))
     values = values[:, ~np.isnan(values).all(axis=0)]
@@ -111,8 +111,8 @@ def ranking(
     return Ranking(
         metric,
         tuple(sums),
-        {name: tuple(float(rank) for rank in found) for name, found in schemes.items()},
+        {name: tuple(float(rank) for rank in values) for name, values in schemes.items()},
         rank_distribution(draws.round(12), lower_is_better=lower_is_better),
-        {(one, other): kendall_tau(schemes[one], schemes[other]) for one, other in combinations(schemes, 2)},
+        {pair: kendall_tau(*(schemes[name] for name in pair)) for pair in combinations(schemes, 2)},
         float(np.nanmean(taus)) if not np.isnan(taus).all() else math.nan,
     )

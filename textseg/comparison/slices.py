@@ -59,7 +59,7 @@ def typical(board: Leaderboard, rows: Mapping[str, Row]) -> dict[str, str]:
 
 def _kept(row: Row) -> KeptPredictions:
     """Return the predictions of all folds, and of the first seed."""
-    saved = [read_kept(RunFolder(run.folder)) for run in row.repeats.runs]
+    saved = [read_kept(RunFolder(run.folder)) for run in row.finished.runs]
     return KeptPredictions(saved[0].names, {key: case for each in reversed(saved) for key, case in each.cases.items()})
 
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from textseg.comparison.finished_runs import Repeats, Run
-from textseg.comparison.tabulation import make_leaderboard
+from textseg.comparison.finished_runs import FinishedRuns, Run
+from textseg.comparison.leaderboard import make_leaderboard
 from textseg.errors import RunError
 from textseg.metrics.aggregation import AGGREGATES
 from textseg.metrics.scores import Score, summarise
@@ -36,12 +36,12 @@ def run(name, values, *, seed=1, fold=None, source="template", metric_pair=("dsc
 
 
 def board(*rows, rare=0.0, **options):
-    compared = [Repeats(tuple(one) if isinstance(one, list) else (one,)) for one in rows]
+    compared = [FinishedRuns(tuple(row) if isinstance(row, list) else (row,)) for row in rows]
     return make_leaderboard(compared, rare_share=rare, **options)
 
 
-def only(found):
-    (table,) = found.tables
+def only(result):
+    (table,) = result.tables
     return table.rows
 
 
@@ -53,9 +53,9 @@ def drawn(seed, cases=8, structures=("L4", "L5")):
 
 def test_one_run_has_the_means_of_its_scores():
     values = {**drawn(0), ("0", "L4"): "missed", ("1", "L5"): "spurious", ("2", "L5"): "absent"}
-    one = run("a", values)
-    (row,) = only(board(one))
-    expected = summarise(one.scores, structures=["L4", "L5", "L4/L5", "SC"])
+    single = run("a", values)
+    (row,) = only(board(single))
+    expected = summarise(single.scores, structures=["L4", "L5", "L4/L5", "SC"])
     for metric in ("dsc", "hd95"):
         number = row.number(metric, "as_published")
         assert number.value == pytest.approx(expected.overall[metric].value, rel=1e-12)
@@ -115,8 +115,8 @@ def test_common_is_what_every_repeat_of_every_run_found():
 
 def test_over_cases_structures_and_groups():
     values = {("0", "L4"): (0.9, 1.0), ("1", "L4"): (0.8, 2.0), ("1", "L5"): (0.4, 3.0), ("1", "SC"): (0.6, 4.0)}
-    found = board(run("a", values), rare=0.75)
-    (row,) = only(found)
+    result = board(run("a", values), rare=0.75)
+    (row,) = only(result)
 
     def mean(scope):
         return row.number("dsc", "as_published", scope).value
@@ -127,7 +127,7 @@ def test_over_cases_structures_and_groups():
     assert mean("canal") == pytest.approx(0.6)
     assert math.isnan(mean("discs"))
     assert mean("without_rare") == pytest.approx(0.85)
-    assert found.rare == {"L5": (1, 2), "L4/L5": (0, 2), "SC": (1, 2)}
+    assert result.rare == {"L5": (1, 2), "L4/L5": (0, 2), "SC": (1, 2)}
     assert "without_rare" not in board(run("a", values)).scopes
     assert list(board(run("a", values, groups=None)).scopes) == ["structures", "cases"]
 
@@ -145,12 +145,12 @@ def test_tests_of_the_table_are_those_of_scipy_and_statsmodels():
     names = ("a", "b", "c", "d")
     table = board(*(run(name, drawn(10 + n, cases=30)) for n, name in enumerate(names))).tables[0]
     by_label = {row.label: row.by_patient["penalised"]["hd95"] for row in table.rows}
-    found = table.differences["hd95"]
-    assert len(found) == 6
+    result = table.differences["hd95"]
+    assert len(result) == 6
     p = [stats.wilcoxon(by_label[d.first], by_label[d.second], zero_method="pratt", method="approx").pvalue
-         for d in found]  # fmt: skip
-    np.testing.assert_allclose([d.test.p for d in found], p, rtol=1e-9)
-    np.testing.assert_allclose([d.adjusted for d in found], multipletests(p, method="holm")[1], rtol=1e-9)
+         for d in result]  # fmt: skip
+    np.testing.assert_allclose([d.test.p for d in result], p, rtol=1e-9)
+    np.testing.assert_allclose([d.adjusted for d in result], multipletests(p, method="holm")[1], rtol=1e-9)
     ranking = table.rankings["hd95"]
     mean, per_patient = ranking.schemes["mean_then_rank"], ranking.schemes["rank_then_mean"]
     assert ranking.tau["mean_then_rank", "rank_then_mean"] == pytest.approx(stats.kendalltau(mean, per_patient)[0])
@@ -168,26 +168,26 @@ def test_ranks_are_by_the_penalised_mean_and_the_better_comes_first():
     scores = [row for row in run("near", close).scores if row.metric == "hd95"]
     both = [Run(Path(name), {"name": name, "structures_in_training": ["L4", "L5"]}, rows) for name, rows in
             (("far", [replace(row, value=9.0) for row in scores]), ("near", scores))]  # fmt: skip
-    assert [row.repeats.first.name for row in only(board(*both))] == ["near", "far"]
+    assert [row.finished.first.name for row in only(board(*both))] == ["near", "far"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("repeated", [False, True])
 def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(seed, repeated):
     """Also among others, also with seeds, by every metric and over everything that is averaged."""
-    found = drawn(seed, cases=20, structures=("L4", "L5", "SC"))
-    hardness = {str(c): sum(found[str(c), s][1] for s in ("L4", "L5", "SC")) for c in
+    result = drawn(seed, cases=20, structures=("L4", "L5", "SC"))
+    hardness = {str(c): sum(result[str(c), s][1] for s in ("L4", "L5", "SC")) for c in
                 range(20)}  # fmt: skip
     hardest = sorted(hardness, key=hardness.__getitem__)[10:]
-    missing = {key: "missed" if key[0] in hardest else value for key, value in found.items()}
+    missing = {key: "missed" if key[0] in hardest else value for key, value in result.items()}
     others = [run("other", drawn(100 + seed, cases=20, structures=("L4", "L5", "SC")))]
-    whole, half = run("all", found), run("half", missing)
+    whole, half = run("all", result), run("half", missing)
     if repeated:
         second = drawn(200 + seed, cases=20, structures=("L4", "L5", "SC"))
         rows = only(board([whole, run("all", second, seed=2)], [half, run("half", second, seed=2)], *others))
     else:
         rows = only(board(whole, half, *others))
-    by_name = {row.repeats.first.name: row for row in rows}
+    by_name = {row.finished.first.name: row for row in rows}
     assert by_name["half"].number("hd95", "as_published").value < by_name["all"].number("hd95", "as_published").value
     for metric, sign in (("dsc", -1), ("hd95", 1)):
         for aggregate in ("common", "penalised"):
@@ -199,15 +199,15 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(seed, repea
 
 
 def test_scores_that_contradict_themselves():
-    one = run("a", drawn(0))
+    single = run("a", drawn(0))
     with pytest.raises(RunError, match="dsc of 'L4' in case '0' stands in the scores more than once"):
-        board(replace(one, scores=[*one.scores, one.scores[0]]))
+        board(replace(single, scores=[*single.scores, single.scores[0]]))
     with pytest.raises(RunError, match="mix hd95 in mm native and in pixel native space"):
-        board(replace(one, scores=[*one.scores[:-1], replace(one.scores[-1], unit="pixel")]))
+        board(replace(single, scores=[*single.scores[:-1], replace(single.scores[-1], unit="pixel")]))
     with pytest.raises(RunError, match="case '0' is of 'q', and another time of 'p0'"):
-        board(one, replace(one, scores=[replace(one.scores[0], patient="q"), *one.scores[1:]]))
+        board(single, replace(single, scores=[replace(single.scores[0], patient="q"), *single.scores[1:]]))
     with pytest.raises(RunError, match="share no metric"):
-        board(one, run("b", drawn(0), metric_pair=("jaccard", "asd")))
+        board(single, run("b", drawn(0), metric_pair=("jaccard", "asd")))
 
 
 def test_names_and_costs_over_repeats():
@@ -218,10 +218,10 @@ def test_names_and_costs_over_repeats():
 
     parts = [run("a", {(str(f), "L4"): (0.5, 1.0)}, fold=f, **facts(2 + 2 * f, f / 2, 10, f)) for f in (0, 1)]
     (row,) = only(board(parts))
-    assert row.enumeration == pytest.approx(
+    assert row.level_naming == pytest.approx(
         {"cases": 6, "level_shift_rate": 2 / 6, "misnamed_rate": 1 / 20, "order_violations_per_case": 2 / 6,
          "duplicates_per_case": 1.0, "dsc": 0.5, "dsc_without_names": math.nan}, nan_ok=True)  # fmt: skip
     assert row.cost == {"parameters": 10, "multiply_accumulates": None, "milliseconds_per_slice": 3,
                         "peak_memory_bytes": 4}  # fmt: skip
     parts[0].facts.pop("enumeration")
-    assert only(board(parts))[0].enumeration is None
+    assert only(board(parts))[0].level_naming is None
