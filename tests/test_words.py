@@ -30,8 +30,7 @@ NAMES = {
 }
 
 # Folders that still have to be cleaned. Delete a line when its folder passes; the list ends empty.
-NOT_YET: set[str] = {
-}
+NOT_YET: set[str] = {}
 
 
 def folder_of(path: Path) -> str:
