@@ -29,9 +29,6 @@ NAMES = {
     "place": "say which kind of place, such as `position`, `index`, `path`, `offset`",
 }
 
-# Folders that still have to be cleaned. Delete a line when its folder passes; the list ends empty.
-NOT_YET: set[str] = {}
-
 
 def folder_of(path: Path) -> str:
     """Return the first two parts of a path, the unit of the tests."""
@@ -84,8 +81,6 @@ def mistakes(source: str, file: str = "<source>") -> list[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_docstrings_and_names_can_be_understood(folder: str) -> None:
-    if folder in NOT_YET:
-        pytest.skip("to be cleaned")
     lines = [
         line
         for path in FOLDERS[folder]
