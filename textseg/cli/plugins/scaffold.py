@@ -11,8 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
-from textwrap import indent
+from typing import Any
 
 from textseg.errors import PluginError, suggestion
 from textseg.registry.component import KINDS
@@ -21,7 +20,7 @@ from textseg.version import API_VERSION, __version__
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 24  # letters of a name: what is written stays within its lines
-LINE = 120
+LINE = 120  # letters of a line of code
 RESERVED = ("atlas", "plugin")  # modules beside the component's own
 
 _WHAT = {
@@ -34,24 +33,7 @@ _WHAT = {
     "auxiliary_loss": "the loss",
     "network": "the network",
 }
-_TRIAL = {  # what a trial of one component takes of the others
-    "prompt_generator": "atpg_lumbar",
-    "text_encoder": "hashed",
-    "vision_encoder": "residual_convolutions, channels: [8, 16], stem_stride: 2",
-    "fusion": "hasf, heads: 2, stages: 1",
-    "network": "unet, channels: [8, 16, 32]",
-    "dataset": "lumbar_phantom, folder: data/lumbar_phantom, cases: 8, slices: 5, size: [96, 80], spacing_mm: 3.0",
-}
-_READ = {
-    "atlas": '''\
-"""As any plain folder is read."""
-settings = {"folder": str(folder), "atlas": self.atlas.name}
-reader: Dataset = installed_registry().build("dataset", "nifti_folder", settings=settings)
-return reader''',
-    "dataset": '''\
-"""As every folder of this layout is read."""
-return $class_name(folder=str(folder))''',
-}
+_WITH_DATA = ("atlas", "dataset")  # these bring a phantom, so that a recipe has data to run on
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class NewPlugin:
     @property
     def with_data(self) -> bool:
         """True for a kind whose trial needs a phantom of its own."""
-        return self.kind in _READ
+        return self.kind in _WITH_DATA
 
     @property
     def atlas(self) -> str:
@@ -98,11 +80,20 @@ class NewPlugin:
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield the path of each file in the distribution, and its content."""
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
         package, words = self.package, self._words()
+        templates = Environment(
+            loader=FileSystemLoader(TEMPLATES),
+            undefined=StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,  # what is written is Python, YAML, TOML and Markdown
+        )
 
         def filled(path: str, template: str) -> tuple[str, str]:
-            text = (TEMPLATES / f"{template}.template").read_text(encoding="utf-8")
-            return path, Template(text).substitute(words)
+            return path, templates.get_template(f"{template}.template").render(words)
 
         for name in ("pyproject.toml", "README.md"):
             yield filled(name, name)
@@ -119,8 +110,8 @@ class NewPlugin:
         yield filled(f"tests/test_{self.name}.py", f"test_{self.kind}.py")
         yield filled("tests/test_recipe.py", "test_recipe.py")
 
-    def _words(self) -> Mapping[str, str]:
-        words = {
+    def _words(self) -> Mapping[str, Any]:
+        return {
             "kind": self.kind,
             "name": self.name,
             "package": self.package,
@@ -128,43 +119,14 @@ class NewPlugin:
             "class_name": self.class_name,
             "phantom_class": f"{self.class_name}Phantom",
             "builder": next(iter(self.components.values())).partition(":")[2],
+            "components": self.components,
             "atlas": self.atlas,
             "recipe": self.recipe,
             "what": _WHAT[self.kind],
             "textseg_version": __version__,
-            "api": str(API_VERSION),
-            "registrations": "\n".join(self._registrations()),
-            "auxiliary_losses": "",
+            "api": API_VERSION,
+            "line": LINE,
         }
-        trial = {**_TRIAL, self.kind: self.name}
-        if self.with_data:
-            trial["dataset"] = f"{self.name}_phantom, folder: data/{self.name}_phantom"
-            words["phantom_imports"] = "\n".join(self._phantom_imports())
-            words["phantom_read"] = indent(Template(_READ[self.kind]).substitute(words), " " * 8)
-        if self.kind == "auxiliary_loss":
-            words["auxiliary_losses"] = f"auxiliary_losses:\n  - {{use: {self.name}, weight: 0.1}}\n"
-        return {**trial, **words}
-
-    def _registrations(self) -> Iterator[str]:
-        for (kind, name), builder in self.components.items():
-            given = [f'"{name}"', f'"{self.package}.{builder}"']
-            on_one, on_three = f"    register.{kind}({', '.join(given)})", f"        {', '.join(given)}"
-            if len(on_one) <= LINE:
-                yield on_one
-            elif len(on_three) <= LINE:
-                yield f"    register.{kind}(\n{on_three}\n    )"
-            else:
-                yield "\n".join([f"    register.{kind}(", *(f"        {part}," for part in given), "    )"])
-
-    def _phantom_imports(self) -> Iterator[str]:
-        yield "from textseg.contracts import Dataset"
-        yield "from textseg.data.phantoms.files import PhantomFiles, check_settings, write_drawn"
-        if self.kind == "atlas":
-            yield "from textseg.registry.discovery import installed_registry"
-        own = [f"from {self.package}.{'atlas' if self.kind == 'dataset' else self.name} import {self.atlas}"]
-        if self.kind == "dataset":
-            own.append(f"from {self.package}.{self.name} import {self.class_name}")
-        yield from ("", *sorted(own))
 
 
 def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
