@@ -191,8 +191,8 @@ def test_the_headline_counts_what_the_means_leave_out() -> None:
         replace(row, case="2", metric="hd95", unit="mm", value=float("nan"), status="missed"),
     ]
     assert headline(rows, ["SC"], "ground_truth") == (
-        "test: dsc 0.2500, hd95 2.00 mm; mean over 1 structure seen in training, 2 cases, 1 missed, 0 spurious; "
-        "prompts: ground_truth ORACLE (prompts from the annotation)"
+        "test: dsc 0.2500, hd95 2.00 mm; 1 missed, 0 spurious\n"
+        "mean over 1 structure seen in training, 2 cases; prompts: ground_truth ORACLE (prompts from the annotation)"
     )
     assert headline(rows, ["SC"], None).endswith("prompts: none")
 

@@ -177,7 +177,7 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
 def headline(
     scores: Sequence[Score], structures: Sequence[str], prompts: Told | None, *, of: str = "seen in training"
 ) -> str:
-    """Return one line for the terminal; `prompts` is their source, and `of` says which structures these are."""
+    """Return two lines for the terminal; `prompts` is their source, and `of` says which structures these are."""
     overall = summarise(scores, structures=structures).overall
     means = ", ".join(
         f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
@@ -190,8 +190,8 @@ def headline(
         "simulated": " SIMULATED (first and last structure from the annotation)",
     }.get(prompts or "", "")
     return (
-        f"test: {means}; mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}, "
-        f"{first.missed} missed, {first.spurious} spurious; prompts: {prompts or 'none'}{mark}"
+        f"test: {means}; {first.missed} missed, {first.spurious} spurious\n"
+        f"mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}; prompts: {prompts or 'none'}{mark}"
     )
 
 
