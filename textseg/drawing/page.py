@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -78,17 +77,3 @@ def _source(name: str) -> Markup:
 def _sha256(script: str) -> str:
     """Return the hash by which a content security policy allows a script."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-
-
-def page(title: str, body: str, *, styles: Sequence[str] = ("report.css",), script: str | None = None) -> str:
-    """Return a page of `body`, which is HTML; `styles` and `script` are files of `templates`."""
-    values = {"styles": styles, "script": script} if script else {"styles": styles}
-    frame = '{% extends "page.html.j2" %}{% block title %}{{ heading }}{% endblock %}'
-    frame += "{% block body %}{{ body }}{% endblock %}"
-    return _environment().from_string(frame).render(heading=title, body=Markup(body), **values)
-
-
-def section(heading: str, body: str, *, kind: str = "") -> str:
-    """Return a part of a page under a heading; `kind` is a class of its style."""
-    name = f' class="{kind}"' if kind else ""
-    return f"<section{name}><h2>{escape(heading)}</h2>{body}</section>"
