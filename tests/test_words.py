@@ -89,7 +89,10 @@ def test_docstrings_and_names_can_be_understood(folder: str) -> None:
     assert not lines, "\n" + "\n".join(lines)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "textseg").rglob("*.template")), ids=lambda path: path.name)
+TEMPLATES = [path for path in sorted((ROOT / "textseg").rglob("*")) if path.suffix in (".template", ".j2")]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_docstrings_of_templates_can_be_understood(path: Path) -> None:
     """A template is not Python before it is filled in, so its text is searched."""
     openings = re.findall(r'"""(\w+)', path.read_text(encoding="utf-8"))
