@@ -1,4 +1,7 @@
-"""Text-guided medical image segmentation with plug-ins."""
+"""Text-guided medical image segmentation with plug-ins.
+
+Offers plug-ins the decorator and the data classes of hooks, and users the functions `load` and `run`.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,8 @@ __all__ = [
 def load(path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None) -> Predictor:
     """Load the trained model of a run folder or a bundle; several paths give an ensemble.
 
-    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.inference.loading.load`. It is imported when it
-    is called: `import textseg` must not import torch.
+    `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.inference.loading.load`. That module
+    is imported at the first call, because `import textseg` must not import torch.
     """
     from textseg.inference.loading import load as load_trained
 

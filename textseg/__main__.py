@@ -1,4 +1,4 @@
-"""The command line as `python -m textseg`."""
+"""The command line, started by `python -m textseg`."""
 
 from textseg.cli import main
 

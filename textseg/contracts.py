@@ -1,9 +1,9 @@
-"""Data classes that the parts of textseg exchange, and the protocol of each kind of component.
+"""Data classes that the packages of textseg exchange, and the Protocol of each kind of component.
 
 The letters of shapes, used in every docstring:
     B slices, C image channels, K classes (0 is background), H and W pixels, T text tokens (constant within a run),
     D text features, L levels of a feature pyramid (finest first), C_l channels and H_l x W_l positions of level l.
-    S slices of a volume; a volume in memory is [S, H, W], and its axes run as the plane of its atlas says:
+    S slices of a volume. A volume in memory is [S, H, W]. The plane of its atlas defines the directions of the axes:
         sagittal    slices from left to right, rows from superior to inferior, columns from anterior to posterior
         coronal     slices from anterior to posterior, rows from superior to inferior, columns from right to left
         axial       slices from superior to inferior, rows from anterior to posterior, columns from right to left
@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # listing components must not import torch
 
 Source = Literal["template", "interactive", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
-Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # in which volumes are cut into slices
-Batching = Literal["slice", "volume"]  # B is any slices, or all slices of one case in order
+Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # the orientation of the slices of a volume
+Batching = Literal["slice", "volume"]  # a batch holds any slices, or all slices of one case in order
 LabelMap = Mapping[int, int]
 
 
@@ -47,10 +47,11 @@ class Structure:
 class Atlas:
     """The structures of one anatomical region.
 
-    `structures[i].index` is i + 1. `sequence` names, from superior to inferior, the structures that stand in a row
-    (vertebrae and discs); it is empty for a region without order. `groups` names sets of structures for coarse scores,
-    `adjacent` the pairs that touch, and `label_schemes` the meaning of values in mask files, also beyond the atlas.
-    `plane` is the plane in which volumes are cut into slices; a sequence needs a plane that shows it.
+    `structures[i].index` is i + 1. `sequence` lists the structures that have an order (vertebrae and discs), from
+    superior to inferior; it is empty for a region without order. `groups` names sets of structures for coarse scores.
+    `adjacent` lists the pairs that touch. `label_schemes` gives the meaning of the values in mask files; a scheme may
+    also name structures that the atlas does not have. `plane` is the orientation of the slices; a sequence needs a
+    plane that shows it.
     """
 
     name: str
@@ -77,17 +78,17 @@ class Atlas:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in the order of their class indices."""
+        """The names of the structures in the order of their class indices."""
         return tuple(structure.name for structure in self.structures)
 
     @property
     def class_count(self) -> int:
-        """K: the structures and the background."""
+        """The number of classes K: the structures and the background."""
         return len(self.structures) + 1
 
     @property
     def ordered(self) -> bool:
-        """True if the structures stand in a row."""
+        """True if the atlas has a sequence."""
         return bool(self.sequence)
 
     def __getitem__(self, name: str) -> Structure:
@@ -131,7 +132,7 @@ class Atlas:
 
 @dataclass(frozen=True)
 class Case:
-    """A series of a patient. `facts` are known without annotation: sequence, sex, view."""
+    """A series of a patient. `facts` holds what is known without the annotation, such as sequence, sex and view."""
 
     id: str
     patient: str
@@ -147,7 +148,7 @@ class Visibility:
     visible: tuple[str, ...]
     source: Source
     scope: Scope
-    slice_index: int | None = None  # 0-based, in the order of the atlas's plane
+    slice_index: int | None = None  # 0-based, in the slice order of the atlas's plane
     slice_count: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -169,14 +170,14 @@ class TextFeatures(Movable):
     """Features of the prompts of B slices, from a frozen encoder."""
 
     tokens: Tensor  # [B, T, D] of the holistic prompt; padding is zero
-    mask: Tensor  # [B, T] bool, True where a token is
-    classwise: Tensor | None  # [B, K-1, D], the structures' prompts pooled over their tokens
+    mask: Tensor  # [B, T] bool, True at tokens, False at padding
+    classwise: Tensor | None  # [B, K-1, D], a vector for each structure: its prompt, pooled over tokens
     present: Tensor  # [B, K-1] bool, the structures that the text calls visible
 
 
 @dataclass(frozen=True)
 class Task:
-    """The task that a model is built for. Fields may be added; none is removed."""
+    """The task that a model is built for. Later versions may add fields, but remove none."""
 
     image_channels: int
     image_size: tuple[int, int]  # H, W
@@ -210,7 +211,7 @@ class Batch(Movable):
 
 @dataclass(frozen=True)
 class SegmenterOutput:
-    """The output of a model for a batch. Feature maps are for auxiliary losses, finest first."""
+    """The output of a model for a batch. Auxiliary losses read the feature maps; the finest comes first."""
 
     logits: Tensor  # [B, K, H, W]
     deep_logits: tuple[Tensor, ...] = ()  # coarser predictions [B, K, H_l, W_l], finest first
@@ -252,17 +253,17 @@ class TextEncoder(Protocol):
 
     @property
     def feature_size(self) -> int:
-        """D, the size of a feature vector."""
+        """The size D of a feature vector."""
         ...
 
     @property
     def max_tokens(self) -> int:
-        """The number of tokens of the longest text that it can read."""
+        """The number of tokens in the longest text that the encoder can read."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A fingerprint of weights, tokenizer and settings."""
+        """A hash of weights, tokenizer and settings."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -278,10 +279,10 @@ class VisionEncoder(Protocol):
     """`(task, *, ...)`: an `nn.Module`."""
 
     features: Features
-    size_multiple: int  # H and W must be multiples of it; the core pads
+    size_multiple: int  # H and W must be multiples of this number; the core pads images
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        """[B, C, H, W] -> L maps [B, C_l, H_l, W_l], finest first."""
+        """Return L feature maps [B, C_l, H_l, W_l] of an image [B, C, H, W], finest first."""
         ...
 
 
@@ -291,12 +292,12 @@ class Fusion(Protocol):
     features: Features  # of its output
 
     def __call__(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
-        """L maps, text -> L maps [B, C_l, H_l, W_l], finest first."""
+        """Return L feature maps [B, C_l, H_l, W_l], finest first, from the L maps of an image and the text."""
         ...
 
 
 class AuxiliaryLoss(Protocol):
-    """`(task, features, *, ...)`: an `nn.Module`, used in training only; `features` are the fused ones."""
+    """`(task, features, *, ...)`: an `nn.Module`, used in training only. `features` describes the fused pyramid."""
 
     def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
         """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to."""
@@ -307,10 +308,10 @@ class Network(Protocol):
     """`(task, *, ...)`: an `nn.Module` that computes logits from images by itself.
 
     A network, or a fusion, may also have the members of the protocols below: `HasLosses`, `HasEpochStart`, `HasStages`,
-    `HasBatching`, `ReadsFrozen` and, for a network, `HasPlan`. The core finds them by `isinstance`, so no class needs
-    to be inherited, and these names must not stand for anything else.
+    `HasBatching`, `ReadsFrozen` and, for a network, `HasPlan`. The core recognises them with `isinstance`, so you
+    need not inherit from a class. Do not use the names of these members for anything else.
 
-    State that must survive an interruption lives in buffers.
+    Keep state that must survive an interruption in buffers.
     """
 
     uses_text: bool
@@ -321,7 +322,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class HasLosses(Protocol):
-    """A network or fusion with a loss of its own."""
+    """A network or fusion that computes its own loss."""
 
     def losses(self, output: Any, batch: Batch, segmentation_loss: SegmentationLoss) -> Mapping[str, Tensor]:
         """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss."""
@@ -330,10 +331,10 @@ class HasLosses(Protocol):
 
 @runtime_checkable
 class HasEpochStart(Protocol):
-    """A network or fusion that changes with the epochs."""
+    """A network or fusion that changes from epoch to epoch."""
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Prepare for an epoch, counted from 0. Called before each, and after `start_stage`."""
+        """Prepare for an epoch, counted from 0. The core calls it before each epoch, after `start_stage`."""
         ...
 
 
@@ -341,7 +342,7 @@ class HasEpochStart(Protocol):
 class HasStages(Protocol):
     """A network or fusion whose parts one run trains in sequence. Validation begins with the last stage."""
 
-    stages: Mapping[str, float]  # share of the epochs by name
+    stages: Mapping[str, float]  # the share of the epochs of each stage, by name
 
     def start_stage(self, name: str) -> None:
         """Set which parameters have gradients; change no weight. Called before each epoch of the stage."""
@@ -350,10 +351,10 @@ class HasStages(Protocol):
 
 @runtime_checkable
 class HasBatching(Protocol):
-    """A network or fusion that says what its batches are.
+    """A network or fusion that defines the content of its batches.
 
-    With "volume", B is all slices of one case, in order, in training and everywhere else; without this member, or
-    with "slice", B is any slices.
+    With "volume", a batch is all slices of one case, in order, in training and everywhere else. With "slice", or
+    without this member, a batch is any slices.
     """
 
     batching: Batching
@@ -363,8 +364,8 @@ class HasBatching(Protocol):
 class ReadsFrozen(Protocol):
     """A network, vision encoder or fusion with parameters that are read from elsewhere and never trained.
 
-    With `reads_frozen = True` these are the parameters without a gradient when it is built. Checkpoints hold their
-    fingerprint in place of them.
+    With `reads_frozen = True`, these are the parameters that have no gradient after construction. Checkpoints contain a
+    fingerprint of them instead of their values.
     """
 
     reads_frozen: bool
@@ -372,20 +373,20 @@ class ReadsFrozen(Protocol):
 
 @runtime_checkable
 class HasPlan(Protocol):
-    """A network that plans itself from the data; its plan, a dataclass, is written into run.json."""
+    """A network that derives settings from the data; its plan, a dataclass, is written into run.json."""
 
     plan: Any
 
 
 class Logger(Protocol):
-    """`(run, step)`: records a training somewhere, from a step on. `run` is a `textseg.Run`."""
+    """`(run, step)`: writes the log of a training to a service or a file, from `step` on. `run` is a `textseg.Run`."""
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Record the numbers of an epoch, by name."""
         ...
 
     def show(self, picture: Path, step: int) -> None:
-        """Record validation slices, a PNG file."""
+        """Record a PNG file with validation slices."""
         ...
 
     def log_results(self, results: Mapping[str, float], step: int) -> None:

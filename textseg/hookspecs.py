@@ -1,4 +1,4 @@
-"""The hooks of textseg; docs/reference/hooks.md shows each in use."""
+"""The hooks of textseg; docs/reference/hooks.md explains each one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ hookimpl = pluggy.HookimplMarker("textseg")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as hooks see it: its `folder` (docs/reference/run_folder.md) and the content of two files in it.
+    """The run that a hook gets: its `folder` (docs/reference/run_folder.md) and the content of two files in it.
 
-    For scores with prompts of another source, `folder` is the one below `evaluations`.
+    For scores with prompts of another source, `folder` is the folder of that source below `evaluations`.
     """
 
     folder: Path
     recipe: Mapping[str, Any]  # recipe.yaml: every key, every default
-    record: Mapping[str, Any]  # run.json, as far as it is written yet
+    record: Mapping[str, Any]  # the part of run.json that is already written
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class LoggerOffer:
 
     name: str
     builder: str  # "module:name" of a callable `(run, step)` that returns a `textseg.contracts.Logger`
-    package: str  # that it imports
-    install: str  # what `pip install` needs to bring that package
+    package: str  # the package that the logger imports
+    install: str  # the argument of `pip install` for that package
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PublishedMethod:
 
     name: str
     means: dict[str, float]  # as printed
-    by_structure: dict[str, dict[str, float]] = field(default_factory=dict)  # NaN where the method found no such one
+    by_structure: dict[str, dict[str, float]] = field(default_factory=dict)  # NaN for a structure that was never found
     parameters: float | None = None
     milliseconds_per_slice: float | None = None
 
@@ -63,8 +63,8 @@ class PublishedTable:
     """Results that a publication gives for one data set; they are shown beside runs and never ranked with them."""
 
     dataset: str  # its name in a recipe
-    source: str  # the publication, to read
-    protocol: str  # in which respects scores were obtained differently, to read
+    source: str  # the publication, as text for readers
+    protocol: str  # the differences of its scoring protocol, as text for readers
     units: Mapping[str, str]  # of each metric: "percent", "mm", "pixel", or "" for a ratio from 0 to 1
     methods: Sequence[PublishedMethod]
     rare: Sequence[str] = ()  # structures that one of the recomputed means leaves out
@@ -82,14 +82,14 @@ def textseg_register(register: Register) -> None:
 def textseg_recipes() -> os.PathLike[str]:
     """Return the folder with the recipes of this plug-in: `textseg recipes` lists them, `textseg run NAME` runs one.
 
-    A folder inside the package travels with it: `Path(__file__).with_name("recipes")`.
+    A folder inside the package becomes part of its wheel: `Path(__file__).with_name("recipes")`.
     """
     raise NotImplementedError
 
 
 @hookspec
 def textseg_loggers() -> Sequence[LoggerOffer]:
-    """Offer loggers, which recipes name in `training.loggers`; a builder is imported when one does."""
+    """Return loggers that recipes may name in `training.loggers`; a builder is imported only for such a recipe."""
     return ()
 
 

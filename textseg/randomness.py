@@ -1,20 +1,20 @@
 """Random draws as functions of a key.
 
-Every draw is made by a generator of its own, whose seed is a tuple of numbers: the key. No draw depends on an earlier
-one, so the number of workers, devices and processes changes nothing, and a run that resumes draws what an uninterrupted
-one would have drawn.
+Every draw has its own generator. The seed of the generator is a tuple of numbers: the key. No draw depends on an
+earlier draw. Therefore the number of workers, devices and processes changes nothing, and a resumed run makes the same
+draws as an uninterrupted run.
 
 | stream             | decides                                             | key                           | number |
 |--------------------|-----------------------------------------------------|-------------------------------|--------|
 | `slice_order`      | the order of the training slices, or cases          | seed, epoch                   | none   |
 | `distortion`       | geometry, flips and intensities of the augmentation | seed, epoch, slice or case    | none   |
 | `image_quality`    | bias field, blur, resolution of the augmentation    | seed, epoch, slice or case    | 2      |
-| `prompt_source`    | whose knowledge the prompt of a slice has           | seed, epoch, slice or case    | 1      |
+| `prompt_source`    | the source of the prompt of a slice                 | seed, epoch, slice or case    | 1      |
 | `simulated_person` | by how many levels a simulated person miscounts     | seed, the case's first slice  | 2      |
 | `step_seed`        | dropout and every other draw inside a network       | seed, step, process           | none   |
 
 The seed is that of the recipe. A number at the end of the key separates two streams whose keys are otherwise equal.
-These numbers are part of the results: another number would change every weight that textseg trains.
+These numbers are part of the results: another number would change the weights of every training.
 
 Other draws have no stream here. Initial weights come from torch's generator, seeded with the recipe's seed. The split
 of the patients sorts them by a hash of `split.seed` and patient, so that the seed of a run does not change it. The
@@ -30,16 +30,16 @@ import numpy as np
 
 PROMPT_SOURCE = 1
 IMAGE_QUALITY = 2
-SIMULATED_PERSON = 2  # its key is shorter than that of `image_quality`, so the two never meet
+SIMULATED_PERSON = 2  # its key is shorter than the key of `image_quality`, so they are never equal
 
 
 def slice_key(case_id: str, slice_index: int) -> int:
-    """Return the number that stands for a slice in keys: the same in every process and in every order of the data."""
+    """Return the number of a slice in keys; it is equal in every process and for every order of the data."""
     return zlib.crc32(f"{case_id}/{slice_index}".encode())
 
 
 def case_key(case_id: str) -> int:
-    """Return the number that stands for a case in keys, for a draw that covers all its slices."""
+    """Return the number of a case in keys, for draws that cover all slices of the case."""
     return zlib.crc32(case_id.encode())
 
 
@@ -54,7 +54,7 @@ def distortion(seed: int, epoch: int, key: int) -> np.random.Generator:
 
 
 def image_quality(seed: int, epoch: int, key: int) -> np.random.Generator:
-    """Return the generator that lowers the quality of a slice or a case; it moves no draw of `distortion`."""
+    """Return the generator that lowers the quality of a slice or a case; the draws of `distortion` stay."""
     return np.random.default_rng((seed, epoch, key, IMAGE_QUALITY))
 
 
@@ -69,5 +69,5 @@ def simulated_person(seed: int, case_id: str) -> np.random.Generator:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return torch's seed for a training step in one of several processes, which each see a part of the batch."""
+    """Return the seed of torch for a training step; it differs between processes, which see different slices."""
     return (seed * 1_000_003 + step + rank * 2**40) % 2**63

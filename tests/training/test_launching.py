@@ -381,5 +381,5 @@ def test_what_can_not_be_shared_is_a_message(
         check_shares(4, "slice")
     with pytest.raises(RecipeError, match="the network reads a whole volume in a step"):
         check_shares(1, "volume")
-    with pytest.raises(RunError, match="nobody has started a process on each. .* torchrun or srun"):
+    with pytest.raises(RunError, match="no process was started on each node. .* torchrun or srun"):
         run(tiny_recipe, output=tmp_path, overrides=["training.nodes=2"])

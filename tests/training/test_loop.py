@@ -218,7 +218,7 @@ def test_early_stopping_is_finished_and_may_go_on(
     training.fit()
     assert training.finished
     assert len(training.progression.history) == 6  # the best after 2; 4 and 6 were no better
-    assert "finished early: nothing better in 2 validations after epoch 2" in capsys.readouterr().out
+    assert "finished early: no better score in 2 validations after epoch 2" in capsys.readouterr().out
     assert len(training.folder.read_history()) == 6
     again = start(experiment(tiny_recipe, *overrides, "training.patience=2"), tmp_path)
     again.resume()

@@ -1,6 +1,6 @@
-"""The command line: one file for each group of commands.
+"""The command line: one file for each command, and one package for each group of commands.
 
-Imports everything; nothing imports it.
+May import every package; no package imports it. Offers `main`, which the command `textseg` calls, and the Typer `app`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Leaderboards: runs side by side, with intervals and tests.
+"""Leaderboards: a check that runs are comparable, means with intervals and tests, and the output formats.
 
-Imports `drawing`, `metrics`, `runs` and below.
+May import `reports`, `evaluation`, `export` and the packages below them. Offers plug-ins nothing; start with
+`compare.py`.
 """

@@ -1,4 +1,4 @@
-"""From files to batches of slices: preparation, splits, augmentation, loading, checks and phantoms.
+"""Data sets become batches of slices: preparation, splits, augmentation, loading, checks and phantoms.
 
-Imports `text`, `recipe`, `volumes` and below.
+May import `text`, `models`, `metrics` and the packages below them. Offers plug-ins the package `textseg.data.phantoms`.
 """

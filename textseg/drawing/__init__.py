@@ -1,4 +1,4 @@
-"""Pictures, charts, tables and pages, drawn from arrays and numbers that are given.
+"""Pictures, charts, tables and HTML pages, drawn from given arrays and numbers.
 
-Imports `runs`, `metrics`, `volumes` and below; it computes no score and runs no model.
+May import `runs` and the packages below it. It computes no score and runs no model. Offers plug-ins nothing.
 """

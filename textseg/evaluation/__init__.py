@@ -1,4 +1,5 @@
-"""Scores of predictions on reference masks, and how they depend on the text.
+"""Evaluation: scores of predictions against reference masks, and a probe of their dependence on the text.
 
-Imports `inference`, `metrics` and below; it writes no page.
+May import `export`, `inference` and the packages below them. It writes no HTML. Offers plug-ins nothing; start with
+`evaluate.py`.
 """

@@ -1,4 +1,5 @@
-"""Models for use elsewhere: bundles, ONNX, containers for Grand Challenge, model cards.
+"""Export of trained models: bundles, ONNX files, containers for Grand Challenge, model cards.
 
-Imports `inference` and below, which opens what is written here.
+May import `evaluation`, `inference` and the packages below them. `inference` opens the files that this package writes.
+Offers plug-ins nothing.
 """

@@ -1,4 +1,4 @@
-"""From a trained model and an image to a mask.
+"""Inference: a trained model and an image give a mask; also ensembles, bundles and ONNX networks.
 
-Imports `drawing`, `runs`, `levels` and below.
+May import `drawing` and the packages below it. Offers users `textseg.load`, which is defined in `loading.py`.
 """

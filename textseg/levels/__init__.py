@@ -1,4 +1,4 @@
-"""Levels of an ordered atlas in a label map: which pieces there are, and what they should be called.
+"""Levels of the spine in a label map: scores of their names, and a repair of names that are out of order.
 
-Imports `volumes` and below. It works on arrays and needs no torch.
+May import `recipe` and the packages below it. It works on arrays and needs no torch. Offers plug-ins nothing.
 """

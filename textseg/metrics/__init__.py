@@ -1,6 +1,7 @@
-"""Metrics, the table of scores, and the statistics on it.
+"""Metrics: their definitions, the table of scores, means over it, and statistics.
 
-Imports `levels` and below. It needs no torch.
+May import `levels` and the packages below it, but not `text` or `models`. It needs no torch. Offers plug-ins functions
+that read the scores of a run and compute means.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Models: the segmenter around every network, attention, losses, stages and cost.
+"""Models: the segmenter, which contains every network, and attention, losses, stages of training, and cost.
 
-Imports `contracts`, `system` and below.
+May import `levels` and the packages below it, but not `text` or `metrics`. Offers plug-ins attention, position
+encodings and the segmentation loss.
 """
 
 from __future__ import annotations

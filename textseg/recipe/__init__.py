@@ -1,4 +1,4 @@
-"""Recipes: the schema, the text with its line numbers, and the checks against the installed components.
+"""Recipes: the schema, YAML with line numbers, and checks against the installed components.
 
-Imports `registry` and below.
+May import `registry` and the packages below it. Offers plug-ins nothing; start with `loading.py`.
 """

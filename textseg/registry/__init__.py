@@ -1,6 +1,7 @@
-"""Plug-ins and their components: how they are found, checked and built.
+"""Plug-ins and their components: discovery, checks, building.
 
-Imports `hookspecs`, `system` and below; it must stay light, since every command needs it.
+May import `volumes` and the packages below it. It must import fast, because every command needs it. Offers plug-ins the
+type of `register`, and the registry of installed components.
 """
 
 from __future__ import annotations

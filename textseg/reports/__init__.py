@@ -1,4 +1,4 @@
-"""Pages and figures for people: the report of a run, prompts, figures of papers, costs.
+"""Reports: the HTML report of a run, prompt sheets, figures for papers, cost tables.
 
-Imports `evaluation`, `drawing` and below.
+May import `comparison`, `evaluation`, `export` and the packages below them. Offers plug-ins nothing.
 """

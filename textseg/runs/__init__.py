@@ -1,4 +1,4 @@
-"""Runs: an experiment that is built from a recipe, and the folder that a run writes.
+"""Runs: the experiment that is built from a recipe, and the run folder with its files.
 
-Imports `data`, `models` and below.
+May import `data` and the packages below it. Offers plug-ins nothing; start with `experiment.py` and `folder.py`.
 """

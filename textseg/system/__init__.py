@@ -1,6 +1,6 @@
-"""Files, processes, devices, the network and the terminal: what a program needs from its machine.
+"""The machine: files, processes, devices, downloads, and messages in the terminal.
 
-Imports nothing of textseg but `errors` and `version`.
+May import only `errors` and `version`. Offers plug-ins downloads, and pretrained weights of the Hugging Face hub.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The conformance kit: checks that a component keeps the promises of its contract, for any test runner.
 
-Imports `contracts`, `registry` and below. Each `check_<kind>` takes the name of an installed component, or a builder.
-It raises ConformanceError with one line for each broken promise: expected value, actual value, and the page to read.
+May import `training`, `comparison`, `reports` and the packages below them. Offers one function for each kind,
+`check_<kind>`, which takes the name of an installed component, or a builder. It raises ConformanceError with one line
+for each broken promise: the expected value, the actual value, and the page to read.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def check_network(
 def check_prompt_generator(
     component: object, *, settings: Settings | None = None, atlas: Atlas | str | None = None
 ) -> None:
-    """Check a prompt generator on every visibility of an atlas: one given, or one of its plug-in, or an example.
+    """Check a prompt generator on every visibility of an atlas: a given atlas, one of its plug-in, or an example.
 
     Raises ConformanceError.
     """
@@ -98,10 +99,10 @@ def check_plugin(name: str, *, settings: Mapping[tuple[str, str], Settings | Non
     """Check every component of an installed plug-in, by its entry point ("cervical") or package ("textseg_cervical").
 
     Args:
-        name: of the plug-in.
-        settings: by kind and name of a component: `{("dataset", "cervical"): {"folder": "data"}}`. None in place of
-            settings leaves a component out; without an entry it is built with its defaults.
+        name: the name of the plug-in.
+        settings: the settings of a component by its kind and name: `{("dataset", "cervical"): {"folder": "data"}}`.
+            None instead of settings leaves the component out. A component without an entry is built with its defaults.
 
-    Raises ConformanceError, and PluginError where no such plug-in is installed.
+    Raises ConformanceError, and PluginError if no such plug-in is installed.
     """
     examine(*subjects_of([name], settings or {}))

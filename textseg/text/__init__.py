@@ -1,6 +1,7 @@
-"""From what is visible to prompts, and from prompts to frozen text features.
+"""Text: visible structures become prompts, and prompts become frozen text features.
 
-Imports `contracts`, `system` and below; it never sees an image or a mask.
+May import `levels` and the packages below it, but not `models` or `metrics`. It reads no image and no mask. Offers
+plug-ins the base classes of prompt generators, and functions that create a `Visibility`.
 """
 
 from __future__ import annotations

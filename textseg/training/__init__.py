@@ -1,4 +1,5 @@
-"""Training: a run from its recipe to its report, the loop, checkpoints, processes and loggers.
+"""Training: a run from its recipe to its report, with the training loop, checkpoints, processes and loggers.
 
-Imports `reports`, `comparison`, `evaluation` and below. It alone needs Lightning.
+May import `testing`, `comparison`, `reports` and the packages below them. Only this package needs Lightning. Offers
+users `textseg.run`, which is defined in `run.py`.
 """

@@ -1,4 +1,4 @@
-"""The training loop: the loss of a batch, the step that it leads to, and the epochs around it."""
+"""The training loop: the loss of a batch, a training step, and the epochs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from textseg.training.signals import on_termination
 
 
 class Objective(nn.Module):
-    """The function that training minimises: a batch in, the weighted terms of the loss out.
+    """The function that training minimises: it returns the weighted terms of the loss of a batch.
 
-    Fabric wraps this one module. Losses with parameters are therefore summed over processes and computed at the
-    precision of the recipe, like the model itself.
+    Fabric wraps this module, which contains the model and the losses. Therefore the gradients of losses with parameters
+    are also averaged over processes, and losses are computed at the precision of the recipe.
     """
 
     def __init__(
@@ -78,20 +78,20 @@ class Objective(nn.Module):
     def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
         """Return the weighted terms of the loss by name, each a scalar.
 
-        The batch comes out of a function, because Fabric would take it apart to cast it, and cannot rebuild a frozen
-        dataclass.
+        The argument is a function that returns the batch, because Fabric would take a batch apart to cast it and cannot
+        rebuild a frozen dataclass.
         """
         batch = give_batch()
         # 1. The model.
         output = self._segment(batch)
-        # 2. The segmentation loss, or what the network puts in its place.
+        # 2. The segmentation loss, or the losses of the network that replace it.
         part = self.segmenter.part_with(HasLosses)
         terms: dict[str, Tensor] = dict(
             self.segmentation_loss(output.logits, batch.mask)
             if part is None
             else part.losses(output, batch, self.segmentation_loss)
         )
-        # 3. The auxiliary losses. One with the name of an earlier term is added to it.
+        # 3. The auxiliary losses. A loss with the name of an earlier term is added to that term.
         for name, loss in self.auxiliary.items():
             term = self.weights[name] * loss(output, batch)
             terms[name] = terms[name] + term if name in terms else term
@@ -99,19 +99,18 @@ class Objective(nn.Module):
 
 
 class Training:
-    """A run in memory: weights, optimiser, and the loop over them.
+    """A training in memory: weights, optimiser, and the training loop.
 
     The state of a run follows from its step alone: the position in the epoch, the stage of a network that is trained
-    part by part, the learning rate and every random number. A run that resumes from a checkpoint is therefore equal to
-    one that was never interrupted.
+    part by part, the learning rate and every random number. A resumed run is therefore equal to an uninterrupted run.
 
-    Raises RunError for weights in `initialize_from` that don't fit, RecipeError for fewer epochs than stages.
+    Raises RunError if the weights in `initialize_from` do not fit, and RecipeError for fewer epochs than stages.
     """
 
     def __init__(self, experiment: Experiment, folder: RunFolder, fabric: Fabric) -> None:
         self.experiment, self.folder, self.fabric = experiment, folder, fabric
         self.settings: TrainingSettings = experiment.recipe.training
-        # The model and the losses, with the weights that the seed draws or that the recipe names.
+        # The model and the losses, with random weights from the seed, or with the weights that the recipe names.
         torch.manual_seed(experiment.recipe.seed)
         self.segmenter = experiment.segmenter()
         self.auxiliary = experiment.auxiliary_losses(self.segmenter)
@@ -122,7 +121,7 @@ class Training:
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
         self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
-        # Frozen parameters too: `start_epoch` may unfreeze them. The optimiser skips what has no gradient.
+        # This includes frozen parameters: `start_epoch` may unfreeze them. The optimiser skips those without gradient.
         self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
         # The optimiser, and the wrapping by Fabric for precision and for several processes.
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
@@ -149,7 +148,7 @@ class Training:
         self.stop_requested = False
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Move the weights by one batch; returns the terms of the loss and their sum, detached."""
+        """Update the weights with one batch; returns the terms of the loss and their sum, detached."""
         step = self.progression.step
         self._set_learning_rate(step)
         torch.manual_seed(step_seed(self.experiment.recipe.seed, step, distributed.rank()))  # dropout and the like
@@ -158,11 +157,11 @@ class Training:
         loss = torch.stack(list(terms.values())).sum()
         # 2. Backward. With several processes, this also averages the gradients over them.
         self.fabric.backward(loss)
-        # 3. Clip the gradient. A loss or a gradient that is no finite number is noted before it reaches the weights.
+        # 3. Clip the gradient. A loss or gradient that is not finite is noted before it reaches the weights.
         self.numbers.note(step, loss.detach(), self._clip())
         if self.numbers.due(step):
             self._check_numbers()
-        # 4. Step: the optimiser moves the weights, and their moving average follows.
+        # 4. Step: the optimiser updates the weights, then their moving average is updated.
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
         if self.average is not None:
@@ -171,9 +170,9 @@ class Training:
         return {**{name: term.detach() for name, term in terms.items()}, "loss": loss.detach()}
 
     def fit(self) -> None:
-        """Train to the last epoch, from wherever the run stands; save on the way.
+        """Train from the current step to the last epoch, and save checkpoints.
 
-        Raises KeyboardInterrupt after a termination signal, and RunError where the loss or a weight is no number.
+        Raises KeyboardInterrupt after a termination signal, and RunError if the loss or a weight is not finite.
         """
         with (
             displayed(self.experiment, self.folder, self.progression, self.total_steps, silent=self.silent) as display,
@@ -192,16 +191,16 @@ class Training:
                     self._save_and_stop(display)
                 if self._patience_is_over and epoch + 1 < self.settings.epochs:
                     display.print(
-                        f"finished early: nothing better in {counted(self.settings.patience or 0, 'validation')} "
+                        f"finished early: no better score in {counted(self.settings.patience or 0, 'validation')} "
                         f"after epoch {self.progression.best_epoch}"
                     )
                     break
 
     def _train_epoch(self, epoch: int, display: TrainingDisplay) -> tuple[bool, float]:
-        """Train on what is left of an epoch; returns whether the run is to stop, and slices per second."""
+        """Train the remaining steps of an epoch; returns True if the run must stop, and slices per second."""
         progression, device = self.progression, self.fabric.device
         started, slices, stopping = time.monotonic(), 0, False
-        # A run that was stopped inside the epoch goes on with the sums of the steps before.
+        # A run that was stopped inside an epoch continues with the sums of the earlier steps.
         sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
         for batch in self._batches(epoch):
             for name, value in self.training_step(batch).items():
@@ -217,7 +216,7 @@ class Training:
         return stopping, slices / seconds
 
     def _show_epoch(self, display: TrainingDisplay, row: dict[str, float], validation: Validation | None) -> None:
-        """Print and log a finished epoch, with pictures of validation slices where they are due."""
+        """Print and log a finished epoch, with pictures of validation slices in the epochs that the recipe sets."""
         epoch, step = int(row["epoch"]), int(row["step"])
         display.show_epoch(row, self.stage(epoch - 1).name)
         if validation is not None and validation.examples and not self.silent:
@@ -226,7 +225,7 @@ class Training:
 
     def _save_and_stop(self, display: TrainingDisplay) -> NoReturn:
         self._save("last")
-        distributed.gathered("saved")  # a process that ended sooner could be the end of the one that saves
+        distributed.gathered("saved")  # wait: if another process ended now, the process that saves could be ended too
         display.print(
             f"stopped after step {self.progression.step} of {self.total_steps} and saved; the same command goes on "
             "from there"
@@ -235,38 +234,38 @@ class Training:
 
     @property
     def evaluated(self) -> Segmenter:
-        """The model with the weights that validation and evaluation use: the moving average where there is one."""
+        """The model for validation and evaluation: with the moving average of the weights if the recipe asks for it."""
         return cast(Segmenter, self.average.module) if self.average is not None else self.segmenter
 
     @property
     def silent(self) -> bool:
-        """True in all processes but the first, which alone writes and prints."""
+        """True in all processes except the first; only the first process writes and prints."""
         return distributed.rank() > 0
 
     @property
     def finished(self) -> bool:
-        """True after the last epoch, and where early stopping has ended the run."""
+        """True after the last epoch, and after early stopping."""
         return len(self.progression.history) >= self.settings.epochs or self._patience_is_over
 
     @property
     def _patience_is_over(self) -> bool:
-        """True where the last `patience` validations brought no better one."""
+        """True if the last `patience` validations have not improved the best score."""
         progression, patience = self.progression, self.settings.patience
         later = [row for row in progression.history if row["epoch"] > progression.best_epoch]
         return patience is not None and sum("validation_dsc" in row for row in later) >= patience
 
     def stage(self, epoch: int) -> Stage:
-        """Return the stage that an epoch, counted from 0, belongs to."""
+        """Return the stage of an epoch, which is counted from 0."""
         return next(stage for stage in self.stages if epoch < stage.end)
 
     def request_stop(self) -> None:
-        """End after the current step, and save."""
+        """Request that the training saves and ends after the current step."""
         self.stop_requested = True
 
     def resume(self) -> str:
-        """Continue from the checkpoint `last`; returns a note where its schedule was another one, else "".
+        """Continue from the checkpoint `last`; returns a note if its schedule differs from the recipe's, else "".
 
-        Raises RunError for a checkpoint that doesn't fit, or that has more epochs.
+        Raises RunError if the checkpoint does not fit, or has more epochs.
         """
         self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
         return self.progression.plan(self.settings, staged=len(self.stages) > 1)
@@ -278,21 +277,21 @@ class Training:
             group["lr"] = rate
 
     def _clip(self) -> Tensor | None:
-        """Clip the gradient where the recipe asks for it; returns its norm, or None where the loss is scaled."""
+        """Clip the gradient if the recipe asks for it; returns its norm, or None if the loss is scaled."""
         norm: Tensor | None = None
         if self.settings.gradient_clip is not None:
             norm = self.fabric.clip_gradients(
                 self.wrapped,
                 self.wrapped_optimizer,
                 max_norm=self.settings.gradient_clip,
-                error_if_nonfinite=False,  # it would wait for the device in every step
+                error_if_nonfinite=False,  # True would wait for the device in every step
             )
         elif not self.scaled:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         return None if self.scaled else norm
 
     def _check_numbers(self, *, weights: bool = False) -> None:
-        """Raise RunError for a loss, a gradient or a weight that is no number, before it gets into a checkpoint."""
+        """Raise RunError for a loss, a gradient or a weight that is not finite, before it is saved in a checkpoint."""
         first = self.numbers.first()
         if first is not None:
             kind, step = first
@@ -303,14 +302,14 @@ class Training:
             raise lost_numbers("The gradient overflows at any scale", self.folder, self.progression.step - 1)
 
     def _slices_of(self, step: int) -> list[tuple[str, str | None]]:
-        """Return the slices of the batch of a step, each with its prompt; both follow from the step alone."""
+        """Return the slices of a step and their prompts, which follow from the step alone."""
         epoch, start = divmod(step, self.steps_per_epoch)
         seed = self.experiment.recipe.seed
         order = ShuffledBatches(len(self.slices), self.batch_size, seed=seed, epoch=epoch, start=start)
         return [self.slices.named(draw) for draw in next(iter(order))]
 
     def _start_epoch(self, epoch: int) -> None:
-        """Bring the model into the state in which this epoch trains it."""
+        """Prepare the model for an epoch: training mode, stage, trainable parameters."""
         self.model.train()
         stage = self.stage(epoch)
         self.progression.stage = self.stages.index(stage)
@@ -320,14 +319,14 @@ class Training:
             scheduled.start_epoch(epoch, self.settings.epochs)
         unfrozen = [parameter.requires_grad for parameter in self.parameters]
         if distributed.count() > 1 and self.unfrozen != unfrozen:
-            # DistributedDataParallel knows only the parameters that had a gradient when it was made. It is made anew;
-            # the old one goes first, since it listens to the parameters as long as it exists.
+            # DistributedDataParallel knows only the parameters that had a gradient when it was created. A new one is
+            # created here. The old one must be deleted first, because it reacts to gradients as long as it exists.
             self.wrapped, self.unfrozen = None, unfrozen
             gc.collect()
             self.wrapped = self.fabric.setup_module(self.objective)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield what is left of an epoch, on the device."""
+        """Yield the remaining batches of an epoch, on the device."""
         device, recipe = self.fabric.device, self.experiment.recipe
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
         order = ShuffledBatches(
@@ -344,7 +343,7 @@ class Training:
             yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
 
     def _validate(self, epoch: int) -> Validation | None:
-        """Score the validation cases; None after an epoch without validation."""
+        """Return the scores of the validation cases, or None after an epoch without validation."""
         settings, last = self.settings, epoch + 1 == self.settings.epochs
         # In an earlier stage a part of the network is still untrained, and its score would mean nothing.
         in_last_stage = self.stage(epoch) == self.stages[-1]
@@ -357,7 +356,7 @@ class Training:
         return validate(self.experiment, self.evaluated, "validation", self.fabric.device, examples=examples)
 
     def _finish_epoch(self, epoch: int, validation: Validation | None, slices_per_second: float) -> dict[str, float]:
-        """Add the epoch to the history, and save where it is due; returns the epoch's row of the log."""
+        """Add the epoch to the history, save checkpoints, and return the row of the epoch in the log."""
         progression = self.progression
         row: dict[str, float] = {"epoch": epoch + 1, "step": progression.step}
         row |= {f"train_{name}": value / self.steps_per_epoch for name, value in progression.sums.items()}
@@ -382,7 +381,7 @@ class Training:
         return row
 
     def _save(self, name: str) -> None:
-        """Write a checkpoint: `best` holds what evaluation needs, `last` also what training needs to resume."""
+        """Write a checkpoint: `best` contains the state for evaluation, `last` also the state to resume training."""
         if self.silent:
             return
         state: dict[str, Any] = {"model": self.evaluated.state_dict(), "progression": asdict(self.progression)}
@@ -392,6 +391,6 @@ class Training:
 
     @property
     def _parts(self) -> dict[str, Part | None]:
-        """The state that training needs to resume, by its key in a checkpoint."""
+        """The objects whose state is saved to resume training, by their key in a checkpoint."""
         precision = self.fabric.strategy.precision
         return {"training": self.model, "optimizer": self.optimizer, "average": self.average, "precision": precision}

@@ -1,4 +1,4 @@
-"""Run a recipe: prepare, train or resume, score, report."""
+"""Run a recipe: prepare, train or resume, score, write the report."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from textseg.training.number_checks import deterministic
 from textseg.training.record import RunRecord, bound, is_scored
 from textseg.training.resources import explained_exhaustion
 
-LOST_AFTER = timedelta(hours=2)  # time that a process waits for one that neither ends nor answers
+LOST_AFTER = timedelta(hours=2)  # time that a process waits for another process that does not answer
 
 
 def run(
@@ -61,8 +61,8 @@ def run(
 ) -> Path:
     """Run a recipe: prepare, train or resume, evaluate. Returns the run folder.
 
-    With `training.devices`, this starts the processes and waits for them, or it is one that torchrun or SLURM has
-    started. Raises a TextsegError for a mistake of the user.
+    With several devices or nodes, this function starts the processes and waits for them, unless torchrun or SLURM has
+    started this process as one of them. Raises a TextsegError for a mistake of the user.
     """
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
     check_loggers(resolved, installed_registry())
@@ -74,7 +74,7 @@ def run(
     if count > 1 and not launched():
         if settings.nodes > 1:
             raise RunError(
-                f"training.nodes is {settings.nodes}, and nobody has started a process on each. Start the command "
+                f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
                 "with torchrun or srun; see docs/how_to/many_devices.md."
             )
         run_together(run_command(recipe, overrides, seed, output, fresh=fresh, dry_run=False), count)
@@ -91,9 +91,9 @@ def run(
 
 
 def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
-    """Do a run, or the part in it of one of several processes: prepare, train, score, record."""
+    """Prepare, train, score and record a run; with several processes, each calls this function for its share."""
     started = time.monotonic()
-    # 1. Prepare. The other processes wait in `_connected` for the first one, and then find the data prepared.
+    # 1. Prepare. The other processes wait in `_connected` for the first one, which prepares the data for all.
     experiment = prepared(recipe) if rank == 0 else None
     if fresh and rank == 0:
         _move_aside(folder)
@@ -101,13 +101,13 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
         precision, note = _precision(recipe.training.precision)
         fabric = _connected(recipe.training, precision)
         experiment = experiment or prepared(recipe)
-        # 2. Resume, where there is a checkpoint of the same experiment.
+        # 2. Resume if there is a checkpoint of the same experiment.
         training, resumed = _resumed(experiment, folder, fabric)
         if distributed.gathered(training.finished and is_scored(training))[0]:
             if rank == 0:
                 _print_result(training, read_scores(folder.scores))
             return
-        # 3. Record where the weights come from. For a finished run that only needs scores, the record says it already.
+        # 3. Record the origin of the weights. A finished run that only needs scores has this record already.
         record = RunRecord(training, started)
         if rank == 0:
             record.write_inputs()
@@ -124,14 +124,14 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
 
 
 def _move_aside(folder: RunFolder) -> None:
-    """Make place for a fresh run, unless another process is writing the old one."""
+    """Rename the folder of an earlier run, unless another process is writing to it."""
     if folder.path.exists():
         with folder.lock():
-            print(f"the earlier run stands in {folder.move_aside()}")
+            print(f"the earlier run was moved to {folder.move_aside()}")
 
 
 def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple[Training, list[str]]:
-    """Return a training at the checkpoint `last`, or at its start, and lines for the user where it resumes.
+    """Return a training at its start or at the checkpoint `last`, and lines for the user if it resumes.
 
     Raises RunError for a checkpoint of another experiment.
     """
@@ -156,9 +156,9 @@ def prepared(recipe: Recipe, *, dry_run: bool = False) -> Experiment:
 
 
 def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
-    """Return this process's device and its connection to the others; raises RunError for devices that don't exist."""
+    """Return the Fabric of this process, connected to the other processes; raises RunError for missing devices."""
     several = settings.devices * settings.nodes > 1
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # else it counts the processes on stderr
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # without it Fabric lists the processes on stderr
     try:
         fabric = Fabric(
             accelerator="auto",
@@ -178,7 +178,7 @@ def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
 
 
 def plan(experiment: Experiment) -> str:
-    """Return what a run is about to do, in lines: cases, slices, prompts, parameters."""
+    """Return the plan of a run as text: cases, slices, prompts, parameters, epochs and steps."""
     lines = [
         f"{part}: {counted(len({case.case.patient for case in cases}), 'patient')}, {counted(len(cases), 'case')}, "
         f"{counted(sum(case.slice_count for case in cases), 'slice')}"
@@ -214,11 +214,11 @@ def _evaluate(training: Training) -> None:
     """Score the best checkpoint on the test cases; every process takes part, and the first one writes."""
     experiment, folder, progression = training.experiment, training.folder, training.progression
     if not training.silent:
-        folder.report.unlink(missing_ok=True)  # written last, it says that the scores are those of the record
+        folder.report.unlink(missing_ok=True)  # it is written last: a report exists only for complete scores
         folder.update(
             best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
         )
-    distributed.gathered("written")  # the checkpoint, before the others read it
+    distributed.gathered("written")  # wait: the checkpoint must be complete before other processes read it
     device = training.fabric.device
     segmenter = load_segmenter(experiment, folder).to(device)
     source = experiment.evaluation_source
@@ -240,7 +240,7 @@ def _print_result(training: Training, scores: Sequence[Score]) -> None:
 
 
 def _cost_of_determinism(training: Training) -> list[str]:
-    """Return a line on the time that deterministic operators take; none where the recipe does not ask for them."""
+    """Return a line on the time that deterministic operators take, or none if the recipe does not use them."""
     if not training.settings.deterministic:
         return []
     if training.fabric.device.type == "cpu":

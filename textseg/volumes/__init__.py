@@ -1,6 +1,6 @@
-"""Images and masks as files: reading, writing, geometry, and the names of the values in a mask.
+"""Images and masks as files: reading, writing, geometry, and the names of the label values.
 
-Imports `contracts`, `system` and below.
+May import `hookspecs`, `contracts` and the packages below them. Offers plug-ins functions that read and write volumes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The commands about data sets, one file each.
+"""The group `textseg data`: one file for each command.
 
-Imports what the command line may import.
+May import whatever `cli` may import. Offers the Typer app `data`, which `cli/entry.py` adds to the command line.
 """
 
 from __future__ import annotations

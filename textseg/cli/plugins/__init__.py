@@ -1,6 +1,6 @@
-"""The commands about plug-ins, one file each.
+"""The group `textseg plugins`: one file for each command, and the templates of new plug-ins.
 
-Imports what the command line may import.
+May import whatever `cli` may import. Offers the Typer app `plugins`, which `cli/entry.py` adds to the command line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Synthetic scans whose structures are known exactly.
+"""Phantoms: synthetic scans whose structures are known exactly.
 
-Imports `volumes` and below.
+May import whatever `data` may import. Offers plug-ins the base classes of phantoms, for any region and for the spine.
 """
 
 from __future__ import annotations
