@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from textseg.cli.runs import runs as list_command
 from textseg.errors import RunError
 from textseg.runs.folder import RunFolder
-from textseg.runs.listing import as_json, as_text, list_runs
+from textseg.runs.listing import list_runs
 
 
 def make(path: Path, *, epochs: int = 3, history: tuple[float, ...] = (), **record: object) -> RunFolder:
@@ -24,7 +25,7 @@ def make(path: Path, *, epochs: int = 3, history: tuple[float, ...] = (), **reco
     return run
 
 
-def test_a_finished_run(finished_run: Path) -> None:
+def test_a_finished_run(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run,) = list_runs(finished_run.parent.parent)
     assert (run.folder, run.name, run.seed, run.fold) == ("tiny/seed2025", "tiny", 2025, None)
     assert (run.state, run.epoch, run.epochs, run.prompts, run.failure) == ("finished", 3, 3, "template", None)
@@ -34,14 +35,16 @@ def test_a_finished_run(finished_run: Path) -> None:
     assert run.test.keys() == {"dsc", "jaccard", "hd95", "asd"}
     for folder in (finished_run.parent, finished_run):  # named more closely
         assert [listed.test for listed in list_runs(folder)] == [run.test]
-    assert json.loads(json.dumps(as_json([run])))[0]["state"] == "finished"
-    header, _, row = as_text([run]).splitlines()
+    list_command(finished_run, as_json=True)
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
+    list_command(finished_run)
+    header, _, row = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["name", "seed", "fold", "state"]
     assert f"dsc {run.test['dsc']:.4f}" in row
     assert "3 of 3" in row
 
 
-def test_states_and_order(tmp_path: Path) -> None:
+def test_states_and_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path / "b" / "seed10", history=(0.2, 0.4, 0.3), epochs=9, name="b", seed=10, fold=None)
     make(tmp_path / "b" / "seed2_fold1", name="b", seed=2, fold=1, failure="Out of memory.")
     make(tmp_path / "b" / "seed2_fold0", name="b", seed=2, fold=0)
@@ -58,7 +61,9 @@ def test_states_and_order(tmp_path: Path) -> None:
     ]
     assert (runs[0].name, runs[0].seed, runs[0].fold, runs[0].epoch, runs[0].best) == ("a", 4, 1, 0, None)
     assert (runs[3].epoch, runs[3].epochs, runs[3].best) == (3, 9, 0.4)
-    assert as_text(runs).splitlines()[-1] == "b/seed2_fold1: Out of memory."
+    list_command(tmp_path)
+    *table, blank, reason = capsys.readouterr().out.splitlines()
+    assert (len(table), blank, reason) == (6, "", "b/seed2_fold1: Out of memory.")
     assert list_runs(tmp_path)[1].state == "interrupted"
 
 

@@ -5,28 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from textseg.cli.tables import print_table
 
 
 def components(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
-    cost: Annotated[bool, typer.Option("--cost", help="With network: parameters and operations of each one.")] = False,
+    kind: Annotated[str | None, Argument(metavar="KIND", help="List this kind only, such as fusion.")] = None,
+    cost: Annotated[bool, Option("--cost", help="With network: parameters and operations of each one.")] = False,
     recipes: Annotated[
         list[Path] | None,
-        typer.Option("--recipe", metavar="RECIPE", help="With --cost: also the model of this recipe. May be repeated."),
+        Option("--recipe", metavar="RECIPE", help="With --cost: also the model of this recipe. May be repeated."),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="H,W", help="With --cost: the size of a slice in pixels. Default: 384,384.")
-    ] = None,
+    size: Annotated[str | None, Option(metavar="H,W", help="With --cost: pixels of a slice. Default: 384,384.")] = None,
 ) -> None:
     """List the components that recipes can use, and the plug-in that each comes from.
 
     Example: textseg components network --cost
     """
     if (cost and kind != "network") or ((recipes or size) and not cost):
-        raise typer.BadParameter("--cost goes with network; --recipe and --size go with --cost.")
+        raise BadParameter("--cost goes with network; --recipe and --size go with --cost.")
     from textseg.registry.discovery import installed_registry, warn_of_faults
 
     warn_of_faults()

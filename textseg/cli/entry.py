@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import typer
+from typer import Exit, Option, Typer
 
 from textseg.cli.compare import compare
 from textseg.cli.components import components
@@ -37,28 +37,15 @@ MOVED = {
     ("compare", "--only-published"): "textseg published [DATASET]",
 }
 
-app = typer.Typer(
+app = Typer(
     help="Text-guided medical image segmentation, assembled from plug-ins.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    run,
-    reproduce,
-    fetch,
-    evaluate,
-    score,
-    runs,
-    compare,
-    published,
-    figure,
-    predict,
-    export,
-    prompts,
-    probe,
-    components,
-):
+_COMMANDS = [run, reproduce, fetch, evaluate, score, runs, compare]
+_COMMANDS += [published, figure, predict, export, prompts, probe, components]
+for command in _COMMANDS:
     app.command()(command)
 app.add_typer(recipes, name="recipes")
 app.add_typer(plugins, name="plugins")
@@ -86,12 +73,12 @@ def _refuse_old_spelling(arguments: list[str]) -> None:
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"textseg {__version__}")
-        raise typer.Exit
+        raise Exit
 
 
 @app.callback()
 def _textseg(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...

@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
     prompts: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE", help="template, interactive, predicted or ground_truth. Default: as the recipe says."
-        ),
+        Option(metavar="SOURCE", help="template, interactive, predicted or ground_truth. Default: as the recipe says."),
     ] = None,
     visible: Annotated[
         str | None,
-        typer.Option(metavar="FIRST:LAST", help="With --prompts interactive: what the volumes show, or a CSV file."),
+        Option(metavar="FIRST:LAST", help="With --prompts interactive: what the volumes show, or a CSV file."),
     ] = None,
 ) -> None:
     """Score the best checkpoint of a run again, also with other prompts.

@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 FORMS = ("bundle", "onnx", "grand-challenge")
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option(metavar="FORM", help="The form to write: bundle, onnx or grand-challenge.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    slug: Annotated[
-        str | None, typer.Option(metavar="IN[:OUT]", help="For grand-challenge: the names of its images and masks.")
-    ] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[str, Option(metavar="FORM", help="The form to write: bundle, onnx or grand-challenge.")],
+    output: Annotated[Path, Option(metavar="DIR", help="The folder to write.")],
+    slug: Annotated[str | None, Option(metavar="IN[:OUT]", help="For grand-challenge: image and mask names.")] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(metavar="SCHEME", help="For grand-challenge: the label values of the masks, such as spider."),
+        str | None, Option(metavar="SCHEME", help="For grand-challenge: the label values of the masks, such as spider.")
     ] = None,
 ) -> None:
     """Export the model of a run, to predict on other machines, offline and without the data.

@@ -5,28 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
+
+from textseg.cli.options import SliceNumber
 
 Shown = Literal["predictions", "probabilities", "features"]
 
 
 def figure(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The PNG to write.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN", help="Run folders.")],
+    output: Annotated[Path, Option(metavar="FILE", help="The PNG to write.")],
     of: Annotated[
-        Shown,
-        typer.Option(help="Draw predictions, probabilities of a slice, or a t-SNE of the features of pixels."),
+        Shown, Option(help="Draw predictions, probabilities of a slice, or a t-SNE of the features of pixels.")
     ] = "predictions",
-    case: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="The case. Default: best, median and worst. May be repeated.")
-    ] = None,
-    slice_number: Annotated[
-        int | None,
-        typer.Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most."),
-    ] = None,
+    case: Annotated[list[str] | None, Option(metavar="ID", help="Default: best, median, worst. Repeatable.")] = None,
+    slice_number: SliceNumber = None,
     structures: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="With --of probabilities: such as L4,L4/L5. Default: the largest."),
+        str | None, Option(metavar="NAMES", help="With --of probabilities: such as L4,L4/L5. Default: the largest.")
     ] = None,
 ) -> None:
     """Draw the same slices under every run, side by side.
@@ -34,13 +29,13 @@ def figure(
     Example: textseg figure runs/atmnet_spider runs/swin_unetr_spider --output figure.png
     """
     if output.suffix.lower() != ".png":
-        raise typer.BadParameter(f"'{output}' must end in .png.", param_hint="--output")
+        raise BadParameter(f"'{output}' must end in .png.", param_hint="--output")
     if structures is not None and of != "probabilities":
-        raise typer.BadParameter("it goes with --of probabilities.", param_hint="--structures")
+        raise BadParameter("it goes with --of probabilities.", param_hint="--structures")
     if slice_number is not None and of == "features":
-        raise typer.BadParameter("features are of whole cases.", param_hint="--slice")
+        raise BadParameter("features are of whole cases.", param_hint="--slice")
     if of == "probabilities" and len(case or []) > 1:
-        raise typer.BadParameter("--of probabilities shows one slice of one case.", param_hint="--case")
+        raise BadParameter("--of probabilities shows one slice of one case.", param_hint="--case")
     from textseg.reports.figure import features_figure, predictions_figure, probabilities_figure
     from textseg.system.files import write_atomically
 

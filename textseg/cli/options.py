@@ -6,32 +6,34 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from textseg.errors import DataError, RecipeError, suggestion
 
 if TYPE_CHECKING:
     from textseg.contracts import Dataset
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or a name from `textseg recipes`.")]
+Recipe = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, or a name from `textseg recipes`.")]
 RecipeOverrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe. May be repeated."),
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe. May be repeated.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing.")]
+Fresh = Annotated[bool, Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check everything, train nothing.")]
+SliceNumber = Annotated[
+    int | None, Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most.")
+]
 
-DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set such as spider, or a recipe.")]
+DatasetName = Annotated[str, Argument(metavar="DATASET", help="A data set such as spider, or a recipe.")]
 DatasetFolder = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         help="The folder of the data. Default: the recipe's folder, else TEXTSEG_DATA/<name>, else data/<name>.",
     ),
 ]
 DatasetOverrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the settings of the data set. May be repeated."),
+    Option("--set", metavar="KEY=VALUE", help="Put a value into the settings of the data set. May be repeated."),
 ]
 
 
@@ -77,4 +79,4 @@ def numbers(text: str, example: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"'{text}' must be numbers with commas between them, such as {example}.") from error
+        raise BadParameter(f"'{text}' must be numbers with commas between them, such as {example}.") from error

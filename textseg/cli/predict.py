@@ -6,50 +6,42 @@ import sys
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
-import typer
+from typer import Argument, Exit, Option
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a bundle.")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Volumes: files, folders, or patterns.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the masks.")],
+    model: Annotated[Path, Argument(metavar="RUN", help="A run folder or a bundle.")],
+    inputs: Annotated[list[str], Argument(metavar="INPUT", help="Volumes: files, folders, or patterns.")],
+    output: Annotated[Path, Option(metavar="DIR", help="The folder for the masks.")],
     others: Annotated[
         list[Path] | None,
-        typer.Option("--with", metavar="RUN", help="Another run or bundle, to make an ensemble. May be repeated."),
+        Option("--with", metavar="RUN", help="Another run or bundle, to make an ensemble. May be repeated."),
     ] = None,
     visible: Annotated[
         str | None,
-        typer.Option(metavar="FIRST:LAST", help="The structures that a person sees in the volumes, or a CSV file."),
+        Option(metavar="FIRST:LAST", help="The structures that a person sees in the volumes, or a CSV file."),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Without --visible: template or predicted. Default: as the recipe says."),
+        Option(metavar="SOURCE", help="Without --visible: template or predicted. Default: as the recipe says."),
     ] = None,
-    labels: Annotated[
-        str, typer.Option(metavar="SCHEME", help="The label values of the masks: atlas, or a scheme such as spider.")
-    ] = "atlas",
-    ordered: Annotated[
-        bool, typer.Option("--ordered", help="Rename levels whose names contradict their order in the atlas.")
-    ] = False,
+    labels: Annotated[str, Option(metavar="SCHEME", help="Label values: atlas, or a scheme such as spider.")] = "atlas",
+    ordered: Annotated[bool, Option("--ordered", help="Rename levels that contradict the order of the atlas.")] = False,
     augmentation: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--test-time-augmentation",
             metavar="CHANGES",
             help="Average predictions of changed images: shift, scale, gamma, or several.",
         ),
     ] = None,
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="Also write a PNG of each mask with its structures named.")
-    ] = False,
+    overlay: Annotated[bool, Option("--overlay", help="Also write a PNG of each mask, its structures named.")] = False,
     suffix: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="SUFFIX", help="The file format, such as .seg.nrrd. Default: that of each input."
-        ),
+        Option("--format", metavar="SUFFIX", help="The file format, such as .seg.nrrd. Default: that of each input."),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="For an ONNX bundle: onnxruntime (the default) or openvino.")
+        str | None, Option(metavar="ENGINE", help="ONNX bundles: onnxruntime (default), openvino.")
     ] = None,
 ) -> None:
     """Segment volumes. Each mask has the geometry of its volume, and a JSON file that names its values.
@@ -114,4 +106,4 @@ def predict(
         print(f"{len(failed)} of {counted(len(jobs), 'volume')} failed:", file=sys.stderr)
         for outcome in failed:
             print(f"  {outcome.message}", file=sys.stderr)
-        raise typer.Exit(1)
+        raise Exit(1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run whose model reads text.")],
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder for the tables. Default: RUN/probe.")
-    ] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="A run whose model reads text.")],
+    output: Annotated[Path | None, Option(metavar="DIR", help="The folder for the tables. Default: RUN/probe.")] = None,
 ) -> None:
     """Evaluate one checkpoint with other texts, to measure how much the result depends on the text.
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from textseg.cli.options import Recipe, RecipeOverrides
+from textseg.cli.options import Recipe, RecipeOverrides, SliceNumber
 
 
 def prompts(
     recipe: Recipe,
-    case: Annotated[str | None, typer.Option(metavar="ID", help="The case. Default: the first one.")] = None,
-    slice_number: Annotated[
-        int | None,
-        typer.Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most."),
-    ] = None,
-    visible: Annotated[
-        str | None, typer.Option(metavar="FIRST:LAST", help="What a person names, for interactive prompts.")
-    ] = None,
+    case: Annotated[str | None, Option(metavar="ID", help="The case. Default: the first one.")] = None,
+    slice_number: SliceNumber = None,
+    visible: Annotated[str | None, Option(metavar="FIRST:LAST", help="For interactive prompts: what is named.")] = None,
     overrides: RecipeOverrides = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a page with the slice beside its prompts.")
-    ] = None,
+    output: Annotated[Path | None, Option(metavar="FILE", help="Also write a page: the slice and its prompts.")] = None,
 ) -> None:
     """Show the prompts of a slice at each granularity and from each source, with their number of tokens.
 

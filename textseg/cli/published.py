@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 
 def published(
-    dataset: Annotated[str | None, typer.Argument(metavar="DATASET", help="A data set; else all of them.")] = None,
+    dataset: Annotated[str | None, Argument(metavar="DATASET", help="A data set; else all of them.")] = None,
 ) -> None:
     """Print published results, their means computed again from the values of each structure.
 

@@ -7,16 +7,16 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Context, Typer
 
 from textseg.cli.tables import print_table
 from textseg.errors import RecipeError
 
-recipes = typer.Typer(invoke_without_command=True)
+recipes = Typer(invoke_without_command=True)
 
 
 @recipes.callback()
-def list_recipes(context: typer.Context) -> None:
+def list_recipes(context: Context) -> None:
     """List the recipes of textseg and of the plug-ins; `textseg run NAME` runs one from anywhere.
 
     Example: textseg recipes
@@ -38,8 +38,8 @@ def list_recipes(context: typer.Context) -> None:
 
 @recipes.command()
 def copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe that `textseg recipes` lists.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that the copy goes into.")] = Path(),
+    name: Annotated[str, Argument(metavar="NAME", help="A recipe that `textseg recipes` lists.")],
+    folder: Annotated[Path, Argument(metavar="DIR", help="The folder that the copy goes into.")] = Path(),
 ) -> None:
     """Copy a recipe to edit it, together with the split file that it refers to; nothing is overwritten.
 

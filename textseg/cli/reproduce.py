@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from textseg.cli.options import DryRun, Fresh, RecipeOverrides
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run to repeat.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="The folder of the run to repeat.")],
     overrides: RecipeOverrides = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the new run folder.")] = Path("repeated"),
+    output: Annotated[Path, Option(metavar="DIR", help="The folder for the new run folder.")] = Path("repeated"),
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:

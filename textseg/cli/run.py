@@ -5,29 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
 from textseg.cli.options import DryRun, Fresh, RecipeOverrides, numbers
 
 
 def run(
-    recipes: Annotated[
-        list[Path], typer.Argument(metavar="RECIPE", help="Recipe files, or names from `textseg recipes`.")
-    ],
+    recipes: Annotated[list[Path], Argument(metavar="RECIPE", help="Recipe files, or names from `textseg recipes`.")],
     overrides: RecipeOverrides = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Run once with each of these seeds, such as 1,2,3. Default: the recipe's seed.")
-    ] = None,
+    seeds: Annotated[str | None, Option(help="Run with each seed, such as 1,2,3. Default: the recipe's.")] = None,
     folds: Annotated[
         str | None,
-        typer.Option(help="Run once with each of these folds, such as 0,1 or all. The recipe needs `split.folds`."),
+        Option(help="Run once with each of these folds, such as 0,1 or all. The recipe needs `split.folds`."),
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the run folders.")] = Path("runs"),
+    output: Annotated[Path, Option(metavar="DIR", help="The folder for the run folders.")] = Path("runs"),
     fresh: Fresh = False,
     dry_run: DryRun = False,
-    jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Run so many at once, each with its share of the cores.")
-    ] = 1,
+    jobs: Annotated[int, Option(min=1, metavar="N", help="Run so many at once, each with its share of the cores.")] = 1,
 ) -> None:
     """Prepare the data, train, evaluate and write a report.
 
@@ -43,7 +37,7 @@ def run(
     planned = plan_runs(recipes, overrides or [], chosen, folds, output)
     if len(planned) > 1:
         # Dry runs go one after the other: with several at once, each would write what it prints to a file.
-        raise typer.Exit(run_all(planned, jobs=1 if dry_run else jobs, fresh=fresh, dry_run=dry_run))
+        raise Exit(run_all(planned, jobs=1 if dry_run else jobs, fresh=fresh, dry_run=dry_run))
     from textseg.training.run import run as run_recipe
 
     (only,) = planned

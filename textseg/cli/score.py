@@ -5,25 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from textseg.cli.options import dataset_of, split_parts
 
 
 def score(
-    masks: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the masks, each named like its case.")],
-    dataset: Annotated[
-        str, typer.Option(metavar="DATASET", help="The data set that the masks are of, or a recipe that uses it.")
-    ],
-    references: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder of the data set. Default: as for `textseg data`.")
-    ] = None,
-    split: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Score only the test patients of this split file.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder for the scores. Default: runs/<name of DIR>.")
-    ] = None,
+    masks: Annotated[Path, Argument(metavar="DIR", help="The folder of the masks, each named like its case.")],
+    dataset: Annotated[str, Option(metavar="DATASET", help="The data set of the masks, or a recipe that uses it.")],
+    references: Annotated[Path | None, Option(metavar="DIR", help="Folder of the data, as for `textseg data`.")] = None,
+    split: Annotated[Path | None, Option(metavar="FILE", help="Score only test patients of this split file.")] = None,
+    output: Annotated[Path | None, Option(metavar="DIR", help="Folder of scores. Default: runs/<name of DIR>.")] = None,
 ) -> None:
     """Score masks that another tool made, with the same code as a run; `textseg compare` then compares them.
 
@@ -38,13 +30,7 @@ def score(
     folder = output or Path("runs") / masks.name
     with counting("scoring cases", transient=True) as progress:
         scores, missing, extra = evaluate_masks(
-            masks,
-            truth,
-            folder.name,
-            EvaluationSettings(),
-            folder,
-            patients=parts and parts["test"],
-            progress=progress,
+            masks, truth, folder.name, EvaluationSettings(), folder, patients=parts and parts["test"], progress=progress
         )
     if missing:
         print(f"no mask, so every structure is missed: {', '.join(missing)}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import yaml
 from textseg.errors import RunError
 from textseg.runs.folder import RunFolder
 
+HEADER = ("name", "seed", "fold", "state", "epoch", "validation DSC", "test", "prompts")
 State = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -92,23 +93,8 @@ def _recipe(run: RunFolder) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def as_json(runs: Sequence[ListedRun]) -> list[dict[str, Any]]:
-    """Return the runs as plain values."""
-    return [asdict(run) for run in runs]
-
-
-def as_text(runs: Sequence[ListedRun]) -> str:
-    """Return the runs as a table for the terminal, with the reasons of failed runs below."""
-    header = ("name", "seed", "fold", "state", "epoch", "validation DSC", "test", "prompts")
-    rows = [header, *(_cells(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines.insert(1, ["-" * width for width in widths])
-    reasons = [f"{run.folder}: {run.failure}" for run in runs if run.failure]
-    return "\n".join([*("  ".join(line).rstrip() for line in lines), *([""] if reasons else []), *reasons])
-
-
-def _cells(run: ListedRun) -> tuple[str, ...]:
+def cells(run: ListedRun) -> tuple[str, ...]:
+    """Return the row of a run in the table with the columns of `HEADER`."""
     metric, value = next(iter(run.test.items()), ("", None))
     return (
         run.name,

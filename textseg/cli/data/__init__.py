@@ -5,7 +5,7 @@ May import whatever `cli` may import. Offers the Typer app `data`, which `cli/en
 
 from __future__ import annotations
 
-import typer
+from typer import Typer
 
 from textseg.cli.data.cache import cache
 from textseg.cli.data.check import check
@@ -15,6 +15,6 @@ from textseg.cli.data.show import show
 
 __all__ = ["data"]
 
-data = typer.Typer(help="Fetch, check and show data sets.", no_args_is_help=True)
+data = Typer(help="Fetch, check and show data sets.", no_args_is_help=True)
 for command in (fetch, check, show, convert, cache):
     data.command()(command)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import BadParameter, Option
 
 
 def cache(
-    clean: Annotated[bool, typer.Option("--clean", help="Remove the content. Runs make it again.")] = False,
+    clean: Annotated[bool, Option("--clean", help="Remove the content. Runs make it again.")] = False,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="With --clean: only what was not used for so many days.")
+        float | None, Option(metavar="DAYS", help="With --clean: only what was not used for so many days.")
     ] = None,
-    leftovers: Annotated[
-        bool, typer.Option("--leftovers", help="With --clean: only what killed processes left.")
-    ] = False,
+    leftovers: Annotated[bool, Option("--leftovers", help="With --clean: only what killed processes left.")] = False,
 ) -> None:
     """Show what the cache holds, or remove it.
 
@@ -25,7 +23,7 @@ def cache(
     from textseg.system.messages import counted
 
     if not clean and (older_than is not None or leftovers):
-        raise typer.BadParameter("--older-than and --leftovers say what --clean removes; add it.")
+        raise BadParameter("--older-than and --leftovers say what --clean removes; add it.")
     folder = cache_folder()
     if clean:
         removed = clean_cache(folder, older_than_days=older_than, leftovers_only=leftovers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Exit, Option
 
 from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, split_parts
 
@@ -14,12 +14,8 @@ def check(
     dataset: DatasetName,
     folder: DatasetFolder = None,
     overrides: DatasetOverrides = None,
-    split: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also check the patients of this split file.")
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result into this file, too.")
-    ] = None,
+    split: Annotated[Path | None, Option(metavar="FILE", help="Also check the patients of this split file.")] = None,
+    json: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the result into this file, too.")] = None,
 ) -> None:
     """Look for faults in each case of a data set; exit code 1 when there is one.
 
@@ -43,4 +39,4 @@ def check(
     if checked.faulty:
         print(f"To train on the sound ones: --set 'leave_out=[{', '.join(checked.faulty)}]'")
     if not checked.clean:
-        raise typer.Exit(1)
+        raise Exit(1)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 def convert(
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="A mask: MHA, NRRD or NIfTI.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The mask to write.")],
-    source: Annotated[str, typer.Option("--from", metavar="SCHEME", help="The label scheme that it has now.")],
-    target: Annotated[str, typer.Option("--to", metavar="SCHEME", help="The label scheme to write.")],
-    drop: Annotated[
-        bool, typer.Option("--drop", help="Leave out structures that the new scheme has no value for.")
-    ] = False,
+    mask: Annotated[Path, Argument(metavar="MASK", help="A mask: MHA, NRRD or NIfTI.")],
+    output: Annotated[Path, Argument(metavar="OUTPUT", help="The mask to write.")],
+    source: Annotated[str, Option("--from", metavar="SCHEME", help="The label scheme that it has now.")],
+    target: Annotated[str, Option("--to", metavar="SCHEME", help="The label scheme to write.")],
+    drop: Annotated[bool, Option("--drop", help="Leave out structures that the new scheme has no value for.")] = False,
 ) -> None:
     """Write a mask with the label values of another scheme.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, numbers
 from textseg.errors import DataError, suggestion
@@ -13,13 +13,9 @@ from textseg.errors import DataError, suggestion
 
 def show(
     dataset: DatasetName,
-    case: Annotated[
-        str | None, typer.Argument(metavar="CASE", help="The id of a case. Without it, the whole data set.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The PNG to write. Default: <case>.png or <data set>.png.")
-    ] = None,
-    slices: Annotated[str | None, typer.Option(help="Slices of the case, from 1, such as 7,8.")] = None,
+    case: Annotated[str | None, Argument(metavar="CASE", help="The id of a case; else the whole data set.")] = None,
+    output: Annotated[Path | None, Option(metavar="FILE", help="PNG. Default: <case>.png or <data set>.png.")] = None,
+    slices: Annotated[str | None, Option(help="Slices of the case, from 1, such as 7,8.")] = None,
     folder: DatasetFolder = None,
     overrides: DatasetOverrides = None,
 ) -> None:
@@ -36,7 +32,7 @@ def show(
     source = dataset_of(dataset, folder, overrides)
     if case is None:
         if slices is not None:
-            raise typer.BadParameter("--slices goes with a case.")
+            raise BadParameter("--slices goes with a case.")
         with counting("checking cases", transient=True) as progress:
             checked = check_dataset(source, progress=progress)
         visible = [checked_case.slices for checked_case in checked.cases if checked_case.slices]

@@ -5,7 +5,7 @@ May import whatever `cli` may import. Offers the Typer app `plugins`, which `cli
 
 from __future__ import annotations
 
-import typer
+from typer import Typer
 
 from textseg.cli.plugins.doctor import doctor
 from textseg.cli.plugins.list import list_plugins
@@ -13,7 +13,7 @@ from textseg.cli.plugins.new import new
 
 __all__ = ["plugins"]
 
-plugins = typer.Typer(help="List plug-ins, check them, or write a new one.", no_args_is_help=True)
+plugins = Typer(help="List plug-ins, check them, or write a new one.", no_args_is_help=True)
 plugins.command("list")(list_plugins)
 plugins.command()(doctor)
 plugins.command()(new)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
 
 def doctor(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Only these plug-ins.")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Also test each component against the contract of its kind.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print the traceback of each fault.")] = False,
+    names: Annotated[list[str] | None, Argument(metavar="NAME", help="Only these plug-ins.")] = None,
+    check: Annotated[bool, Option("--check", help="Also test each component against its contract.")] = False,
+    verbose: Annotated[bool, Option("--verbose", help="Print the traceback of each fault.")] = False,
 ) -> None:
     """Look for faults in each plug-in and its components; exit code 1 when something is broken.
 
@@ -30,4 +28,4 @@ def doctor(
     diagnoses = diagnose(installed, only=names or (), check=check)
     print(describe(diagnoses, verbose=verbose))
     if any(diagnosis.broken for diagnosis in diagnoses):
-        raise typer.Exit(1)
+        raise Exit(1)

@@ -6,15 +6,13 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 
 def new(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The name of the plug-in and its component, such as my_prompts.")
-    ],
-    kind: Annotated[str, typer.Option(help="The kind of component: prompt_generator, fusion, network, ...")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that textseg-NAME is made in.")] = Path(),
+    name: Annotated[str, Argument(metavar="NAME", help="Name of the plug-in and its component, such as my_prompts.")],
+    kind: Annotated[str, Option(help="The kind of component: prompt_generator, fusion, network, ...")],
+    output: Annotated[Path, Option(metavar="DIR", help="The folder that textseg-NAME is made in.")] = Path(),
 ) -> None:
     """Write a plug-in to start from. It can be installed at once, passes its own tests, and has a recipe that runs.
 
