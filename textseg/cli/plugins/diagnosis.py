@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from textseg.errors import PluginError, TextsegError
 from textseg.registry.component import Component, Plugin, cause
@@ -86,11 +86,13 @@ def _with_collisions(diagnosis: Diagnosis, everything: Sequence[Diagnosis]) -> D
 
 
 def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
+    from pydantic import TypeAdapter  # here, so that a child's import of a plug-in is timed with it
+
     plugin = plugin_of(entry_point)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        request = {"entry_point": [entry_point.name, entry_point.value, entry_point.group], "plugin": asdict(plugin)}
-        command = [sys.executable, "-P", "-c", _CHILD, json.dumps({**request, "depth": depth}), str(answer)]
+        point = [entry_point.name, entry_point.value, entry_point.group]
+        command = [sys.executable, "-P", "-c", _CHILD, json.dumps([point, asdict(plugin), depth]), str(answer)]
         patience = PATIENCE_CHECKING_SECONDS if depth == "check" else PATIENCE_SECONDS
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
@@ -99,23 +101,17 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
             ending, output = f"did not end within {patience:g} s", str(error)
         if not answer.exists():
             return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=output),))
-        facts = json.loads(answer.read_text())
-    return Diagnosis(
-        plugin,
-        facts["import_seconds"],
-        tuple((kind, name) for kind, name in facts["components"]),
-        tuple(Finding(**finding) for finding in facts["findings"]),
-    )
+        return TypeAdapter(Diagnosis).validate_json(answer.read_bytes())
 
 
 def examine_alone() -> None:
     """Examine one plug-in: read the request from the first argument, write the answer to the file in the second."""
-    request = json.loads(sys.argv[1])
-    facts = _facts(EntryPoint(*request["entry_point"]), Plugin(**request["plugin"]), request["depth"])
-    Path(sys.argv[2]).write_text(json.dumps(facts))
+    point, plugin, depth = json.loads(sys.argv[1])
+    diagnosis = _diagnosis(EntryPoint(*point), Plugin(**plugin), depth)
+    Path(sys.argv[2]).write_text(json.dumps(asdict(diagnosis)))
 
 
-def _facts(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> dict[str, Any]:
+def _diagnosis(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> Diagnosis:
     findings: list[Finding] = []
     components: list[Component] = []
     before, started, seconds = set(sys.modules), time.perf_counter(), None
@@ -131,11 +127,8 @@ def _facts(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> dict[str, A
         findings.append(Finding(_SLOW.format(seconds), broken=False))
     if depth != "register":
         findings += _component_findings(components, check=depth == "check")
-    return {
-        "import_seconds": seconds,
-        "components": [(component.kind, component.name) for component in components],
-        "findings": [asdict(finding) for finding in findings],
-    }
+    names = tuple((component.kind, component.name) for component in components)
+    return Diagnosis(plugin, seconds, names, tuple(findings))
 
 
 _LOADS = 'registering loads {}, and every command waits for it: give the builders as "module:name" and import it there'

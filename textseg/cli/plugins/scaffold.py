@@ -8,10 +8,8 @@ import keyword
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from textseg.errors import PluginError, suggestion
 from textseg.registry.component import KINDS
@@ -33,57 +31,33 @@ _WHAT = {
     "auxiliary_loss": "the loss",
     "network": "the network",
 }
-_WITH_DATA = ("atlas", "dataset")  # these bring a phantom, so that a recipe has data to run on
 
 
-@dataclass(frozen=True)
 class NewPlugin:
-    """The names of a plug-in with one component, and its files."""
+    """The names of a plug-in with one component, which its templates use, and its files."""
 
-    kind: str
-    name: str
-
-    @property
-    def package(self) -> str:
-        return f"textseg_{self.name}"
-
-    @property
-    def distribution(self) -> str:
-        return self.package.replace("_", "-")
-
-    @property
-    def class_name(self) -> str:
-        return "".join(part.capitalize() for part in self.name.split("_"))
-
-    @property
-    def with_data(self) -> bool:
-        """True for a kind whose trial needs a phantom of its own."""
-        return self.kind in _WITH_DATA
-
-    @property
-    def atlas(self) -> str:
-        return self.name if self.kind == "atlas" else f"{self.name}_atlas"
-
-    @property
-    def recipe(self) -> str:
-        return f"unet_{self.name}_phantom" if self.with_data else f"{self.name}_lumbar_phantom"
-
-    @property
-    def components(self) -> dict[tuple[str, str], str]:
-        """The module and name of the builder of each component, by kind and name."""
-        builders = {(self.kind, self.name): f"{self.name}:{self.atlas if self.kind == 'atlas' else self.class_name}"}
-        if self.kind == "dataset":
-            builders["atlas", self.atlas] = f"atlas:{self.atlas}"
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind, self.name = kind, name
+        self.package = f"textseg_{name}"
+        self.distribution = self.package.replace("_", "-")
+        self.class_name = "".join(part.capitalize() for part in name.split("_"))
+        self.phantom_class = f"{self.class_name}Phantom"
+        self.with_data = kind in ("atlas", "dataset")  # these bring a phantom, so that a recipe has data to run on
+        self.atlas = name if kind == "atlas" else f"{name}_atlas"
+        self.recipe = f"unet_{name}_phantom" if self.with_data else f"{name}_lumbar_phantom"
+        self.builder = self.atlas if kind == "atlas" else self.class_name
+        # The module and the name of the builder of each component, by kind and name.
+        self.components = {(kind, name): f"{name}:{self.builder}"}
+        if kind == "dataset":
+            self.components["atlas", self.atlas] = f"atlas:{self.atlas}"
         if self.with_data:
-            builders["dataset", f"{self.name}_phantom"] = f"{self.name}_phantom:{self.class_name}Phantom"
-        return builders
+            self.components["dataset", f"{name}_phantom"] = f"{name}_phantom:{self.phantom_class}"
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield the path of each file in the distribution, and its content."""
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-        package, words = self.package, self._words()
-        templates = Environment(
+        environment = Environment(
             loader=FileSystemLoader(TEMPLATES),
             undefined=StrictUndefined,
             keep_trailing_newline=True,
@@ -91,42 +65,20 @@ class NewPlugin:
             lstrip_blocks=True,
             autoescape=False,  # what is written is Python, YAML, TOML and Markdown
         )
-
-        def filled(path: str, template: str) -> tuple[str, str]:
-            return path, templates.get_template(f"{template}.template").render(words)
-
-        for name in ("pyproject.toml", "README.md"):
-            yield filled(name, name)
-        for name in ("__init__.py", "plugin.py"):
-            yield filled(f"{package}/{name}", name)
-        yield f"{package}/py.typed", ""
-        yield filled(f"{package}/{self.name}.py", f"{self.kind}.py")
+        words = {**vars(self), "what": _WHAT[self.kind], "textseg_version": __version__, "api": API_VERSION}
+        templates = {name: name for name in ("pyproject.toml", "README.md")}
+        templates |= {f"{self.package}/{name}": name for name in ("__init__.py", "plugin.py")}
+        templates[f"{self.package}/{self.name}.py"] = f"{self.kind}.py"
         if self.kind == "dataset":
-            yield filled(f"{package}/atlas.py", "atlas.py")
+            templates[f"{self.package}/atlas.py"] = "atlas.py"
         if self.with_data:
-            yield filled(f"{package}/{self.name}_phantom.py", "phantom.py")
-        plain = self.with_data or self.kind == "network"
-        yield filled(f"{package}/recipes/{self.recipe}.yaml", "plain.yaml" if plain else "guided.yaml")
-        yield filled(f"tests/test_{self.name}.py", f"test_{self.kind}.py")
-        yield filled("tests/test_recipe.py", "test_recipe.py")
-
-    def _words(self) -> Mapping[str, Any]:
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "package": self.package,
-            "distribution": self.distribution,
-            "class_name": self.class_name,
-            "phantom_class": f"{self.class_name}Phantom",
-            "builder": next(iter(self.components.values())).partition(":")[2],
-            "components": self.components,
-            "atlas": self.atlas,
-            "recipe": self.recipe,
-            "what": _WHAT[self.kind],
-            "textseg_version": __version__,
-            "api": API_VERSION,
-            "line": LINE,
-        }
+            templates[f"{self.package}/{self.name}_phantom.py"] = "phantom.py"
+        templates[f"{self.package}/recipes/{self.recipe}.yaml"] = "recipe.yaml"
+        templates[f"tests/test_{self.name}.py"] = f"test_{self.kind}.py"
+        templates["tests/test_recipe.py"] = "test_recipe.py"
+        for path, template in templates.items():
+            yield path, environment.get_template(f"{template}.template").render(words, line=LINE)
+        yield f"{self.package}/py.typed", ""
 
 
 def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
