@@ -23,7 +23,7 @@ from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import ShuffledBatches, Slices, training_loader
-from textseg.recipe.loading import AugmentationSettings
+from textseg.recipe.schema import AugmentationSettings
 
 SMALLEST = "--smallest" in sys.argv
 SECONDS = 0.05 if SMALLEST else 4.0  # for each row

@@ -17,7 +17,7 @@ import SimpleITK
 
 from textseg.contracts import Case
 from textseg.data.preparation import prepare
-from textseg.recipe.loading import PreparationSettings
+from textseg.recipe.schema import PreparationSettings
 
 
 def write(folder: Path, count: int) -> list[Case]:

@@ -17,7 +17,8 @@ from textseg.evaluation.evaluate import validate
 from textseg.inference.slices import predict_case
 from textseg.models.cost import empty_text
 from textseg.recipe.listing import InstalledRecipe
-from textseg.recipe.loading import Recipe, load_recipe, required_components
+from textseg.recipe.loading import load_recipe, required_components
+from textseg.recipe.schema import Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import Experiment, build

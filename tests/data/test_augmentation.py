@@ -12,7 +12,7 @@ from torch import Tensor
 from textseg.data import augmentation as module
 from textseg.data.augmentation import Augmentation
 from textseg.randomness import case_key, slice_key
-from textseg.recipe.loading import AugmentationSettings
+from textseg.recipe.schema import AugmentationSettings
 
 HEIGHT, WIDTH = 60, 44
 EVERYTHING: dict[str, Any] = {

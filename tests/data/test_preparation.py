@@ -27,7 +27,7 @@ from textseg.data import preparation
 from textseg.data.preparation import PreparedCase, prepare
 from textseg.data.slice_geometry import SliceGeometry, find_body, find_slice_geometry, highest, normalise
 from textseg.errors import DataError
-from textseg.recipe.loading import PreparationSettings
+from textseg.recipe.schema import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume, restore, write_labels
 
 SETTINGS = PreparationSettings(size=(40, 32))
@@ -400,7 +400,7 @@ from pathlib import Path
 import numpy as np
 from textseg.contracts import Case
 from textseg.data.preparation import prepare
-from textseg.recipe.loading import PreparationSettings
+from textseg.recipe.schema import PreparationSettings
 save = np.save
 def fail(path, array):
     save(path, array)

@@ -14,7 +14,7 @@ from textseg.contracts import Atlas, Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import PackedBatch, ShuffledBatches, Slices, SliceStack, Volumes, training_loader
-from textseg.recipe.loading import AugmentationSettings
+from textseg.recipe.schema import AugmentationSettings
 from textseg.text.slice_text import SliceText, TextRows
 
 SIZE = (12, 10)  # of the slices of `cases`

@@ -8,7 +8,7 @@ import pytest
 
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError
-from textseg.recipe.loading import SplitSettings
+from textseg.recipe.schema import SplitSettings
 
 PATIENTS = [f"p{number:02}" for number in range(40)]
 OFFICIAL = {"train": PATIENTS[:30], "test": PATIENTS[30:]}

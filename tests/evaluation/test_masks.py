@@ -16,7 +16,7 @@ from textseg.contracts import Dataset
 from textseg.errors import DataError, RunError
 from textseg.evaluation.masks import evaluate_masks
 from textseg.metrics.scores import read_scores
-from textseg.recipe.loading import EvaluationSettings
+from textseg.recipe.schema import EvaluationSettings
 from textseg.registry.discovery import installed_registry
 from textseg.volumes.files import Geometry, read_labels, write_labels
 

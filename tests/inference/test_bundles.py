@@ -18,7 +18,8 @@ from textseg.errors import PluginError, PromptError, RunError
 from textseg.export.bundle import _possible, export_bundle
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
 from textseg.inference.loading import load_model
-from textseg.recipe.loading import ComponentSpec, ModelSettings, load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import ComponentSpec, ModelSettings
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build, build_segmenter

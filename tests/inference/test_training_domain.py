@@ -9,7 +9,7 @@ import pytest
 from textseg.contracts import Atlas, Task
 from textseg.data.slice_geometry import prepare_volume
 from textseg.inference.training_domain import outside_domain
-from textseg.recipe.loading import PreparationSettings
+from textseg.recipe.schema import PreparationSettings
 from textseg.volumes.files import Geometry, Volume, read_volume
 
 SETTINGS = PreparationSettings(size=(160, 128))

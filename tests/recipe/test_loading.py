@@ -8,7 +8,8 @@ import yaml
 
 from textseg.errors import RecipeError
 from textseg.hookspecs import LoggerOffer
-from textseg.recipe.loading import Recipe, complete_settings, dump, load_recipe, required_components
+from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import CORE_LOGGERS, Plugin, Register, Registry
 
 GUIDED = """\

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from textseg.errors import RunError
-from textseg.recipe.loading import Recipe, load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import installed_registry
 from textseg.runs import folder as run_folder
 from textseg.runs.folder import RunFolder, environment

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from textseg.recipe.loading import TrainingSettings
+from textseg.recipe.schema import TrainingSettings
 from textseg.runs.folder import RunFolder
 from textseg.training.checkpoints import Progression
 

@@ -13,7 +13,8 @@ import torch
 from textseg.drawing.pictures import OverlayPicture
 from textseg.errors import RecipeError
 from textseg.hookspecs import LoggerOffer, Run
-from textseg.recipe.loading import Recipe, load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.folder import RunFolder
 from textseg.system.progress import progress_bar

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from textseg.recipe.loading import TrainingSettings
+from textseg.recipe.schema import TrainingSettings
 from textseg.training.optimization import WARM_UP, learning_rate, make_optimizer, moving_average
 
 TOTAL = 40

@@ -43,9 +43,10 @@ app = Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_COMMANDS = [run, reproduce, fetch, evaluate, score, runs, compare]
-_COMMANDS += [published, figure, predict, export, prompts, probe, components]
-for command in _COMMANDS:
+for command in (
+    *(run, reproduce, fetch, evaluate, score, runs, compare),
+    *(published, figure, predict, export, prompts, probe, components),
+):
     app.command()(command)
 app.add_typer(recipes, name="recipes")
 app.add_typer(plugins, name="plugins")

@@ -40,8 +40,7 @@ DatasetOverrides = Annotated[
 def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
     """Return the data set with this name, or that of a recipe, with settings from the command line."""
     from textseg.recipe.listing import installed_recipes
-    from textseg.recipe.loading import load_recipe
-    from textseg.recipe.source import put
+    from textseg.recipe.loading import load_recipe, put
     from textseg.registry.discovery import installed_registry
 
     registry = installed_registry()

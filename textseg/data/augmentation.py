@@ -15,7 +15,7 @@ from torch import Tensor
 from textseg import randomness
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import AugmentationSettings
+    from textseg.recipe.schema import AugmentationSettings
 
 CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth at the scale of a vertebra
 BIAS_POINTS = 4  # of the coarse field of a receiver coil

@@ -25,7 +25,7 @@ from textseg.system.files import new_folder, replacing, write_atomically
 from textseg.volumes.files import Geometry, Volume, file_hash, read_labels, read_volume
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import PreparationSettings
+    from textseg.recipe.schema import PreparationSettings
 
 VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
 MAPPED = 64  # arrays that a process keeps mapped

@@ -16,7 +16,7 @@ from torch import Tensor
 from textseg.volumes.files import Volume
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import PreparationSettings
+    from textseg.recipe.schema import PreparationSettings
 
 PERCENTILES = (0.5, 25, 50, 75, 99.5)  # intensities beyond the lowest and the highest are clipped
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body

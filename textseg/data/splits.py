@@ -15,7 +15,7 @@ from textseg.errors import DataError
 from textseg.system.files import content_hash
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import SplitSettings
+    from textseg.recipe.schema import SplitSettings
 
 PARTS = ("train", "validation", "test")
 

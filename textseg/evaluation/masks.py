@@ -15,7 +15,7 @@ from textseg.evaluation.scoring import score_maps
 from textseg.levels.level_naming import LevelNaming, compare_names, write_level_naming
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, write_scores
-from textseg.recipe.loading import EvaluationSettings
+from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash

@@ -13,7 +13,7 @@ from textseg.data.preparation import PreparedCase
 from textseg.inference.slices import CasePrediction
 from textseg.metrics.definitions import RATIOS, score, worst_value
 from textseg.metrics.scores import Score
-from textseg.recipe.loading import EvaluationSettings
+from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.experiment import Experiment
 
 

@@ -18,7 +18,7 @@ from textseg.inference.predictor import Predictor
 from textseg.inference.slices import slice_logits
 from textseg.models.cost import memory_of_a_slice
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.loading import Recipe
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder

@@ -29,13 +29,10 @@ def misfit(plugin: Plugin, textseg_version: str) -> str | None:
     asked = plugin.api
     if asked is None or OLDEST_API_VERSION <= asked <= API_VERSION:
         return None
-    known = f"{OLDEST_API_VERSION} to {API_VERSION}" if OLDEST_API_VERSION < API_VERSION else f"{API_VERSION}"
+    known = " to ".join(map(str, sorted({OLDEST_API_VERSION, API_VERSION})))
     if asked > API_VERSION:
-        return (
-            f"it asks for API {asked}, and textseg {textseg_version} has {known}. Install a newer textseg, or an older "
-            f"{plugin.distribution}"
-        )
-    return (
-        f"it asks for API {asked}, which textseg {textseg_version} no longer has; it has {known}. Install a newer "
-        f"{plugin.distribution}, or an older textseg"
-    )
+        state, newer, older = f"and textseg {textseg_version} has {known}", "textseg", plugin.distribution
+    else:
+        state = f"which textseg {textseg_version} no longer has; it has {known}"
+        newer, older = plugin.distribution, "textseg"
+    return f"it asks for API {asked}, {state}. Install a newer {newer}, or an older {older}"

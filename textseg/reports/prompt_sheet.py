@@ -12,7 +12,7 @@ from textseg.data.preparation import PreparedCase, prepare
 from textseg.drawing.page import render
 from textseg.drawing.volume_pictures import case_png
 from textseg.errors import DataError, RecipeError, suggestion
-from textseg.recipe.loading import Recipe
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted

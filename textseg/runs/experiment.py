@@ -18,7 +18,8 @@ from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
-from textseg.recipe.loading import Recipe, required_components
+from textseg.recipe.loading import required_components
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Component, Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash

@@ -24,7 +24,7 @@ from textseg.system.files import remove_unfinished, replacing, write_atomically
 if TYPE_CHECKING:
     from torch import nn
 
-    from textseg.recipe.loading import Recipe
+    from textseg.recipe.schema import Recipe
     from textseg.registry.discovery import Component
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")

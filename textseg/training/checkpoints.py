@@ -14,7 +14,7 @@ from textseg.runs.folder import RunFolder, first_line, load_checkpoint, load_wei
 from textseg.system.messages import counted
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import TrainingSettings
+    from textseg.recipe.schema import TrainingSettings
 
 
 class Part(Protocol):

@@ -20,7 +20,7 @@ from textseg.contracts import Logger
 from textseg.drawing.pictures import OverlayPicture, overlay_png
 from textseg.errors import PluginError, RecipeError
 from textseg.hookspecs import Run
-from textseg.recipe.loading import Recipe
+from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder

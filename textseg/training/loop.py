@@ -23,7 +23,7 @@ from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.randomness import step_seed
-from textseg.recipe.loading import TrainingSettings
+from textseg.recipe.schema import TrainingSettings
 from textseg.reports.run_report import example_picture
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, first_line

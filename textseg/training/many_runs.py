@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from textseg.errors import RecipeError, RunError
-from textseg.recipe.loading import Recipe, load_recipe
+from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
 from textseg.training.launching import run_command

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from textseg.recipe.loading import TrainingSettings
+    from textseg.recipe.schema import TrainingSettings
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate

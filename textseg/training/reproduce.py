@@ -13,7 +13,8 @@ import torch
 
 from textseg.errors import RunError
 from textseg.metrics.scores import Score, read_scores
-from textseg.recipe.loading import Recipe, complete_settings, load_recipe
+from textseg.recipe.loading import complete_settings, load_recipe
+from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder, change_lines, environment, flat
 from textseg.training.run import prepared, run
 

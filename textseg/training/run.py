@@ -24,7 +24,8 @@ from textseg.metrics.scores import Score, read_scores
 from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
-from textseg.recipe.loading import Recipe, TrainingSettings, dump, load_recipe
+from textseg.recipe.loading import dump, load_recipe
+from textseg.recipe.schema import Recipe, TrainingSettings
 from textseg.registry.discovery import installed_registry
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
