@@ -20,7 +20,8 @@ from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, write_scores
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
-from textseg.volumes.files import Geometry, write_labels
+from textseg.volumes.files import write_labels
+from textseg.volumes.geometry import Geometry
 
 GEOMETRY = Geometry((3, 20, 16), (2.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 CASES = ("a", "b", "c", "d")

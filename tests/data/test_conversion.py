@@ -7,7 +7,8 @@ import pytest
 
 from textseg.data.conversion import convert_file, known_schemes
 from textseg.errors import DataError
-from textseg.volumes.files import Geometry, read_labels, write_labels
+from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import convert_labels
 
 FACTS = {  # as each publisher documents them

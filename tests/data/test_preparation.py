@@ -28,7 +28,8 @@ from textseg.data.preparation import PreparedCase, prepare
 from textseg.data.slice_geometry import SliceGeometry, find_body, find_slice_geometry, highest, normalise
 from textseg.errors import DataError
 from textseg.recipe.schema import PreparationSettings
-from textseg.volumes.files import Geometry, Volume, read_volume, restore, write_labels
+from textseg.volumes.files import Volume, read_volume, write_labels
+from textseg.volumes.geometry import Geometry, restore
 
 SETTINGS = PreparationSettings(size=(40, 32))
 LABELS = {0: 0, 7: 2, 9: 1}

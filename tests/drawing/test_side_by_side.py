@@ -11,7 +11,8 @@ from textseg.errors import RunError
 from textseg.metrics.scores import Score
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import KeptPredictions, keeping, read_kept
-from textseg.volumes.files import Geometry, write_labels
+from textseg.volumes.files import write_labels
+from textseg.volumes.geometry import Geometry
 
 GEOMETRY = Geometry((3, 6, 5), (2.0, 0.5, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 

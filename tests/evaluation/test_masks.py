@@ -18,7 +18,8 @@ from textseg.evaluation.masks import evaluate_masks
 from textseg.metrics.scores import read_scores
 from textseg.recipe.schema import EvaluationSettings
 from textseg.registry.discovery import installed_registry
-from textseg.volumes.files import Geometry, read_labels, write_labels
+from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.geometry import Geometry
 
 SETTINGS = EvaluationSettings()
 

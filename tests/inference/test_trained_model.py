@@ -22,7 +22,8 @@ from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
-from textseg.volumes.files import Geometry, Volume, read_volume
+from textseg.volumes.files import Volume, read_volume
+from textseg.volumes.geometry import Geometry
 
 CPU = torch.device("cpu")
 Scans = dict[str, list[Path]]

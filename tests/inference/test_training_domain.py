@@ -10,7 +10,8 @@ from textseg.contracts import Atlas, Task
 from textseg.data.slice_geometry import prepare_volume
 from textseg.inference.training_domain import outside_domain
 from textseg.recipe.schema import PreparationSettings
-from textseg.volumes.files import Geometry, Volume, read_volume
+from textseg.volumes.files import Volume, read_volume
+from textseg.volumes.geometry import Geometry
 
 SETTINGS = PreparationSettings(size=(160, 128))
 GEOMETRY = Geometry((50, 60, 3), (1.0, 1.0, 4.0), (0.0, 0.0, 0.0), (0, 0, -1, 1, 0, 0, 0, -1, 0))

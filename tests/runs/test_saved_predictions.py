@@ -12,7 +12,8 @@ from textseg.contracts import Atlas, Case
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping, read_kept
-from textseg.volumes.files import Geometry, write_labels
+from textseg.volumes.files import write_labels
+from textseg.volumes.geometry import Geometry
 
 # Oblique and turned: what a scanner writes.
 GEOMETRY = Geometry((4, 5, 3), (0.7, 0.9, 3.3), (-12.5, 40.25, 8.0), (0, 0, 1, 0.6, 0.8, 0, 0.8, -0.6, 0))

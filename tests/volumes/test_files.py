@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from textseg.errors import DataError
 from textseg.volumes import files as volumes
-from textseg.volumes.files import Geometry, canonical, file_hash, read_labels, read_volume, restore, write_labels
+from textseg.volumes.files import file_hash, read_labels, read_volume, write_labels
+from textseg.volumes.geometry import Geometry, canonical, restore
 from textseg.volumes.itk import quietly
 
 SPACING = {"slice": 3.3, "row": 0.75, "column": 0.5}

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 
 from textseg.contracts import Atlas
 from textseg.volumes.colours import structure_colour
-from textseg.volumes.files import Geometry, read_labels
+from textseg.volumes.files import read_labels
+from textseg.volumes.geometry import Geometry
 from textseg.volumes.label_tables import PRIVATE
 from textseg.volumes.mask import Mask
 

@@ -8,7 +8,8 @@ import pytest
 from textseg.contracts import Atlas
 from textseg.errors import DataError
 from textseg.registry.discovery import installed_registry
-from textseg.volumes.files import Geometry, read_labels
+from textseg.volumes.files import read_labels
+from textseg.volumes.geometry import Geometry
 from textseg.volumes.mask import Mask, label_values
 
 GEOMETRY = Geometry((4, 3, 2), (0.5, 2.0, 3.0), (1.0, 2.0, 3.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))

@@ -20,8 +20,8 @@ import numpy as np
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.errors import DataError
 from textseg.system.messages import counted
-from textseg.volumes.files import Geometry, Volume, file_hash, read_labels, read_volume
-from textseg.volumes.geometry import downward_axis
+from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+from textseg.volumes.geometry import Geometry, downward_axis
 
 FEW_VOXELS = 10  # a structure this small is more likely a slip of the pen
 UNLIKE = 3.0  # times the median spacing, or a third of it

@@ -22,7 +22,8 @@ from textseg.contracts import Case, LabelMap, Plane
 from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
 from textseg.errors import DataError
 from textseg.system.files import new_folder, replacing, write_atomically
-from textseg.volumes.files import Geometry, Volume, file_hash, read_labels, read_volume
+from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+from textseg.volumes.geometry import Geometry
 
 if TYPE_CHECKING:
     from textseg.recipe.schema import PreparationSettings

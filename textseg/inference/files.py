@@ -25,8 +25,9 @@ from textseg.system.files import write_atomically
 from textseg.text.visibility import read_statements, statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
-from textseg.volumes.dicom_series import find_series, is_dicom
-from textseg.volumes.files import SUFFIXES, DicomSeries, Geometry, file_hash, read_volume
+from textseg.volumes.dicom_series import DicomSeries, find_series, is_dicom
+from textseg.volumes.files import SUFFIXES, file_hash, read_volume
+from textseg.volumes.geometry import Geometry
 from textseg.volumes.label_tables import SLICER
 from textseg.volumes.mask import Mask
 

@@ -19,7 +19,9 @@ from textseg.inference.training_domain import outside_domain
 from textseg.levels.level_order import order_levels
 from textseg.runs.task_record import TaskRecord
 from textseg.text.visibility import interactive_visibility, template_visibility
-from textseg.volumes.files import DicomSeries, Geometry, Volume, file_hash, read_volume
+from textseg.volumes.dicom_series import DicomSeries
+from textseg.volumes.files import Volume, file_hash, read_volume
+from textseg.volumes.geometry import Geometry
 from textseg.volumes.mask import Mask
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ May import `levels` and the packages below it, but not `text` or `models`. It ne
 that read the scores of a run and compute means.
 """
 
-from __future__ import annotations
-
 from textseg.metrics.scores import read_scores, summarise
 
 __all__ = ["read_scores", "summarise"]

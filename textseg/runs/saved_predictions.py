@@ -18,7 +18,8 @@ from textseg.data.preparation import map_labels
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.system.files import write_atomically
-from textseg.volumes.files import Geometry, read_labels, read_volume, write_labels
+from textseg.volumes.files import read_labels, read_volume, write_labels
+from textseg.volumes.geometry import Geometry
 
 
 class Keep(Protocol):

@@ -3,8 +3,6 @@
 May import only `errors` and `version`. Offers plug-ins downloads, and pretrained weights of the Hugging Face hub.
 """
 
-from __future__ import annotations
-
 from textseg.system.fetching import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg.system.hub import CODE, HubModel, carried, quiet_transformers
 

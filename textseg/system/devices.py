@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:  # contracts.py stands on this file, and listing components must not import torch
@@ -16,21 +16,15 @@ class Movable:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return a copy on another device."""
-        moved = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if hasattr(value, "to"):
-                moved[item.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)
+        return self._moved("to", device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Self:
         """Return a copy in page-locked memory, from which copies to a GPU need not wait."""
-        pinned = {
-            item.name: value.pin_memory()
-            for item in fields(self)
-            if hasattr(value := getattr(self, item.name), "pin_memory")
-        }
-        return replace(self, **pinned)
+        return self._moved("pin_memory")
+
+    def _moved(self, method: str, *arguments: Any, **options: Any) -> Self:
+        tensors = {name: value for name, value in vars(self).items() if hasattr(value, method)}
+        return replace(self, **{name: getattr(value, method)(*arguments, **options) for name, value in tensors.items()})
 
 
 def chosen_device(name: torch.device | str | None = None) -> torch.device:

@@ -114,12 +114,8 @@ def _members(
     members: dict[zipfile.ZipInfo, str] = {}
     for info in archive.infolist():
         member = PurePosixPath(info.filename.replace("\\", "/"))
-        if (
-            member.is_absolute()
-            or ".." in member.parts
-            or ":" in info.filename
-            or stat.S_ISLNK(info.external_attr >> 16)
-        ):
+        outside = member.is_absolute() or ".." in member.parts or ":" in info.filename
+        if outside or stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"'{path}' holds '{info.filename}', which leads out of its folder. It is not unpacked.")
         if info.is_dir() or member.parts[0] == "__MACOSX" or member.name.startswith("."):
             continue
@@ -133,18 +129,18 @@ def _members(
 
 def _download(remote: RemoteFile, part: Path, progress: Progress) -> bool:
     """Complete `part`. Returns True if its beginning is from an earlier attempt."""
-    resumed = part.exists() and part.stat().st_size > 0
+    resumed = _size(part) > 0
     failures, reason = 0, ""
     while failures < ATTEMPTS:
         if failures:
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
-        before = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
             _transfer(remote, part, progress)
             return resumed
         except _BrokenOffError as error:
             reason = str(error)
-        failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
+        failures = 0 if _size(part) > before else failures + 1
     raise DataError(
         f"'{remote.url}' can't be fetched: {reason}, {ATTEMPTS} times in a row. Try again later with the same command, "
         f"which goes on from there; or download it by other means to '{part.parent / remote.name}'."
@@ -155,7 +151,7 @@ def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
     """Send one request for the missing bytes. Raises _BrokenOffError if some are still missing."""
     import requests
 
-    have = part.stat().st_size if part.exists() else 0
+    have = _size(part)
     if remote.bytes is not None and have > remote.bytes:
         part.unlink()
         have = 0
@@ -193,7 +189,7 @@ def _start(response: Response, remote: RemoteFile, part: Path, have: int) -> tup
             f"means to '{part.parent / remote.name}'."
         )
     begins = _first_byte(response) if status == 206 else 0
-    if begins != have and begins != 0:
+    if begins not in (have, 0):
         part.unlink(missing_ok=True)
         raise _BrokenOffError("the server sent another part than the one asked for")
     length = response.headers.get("Content-Length", "")
@@ -204,11 +200,6 @@ def _start(response: Response, remote: RemoteFile, part: Path, have: int) -> tup
             f"Download the right one to '{part.parent / remote.name}'."
         )
     return begins, remote.bytes or offered
-
-
-def _first_byte(response: Response) -> int:
-    first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(first) if first.isdecimal() else -1
 
 
 def _require_known(path: Path, remote: RemoteFile) -> None:
@@ -227,13 +218,21 @@ def _require_known(path: Path, remote: RemoteFile) -> None:
 
 
 def _require_room(remote: RemoteFile, folder: Path, part: Path) -> None:
-    missing = (remote.bytes or 0) - (part.stat().st_size if part.exists() else 0)
-    free = shutil.disk_usage(folder).free
+    missing, free = (remote.bytes or 0) - _size(part), shutil.disk_usage(folder).free
     if missing > free:
         raise DataError(
             f"'{remote.name}' needs {missing / 1e9:.1f} GB more, and '{folder}' has room for {free / 1e9:.1f} GB. Make "
             "room or choose another folder."
         )
+
+
+def _first_byte(response: Response) -> int:
+    first = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(first) if first.isdecimal() else -1
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _md5(path: Path) -> str:

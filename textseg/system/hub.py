@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,11 @@ CONFIGURATION = "config.json"
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order of preference; the second is a pickle
 INDEX = "*.index.json"  # says which of several files holds which tensor
 CODE = "*.py"
-_USED: ContextVar[list[Any] | None] = ContextVar("used", default=None)
+_USED: ContextVar[list[HubModel] | None] = ContextVar("used", default=None)
 _CARRIED: ContextVar[Path | None] = ContextVar("carried", default=None)
 
 
+@dataclass(eq=False)
 class HubModel:
     """A model by its name on the hub or by its folder. Only `fetch` uses the network.
 
@@ -41,34 +43,30 @@ class HubModel:
     Raises `error` for a folder that holds no model, and for code of the hub that no commit pins.
     """
 
-    def __init__(
-        self,
-        name: str,
-        revision: str | None = None,
-        *,
-        pickled_weights: bool = False,
-        remote_code: bool = False,
-        by_folder: bool = True,
-        what: str,
-        error: type[TextsegError],
-    ) -> None:
-        self.name, self.revision = name, revision
-        self.pickled_weights, self.remote_code = pickled_weights, remote_code
-        self.by_folder, self.what, self.error = by_folder, what, error
-        path = Path(name).expanduser()
+    name: str
+    revision: str | None = None
+    _: KW_ONLY
+    pickled_weights: bool = False
+    remote_code: bool = False
+    by_folder: bool = True
+    what: str
+    error: type[TextsegError]
+
+    def __post_init__(self) -> None:
+        name, path = self.name, Path(self.name).expanduser()
         # A name on the hub has at most one slash and starts with neither a dot nor a slash.
         self.local = path.is_dir() or path.is_absolute() or name.startswith(".") or name.count("/") > 1
         if (used := _USED.get()) is not None:
             used.append(self)
         if self.local and _CARRIED.get() is None and not (path / CONFIGURATION).is_file():
-            raise error(
+            raise self.error(
                 f"'{name}' is no folder that holds a model ({CONFIGURATION} and what belongs to it). Give the folder "
                 f"of one, or its name on the Hugging Face hub. {self.remedy}"
             )
-        if remote_code and not self.local and not re.fullmatch("[0-9a-f]{40}", revision or ""):
-            raise error(
-                f"remote_code runs what '{name}' brings, and revision is {revision or 'the newest'}: anybody who may "
-                "write there could change it. Read the code, and write `revision` with the 40 digits of the commit "
+        if self.remote_code and not self.local and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise self.error(
+                f"remote_code runs what '{name}' brings, and revision is {self.revision or 'the newest'}: anybody who "
+                "may write there could change it. Read the code, and write `revision` with the 40 digits of the commit "
                 "that you have read."
             )
 
@@ -103,13 +101,8 @@ class HubModel:
     def weights(self) -> list[Path]:
         """Its files of weights, safetensors where there are any. Raises `error`."""
         safe, pickled = (sorted(self.folder.glob(pattern)) for pattern in WEIGHTS)
-        if pickled and not safe and not self.pickled_weights:
-            raise self.error(
-                f"{self.what} '{self.name}' has no safetensors, only weights in PyTorch's older format, a pickle "
-                f"({pickled[0].name}). Where you trust their source, write `pickled_weights: true`; nothing but "
-                "tensors is read from them."
-            )
         if files := safe or pickled:
+            self._require_safe(files[0].name, f"{self.what} '{self.name}'")
             return files
         raise self.error(
             f"{self.what} '{self.name}' holds no weights ({' or '.join(WEIGHTS)}) in '{self.folder}'. {self.remedy}"
@@ -192,24 +185,24 @@ class HubModel:
         """Files at the top of the repository, weights in one format only."""
         asked = [CONFIGURATION, *patterns, *([CODE] if self.remote_code else [])]
         files = [name for name in names if any(fnmatch(name, pattern) for pattern in asked) and "/" not in name]
+        where = f"'{self.name}'{self._at} on the Hugging Face hub"
         if CONFIGURATION not in files:
-            raise self.error(
-                f"'{self.name}'{self._at} on the Hugging Face hub has no {CONFIGURATION}: use another one."
-            )
+            raise self.error(f"{where} has no {CONFIGURATION}: use another one.")
         if not weights:
             return files
         safe, pickled = ([name for name in names if fnmatch(name, p) and "/" not in name] for p in WEIGHTS)
-        if not (safe or pickled):
+        if not (chosen := safe or pickled):
+            raise self.error(f"{where} has no weights ({' or '.join(WEIGHTS)}).")
+        self._require_safe(chosen[0], where)
+        return list(dict.fromkeys([*files, *(name for name in names if fnmatch(name, INDEX)), *chosen]))
+
+    def _require_safe(self, file: str, where: str) -> None:
+        """Raise `error` for weights in a pickle that the recipe does not accept."""
+        if not file.endswith(".safetensors") and not self.pickled_weights:
             raise self.error(
-                f"'{self.name}'{self._at} on the Hugging Face hub has no weights ({' or '.join(WEIGHTS)})."
+                f"{where} has no safetensors, only weights in PyTorch's older format, a pickle ({file}). Where you "
+                "trust their source, write `pickled_weights: true`; nothing but tensors is read from them."
             )
-        if not safe and not self.pickled_weights:
-            raise self.error(
-                f"'{self.name}'{self._at} on the Hugging Face hub has no safetensors, only weights in PyTorch's older "
-                f"format, a pickle ({pickled[0]}). Where you trust their source, write `pickled_weights: true`; "
-                "nothing but tensors is read from them."
-            )
-        return list(dict.fromkeys([*files, *(name for name in names if fnmatch(name, INDEX)), *(safe or pickled)]))
 
     def _absent(self) -> TextsegError:
         return self.error(f"{self.what} '{self.name}'{self._at} is neither a folder nor on this machine. {self.remedy}")

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich import progress
 
 
-def progress_bar(*, transient: bool = False) -> Progress:
+def progress_bar(*, transient: bool = False) -> progress.Progress:
     """Return a progress bar with the remaining time; a `transient` one vanishes at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, transient=transient)
+    return _bar(progress.MofNCompleteColumn(), transient=transient)
 
 
 @contextmanager
@@ -43,9 +33,8 @@ def counting(what: str, *, transient: bool = False) -> Iterator[Callable[[int, i
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """Give a function that shows how many bytes of a file have arrived, of how many; a bar for each file."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, TimeRemainingColumn()) as bar:
+    tasks: dict[str, progress.TaskID] = {}
+    with _bar(progress.DownloadColumn(), progress.TransferSpeedColumn()) as bar:
 
         def report(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
@@ -53,3 +42,8 @@ def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
             bar.update(tasks[name], completed=done, total=total)
 
         yield report
+
+
+def _bar(*amounts: progress.ProgressColumn, transient: bool = False) -> progress.Progress:
+    title, remaining = progress.TextColumn("{task.description}"), progress.TimeRemainingColumn()
+    return progress.Progress(title, progress.BarColumn(), *amounts, remaining, transient=transient)

@@ -4,8 +4,6 @@ May import `levels` and the packages below it, but not `models` or `metrics`. It
 plug-ins the base classes of prompt generators, and functions that create a `Visibility`.
 """
 
-from __future__ import annotations
-
 from textseg.text.prompts import RegionPrompts, SequencePrompts
 from textseg.text.visibility import interactive_visibility, template_visibility
 

@@ -3,8 +3,6 @@
 May import `hookspecs`, `contracts` and the packages below them. Offers plug-ins functions that read and write volumes.
 """
 
-from __future__ import annotations
-
 from textseg.volumes.files import SUFFIXES, read_geometry, read_labels, read_volume, write_labels
 
 __all__ = ["SUFFIXES", "read_geometry", "read_labels", "read_volume", "write_labels"]

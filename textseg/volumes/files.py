@@ -25,20 +25,6 @@ from textseg.volumes.geometry import Array, Geometry, canonical, restore
 from textseg.volumes.integrity import numbers, require_scalar_volume, require_whole_mha, require_whole_nifti
 from textseg.volumes.itk import UnreadableError, attempt, quietly, sitk
 
-__all__ = [
-    "SUFFIXES",
-    "DicomSeries",
-    "Geometry",
-    "Volume",
-    "canonical",
-    "file_hash",
-    "read_geometry",
-    "read_labels",
-    "read_volume",
-    "restore",
-    "write_labels",
-]
-
 SUFFIXES = (".mha", ".nrrd", ".nii.gz", ".nii")
 
 

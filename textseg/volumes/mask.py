@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from textseg.contracts import Atlas, Visibility
 from textseg.errors import DataError, suggestion
 from textseg.volumes.dicom_segmentation import write_segmentation
-from textseg.volumes.files import DicomSeries, Geometry, restore, write_labels
+from textseg.volumes.dicom_series import DicomSeries
+from textseg.volumes.files import write_labels
+from textseg.volumes.geometry import Geometry, restore
 from textseg.volumes.label_tables import SLICER, Label, name_in_nifti, slicer_header
 from textseg.volumes.labels import convert_labels
 

@@ -3,8 +3,6 @@
 May import whatever `data` may import. Offers plug-ins the base classes of phantoms, for any region and for the spine.
 """
 
-from __future__ import annotations
-
 from textseg.data.phantoms.files import Patient, PhantomFiles, Series, SpinePhantom, check_settings, write_drawn
 from textseg.data.phantoms.spine_anatomy import Anatomy, Level, Part
 
