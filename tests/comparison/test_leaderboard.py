@@ -200,7 +200,7 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(seed, repea
 
 def test_scores_that_contradict_themselves():
     single = run("a", drawn(0))
-    with pytest.raises(RunError, match="dsc of 'L4' in case '0' stands in the scores more than once"):
+    with pytest.raises(RunError, match="run '.*/a/.*' hold 1 value more than once, the first: dsc of 'L4' in case '0'"):
         board(replace(single, scores=[*single.scores, single.scores[0]]))
     with pytest.raises(RunError, match="mix hd95 in mm native and in pixel native space"):
         board(replace(single, scores=[*single.scores[:-1], replace(single.scores[-1], unit="pixel")]))

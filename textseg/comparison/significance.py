@@ -14,11 +14,9 @@ from textseg.metrics.statistics import (
     PairedTest,
     bootstrap_macro_means,
     holm,
-    kendall_tau,
     kendall_taus,
     macro_mean,
     paired_test,
-    rank_by_mean,
     rank_by_tests,
     rank_distribution,
     rank_then_mean,
@@ -101,7 +99,7 @@ def ranking(
     values = np.stack(list(patient_means))
     values = values[:, ~np.isnan(values).all(axis=0)]
     schemes = {
-        "mean_then_rank": rank_by_mean(means.round(12), lower_is_better=lower_is_better),
+        "mean_then_rank": ranks(means.round(12), lower_is_better=lower_is_better),
         "rank_then_mean": rank_then_mean(values.round(12), lower_is_better=lower_is_better),
         "test_then_rank": rank_by_tests(values, lower_is_better=lower_is_better),
     }
@@ -113,6 +111,6 @@ def ranking(
         tuple(sums),
         {name: tuple(float(rank) for rank in values) for name, values in schemes.items()},
         rank_distribution(draws.round(12), lower_is_better=lower_is_better),
-        {pair: kendall_tau(*(schemes[name] for name in pair)) for pair in combinations(schemes, 2)},
+        {(a, b): float(kendall_taus(schemes[a], schemes[b][None])[0]) for a, b in combinations(schemes, 2)},
         float(np.nanmean(taus)) if not np.isnan(taus).all() else math.nan,
     )

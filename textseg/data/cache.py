@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,12 @@ Kind = Literal["slices", "text", "leftover"]
 
 CASE_FILES = ("case.json", "image.npy", "mask.npy")
 ABANDONED_SECONDS = 3600  # an unfinished entry that nobody has written to for so long is a killed process's
-_SLICES = re.compile(r"[0-9a-f]{32}")
-_UNFINISHED_SLICES = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}")
-_TEXT = re.compile(r"[0-9a-f]+\.safetensors")
-_UNFINISHED_TEXT = re.compile(r"\.[0-9a-f]+\.safetensors\..*")
-_SHELF = re.compile(r"[0-9a-f]{2}")
+_SHELVES: tuple[Literal["slices", "text"], ...] = ("slices", "text")
+_WHOLE = {"slices": re.compile(r"[0-9a-f]{32}"), "text": re.compile(r"[0-9a-f]+\.safetensors")}
+_UNFINISHED = {
+    "slices": re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}"),
+    "text": re.compile(r"\.[0-9a-f]+\.safetensors\..*"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class CacheEntry:
 
 def cache_entries(cache: Path) -> list[CacheEntry]:
     """List everything in the cache that textseg wrote, without entries that are being written now."""
-    return [*_slices(cache / "slices"), *_text(cache / "text")]
+    paths = [(kind, path) for kind in _SHELVES for path in sorted((cache / kind).glob("[0-9a-f][0-9a-f]/*"))]
+    return [entry for kind, path in paths if (entry := _entry(kind, path))]
 
 
 def clean_cache(
@@ -56,35 +58,16 @@ def clean_cache(
     return removed
 
 
-def _shelves(folder: Path) -> Iterator[Path]:
-    for shelf in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if shelf.is_dir() and _SHELF.fullmatch(shelf.name):
-            yield from sorted(shelf.iterdir())
-
-
-def _slices(folder: Path) -> Iterator[CacheEntry]:
-    for path in _shelves(folder):
-        files = [path / name for name in CASE_FILES if (path / name).is_file()]
-        used = max([path.stat().st_mtime, *(file.stat().st_mtime for file in files)])
-        whole = len(files) == len(CASE_FILES)
-        if _SLICES.fullmatch(path.name) and whole:
-            yield CacheEntry("slices", path, _size(path), used)
-        elif (_SLICES.fullmatch(path.name) or _UNFINISHED_SLICES.fullmatch(path.name)) and _abandoned(used):
-            yield CacheEntry("leftover", path, _size(path), used)
-
-
-def _text(folder: Path) -> Iterator[CacheEntry]:
-    for path in _shelves(folder):
-        used = path.stat().st_mtime
-        if _TEXT.fullmatch(path.name):
-            yield CacheEntry("text", path, path.stat().st_size, used)
-        elif _UNFINISHED_TEXT.fullmatch(path.name) and _abandoned(used):
-            yield CacheEntry("leftover", path, path.stat().st_size, used)
-
-
-def _abandoned(used: float) -> bool:
-    return time.time() - used > ABANDONED_SECONDS
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _entry(kind: Literal["slices", "text"], path: Path) -> CacheEntry | None:
+    """Return the entry at a path; None for a file of somebody else, and for one that is being written."""
+    parts = [path / name for name in CASE_FILES] if kind == "slices" else []
+    present = [part for part in parts if part.is_file()]
+    used = max(file.stat().st_mtime for file in (path, *present))
+    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    named = _WHOLE[kind].fullmatch(path.name)
+    if named and present == parts:
+        return CacheEntry(kind, path, size, used)
+    abandoned = time.time() - used > ABANDONED_SECONDS
+    if abandoned and (named or _UNFINISHED[kind].fullmatch(path.name)):
+        return CacheEntry("leftover", path, size, used)
+    return None

@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -132,12 +132,12 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     if case.mask_path is None:
         what = f"there is no mask for '{case.image_path}'"
         findings.append(Finding(case.id, "doubt", what, "it is left out of training and tests"))
-        return CaseCheck(**{**vars(check), "findings": tuple(findings)})
+        return replace(check, findings=tuple(findings))
     try:
         labels = read_labels(case.mask_path, atlas.plane)
     except DataError as error:
         findings.append(Finding(case.id, "fault", str(error), "replace the mask"))
-        return CaseCheck(**{**vars(check), "findings": tuple(findings)})
+        return replace(check, findings=tuple(findings))
     findings += _geometry(case, image.geometry, labels.geometry)
     counts = {int(v): int(n) for v, n in zip(*np.unique(labels.array, return_counts=True), strict=True)}
     for value in sorted(counts.keys() - label_map.keys()):
@@ -149,12 +149,9 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
         what = f"the mask '{case.mask_path}' shows no structure of atlas '{atlas.name}'"
         findings.append(Finding(case.id, "fault", what, "annotate it, or leave it out"))
     findings += _sequence(case, atlas, rows)
-    for name, size in sizes.items():
-        if size < FEW_VOXELS:
-            findings.append(
-                Finding(case.id, "doubt", f"{name} has {counted(size, 'voxel')} only", "is it a slip of the pen?")
-            )
-    return CaseCheck(case.id, tuple(findings), file, voxels, image.spacing_mm, counts, slices)
+    few = [f"{name} has {counted(size, 'voxel')} only" for name, size in sizes.items() if size < FEW_VOXELS]
+    findings += [Finding(case.id, "doubt", what, "is it a slip of the pen?") for what in few]
+    return replace(check, findings=tuple(findings), values=counts, slices=slices)
 
 
 def _label_map(dataset: Dataset, case: Case) -> LabelMap | str:
@@ -183,13 +180,9 @@ def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
         f"s.WriteImage(m, {mended!r}, True)"
     )
     sure = "if it is a mask of this patient" if resized else "if it was drawn on this image"
+    remedy = f"{sure}: python -c {shlex.quote(code)}"
     for difference in image.differences(mask):
-        yield Finding(
-            case.id,
-            "fault",
-            f"image and mask do not lie on each other: {difference}",
-            f"{sure}: python -c {shlex.quote(code)}",
-        )
+        yield Finding(case.id, "fault", f"image and mask do not lie on each other: {difference}", remedy)
 
 
 def _structures(
@@ -238,19 +231,16 @@ def _duplicates(cases: Sequence[Case], checks: Sequence[CaseCheck]) -> Iterator[
         if count > 1:
             yield Finding(case_id, "fault", f"{count} cases have this name", "give each series a name of its own")
     patients = {case.id: case.patient for case in cases}
+    files = {check.case: check.file for check in reversed(checks)}  # of the first case of each name
     for kind, same in (("file", "the same file as"), ("voxels", "the same voxels as")):
         first: dict[str, str] = {}
         for check in checks:
             content = getattr(check, kind)
             earlier = first.setdefault(content, check.case) if content else check.case
-            if earlier != check.case and (kind == "file" or not _same_file(checks, earlier, check)):
+            if earlier != check.case and (kind == "file" or files[earlier] != check.file):
                 whose = "of the same patient" if patients[earlier] == patients[check.case] else "of another patient"
                 what = f"its image is {same} that of {earlier}, {whose}"
                 yield Finding(check.case, "fault", what, "keep one of them")
-
-
-def _same_file(checks: Sequence[CaseCheck], case: str, check: CaseCheck) -> bool:
-    return next(candidate.file for candidate in checks if candidate.case == case) == check.file
 
 
 def _unlike(checks: Sequence[CaseCheck]) -> Iterator[Finding]:

@@ -106,11 +106,8 @@ def _shift(names: Sequence[tuple[str, str]], atlas: Atlas) -> int:
     levels = {}  # of a name among those of its group in the row
     for group in atlas.groups.values():
         levels.update({name: level for level, name in enumerate(n for n in atlas.sequence if n in group)})
-    shifts = Counter(
-        levels[predicted] - levels[expected]
-        for expected, predicted in names
-        if expected in levels and predicted in levels
-    )
+    both = [(expected, predicted) for expected, predicted in names if expected in levels and predicted in levels]
+    shifts = Counter(levels[predicted] - levels[expected] for expected, predicted in both)
     if not shifts:
         return 0
     shift, often = shifts.most_common(1)[0]
@@ -142,16 +139,14 @@ def _duplicates(prediction: Array, atlas: Atlas) -> int:
 def totals(namings: Mapping[str, LevelNaming]) -> dict[str, Any]:
     """Return rates and sums over all volumes (by case id), and how often each name was given for another one."""
     values = list(namings.values())
-    matched, misnamed = sum(naming.matched for naming in values), sum(naming.misnamed for naming in values)
+    counts = ("matched", "misnamed", "order_violations", "duplicates")
+    sums = {name: sum(getattr(naming, name) for naming in values) for name in counts}
     swaps = Counter(pair for naming in values for pair in naming.names if pair[0] != pair[1])
     return {
         "cases": len(values),
         "level_shift_rate": sum(naming.shift != 0 for naming in values) / len(values) if values else math.nan,
-        "misnamed_rate": misnamed / matched if matched else math.nan,
-        "matched": matched,
-        "misnamed": misnamed,
-        "order_violations": sum(naming.order_violations for naming in values),
-        "duplicates": sum(naming.duplicates for naming in values),
+        "misnamed_rate": sums["misnamed"] / sums["matched"] if sums["matched"] else math.nan,
+        **sums,
         "dsc": _mean([naming.dsc for naming in values]),
         "dsc_without_names": _mean([naming.dsc_without_names for naming in values]),
         "swaps": [{"reference": pair[0], "prediction": pair[1], "count": count} for pair, count in swaps.most_common()],

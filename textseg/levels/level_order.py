@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.special import softmax
 
 from textseg.contracts import Atlas
 from textseg.errors import DataError
@@ -59,12 +60,13 @@ def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     labels = logits.argmax(axis=1)
     names = {structure.index: structure.name for structure in atlas.structures}
     group_of = {name: group for group, members in atlas.groups.items() for name in members}
-    probability = _softmax(logits)
+    groups = {index: group_of.get(name, name) for index, name in names.items()}
+    probability = softmax(logits, axis=1)
     pieces_of = {atlas[name].index: _pieces(labels, atlas[name].index, probability) for name in atlas.sequence}
-    usual = _usual_sizes(pieces_of, names, group_of)
-    row, others = _in_row(pieces_of, {index: usual[group_of.get(names[index], names[index])] for index in pieces_of})
+    usual = _usual_sizes(pieces_of, groups)
+    row, others = _in_row(pieces_of, {index: usual[groups[index]] for index in pieces_of})
     # 2. Give the row the best names in order.
-    new = dict(zip(map(id, row), _assign(row, atlas, names, group_of, usual), strict=True))
+    new = dict(zip(map(id, row), _assign(row, atlas, groups, usual), strict=True))
     instances = np.zeros(labels.shape, np.int32)
     for number, piece in enumerate(row, start=1):
         instances[piece.positions] = number
@@ -76,7 +78,7 @@ def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
     for piece in others:
         same = [body for body in row if body.label == piece.label]
         nearest = min(same, key=lambda body: abs(body.height - piece.height))
-        body = _neighbour(piece, instances, row, names, group_of) or nearest
+        body = _neighbour(piece, instances, row, groups) or nearest
         _rename(result, piece, new[id(body)], names, changes)
     return result, changes
 
@@ -96,12 +98,6 @@ def _in_row(pieces_of: dict[int, list[_Piece]], usual: dict[int, float]) -> tupl
     return sorted(row, key=lambda piece: piece.height), [piece for piece in others if not any(piece is r for r in row)]
 
 
-def _softmax(logits: Floats) -> Floats:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normalised: Floats = raised / raised.sum(axis=1, keepdims=True)
-    return normalised
-
-
 def _pieces(labels: NDArray[np.integer[Any]], index: int, probability: Floats) -> list[_Piece]:
     """Return the connected pieces of a class, the largest first."""
     marked, count = ndimage.label(labels == index)
@@ -117,28 +113,22 @@ def _pieces(labels: NDArray[np.integer[Any]], index: int, probability: Floats) -
     return sorted(pieces, key=lambda piece: -piece.size)
 
 
-def _usual_sizes(
-    pieces_of: dict[int, list[_Piece]], names: dict[int, str], group_of: dict[str, str]
-) -> dict[str, float]:
+def _usual_sizes(pieces_of: dict[int, list[_Piece]], groups: dict[int, str]) -> dict[str, float]:
     """Return, by group, the median size of the largest piece of each of its structures."""
     sizes: dict[str, list[int]] = {}
     for index, pieces in pieces_of.items():
-        sizes.setdefault(group_of.get(names[index], names[index]), []).extend(piece.size for piece in pieces[:1])
+        sizes.setdefault(groups[index], []).extend(piece.size for piece in pieces[:1])
     return {group: float(np.median(known)) if known else 1.0 for group, known in sizes.items()}
 
 
-def _assign(
-    row: Sequence[_Piece], atlas: Atlas, names: dict[int, str], group_of: dict[str, str], usual: dict[str, float]
-) -> list[int]:
+def _assign(row: Sequence[_Piece], atlas: Atlas, groups: dict[int, str], usual: dict[str, float]) -> list[int]:
     """Return the class of each piece, 0 for none, by dynamic programming over pieces and levels, both downwards."""
     levels = [atlas[name].index for name in atlas.sequence]
-    groups = [group_of.get(name, name) for name in atlas.sequence]
     gain = np.full((len(row), len(levels)), -np.inf)
     for position, piece in enumerate(row):
-        group = group_of.get(names[piece.label], names[piece.label])
-        weight = min(1.0, piece.size / usual[group])
+        weight = min(1.0, piece.size / usual[groups[piece.label]])
         for level, index in enumerate(levels):
-            if groups[level] == group:
+            if groups[index] == groups[piece.label]:
                 gain[position, level] = weight * piece.evidence[index]
     # best[p, l]: the highest sum of all assignments in which piece p is the last one with a name, and that name is l.
     best = np.full(gain.shape, -np.inf)
@@ -162,7 +152,7 @@ def _assign(
 
 
 def _neighbour(
-    piece: _Piece, instances: NDArray[np.int32], row: Sequence[_Piece], names: dict[int, str], group_of: dict[str, str]
+    piece: _Piece, instances: NDArray[np.int32], row: Sequence[_Piece], groups: dict[int, str]
 ) -> _Piece | None:
     """Return the piece of the row, of the same group, that shares most voxel faces with a fragment."""
     contacts = np.zeros(len(row) + 1, dtype=np.int64)
@@ -172,12 +162,11 @@ def _neighbour(
             beside[axis] = beside[axis] + step
             inside = (beside[axis] >= 0) & (beside[axis] < instances.shape[axis])
             contacts += np.bincount(instances[tuple(side[inside] for side in beside)], minlength=len(row) + 1)
-    group = group_of.get(names[piece.label], names[piece.label])
     for number in np.argsort(-contacts[1:], kind="stable"):
         candidate: _Piece = row[number]
         if not contacts[number + 1]:
             return None
-        if group_of.get(names[candidate.label], names[candidate.label]) == group:
+        if groups[candidate.label] == groups[piece.label]:
             return candidate
     return None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from textseg.errors import RunError
 from textseg.metrics.definitions import Status
-from textseg.metrics.scores import Mean, Score
+from textseg.metrics.scores import Mean, Score, metric_units
 from textseg.metrics.statistics import Floats, Interval, macro_mean, macro_mean_interval
 
 Ints = NDArray[np.int64]
@@ -75,14 +75,14 @@ def arrays(
 
     Raises RunError where a run scores a place twice or in two units, or a case is of two patients.
     """
-    kinds, wanted = set(metrics), set(structures)
+    wanted = set(structures)
     patient_of: dict[str, str] = {}
     seen: set[tuple[str, int | None, str]] = set()
     for folder, rows in runs:
         for row in rows:
             if patient_of.setdefault(row.case, row.patient) != row.patient:
-                raise RunError(f"Run '{folder}': case '{row.case}' is of '{row.patient}', and another time of "
-                               f"'{patient_of[row.case]}'.")  # fmt: skip
+                both = f"is of '{row.patient}', and another time of '{patient_of[row.case]}'"
+                raise RunError(f"Run '{folder}': case '{row.case}' {both}.")
             if row.structure in wanted:
                 seen.add(row.place)
     places = sorted(seen, key=lambda entry: (entry[0], -1 if entry[1] is None else entry[1], entry[2]))
@@ -90,33 +90,17 @@ def arrays(
     cases = sorted(patient_of)
     patients = sorted(set(patient_of.values()))
     shape = len(runs), len(places)
-    values = {metric: np.full(shape, np.nan) for metric in metrics}
-    worst = {metric: np.full(shape, np.nan) for metric in metrics}
+    values, worst = ({metric: np.full(shape, np.nan) for metric in metrics} for _ in range(2))
     status = {metric: np.full(shape, _UNSCORED, dtype=np.int64) for metric in metrics}
-    units: dict[str, list[str]] = {metric: [] for metric in metrics}
+    units = []
     for r, (folder, rows) in enumerate(runs):
-        kind: dict[str, tuple[str, str]] = {}
-        for row in rows:
-            if row.metric not in kinds:
-                continue
-            if kind.setdefault(row.metric, (row.unit, row.space)) != (row.unit, row.space):
-                raise RunError(
-                    f"Run '{folder}': the scores mix {row.metric} in {' '.join(kind[row.metric]).strip()} and in "
-                    f"{f'{row.unit} {row.space}'.strip()} space: evaluate the run again."
-                )
-            if row.structure not in wanted:
-                continue
-            entry = r, index[row.place]
-            if status[row.metric][entry] != _UNSCORED:
-                where = f"case '{row.case}'{'' if row.slice is None else f', slice {row.slice}'}"
-                raise RunError(
-                    f"Run '{folder}': {row.metric} of '{row.structure}' in {where} stands in the scores more than "
-                    "once. Evaluate the run again."
-                )
-            values[row.metric][entry], worst[row.metric][entry] = row.value, row.worst
-            status[row.metric][entry] = _STATUSES.index(row.status)
-        for metric in metrics:
-            units[metric].append(kind.get(metric, ("", ""))[0])
+        rows_of_metrics = [row for row in rows if row.metric in values]
+        units.append(metric_units(rows_of_metrics, f"The scores of run '{folder}'"))
+        for row in rows_of_metrics:
+            if row.structure in wanted:
+                entry = r, index[row.place]
+                values[row.metric][entry], worst[row.metric][entry] = row.value, row.worst
+                status[row.metric][entry] = _STATUSES.index(row.status)
     return ScoreArrays(
         patients=tuple(patients),
         cases=tuple(cases),
@@ -124,7 +108,7 @@ def arrays(
         patient=_indices((patient_of[case] for case, _, _ in places), patients),
         case=_indices((case for case, _, _ in places), cases),
         structure=_indices((name for _, _, name in places), structures),
-        units={metric: tuple(named) for metric, named in units.items()},
+        units={metric: tuple(units_of_run.get(metric, "") for units_of_run in units) for metric in metrics},
         values=values,
         worst=worst,
         status=status,
@@ -166,28 +150,24 @@ def aggregated(scores: ScoreArrays, methods: Sequence[Sequence[int]]) -> dict[Ag
 def patient_sums(scores: ScoreArrays, values: Floats, scope: Scope) -> tuple[Floats, Floats]:
     """Sums and counts [P, S] of a method's values [r, N]; with a macro mean over cases S is 1 and cases are counted."""
     patients, structures = len(scores.patients), len(scores.structures)
-    inside = np.isin(scores.structure, [scores.structures.index(name) for name in scope.structures])
-    known = ~np.isnan(values) & inside
-    filled = np.where(known, values, 0.0)
+    columns = [scores.structures.index(name) for name in scope.structures]
+    inside = np.where(np.isin(scores.structure, columns), values, np.nan)
     if scope.macro == "cases":
         owner = np.zeros(len(scores.cases), dtype=np.int64)
         owner[scores.case] = scores.patient
-        sums, counts = np.zeros((patients, 1)), np.zeros((patients, 1))
-        for value, there in zip(filled, known, strict=True):
-            of_case = np.bincount(scores.case, weights=value, minlength=len(scores.cases))
-            number = np.bincount(scores.case, weights=there, minlength=len(scores.cases))
-            means = np.divide(of_case, number, out=np.zeros_like(of_case), where=number > 0)
-            sums[:, 0] += np.bincount(owner, weights=means, minlength=patients)
-            counts[:, 0] += np.bincount(owner, weights=number > 0, minlength=patients)
+        sums, counts = np.zeros((2, patients, 1))
+        for run in inside:
+            means = case_means(scores, run[None])
+            sums[:, 0] += np.bincount(owner, weights=np.nan_to_num(means), minlength=patients)
+            counts[:, 0] += np.bincount(owner, weights=~np.isnan(means), minlength=patients)
         return sums, counts
     cells = scores.patient * structures + scores.structure
-    columns = [scores.structures.index(name) for name in scope.structures]
 
     def total(of: Floats) -> Floats:
         flat = np.bincount(cells, weights=of.sum(axis=0), minlength=patients * structures).astype(np.float64)
         return flat.reshape(patients, structures)[:, columns]
 
-    return total(filled), total(known.astype(np.float64))
+    return total(np.where(np.isnan(inside), 0.0, inside)), total((~np.isnan(inside)).astype(np.float64))
 
 
 def case_means(scores: ScoreArrays, values: Floats) -> Floats:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from textseg.contracts import Source
 from textseg.errors import RunError, suggestion
@@ -109,7 +109,7 @@ def _score(path: Path, number: int, line: Sequence[str]) -> Score:
         raise RunError(
             f"{where}: {counted(len(line), 'column')} instead of {len(COLUMNS)}. Restore the file or evaluate again."
         )
-    cells = dict(zip(COLUMNS, line, strict=True))
+    cells: dict[str, Any] = dict(zip(COLUMNS, line, strict=True))
     statuses = get_args(Status)
     if cells["status"] not in statuses:
         raise RunError(f"{where}: unknown status '{cells['status']}'.{suggestion(cells['status'], statuses)}")
@@ -121,19 +121,7 @@ def _score(path: Path, number: int, line: Sequence[str]) -> Score:
             f"{where}: slice '{cells['slice']}' must be a whole number or empty, value '{cells['value']}' and worst "
             f"'{cells['worst']}' must be numbers. Restore the file or evaluate again."
         ) from None
-    return Score(
-        case=cells["case"],
-        patient=cells["patient"],
-        slice=position,
-        structure=cells["structure"],
-        metric=cells["metric"],
-        unit=cells["unit"],
-        space=cells["space"],
-        value=value,
-        worst=worst,
-        status=cast("Status", cells["status"]),
-        prompt_source=cells["prompt_source"],
-    )
+    return Score(**{**cells, "slice": position, "value": value, "worst": worst})
 
 
 def summarise(scores: Sequence[Score], *, structures: Sequence[str]) -> Summary:
@@ -143,31 +131,39 @@ def summarise(scores: Sequence[Score], *, structures: Sequence[str]) -> Summary:
     thing is scored twice, or one metric stands in two units or spaces: their mean would mean nothing.
     """
     rows: dict[tuple[str, str], list[Score]] = {}
-    units: dict[str, tuple[str, str]] = {}
-    twice = [key for key, count in Counter((*row.place, row.metric) for row in scores).items() if count > 1]
-    if twice:
-        case, position, structure, metric = twice[0]
-        raise RunError(
-            f"{counted(len(twice), 'value')} more than once in the scores, the first: {metric} of '{structure}' in "
-            f"case '{case}'{'' if position is None else f', slice {position}'}. Evaluate the run again."
-        )
     for row in scores:
         rows.setdefault((row.structure, row.metric), []).append(row)
-        kind = units.setdefault(row.metric, (row.unit, row.space))
-        if kind != (row.unit, row.space):
-            raise RunError(
-                f"The scores mix {row.metric} in {' '.join(kind).strip()} and in {f'{row.unit} {row.space}'.strip()} "
-                "space: summarise them apart."
-            )
-    per_structure = {}
-    overall = {}
-    for metric, (unit, _) in units.items():
+    per_structure, overall = {}, {}
+    for metric, unit in metric_units(scores).items():
         means = [_mean(structure, metric, unit, rows.get((structure, metric), ())) for structure in structures]
         per_structure.update({(name, metric): mean for name, mean in zip(structures, means, strict=True)})
         values = [mean.value for mean in means if mean.n]
         missed, spurious = sum(mean.missed for mean in means), sum(mean.spurious for mean in means)
         overall[metric] = Mean(None, metric, unit, _average(values), len(values), missed, spurious)
     return Summary(per_structure, overall)
+
+
+def metric_units(scores: Sequence[Score], subject: str = "The scores") -> dict[str, str]:
+    """Return the unit of each metric; `subject` is how messages call the scores.
+
+    Raises RunError where one thing is scored twice, or one metric stands in two units or spaces.
+    """
+    twice = [key for key, count in Counter((*row.place, row.metric) for row in scores).items() if count > 1]
+    if twice:
+        case, position, structure, metric = twice[0]
+        raise RunError(
+            f"{subject} hold {counted(len(twice), 'value')} more than once, the first: {metric} of '{structure}' in "
+            f"case '{case}'{'' if position is None else f', slice {position}'}. Evaluate the run again."
+        )
+    kinds: dict[str, tuple[str, str]] = {}
+    for row in scores:
+        kind, present = kinds.setdefault(row.metric, (row.unit, row.space)), (row.unit, row.space)
+        if kind != present:
+            raise RunError(
+                f"{subject} mix {row.metric} in {' '.join(kind).strip()} and in {' '.join(present).strip()} space: "
+                "evaluate the run again, or summarise them apart."
+            )
+    return {metric: unit for metric, (unit, _) in kinds.items()}
 
 
 def _mean(structure: str, metric: str, unit: str, rows: Sequence[Score]) -> Mean:

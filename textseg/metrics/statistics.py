@@ -73,11 +73,9 @@ def macro_mean_interval(
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
     acceleration = (apart**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    bounds = []
-    for share in ((1 - level) / 2, (1 + level) / 2):
-        z = bias + stats.norm.ppf(share)
-        bounds.append(float(np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z)))))
-    return Interval(value, bounds[0], bounds[1], patients)
+    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z))).tolist()
+    return Interval(value, low, high, patients)
 
 
 def bootstrap_macro_means(sums: Floats, counts: Floats, *, draws: int = DRAWS, seed: int = SEED) -> Floats:
@@ -99,8 +97,8 @@ def paired_test(first: Floats, second: Floats) -> PairedTest:
         return PairedTest(1.0, 0.0, len(differences))
     ranked = stats.rankdata(np.abs(differences))
     up, down = ranked[differences > 0].sum(), ranked[differences < 0].sum()
-    method = "exact" if len(differences) <= 25 and len(np.unique(np.abs(differences))) == len(differences) else "approx"
-    exact = method == "exact" and (differences != 0).all()
+    few = len(differences) <= 25 and len(np.unique(np.abs(differences))) == len(differences)
+    exact = few and (differences != 0).all()
     result = stats.wilcoxon(differences, zero_method="pratt", method="exact" if exact else "approx")
     return PairedTest(float(result.pvalue), float((up - down) / (up + down)), len(differences))
 
@@ -131,24 +129,17 @@ def rank_distribution(means: Floats, *, lower_is_better: bool) -> Floats:
     return np.stack([np.bincount(ranked[:, m] - 1, minlength=methods) / len(means) for m in range(methods)])
 
 
-def kendall_tau(first: Floats, second: Floats) -> float:
-    """Return the agreement of two rankings (tau-b, with ties), from -1 (reversed) to 1 (equal)."""
-    return float(kendall_taus(first, np.asarray(second)[None])[0])
-
-
 def kendall_taus(first: Floats, others: Floats) -> Floats:
-    """Tau-b (Kendall, 1945) of one ranking [M] with each of N others [N, M]; NaN where all ranks of one are equal."""
+    """The agreement of a ranking [M] with each of N others [N, M], from -1 (reversed) to 1 (equal): Kendall's tau-b.
+
+    NaN where all ranks of one are equal.
+    """
     i, j = np.triu_indices(len(first), 1)
     signs = np.sign(np.asarray(first)[i] - np.asarray(first)[j])
     other_signs = np.sign(others[:, i] - others[:, j])
     scale = np.sqrt(np.abs(signs).sum() * np.abs(other_signs).sum(axis=1))
     taus: Floats = np.divide(other_signs @ signs, scale, out=np.full(len(others), math.nan), where=scale > 0)
     return taus
-
-
-def rank_by_mean(means: Floats, *, lower_is_better: bool) -> Floats:
-    """Mean, then rank: of the methods' means [M]."""
-    return ranks(means, lower_is_better=lower_is_better)
 
 
 def rank_then_mean(values: Floats, *, lower_is_better: bool) -> Floats:

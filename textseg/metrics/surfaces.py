@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 from scipy.spatial import KDTree
 
 Array = npt.NDArray[Any]
@@ -23,9 +24,7 @@ class Comparison:
     predicted: Array
     expected: Array
     common: Array
-    distances: dict[
-        int, tuple[Array, Array]
-    ]  # label -> of its predicted border to the reference one, and back; float64
+    distances: dict[int, tuple[Array, Array]]  # by label: from its predicted border to the reference one, and back
 
 
 def compare_labels(
@@ -68,12 +67,8 @@ def nearest(points: Array, others: Array) -> Array:
 
 def _box(prediction: Array, reference: Array) -> tuple[slice, ...]:
     """Return the smallest box around everything except background on both sides."""
-    occupied = (prediction != 0) | (reference != 0)
-    box = []
-    for axis in range(occupied.ndim):
-        inside = np.flatnonzero(occupied.any(axis=tuple(i for i in range(occupied.ndim) if i != axis)))
-        box.append(slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0))
-    return tuple(box)
+    boxes = ndimage.find_objects(((prediction != 0) | (reference != 0)).astype(np.uint8))
+    return boxes[0] if boxes else (slice(0, 0),) * prediction.ndim
 
 
 def _border(labels: Array) -> Array:
@@ -98,9 +93,8 @@ def _border_distances(
     shared = borders[0] & borders[1] & (prediction == reference)
     for labels, border in zip((prediction, reference), borders, strict=True):
         places = np.flatnonzero(border)
+        places = places[wanted[labels.ravel()[places]]]
         border_labels = labels.ravel()[places]
-        keep = wanted[border_labels]
-        places, border_labels = places[keep], border_labels[keep]
         order = np.argsort(border_labels, kind="stable")
         places = places[order]
         points = np.stack(np.unravel_index(places, labels.shape), axis=1) * np.asarray(spacing, dtype=np.float64)

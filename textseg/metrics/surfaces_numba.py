@@ -107,19 +107,14 @@ def _border(labels: Array, flat: bool, wanted: Array, counts: Array) -> tuple[Ar
         for y in range(height):
             for x in range(width):
                 label = labels[s, y, x]
-                if wanted[label] and (
-                    x == 0
-                    or y == 0
-                    or x == width - 1
-                    or y == height - 1
-                    or labels[s, y, x - 1] != label
-                    or labels[s, y, x + 1] != label
-                    or labels[s, y - 1, x] != label
-                    or labels[s, y + 1, x] != label
-                    or (
-                        not flat
-                        and (s == 0 or s == depth - 1 or labels[s - 1, y, x] != label or labels[s + 1, y, x] != label)
-                    )
+                if not wanted[label]:
+                    continue
+                edge = x == 0 or y == 0 or x == width - 1 or y == height - 1 or (not flat and s in (0, depth - 1))
+                if (
+                    edge
+                    or not labels[s, y, x - 1] == labels[s, y, x + 1] == label
+                    or not labels[s, y - 1, x] == labels[s, y + 1, x] == label
+                    or (not flat and not labels[s - 1, y, x] == labels[s + 1, y, x] == label)
                 ):
                     rows[last[label]] = s * height + y
                     columns[last[label]] = x

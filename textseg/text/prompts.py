@@ -43,10 +43,7 @@ class RegionPrompts:
     def __init__(
         self, atlas: Atlas, *, granularity: Granularity = 3, absence: Absence = "stated", facts: tuple[str, ...] = ()
     ) -> None:
-        self.atlas = atlas
-        self.granularity = granularity
-        self.absence = absence
-        self.facts = facts
+        self.atlas, self.granularity, self.absence, self.facts = atlas, granularity, absence, facts
         self.order = (*atlas.sequence, *(name for name in atlas.names if name not in atlas.sequence))
         self.phrases = {structure.name: _phrase(structure.family, structure.name) for structure in atlas.structures}
 
@@ -55,10 +52,9 @@ class RegionPrompts:
         visible = {self.atlas[name].name for name in visibility.visible}
         classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
         known = visibility.facts
-        facts = (
-            FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in self.facts if name in known
-        )
-        return Prompts(" ".join([self._holistic(visible, visibility), *facts]), tuple(classwise))
+        facts = [name for name in self.facts if name in known]
+        sentences = [FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in facts]
+        return Prompts(" ".join([self._holistic(visible, visibility), *sentences]), tuple(classwise))
 
     def relations(self, visible: Set[str]) -> str:
         """Describe how the visible structures lie to each other, to close the sentence; nothing by default."""
@@ -128,10 +124,8 @@ class SequencePrompts(RegionPrompts):
             )
         super().__init__(atlas, granularity=granularity, absence=absence, facts=facts)
         if wording == "paper":
-            self.phrases = {
-                structure.name: _phrase(self.paper_families.get(structure.family, structure.family), structure.name)
-                for structure in atlas.structures
-            }
+            families = {item.name: self.paper_families.get(item.family, item.family) for item in atlas.structures}
+            self.phrases = {name: _phrase(family, name) for name, family in families.items()}
 
 
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:

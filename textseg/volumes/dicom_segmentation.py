@@ -42,10 +42,8 @@ def write_segmentation(
     DataError where highdicom is not installed or refuses the series.
     """
     require_highdicom()
-    hd: Any = import_module("highdicom")
-    pydicom: Any = import_module("pydicom")
-    coding: Any = import_module("pydicom.sr.coding")
-    codes: Any = import_module("pydicom.sr.codedict").codes
+    hd, pydicom, coding = (import_module(name) for name in ("highdicom", "pydicom", "pydicom.sr.coding"))
+    codes = import_module("pydicom.sr.codedict").codes
     by = hd.AlgorithmIdentificationSequence(
         name=model[:64], version=__version__, family=codes.DCM.ArtificialIntelligence
     )
