@@ -125,7 +125,8 @@ def test_the_choice_is_the_best_of_all(seed: int) -> None:
         return float(gained) - SKIPPED * sum(gap - 1 for gap in gaps)
 
     best = max(itertools.product([None, *range(5)], repeat=4), key=worth)
-    result = _assign(row, ATLAS, names, group_of, usual)
+    groups = {index: group_of.get(name, name) for index, name in names.items()}
+    result = _assign(row, ATLAS, groups, usual)
     assert worth(tuple(levels.index(index) if index else None for index in result)) == pytest.approx(worth(best))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textseg import randomness
-
-if TYPE_CHECKING:
-    from textseg.recipe.schema import AugmentationSettings
+from textseg.recipe.schema import AugmentationSettings
 
 CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth at the scale of a vertebra
 BIAS_POINTS = 4  # of the coarse field of a receiver coil
@@ -30,8 +27,7 @@ class Augmentation:
     """
 
     def __init__(self, settings: AugmentationSettings, seed: int) -> None:
-        self.settings = settings
-        self.seed = seed
+        self.settings, self.seed = settings, seed
 
     def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
         """Distort an image [C, H, W] and its mask, [H, W] or [any, H, W], all planes alike."""
@@ -91,13 +87,11 @@ class Augmentation:
         if settings.contrast:
             image = image * float(1 + settings.contrast * generator.uniform(-1, 1))
         if settings.gamma:
-            low, high = image.amin(), image.amax()
-            span = (high - low).clamp(min=1e-6)
+            low, span = image.amin(), (image.amax() - image.amin()).clamp(min=1e-6)
             exponent = math.exp(settings.gamma * generator.uniform(-1, 1))
             image = ((image - low) / span) ** exponent * span + low
         if settings.noise:
-            amount = settings.noise * generator.random()
-            image = image + amount * _normal(generator, image)
+            image = image + settings.noise * generator.random() * _normal(generator, image)
         return image
 
     def change_quality(self, generator: np.random.Generator, image: Tensor) -> Tensor:
@@ -112,8 +106,7 @@ class Augmentation:
         if settings.blur_pixels:
             image = _blurred(image, settings.blur_pixels * float(generator.random()))
         if settings.low_resolution:
-            factor = 1 + (settings.low_resolution - 1) * float(generator.random())
-            image = _coarsened(image, factor)
+            image = _coarsened(image, 1 + (settings.low_resolution - 1) * float(generator.random()))
         return image
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,9 @@ Kind = Literal["slices", "text", "leftover"]
 
 CASE_FILES = ("case.json", "image.npy", "mask.npy")
 ABANDONED_SECONDS = 3600  # an unfinished entry that nobody has written to for so long is a killed process's
-_SHELVES: tuple[Literal["slices", "text"], ...] = ("slices", "text")
-_WHOLE = {"slices": re.compile(r"[0-9a-f]{32}"), "text": re.compile(r"[0-9a-f]+\.safetensors")}
-_UNFINISHED = {
-    "slices": re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}"),
-    "text": re.compile(r"\.[0-9a-f]+\.safetensors\..*"),
+_NAMES: Mapping[Literal["slices", "text"], tuple[str, str]] = {  # of whole entries, and of unfinished ones
+    "slices": (r"[0-9a-f]{32}", r"\.[0-9a-f]{32}\.[0-9a-f]{32}"),
+    "text": (r"[0-9a-f]+\.safetensors", r"\.[0-9a-f]+\.safetensors\..*"),
 }
 
 
@@ -34,7 +32,7 @@ class CacheEntry:
 
 def cache_entries(cache: Path) -> list[CacheEntry]:
     """List everything in the cache that textseg wrote, without entries that are being written now."""
-    paths = [(kind, path) for kind in _SHELVES for path in sorted((cache / kind).glob("[0-9a-f][0-9a-f]/*"))]
+    paths = [(kind, path) for kind in _NAMES for path in sorted((cache / kind).glob("[0-9a-f][0-9a-f]/*"))]
     return [entry for kind, path in paths if (entry := _entry(kind, path))]
 
 
@@ -64,10 +62,9 @@ def _entry(kind: Literal["slices", "text"], path: Path) -> CacheEntry | None:
     present = [part for part in parts if part.is_file()]
     used = max(file.stat().st_mtime for file in (path, *present))
     size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-    named = _WHOLE[kind].fullmatch(path.name)
+    named, unfinished = (re.fullmatch(pattern, path.name) for pattern in _NAMES[kind])
     if named and present == parts:
         return CacheEntry(kind, path, size, used)
-    abandoned = time.time() - used > ABANDONED_SECONDS
-    if abandoned and (named or _UNFINISHED[kind].fullmatch(path.name)):
+    if (named or unfinished) and time.time() - used > ABANDONED_SECONDS:
         return CacheEntry("leftover", path, size, used)
     return None

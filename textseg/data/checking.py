@@ -73,12 +73,8 @@ class DatasetCheck:
 
     def as_json(self) -> str:
         """Return the number of cases, the sound ones and every finding as JSON, for programs."""
-        content = {
-            "cases": len(self.cases),
-            "sound": self.sound,
-            "leave_out": self.faulty,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
+        findings = [asdict(finding) for finding in self.findings]
+        content = {"cases": len(self.cases), "sound": self.sound, "leave_out": self.faulty, "findings": findings}
         return json.dumps(content, indent=1) + "\n"
 
 

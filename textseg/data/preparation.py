@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,10 @@ from numpy.typing import NDArray
 from textseg.contracts import Case, LabelMap, Plane
 from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
 from textseg.errors import DataError
+from textseg.recipe.schema import PreparationSettings
 from textseg.system.files import new_folder, replacing, write_atomically
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry
-
-if TYPE_CHECKING:
-    from textseg.recipe.schema import PreparationSettings
 
 VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
 MAPPED = 64  # arrays that a process keeps mapped
@@ -69,13 +67,12 @@ class PreparedCase:
 
     def _map(self, name: str) -> NDArray[Any]:
         try:
-            array = _mapped(self.folder / name)
+            return _mapped(self.folder / name)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"Case '{self.case.id}': its prepared slices in '{self.folder / name}' can't be read: {error}. Delete "
                 f"'{self.folder}'; the next run prepares the case again."
             ) from error
-        return array
 
 
 @lru_cache(maxsize=MAPPED)

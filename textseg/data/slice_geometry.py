@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textseg.recipe.schema import PreparationSettings
 from textseg.volumes.files import Volume
-
-if TYPE_CHECKING:
-    from textseg.recipe.schema import PreparationSettings
 
 PERCENTILES = (0.5, 25, 50, 75, 99.5)  # intensities beyond the lowest and the highest are clipped
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
@@ -107,19 +104,13 @@ def find_slice_geometry(volume: Volume, settings: PreparationSettings) -> SliceG
     native_height, native_width = volume.array.shape[1:]
     box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
     top, left, bottom, right = box
-    row_mm, column_mm = volume.spacing_mm[1:]
-    height, width = settings.size
+    (_, row_mm, column_mm), (height, width) = volume.spacing_mm, settings.size
     pixel_mm = max((bottom - top) * row_mm / height, (right - left) * column_mm / width)
     # Rounded first: 448.00000000000006 pixels are 448.
     box_height = math.ceil(round(height * pixel_mm / row_mm, 6))
     box_width = math.ceil(round(width * pixel_mm / column_mm, 6))
-    return SliceGeometry(
-        top=(top + bottom - box_height) // 2,
-        left=(left + right - box_width) // 2,
-        height=box_height,
-        width=box_width,
-        native_size=(native_height, native_width),
-    )
+    box_top, box_left = (top + bottom - box_height) // 2, (left + right - box_width) // 2
+    return SliceGeometry(box_top, box_left, box_height, box_width, (native_height, native_width))
 
 
 def normalise(

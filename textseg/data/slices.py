@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,7 @@ class Volumes(Dataset[PackedBatch]):
         return case_key(prepared.case.id)
 
 
+@dataclass(eq=False)
 class ShuffledBatches(Sampler[list[Draw]]):
     """The batches of one epoch, from batch `start` on; the order is a function of (seed, epoch).
 
@@ -198,18 +199,13 @@ class ShuffledBatches(Sampler[list[Draw]]):
     the part of each batch that one process gets.
     """
 
-    def __init__(
-        self,
-        slice_count: int,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: int,
-        start: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.slice_count, self.batch_size = slice_count, batch_size
-        self.seed, self.epoch, self.start, self.share = seed, epoch, start, share
+    slice_count: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    epoch: int
+    start: int = 0
+    share: tuple[int, int] = (0, 1)
 
     @staticmethod
     def per_epoch(slice_count: int, batch_size: int) -> int:

@@ -9,13 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from textseg.errors import DataError
+from textseg.recipe.schema import SplitSettings
 from textseg.system.files import content_hash
-
-if TYPE_CHECKING:
-    from textseg.recipe.schema import SplitSettings
 
 PARTS = ("train", "validation", "test")
 

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from textseg.contracts import Atlas
 from textseg.system.files import write_atomically
-from textseg.volumes.geometry import downward_axis
-
-Array = npt.NDArray[Any]
+from textseg.volumes.geometry import Array, downward_axis
 
 SAME_PLACE = 0.3  # DSC from which two structures are one thing under two names
 SECOND = 0.2  # share of the largest part from which another part is a duplicate, not a crumb

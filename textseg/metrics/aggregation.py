@@ -132,8 +132,7 @@ def common_places(scores: ScoreArrays, metric: str, methods: Sequence[Sequence[i
 
 def shown_places(scores: ScoreArrays, metric: str) -> NDArray[np.bool_]:
     """Return [N]: True at places where the reference shows the structure."""
-    shown: NDArray[np.bool_] = np.logical_or.reduce(np.isin(scores.status[metric], (_OK, _MISSED)), axis=0)
-    return shown
+    return np.asarray(np.logical_or.reduce(np.isin(scores.status[metric], (_OK, _MISSED)), axis=0))
 
 
 def aggregated(scores: ScoreArrays, methods: Sequence[Sequence[int]]) -> dict[Aggregate, dict[str, Floats]]:
@@ -176,8 +175,7 @@ def case_means(scores: ScoreArrays, values: Floats) -> Floats:
     size = len(scores.cases)
     sums = np.bincount(scores.case, weights=np.where(known, values, 0.0).sum(axis=0), minlength=size)
     counts = np.bincount(scores.case, weights=known.sum(axis=0), minlength=size)
-    means: Floats = np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
-    return means
+    return np.asarray(np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0))
 
 
 def patient_means(sums: Floats, counts: Floats) -> Floats:
@@ -185,8 +183,7 @@ def patient_means(sums: Floats, counts: Floats) -> Floats:
     shown = counts > 0
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=shown)
     number = shown.sum(axis=1)
-    overall: Floats = np.divide(means.sum(axis=1), number, out=np.full(len(sums), np.nan), where=number > 0)
-    return overall
+    return np.asarray(np.divide(means.sum(axis=1), number, out=np.full(len(sums), np.nan), where=number > 0))
 
 
 def counts_of(scores: ScoreArrays, metric: str, runs: Sequence[int], scope: Scope) -> tuple[int, int]:

@@ -12,15 +12,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.metrics import surfaces as borders
+from textseg.metrics.surfaces import Array
 
-Array = npt.NDArray[Any]
 Status = Literal["ok", "missed", "spurious", "absent"]
 Kernel = Literal["numpy", "numba"]  # what compares two label maps: `borders`, or `compiled_borders`
 
@@ -110,17 +109,12 @@ def score(
     scores = {}
     for label in structures:
         a, b, c = int(comparison.predicted[label]), int(comparison.expected[label]), int(comparison.common[label])
-        overlap = {"dsc": 2 * c / (a + b), "jaccard": c / (a + b - c)} if a + b else {}
-        values = {}
-        for name in metrics:
-            if name in _DISTANCES:
-                values[name] = _DISTANCES[name](*distances[label]) if a and b else float("nan")
-            elif name == "nsd" and a and b:
-                values[name] = float(np.mean(np.concatenate(distances[label]) <= tolerance))
-            elif name == "nsd":
-                values[name] = 0.0 if a or b else float("nan")
-            else:
-                values[name] = overlap.get(name, float("nan"))
+        known = {"dsc": 2 * c / (a + b), "jaccard": c / (a + b - c), "nsd": 0.0} if a + b else {}
+        if a and b and measured:
+            known |= {name: _DISTANCES[name](*distances[label]) for name in metrics if name in _DISTANCES}
+            if tolerance is not None:
+                known["nsd"] = float(np.mean(np.concatenate(distances[label]) <= tolerance))
+        values = {name: known.get(name, float("nan")) for name in metrics}
         status: Status = "ok" if a and b else "spurious" if a else "missed" if b else "absent"
         scores[label] = StructureScore(status, values)
     return scores

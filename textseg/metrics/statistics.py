@@ -117,8 +117,7 @@ def holm(p_values: Sequence[float]) -> Floats:
 def ranks(values: Floats, *, lower_is_better: bool) -> Floats:
     """Ranks along the last axis, 1 the best; equal values share the mean of their ranks, NaN ranks last."""
     signed = np.asarray(values, dtype=np.float64) * (1 if lower_is_better else -1)
-    ranked: Floats = stats.rankdata(np.where(np.isnan(signed), np.inf, signed), axis=-1)
-    return ranked
+    return stats.rankdata(np.where(np.isnan(signed), np.inf, signed), axis=-1)
 
 
 def rank_distribution(means: Floats, *, lower_is_better: bool) -> Floats:
@@ -138,8 +137,7 @@ def kendall_taus(first: Floats, others: Floats) -> Floats:
     signs = np.sign(np.asarray(first)[i] - np.asarray(first)[j])
     other_signs = np.sign(others[:, i] - others[:, j])
     scale = np.sqrt(np.abs(signs).sum() * np.abs(other_signs).sum(axis=1))
-    taus: Floats = np.divide(other_signs @ signs, scale, out=np.full(len(others), math.nan), where=scale > 0)
-    return taus
+    return np.asarray(np.divide(other_signs @ signs, scale, out=np.full(len(others), math.nan), where=scale > 0))
 
 
 def rank_then_mean(values: Floats, *, lower_is_better: bool) -> Floats:
@@ -187,5 +185,4 @@ def _macro_means(weights: Floats, sums: Floats, counts: Floats) -> Floats:
 
 
 def _known(values: Floats) -> Floats:
-    known: Floats = values[~np.isnan(values)]
-    return known
+    return values[~np.isnan(values)]

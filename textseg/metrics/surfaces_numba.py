@@ -68,8 +68,7 @@ def _uniform(labels: Array, kind: type) -> Array:
 
 def _points(border: Border, label: int, height: int, steps: Array) -> Array:
     part = slice(border.first[label], border.last[label])
-    points: Array = np.column_stack([*divmod(border.rows[part], height), border.columns[part]]) * steps
-    return points
+    return np.column_stack([*divmod(border.rows[part], height), border.columns[part]]) * steps
 
 
 @njit(cache=True)

@@ -70,8 +70,7 @@ def content_hash(content: Any) -> str:
 
 def cache_folder() -> Path:
     """Return the folder of prepared slices and text features: TEXTSEG_CACHE, or the user's cache folder."""
-    chosen = os.environ.get("TEXTSEG_CACHE")
-    if chosen:
+    if chosen := os.environ.get("TEXTSEG_CACHE"):
         return Path(chosen).expanduser()
     from platformdirs import user_cache_path
 

@@ -233,9 +233,8 @@ def build_text(
         for prepared, sources in needed
     }
     prompts_by_source = [item for by_source in prompts.values() for item in by_source.items()]
-    prompts_by_source += _findable(
-        [prepared for prepared, sources in needed if "predicted" in sources], generator, atlas
-    )
+    guided = [prepared for prepared, sources in needed if "predicted" in sources]
+    prompts_by_source += _findable(guided, generator, atlas)
     lines = list(dict.fromkeys(_lines(prompts_by_source, atlas)))  # each once, in the order of first use
     texts = list(dict.fromkeys(text for *_, text in lines))
     cases = [prepared for prepared, _ in needed]

@@ -44,9 +44,8 @@ def write_segmentation(
     require_highdicom()
     hd, pydicom, coding = (import_module(name) for name in ("highdicom", "pydicom", "pydicom.sr.coding"))
     codes = import_module("pydicom.sr.codedict").codes
-    by = hd.AlgorithmIdentificationSequence(
-        name=model[:64], version=__version__, family=codes.DCM.ArtificialIntelligence
-    )
+    kind = codes.DCM.ArtificialIntelligence
+    by = hd.AlgorithmIdentificationSequence(name=model[:64], version=__version__, family=kind)
     segments = []
     for label in labels:
         scheme, value, meaning = label.code

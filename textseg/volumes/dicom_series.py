@@ -158,13 +158,9 @@ def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
                 f"{series}: its slices lie beside one another (a tilted gantry?) and are no block; resample it."
             )
     directions = np.stack([first.across, first.down, line], axis=1)
-    geometry = Geometry(
-        size=(*first.size, len(slices)),
-        spacing=(*first.spacing, distance),
-        origin=tuple(first.position.tolist()),
-        direction=tuple(directions.ravel().tolist()),
-    )
-    return [current.file for current in slices], geometry
+    size, spacing = (*first.size, len(slices)), (*first.spacing, distance)
+    origin, direction = tuple(first.position.tolist()), tuple(directions.ravel().tolist())
+    return [current.file for current in slices], Geometry(size, spacing, origin, direction)
 
 
 def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Geometry]:

@@ -39,9 +39,7 @@ class Volume:
 
 def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
     """Read the geometry in the header of a file, cut into slices of that plane. Raises DataError."""
-    reader = sitk.ImageFileReader()
-    _read_header(Path(path), reader)
-    return _geometry(Path(path), reader, plane)
+    return _geometry(Path(path), _read_header(Path(path)), plane)
 
 
 def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Volume:
@@ -146,8 +144,7 @@ def file_hash(path: Path | str | DicomSeries) -> str:
 
 def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
     """Return the canonical array in the file's own type, and its geometry."""
-    reader = sitk.ImageFileReader()
-    _read_header(path, reader)
+    reader = _read_header(path)
     name = path.name.lower()
     try:
         if name.endswith(".mha"):
@@ -164,16 +161,19 @@ def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
     return canonical(sitk.GetArrayViewFromImage(image), geometry), geometry
 
 
-def _read_header(path: Path, reader: Any) -> None:
+def _read_header(path: Path) -> Any:
+    """Return a reader that knows the header of a file."""
     _require_suffix(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+    reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         quietly(reader.ReadImageInformation)
         require_scalar_volume(path, reader)
     except UnreadableError as error:
         raise _unreadable(path, error) from error
+    return reader
 
 
 def _geometry(path: Path, reader: Any, plane: Plane) -> Geometry:

@@ -7,9 +7,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
 sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
 
@@ -40,27 +39,18 @@ def quietly(call: Callable[[], Any]) -> Any:
     with _one_call, _printed() as printed:
         sys.stderr.flush()
         kept = os.dup(2)
-        os.dup2(printed, 2)
+        os.dup2(printed.fileno(), 2)
         try:
             result = attempt(call)
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-        os.lseek(printed, 0, os.SEEK_SET)
-        if text := os.read(printed, 1 << 20):
+        printed.seek(0)
+        if text := printed.read(1 << 20):
             os.write(2, text)
     return result
 
 
-@contextmanager
-def _printed() -> Iterator[int]:
-    """Open a file for the output of libraries and give its descriptor; in memory where the system can."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("printed")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.TemporaryFile() as file:
-            yield file.fileno()
+def _printed() -> IO[bytes]:
+    """Open a file for the output of libraries; in memory where the system can."""
+    return os.fdopen(os.memfd_create("printed"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -96,7 +96,7 @@ def _label_table(labels: Sequence[Label]) -> bytes:
     table = ElementTree.SubElement(volume, "LabelTable")
     for label in labels:
         red, green, blue = (f"{part:.6g}" for part in label.colour)
-        colour: Mapping[str, str] = {"Red": red, "Green": green, "Blue": blue, "Alpha": "1"}
+        colour = {"Red": red, "Green": green, "Blue": blue, "Alpha": "1"}
         ElementTree.SubElement(table, "Label", {"Key": str(label.value), **colour}).text = label.structure.name
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

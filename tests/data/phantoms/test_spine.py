@@ -43,8 +43,7 @@ def neck(seed: int = 0, slices: int = 5, scale: float = 1.0) -> Phantom:
         ATLAS,
         NECK,
         (T2, T1),
-        slices=slices,
-        size=(96, 80),
+        shape=(slices, 96, 80),
         spacing_mm=1.4,
         slice_distance_mm=4.0,
         seed=seed,
@@ -115,9 +114,9 @@ def test_scale_makes_the_patient_larger(phantom: Phantom) -> None:
 def test_an_anatomy_that_lacks_a_structure_is_refused() -> None:
     short = Anatomy(levels=NECK.levels[:3], anchor="C4/C5", anchor_row=(0.5, 0.5))
     with pytest.raises(DataError, match=r"no C6, C6/C7, C7, which atlas 'neck'"):
-        render(ATLAS, short, (T2,), slices=1, size=(32, 32), spacing_mm=3, slice_distance_mm=4, seed=0)
+        render(ATLAS, short, (T2,), shape=(1, 32, 32), spacing_mm=3, slice_distance_mm=4, seed=0)
 
 
 def test_a_picture_that_shows_no_spine_is_refused() -> None:
     with pytest.raises(DataError, match="16 rows of 1 mm"):
-        render(ATLAS, NECK, (T2,), slices=1, size=(16, 16), spacing_mm=1, slice_distance_mm=4, seed=0)
+        render(ATLAS, NECK, (T2,), shape=(1, 16, 16), spacing_mm=1, slice_distance_mm=4, seed=0)

@@ -33,8 +33,7 @@ def render(
     anatomy: Anatomy,
     contrasts: Sequence[Contrast],
     *,
-    slices: int,
-    size: tuple[int, int],
+    shape: tuple[int, int, int],
     spacing_mm: float,
     slice_distance_mm: float,
     seed: int | Sequence[int],
@@ -42,8 +41,8 @@ def render(
 ) -> Phantom:
     """Draw a patient of `atlas`, once for each contrast; the same arguments give the same arrays.
 
-    `size` is H, W; `scale` makes the whole patient larger. Raises DataError where `anatomy` lacks a structure of the
-    atlas's sequence, or where the picture is lower than 20 mm.
+    `shape` is S, H, W; `scale` makes the whole patient larger. Raises DataError where `anatomy` lacks a structure of
+    the atlas's sequence, or where the picture is lower than 20 mm.
     """
     known = {name for level in anatomy.levels for name in (level.name, level.disc)}
     if missing := [name for name in atlas.sequence if name not in known]:
@@ -53,7 +52,7 @@ def render(
         )
     random = np.random.default_rng(seed)
     spine = Spine(anatomy, random, scale)
-    space = Space(spine, random, slices, size, spacing_mm, slice_distance_mm)
+    space = Space(spine, random, shape, spacing_mm, slice_distance_mm)
     canvas = _Canvas(atlas, contrasts, space, spacing_mm)
     _draw_surroundings(canvas, spine, random)
     for level, above in zip(spine.levels, [None, *spine.levels], strict=False):

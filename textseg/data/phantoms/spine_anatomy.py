@@ -99,26 +99,17 @@ class Spine:
             self.wear[level.name] = 1.0 if level.fused else worn
             fracture = 0.75 if random.random() < 0.02 and not level.fused else 1.0
             size = self.scale * random.normal(1, 0.02, 4)
-            curve = 3 * shape * np.sin(position / 2)
-            self.levels.append(
-                replace(
-                    level,
-                    height_mm=level.height_mm * size[0] * fracture,
-                    depth_mm=level.depth_mm * size[1],
-                    width_mm=level.width_mm * size[2],
-                    tilt_degrees=level.tilt_degrees * bend + lean + curve + random.normal(0, 1),
-                    disc_height_mm=level.disc_height_mm * size[3] * (1.0 if level.fused else 1.08 - 0.5 * worn**2),
-                )
-            )
+            height, depth, width, disc = size * (level.height_mm, level.depth_mm, level.width_mm, level.disc_height_mm)
+            disc *= 1.0 if level.fused else 1.08 - 0.5 * worn**2
+            tilt = level.tilt_degrees * bend + lean + 3 * shape * np.sin(position / 2) + random.normal(0, 1)
+            sizes = {"height_mm": height * fracture, "depth_mm": depth, "width_mm": width, "disc_height_mm": disc}
+            self.levels.append(replace(level, tilt_degrees=tilt, **sizes))
         heights = np.array([(level.height_mm, level.disc_height_mm) for level in self.levels])
         tops = np.cumsum(heights.sum(axis=1)) - heights.sum(axis=1)
         centres = tops + heights[:, 0] / 2
         self.centre = dict(zip((level.name for level in self.levels), centres.tolist(), strict=True))
-        self.anchor = next(
-            float(top + height + disc / 2)
-            for level, top, (height, disc) in zip(self.levels, tops, heights, strict=True)
-            if level.disc == anatomy.anchor
-        )
+        anchor = [level.disc for level in self.levels].index(anatomy.anchor)
+        self.anchor = float(tops[anchor] + heights[anchor, 0] + heights[anchor, 1] / 2)
         self.along = np.arange(-80.0, float(tops[-1] + heights[-1].sum() + 60.0))
         tilt = np.interp(self.along, centres, np.radians([level.tilt_degrees for level in self.levels]))
         self.tilt = gaussian_filter1d(tilt, 8, mode="nearest")
@@ -135,32 +126,26 @@ class Space:
     """Where each voxel lies: along and behind the axis [H, W], beside it [S, H, W]; and where the axis itself lies."""
 
     def __init__(
-        self,
-        spine: Spine,
-        random: np.random.Generator,
-        slices: int,
-        size: tuple[int, int],
-        spacing_mm: float,
-        slice_distance_mm: float,
+        self, spine: Spine, random: np.random.Generator, shape: tuple[int, int, int], pixel_mm: float, slice_mm: float
     ) -> None:
-        height, width = size[0] * spacing_mm, size[1] * spacing_mm
+        height, width = shape[1] * pixel_mm, shape[2] * pixel_mm
         at_anchor = float(np.interp(spine.anchor, spine.along, spine.down))
         down = spine.down - at_anchor + height * random.uniform(*spine.anatomy.anchor_row)
         inside = (down > 0) & (down < height)
         if np.count_nonzero(inside) < 20:
             raise DataError(
-                f"A picture of {size[0]} rows of {spacing_mm} mm shows less than 20 mm of the spine. "
+                f"A picture of {shape[1]} rows of {pixel_mm} mm shows less than 20 mm of the spine. "
                 "Use more rows or larger pixels."
             )
         back = spine.back - spine.back[inside].mean() + width * random.uniform(0.46, 0.58)
         self.rows, self.columns = np.meshgrid(
-            (np.arange(size[0]) + 0.5) * spacing_mm, (np.arange(size[1]) + 0.5) * spacing_mm, indexing="ij"
+            *((np.arange(side) + 0.5) * pixel_mm for side in shape[1:]), indexing="ij"
         )
         nearest = KDTree(np.stack([down, back], axis=1)).query(np.stack([self.rows, self.columns], axis=-1))[1]
         d_down, d_back, tilt = self.rows - down[nearest], self.columns - back[nearest], spine.tilt[nearest]
         self.along = spine.along[nearest] + d_down * np.cos(tilt) + d_back * np.sin(tilt)
         self.behind = d_back * np.cos(tilt) - d_down * np.sin(tilt)
-        places = (np.arange(slices) - (slices - 1) / 2) * slice_distance_mm + random.uniform(-3, 3)
+        places = (np.arange(shape[0]) - (shape[0] - 1) / 2) * slice_mm + random.uniform(-3, 3)
         self.beside = places[:, None, None] - np.interp(self.along, spine.along, spine.aside)
         smooth = gaussian_filter1d(back, 25, mode="nearest")
         flat = 0.45 * smooth[inside] + 0.55 * np.polyval(np.polyfit(down[inside], back[inside], 1), down[inside])
