@@ -1,4 +1,4 @@
-"""The comparability of runs: what they must have in common, and the keys in which they differ."""
+"""The comparability of runs: the keys of run.json that must be equal, and the differences between runs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _TOLERANCE = (("evaluation", "tolerance"),)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A key in which a run differs from the first run, or that neither of them has."""
+    """A key whose values differ between a run and the first run, or that neither of them has."""
 
     key: str
     first: str
     second: str
-    line: str  # all of it, to read
+    line: str  # the whole difference as text
 
 
 def mismatches(compared: Sequence[FinishedRuns]) -> list[Mismatch]:
-    """Return each difference from the first run that makes scores incomparable; empty where all may be compared."""
+    """Return each difference from the first run that makes scores incomparable; empty if all runs may be compared."""
     first, *others = (run for finished in compared for run in finished.runs)
     differences = []
     for run in others:
         for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
             ours, theirs = first.value(*keys), run.value(*keys)
-            if ours != theirs or ours is None:  # what both leave unsaid is not known to be equal
+            if ours != theirs or ours is None:  # a value that both lack is not known to be equal
                 key = ".".join(keys)
                 line = f"{key}: {first.folder} has {readable(ours)}, {run.folder} has {readable(theirs)}"
                 differences.append(Mismatch(key, readable(ours), readable(theirs), line))

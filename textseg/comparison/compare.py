@@ -1,4 +1,4 @@
-"""The comparison of runs: a leaderboard, or an error that names what makes them incomparable."""
+"""The comparison of runs: a leaderboard, or an error with the reasons why the runs cannot be compared."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ def compare(
 ) -> Leaderboard:
     """Return the leaderboard of runs; with `output` also write it there, in every format.
 
-    A run is `runs/<name>/seed<seed>`, or `runs/<name>` for all its seeds and folds. Those of one name are one row,
-    unless `single_runs`. Means are over the structures that occur in the training data of every run; those that fewer
-    than `rare` of the test cases show are left out of one mean more. Runs with prompts from the ground truth (oracles)
-    stand in a table of their own, and so do `published` results. Raises RunError where a run is missing, and where the
-    runs differ in what makes scores comparable; with `force` these differences are written on the table instead.
+    A path is `runs/<name>/seed<seed>`, or `runs/<name>` for all its seeds and folds. Runs with the same name form one
+    row, unless `single_runs` is set. Means are over the structures that occur in the training data of every run. An
+    additional mean leaves out rare structures, which a share of the test cases below `rare` shows. Runs with prompts
+    from the ground truth (oracles) have a separate table, and so do `published` results.
+
+    Raises RunError if a run is missing, or if the scores of the runs cannot be compared. With `force`, the table shows
+    these differences instead.
     """
     beside = published_rows(published) if published else []
     compared = grouped(read_runs(runs), apart=single_runs)
@@ -52,13 +54,13 @@ def compare(
 
 
 def comparable(runs: Sequence[Path]) -> list[list[Path]]:
-    """Return run folders in groups that may be compared, in the order given; raises RunError for unreadable ones."""
+    """Return run folders in groups that may be compared, in the given order; raises RunError for unreadable runs."""
     if not runs:
         return []
     finished = read_runs(runs)
     try:
         rows = grouped(finished)
-    except RunError:  # a seed or a fold is missing: what is there may stand by itself
+    except RunError:  # a seed or a fold is missing: each run becomes a row
         rows = grouped(finished, apart=True)
     groups: list[list[FinishedRuns]] = []
     for row in rows:

@@ -15,13 +15,13 @@ from textseg.metrics.scores import Mark, Score, read_scores
 from textseg.runs.folder import RunFolder, flat
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
-# The keys that may differ between runs of a group. The split names the fold; its scheme is compared elsewhere.
+# The keys that may differ between runs of a group. `split` contains the fold; comparability.py compares the rest of it.
 _FREE = ("seed", "split")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read: its record and its scores."""
+    """A run that was read from its folder: the content of run.json and its scores."""
 
     folder: Path
     facts: Mapping[str, Any]  # run.json
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the name of its recipe, or of the tool that made its masks."""
+        """Return the name of the recipe, or of the tool that made the masks."""
         return str(self.facts.get("name", self.folder.name))
 
     @property
@@ -43,15 +43,15 @@ class Run:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Return the prompt sources of its scores."""
+        """Return the prompt sources of the scores."""
         return tuple(sorted({row.prompt_source for row in self.scores}))
 
     @property
     def mark(self) -> Mark:
         """Return "oracle" or "simulated" if any file of its folder says that prompts came from the annotation.
 
-        "simulated" replaces a person: the first and last structure of each volume are taken from the annotation. An
-        `interactive` run counts as simulated unless run.json has what the person named.
+        "simulated" prompts replace a person: they name the first and the last structure in the annotation of each
+        volume. An `interactive` run counts as simulated unless run.json contains the structures that a person named.
         """
         sources = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
         if ORACLE in sources:
@@ -59,7 +59,7 @@ class Run:
         return "simulated" if SIMULATED in sources or (PERSON in sources and not self.facts.get("named")) else ""
 
     def value(self, *keys: str) -> Any:
-        """Return the value that run.json has under `keys`, or None."""
+        """Return the value of run.json under nested `keys`, or None."""
         value: Any = self.facts
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -68,13 +68,13 @@ class Run:
 
 @dataclass(frozen=True)
 class FinishedRuns:
-    """The finished runs of one recipe: they differ in seed and fold only, and often there is one."""
+    """The finished runs of one recipe, which differ only in seed and fold; often there is a single run."""
 
     runs: tuple[Run, ...]
 
     @property
     def first(self) -> Run:
-        """Return the run whose record stands for what all have in common."""
+        """Return the first run, whose run.json gives the values that all runs share."""
         return self.runs[0]
 
     @property
@@ -109,19 +109,19 @@ class FinishedRuns:
 
     @property
     def mark(self) -> Mark:
-        """Return "oracle" if any run is one, else "simulated" if any is."""
+        """Return "oracle" if any run is an oracle, else "simulated" if any run is simulated."""
         marks = [run.mark for run in self.runs]
         return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
 
     @property
     def trained_on(self) -> list[str]:
-        """The structures that the training data of each of them show."""
+        """The structures that occur in the training data of every run."""
         shown = [list(run.value("structures_in_training") or ()) for run in self.runs]
         return [name for name in shown[0] if all(name in names for names in shown)]
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs `runs/<name>/seed<seed>`, or all of `runs/<name>`. Raises RunError for what is missing or damaged."""
+    """Read runs `runs/<name>/seed<seed>`, or all runs of `runs/<name>`; raises RunError for missing or damaged runs."""
     folders: dict[Path, Path] = {}
     for path in paths:
         if RunFolder(path).record.is_file() or RunFolder(path).scores.is_file():
@@ -145,7 +145,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             wrong.append(error)
     if len(wrong) == 1:
         raise wrong[0]
-    if wrong:  # all of them at once, not one for each try
+    if wrong:  # report all mistakes at once
         raise RunError("\n".join(map(str, wrong)))
     return runs
 
@@ -176,9 +176,9 @@ def _read(folder: Path) -> Run:
 
 
 def _declared(folder: RunFolder) -> frozenset[str]:
-    """The source that recipe.yaml asks for, and that of prompts.jsonl where it holds those of one only.
+    """Return the prompt source in recipe.yaml, and the source in prompts.jsonl if all its prompts have the same one.
 
-    Both are read as text that anybody may have edited: what can't be read says nothing.
+    Users may have edited both files. A file that cannot be read declares nothing.
     """
     declared: set[str] = set()
     try:
@@ -196,10 +196,10 @@ def _declared(folder: RunFolder) -> frozenset[str]:
 
 
 def grouped(runs: Sequence[Run], *, apart: bool = False) -> list[FinishedRuns]:
-    """Group the runs in the seed folders of one `runs/<name>` with prompts of one source; each alone if `apart`.
+    """Group runs of the same folder `runs/<name>` and the same prompt source; with `apart`, each run is a group.
 
-    Raises RunError where the runs of a group do not belong together: another recipe, a seed of a fold that is missing
-    or there twice, a case that two folds test.
+    Raises RunError if the runs of a group do not belong together: if their recipes differ, a seed of a fold is missing
+    or exists twice, or two folds test the same case.
     """
     groups: dict[object, list[Run]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""A leaderboard as data: tables of methods, their means three ways, ranks and tests; text, files and page show it."""
+"""A leaderboard as data: tables of methods with means, ranks and tests; other files write it as text or page."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ STRUCTURES, CASES, WITHOUT_RARE = "structures", "cases", "without_rare"
 
 @dataclass(frozen=True)
 class Number:
-    """A mean with all that it stands on.
+    """A mean with the counts behind it.
 
-    `structures` have a value in it; `used` are the values in it, `missed` and `spurious` the places that are so, all of
-    them over all runs. The interval is over `patients`, the standard deviations between seeds and between folds.
+    `structures` is the number of structures with a value, `used` the number of values. `missed` and `spurious` count
+    structures in cases. All counts are over all runs. The interval is over `patients`; the standard deviations are
+    between seeds and between folds.
     """
 
     value: float

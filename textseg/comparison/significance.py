@@ -33,7 +33,7 @@ SCHEMES = {
 
 @dataclass(frozen=True)
 class Difference:
-    """Two methods on the same patients, by one metric: the mean difference of the patients' means, its test, Holm's p.
+    """A comparison of two methods on the same patients by one metric: mean difference of patient means, test, Holm's p.
 
     The effect is the matched-pairs rank-biserial correlation: 1 where `first` is better in every patient, -1 where
     `second` is.
@@ -51,9 +51,9 @@ class Difference:
 class Ranking:
     """The ranks of M methods by one metric.
 
-    `schemes` holds ranks by each of SCHEMES, `distribution` [M, M] how often method m had rank r + 1 when patients were
-    drawn anew, `tau` Kendall's between each two schemes, `stability` its mean between the ranking by means and those
-    of the draws. NaN where all ranks are equal.
+    `schemes` contains the ranks by each of SCHEMES. `distribution` [M, M] is the share of bootstrap draws of patients
+    in which method m had rank r + 1. `tau` is Kendall's tau between each two schemes. `stability` is the mean tau between
+    the ranking by means and the rankings of the draws. Values are NaN if all ranks are equal.
     """
 
     metric: str

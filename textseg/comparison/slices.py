@@ -1,4 +1,4 @@
-"""The same slices under every method of a leaderboard, as HTML: each scan once, each method's structures over it."""
+"""Slices under every method of a leaderboard, as HTML: each scan once, with the structures of each method over it."""
 
 from __future__ import annotations
 

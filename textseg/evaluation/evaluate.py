@@ -17,7 +17,7 @@ from textseg.inference.slices import CasePrediction, predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
-from textseg.metrics.scores import Score, Told, summarise
+from textseg.metrics.scores import Score, StatedSource, summarise
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, load_weights
@@ -26,24 +26,24 @@ from textseg.system.messages import counted
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import fullest_slice
 
-ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes of what a run must be evaluated on
+ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes that training and evaluation must share
 
 
 @dataclass(frozen=True)
 class ExampleSlice:
-    """The slice of a case whose reference shows most structures, with what was predicted there."""
+    """The slice of a case whose reference shows the most structures, with its prediction."""
 
     prepared: PreparedCase
     index: int  # 0-based
     reference: NDArray[np.uint8]  # class indices [H, W]
     prediction: NDArray[np.uint8]  # class indices [H, W]
     dsc: float  # mean over the structures of the whole case
-    native: bool  # the size of the file, not the prepared size
+    native: bool  # True for the size of the file, False for the prepared size
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One test case with its prediction, its scores, and how its structures were named."""
+    """A test case with its prediction, its scores, and the errors in its level names."""
 
     prepared: PreparedCase
     prediction: NDArray[np.uint8]  # class indices [S, H, W] in the size of the file
@@ -57,17 +57,17 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The scores of all test cases, in the order of the cases; mappings are keyed by case id.
+    """The scores of all test cases, in the order of the cases; the keys of mappings are case ids.
 
     It holds no volume, so that a large test set needs little memory.
     """
 
-    prompts: Told | None  # the source of the prompts
+    prompts: StatedSource | None  # the source of the prompts
     scores: list[Score] = field(default_factory=list)
     group_scores: list[Score] = field(default_factory=list)
     naming: dict[str, LevelNaming] = field(default_factory=dict)
     examples: dict[str, ExampleSlice] = field(default_factory=dict)
-    visibilities: list[tuple[PreparedCase, Visibility]] = field(default_factory=list)  # where prompts state one
+    visibilities: list[tuple[PreparedCase, Visibility]] = field(default_factory=list)  # if the prompts state one
 
     def add(self, case: CaseResult) -> None:
         """Add the results of one case."""
@@ -102,14 +102,14 @@ def evaluate(
     Several processes share the cases; each of them gets all results.
 
     Args:
-        experiment: with the prompts of `source`.
-        segmenter: on `device`.
-        source: of the prompts; None for a model without text.
-        device: where to compute.
-        named: what a person named for `interactive` prompts; without it the rows say `simulated`.
-        on_case: called with each case in turn, for callers that keep predictions.
+        experiment: the experiment, with the prompts of `source`.
+        segmenter: the model, on `device`.
+        source: the source of the prompts; None for a model without text.
+        device: the device to compute on.
+        named: the structures that a person named for `interactive` prompts; without it the scores state `simulated`.
+        on_case: a function that is called with each result, so that a caller can save predictions.
     """
-    result = EvaluationResult(told_by(source, named))
+    result = EvaluationResult(stated_source(source, named))
     metrics = experiment.recipe.evaluation.metrics
     segmenter.eval()
 
@@ -145,13 +145,13 @@ def evaluate(
     return result
 
 
-def told_by(source: Source | None, named: str | None) -> Told | None:
+def stated_source(source: Source | None, named: str | None) -> StatedSource | None:
     """Return the source that scores state: `simulated` for interactive prompts that no person named."""
     return "simulated" if source == "interactive" and not named else source
 
 
 def check_data(experiment: Experiment, folder: RunFolder) -> None:
-    """Raise RunError for data other than those of the training, since patients of it could then be tested on."""
+    """Raise RunError if the data differ from those of the training: a training patient could then be a test patient."""
     before, now = folder.read().get("hashes", {}), experiment.hashes()
     if changed := [key for key in ALWAYS_EQUAL if before.get(key) != now[key]]:
         raise RunError(
@@ -175,9 +175,9 @@ def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best"
 
 
 def headline(
-    scores: Sequence[Score], structures: Sequence[str], prompts: Told | None, *, of: str = "seen in training"
+    scores: Sequence[Score], structures: Sequence[str], prompts: StatedSource | None, *, of: str = "seen in training"
 ) -> str:
-    """Return two lines for the terminal; `prompts` is their source, and `of` says which structures these are."""
+    """Return the scores in two lines; `prompts` is the source of the prompts, `of` describes the `structures`."""
     overall = summarise(scores, structures=structures).overall
     means = ", ".join(
         f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
@@ -198,9 +198,9 @@ def headline(
 def validate(
     experiment: Experiment, segmenter: Segmenter, part: str, device: torch.device, *, examples: int = 0
 ) -> Validation:
-    """Return the mean DSC over cases and structures, per volume at the prepared size; it chooses the best checkpoint.
+    """Return the mean DSC over cases and structures, per volume at the prepared size; it selects the best checkpoint.
 
-    `examples` is the number of cases of which a slice is returned.
+    `examples` is the number of example slices, one for each case.
     """
     cases, per_structure, slices = experiment.cases[part], dict[str, list[float]](), list[ExampleSlice]()
 

@@ -1,4 +1,4 @@
-"""Score masks that another tool made, by the same code and policy as the predictions of a run."""
+"""Score masks of another tool, with the same code and the same policy as predictions of a run."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def evaluate_masks(
     """Score the masks in `predictions` against those of a data set, and write scores.csv and run.json into `output`.
 
     A mask is named by the id of its case, in upper or lower case, and has the label values of the data set. A case
-    without a mask counts as an empty prediction: every structure is missed. With `patients`, only theirs are scored.
-    Returns the scores, the cases without a mask, and the files that belong to no case. Raises DataError where no file
-    fits, a mask does not lie on its reference or holds an unknown value, and where `output` is another run's.
+    without a mask counts as an empty prediction: every structure is missed. With `patients`, only the cases of these
+    patients are scored. Returns the scores, the cases without a mask, and the files that belong to no case.
+
+    Raises DataError if no file belongs to a case, if a mask differs from its reference in geometry or has an unknown
+    value, and if `output` is the folder of a run.
     """
     if settings.space != "native":
         raise DataError("evaluation.space: masks of another tool are scored in their own grid; write 'native'.")
@@ -119,7 +121,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def _read(
     path: Path, reference: Volume, dataset: Dataset, case: Case
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the class indices of a prediction; raises DataError where it is not on the grid of its reference."""
+    """Return the class indices of a prediction; raises DataError if its geometry differs from its reference."""
     labels = read_labels(path, dataset.atlas.plane)
     if differences := labels.geometry.differences(reference.geometry):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Measure how the scores of one checkpoint depend on its text, under texts that are right, wrong, and empty."""
+"""The probe: scores of one checkpoint with correct, wrong and empty texts show how much it depends on the text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Drop:
 
 
 def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) -> dict[str, list[Score]]:
-    """Score the test cases under each condition, by its name; the protocol is that of the recipe's evaluation.
+    """Return the scores of the test cases under each condition, with the protocol of the recipe's evaluation.
 
     `segmenter` is in evaluation mode, on `device`.
     """
@@ -68,7 +68,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
 def measure_drops(scores: Mapping[str, Sequence[Score]], structures: Sequence[str]) -> list[Drop]:
     """Return DSC under the template minus DSC under each other condition: the macro mean, and each structure.
 
-    A structure of a case (or slice) counts only where its DSC is defined under both. Intervals are over patients.
+    A structure of a case (or slice) counts only if its DSC is defined under both. Intervals are over patients.
     """
     patients = sorted({row.patient for row in scores[BASELINE]})
     rows = {patient: number for number, patient in enumerate(patients)}
@@ -78,7 +78,7 @@ def measure_drops(scores: Mapping[str, Sequence[Score]], structures: Sequence[st
     for name in scores:
         if name == BASELINE:
             continue
-        # Sums and counts [patients, structures]: the interval draws patients anew, and averages over structures.
+        # Sums and counts [patients, structures]: the interval resamples patients, and averages over structures.
         sums, counts = np.zeros((len(patients), len(structures))), np.zeros((len(patients), len(structures)))
         for row in scores[name]:
             difference = before[row.place].value - row.value

@@ -1,4 +1,4 @@
-"""The conditions of a probe, and the texts that each of them gives to the model."""
+"""The conditions of a probe, and the texts that the model gets under each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tell = Callable[["Subject"], Sequence[SlicePrompt]]
 
 @dataclass(frozen=True)
 class Subject:
-    """A case with what conditions make prompts of: its prompts, those of another patient, and a random generator."""
+    """The input of a condition: a case, its prompts, the prompts of another patient, and a random generator."""
 
     prepared: PreparedCase
     prompts: Mapping[Source, Sequence[SlicePrompt]]
@@ -33,7 +33,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Condition:
-    """A way to change the text of a model; `mark` says whether it needs the annotation of the case."""
+    """A way to change the text of a model; `mark` is set if it needs the annotation of the case."""
 
     name: str
     meaning: str
@@ -47,7 +47,7 @@ class Condition:
 
 
 def probe_subject(experiment: Experiment, number: int) -> Subject:
-    """Return the material for one test case, by its number."""
+    """Return the input of the conditions for a test case, by its number."""
     cases = experiment.cases["test"]
     prepared, atlas, text = cases[number], experiment.atlas, experiment.text
     assert text is not None
@@ -59,7 +59,7 @@ def probe_subject(experiment: Experiment, number: int) -> Subject:
     theirs = slice_prompts(neighbour, "ground_truth", text.generator, atlas)
     positions = (np.arange(prepared.slice_count) * len(theirs)) // prepared.slice_count
     another = [theirs[position] for position in positions]
-    seed = f"{experiment.recipe.seed}:{prepared.case.id}"  # a text, so that it is the same in every process
+    seed = f"{experiment.recipe.seed}:{prepared.case.id}"  # a text: hashes of other types differ between processes
     return Subject(prepared, prompts, another, experiment, random.Random(seed))
 
 

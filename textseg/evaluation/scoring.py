@@ -39,7 +39,7 @@ def score_case(
     source: str,
     metrics: Sequence[str],
 ) -> tuple[list[Score], list[Score]]:
-    """Return the rows of a case by the protocol of the recipe: see `compared_maps` and `score_maps`."""
+    """Return the scores of a case and of its groups, by the protocol of the recipe; see `score_maps`."""
     settings, atlas = experiment.recipe.evaluation, experiment.atlas
     maps, spacing_mm = compared_maps(experiment, prepared, prediction, reference)
     return score_maps(settings, atlas, prepared.case, maps, spacing_mm, source=source, metrics=metrics)
@@ -58,13 +58,13 @@ def score_maps(
     """Return rows of scores for the structures of two label maps, and for the groups of the atlas.
 
     Args:
-        settings: the metrics' space and unit.
-        atlas: names the classes; each of its groups is merged into one structure before it is scored.
-        case: which case the label maps belong to.
+        settings: the space and the unit of the metrics.
+        atlas: the names of the classes; each of its groups is merged into one structure before it is scored.
+        case: the case of the label maps.
         maps: predicted and reference class indices, each [S, H, W].
-        spacing_mm: distances of slices, rows and columns.
-        source: what the rows state as the source of the prompts.
-        metrics: names of metrics.
+        spacing_mm: the distances of slices, rows and columns.
+        source: the source of the prompts, which each score states.
+        metrics: the names of the metrics.
     """
     spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
     groups, classes = atlas.collapsed()

@@ -17,8 +17,8 @@ from textseg.metrics.definitions import Status
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
 
-Told = Source | Literal["simulated"]  # what the prompts of scores knew
-Mark = Literal["", "simulated", "oracle"]  # whether the prompts of scores said what only the annotation shows
+StatedSource = Source | Literal["simulated"]  # the source of the prompts that scores state
+Mark = Literal["", "simulated", "oracle"]  # set if the prompts of scores used the annotation
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Score:
     unit: str  # "mm", "pixel", or "" for ratios
     space: str  # "native" or "prepared"
     value: float
-    worst: float  # what a miss costs: 0 for ratios, the diagonal of the image for distances; in the unit
+    worst: float  # the value of a miss: 0 for ratios, the diagonal of the image for distances; in the unit
     status: Status
     prompt_source: str  # a Source of the contracts, or "none" without text
 

@@ -1,4 +1,4 @@
-"""Evaluate a run and write the results into its folder: masks, scores, record and report."""
+"""Evaluate a run and write the results into its folder: masks, scores, run.json and report."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from textseg.evaluation.evaluate import (
     evaluate,
     headline,
     load_segmenter,
-    told_by,
+    stated_source,
 )
 from textseg.inference.structure_finder import write_visible
 from textseg.levels.level_naming import write_level_naming
 from textseg.metrics.definitions import fastest_kernel
-from textseg.metrics.scores import Score, Told, summarise, write_scores
+from textseg.metrics.scores import Score, StatedSource, summarise, write_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.reports.run_report import example_picture, write_report
@@ -49,9 +49,9 @@ def evaluate_and_write(
 ) -> list[Score]:
     """Score the test cases with the prompts of `source`, and write masks, scores.csv, run.json and report.html.
 
-    `target` is the run's own `folder`, or one below it for another source of prompts. `named` is what a person named
-    for `interactive` prompts. Of several processes, each predicts and scores its share of the cases, and only the
-    first one writes; the others return no scores.
+    `target` is the `folder` of the run, or a folder below it for another source of prompts. `named` contains the
+    structures that a person named for `interactive` prompts. Several processes share the cases. Only the first process
+    writes, and the others return no scores.
     """
     if distributed.rank():
         evaluate(experiment, segmenter, source=source, device=device, named=named)
@@ -67,7 +67,7 @@ def evaluate_and_write(
         result = evaluate(experiment, segmenter, source=source, device=device, named=named, on_case=on_case)
     record = _write_numbers(result, experiment, folder, target, source=source, named=named)
     typical = best_median_worst({case: example.dsc for case, example in result.examples.items()})
-    # The report comes last: where it stands, the scores are complete.
+    # The report is written last: if it exists, the scores are complete.
     write_report(
         target.path,
         run=record,
@@ -118,11 +118,12 @@ def _write_numbers(
 
 
 def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None = None) -> Path:
-    """Evaluate a finished run again, with the prompts of another source where one is named.
+    """Evaluate a finished run again, with the prompts of its recipe or of another source.
 
-    The scores of another source go into a folder below the run, which `compare` reads like a run. `visible` is what a
-    person named for `interactive` prompts: see `textseg.text.visibility.read_statements`. Raises RunError for an
-    unknown source, and for data other than those of the training.
+    The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
+    contains the structures that a person named for `interactive` prompts; see
+    `textseg.text.visibility.read_statements`. Raises RunError for an unknown source, and for data that differ from
+    those of the training.
     """
     folder = RunFolder.existing(run)
     recipe = load_recipe(folder.recipe)
@@ -139,7 +140,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
     device = chosen_device()
     segmenter = load_segmenter(experiment, folder).to(device)
-    stated = told_by(source, visible)
+    stated = stated_source(source, visible)
     target = folder if source == experiment.evaluation_source else folder.evaluation(stated)
     with target.lock():
         scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
@@ -148,8 +149,8 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     return target.path
 
 
-def _prompt_examples(experiment: Experiment, prompts: Told | None) -> list[dict[str, Any]]:
-    """Return the rows of the prompt table; interactive ones are called simulated where nobody named them."""
+def _prompt_examples(experiment: Experiment, prompts: StatedSource | None) -> list[dict[str, Any]]:
+    """Return the rows of the prompt table; `interactive` becomes `simulated` if no person named the structures."""
     if experiment.text is None or prompts is None:
         return []
     rows = [asdict(row) for row in experiment.text.rows]

@@ -28,7 +28,7 @@ _SOURCES = {
     "ground_truth": "read from the reference masks",
     "none": "the model reads no text",
 }
-_MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED"}  # these know the annotation, so they are never ranked
+_MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED"}  # they use the annotation, so they are never ranked
 _EXAMPLES = 3  # class-wise prompts shown of each source
 
 
@@ -43,10 +43,10 @@ def write_report(
     history: Sequence[Mapping[str, Any]],
     further: Sequence[ReportSection] = (),
 ) -> None:
-    """Write report.html: one file that needs no network, made of run.json, the scores, prompts.jsonl and the log.
+    """Write report.html, one file that works offline, from run.json, the scores, prompts.jsonl and the log.
 
-    Results with prompts from the ground truth carry a red ORACLE badge. Raises RunError where the scores contradict
-    themselves.
+    Results with prompts from the ground truth carry a red ORACLE badge. Raises RunError if the scores contradict each
+    other.
     """
     trained = list(run.get("structures_in_training") or dict.fromkeys(row.structure for row in scores))
     present = dict.fromkeys(row.structure for row in scores if row.status != "absent")
@@ -99,7 +99,7 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
 
 
 def _charts(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the curves that the log has values for: the losses, the validation DSC and the learning rate."""
+    """Return the charts of the log: the losses, the validation DSC and the learning rate, if it has values for them."""
     losses = sorted({key for row in history for key in row if key.startswith("train_")})
     losses.sort(key=lambda key: key != "train_loss")
     best = run.get("best") or {}
@@ -122,7 +122,7 @@ def _charts(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _by_epoch(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return the mean of `key` in each epoch; a row of the log is blank where its key was not logged."""
+    """Return the mean of `key` in each epoch; a row of the log is empty for a key that was not logged."""
     values: dict[float, list[float]] = {}
     for row in history:
         epoch, value = _number(row.get("epoch")), _number(row.get(key))
@@ -162,7 +162,7 @@ def _prompts_by_source(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 
 def _fact_text(key: str, value: Any) -> str:
-    """Return one value of run.json as people read it: sizes in GiB, times in hours, counts with separators."""
+    """Return a value of run.json as text for readers: sizes in GiB, times in hours, counts with separators."""
     if value is None or value == "" or value in ({}, [], ()):
         return "–"
     if isinstance(value, int | float) and not isinstance(value, bool):
