@@ -52,8 +52,8 @@ class Ranking:
     """The ranks of M methods by one metric.
 
     `schemes` contains the ranks by each of SCHEMES. `distribution` [M, M] is the share of bootstrap draws of patients
-    in which method m had rank r + 1. `tau` is Kendall's tau between each two schemes. `stability` is the mean tau between
-    the ranking by means and the rankings of the draws. Values are NaN if all ranks are equal.
+    in which method m had rank r + 1. `tau` is Kendall's tau between each two schemes. `stability` is the mean tau
+    between the ranking by means and the rankings of the draws. Values are NaN if all ranks are equal.
     """
 
     metric: str

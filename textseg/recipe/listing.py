@@ -1,4 +1,4 @@
-"""Recipes that are installed: found by name, listed with what they need, and copied to be edited."""
+"""The installed recipes: search by name, the list with their requirements, and copies to edit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import write_atomically
 
 SUFFIXES = (".yaml", ".yml")
-_NEEDS = "Needs:"  # begins the line in a recipe's first comment that says what the recipe takes to run
+_NEEDS = "Needs:"  # begins the line with the requirements in the first comment of a recipe
 _NOT_SHOWN = (_NEEDS, "Base:")
 
 
 @dataclass(frozen=True)
 class InstalledRecipe:
-    """A recipe that came with textseg or with a plug-in; its name is that of its file."""
+    """A recipe of textseg or of a plug-in; its name is the name of its file."""
 
     name: str
     path: Path
     distribution: str
 
     def summary(self) -> RecipeSummary:
-        """Read from the file what the recipe is; its components are not imported. Raises RecipeError."""
+        """Read the summary of the recipe from its file, without an import of its components. Raises RecipeError."""
         import yaml
 
         try:
@@ -51,7 +51,7 @@ class InstalledRecipe:
 
 @dataclass(frozen=True)
 class RecipeSummary:
-    """A line of `textseg recipes`: the components of the model, the data set, what it takes to run, what it shows."""
+    """A line of `textseg recipes`: the components of the model, the data set, the requirements, and the purpose."""
 
     name: str
     method: str
@@ -63,7 +63,7 @@ class RecipeSummary:
 def installed_recipes(registry: Registry | None = None) -> list[InstalledRecipe]:
     """Return the recipes of textseg and of the plug-ins, those of textseg first, each folder before the folders in it.
 
-    Two recipes may bear one name: `recipe_file` then refuses the name.
+    If two recipes have the same name, `recipe_file` refuses it.
     """
     registry = installed_registry() if registry is None else registry
     return [
@@ -75,10 +75,10 @@ def installed_recipes(registry: Registry | None = None) -> list[InstalledRecipe]
 
 
 def recipe_file(path: Path, registry: Registry | None = None) -> Path:
-    """Return the file that a person means by a path or by the name of an installed recipe; a file that exists wins.
+    """Return the file of a recipe, given its path or the name of an installed recipe; an existing file is preferred.
 
-    A path that leads nowhere comes back as it is. Raises RecipeError for a name that no recipe has, and for one that
-    two have.
+    A path without a file is returned unchanged. Raises RecipeError for an unknown name, and for a name that two recipes
+    have.
     """
     if path.is_file() or path.name != str(path) or path.suffix in SUFFIXES:
         return path
@@ -86,7 +86,7 @@ def recipe_file(path: Path, registry: Registry | None = None) -> Path:
 
 
 def installed_recipe(name: str, registry: Registry | None = None) -> InstalledRecipe:
-    """Return the installed recipe of this name. Raises RecipeError where there is none, or more than one."""
+    """Return the installed recipe with this name. Raises RecipeError if no recipe or more than one has it."""
     recipes = installed_recipes(registry)
     named = [recipe for recipe in recipes if recipe.name == name]
     if len(named) > 1:
@@ -101,10 +101,10 @@ def installed_recipe(name: str, registry: Registry | None = None) -> InstalledRe
 
 
 def copy_recipe(name: str, folder: Path) -> list[Path]:
-    """Copy an installed recipe into a folder, to be edited, with the split file that it refers to.
+    """Copy an installed recipe into a folder for editing, together with its split file.
 
-    Returns the files, the recipe first. A split file goes into `folder`/splits, and the copy of the recipe names it
-    there. Nothing is overwritten: raises RecipeError where a file of that name exists, unless it is an equal split.
+    Returns the files, the recipe first. A split file is copied to `folder`/splits, and the copied recipe refers to that
+    copy. Nothing is overwritten: raises RecipeError if a file with that name exists, unless it is an equal split.
     """
     source = installed_recipe(name).path
     try:
@@ -113,7 +113,7 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
         for path, content in copies.items():
             if path.exists() and (path.suffix in SUFFIXES or path.read_text(encoding="utf-8") != content):
                 raise RecipeError(f"'{path}' exists already, and nothing is overwritten. Name another folder.")
-        for path, content in reversed(copies.items()):  # the recipe last: where it is, everything is
+        for path, content in reversed(copies.items()):  # the recipe last: if it exists, the copy is complete
             write_atomically(path, content)
     except OSError as error:
         raise RecipeError(f"'{source}' can't be copied to '{folder}': {error}. Name another folder.") from error
@@ -123,8 +123,8 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
 def _own_folder() -> Path:
     """Return the folder with the recipes of textseg.
 
-    A wheel holds them inside the package. A checkout and an editable install, which reads the checkout, have them in
-    `recipes` beside the package; there is no copy of them that could be older.
+    A wheel contains them inside the package. A checkout has them in `recipes` beside the package. An editable install
+    reads the checkout, so there is no second copy that could be older.
     """
     package = Path(__file__).parents[1]
     packaged = package / "recipes"
@@ -132,7 +132,7 @@ def _own_folder() -> Path:
 
 
 def _heading(text: str) -> Iterator[str]:
-    """Yield the lines of the comment that a recipe begins with."""
+    """Yield the lines of the comment at the top of a recipe."""
     for line in text.splitlines():
         if not line.startswith("#"):
             return
@@ -146,7 +146,7 @@ def _nearest(name: str, recipes: Sequence[InstalledRecipe]) -> str:
 
 
 def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
-    """Return a recipe's text, with its split file named where a copy has it, and that copy's path and content."""
+    """Return the text of a copied recipe, and the path and the content of the copied split file."""
     import yaml
 
     text = source.read_text(encoding="utf-8")

@@ -36,10 +36,10 @@ _KINDS: dict[KeyPath, str] = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
-    """Read a recipe, from a file or an installed one by its name, and put in `--set` values ("training.epochs=5").
+    """Read a recipe, given its file or the name of an installed recipe, and apply `--set` values ("training.epochs=5").
 
-    The file must be named like the recipe, or be the copy in a run folder, which is always called recipe.yaml.
-    Raises RecipeError with one line for each mistake, which names the line of the file, or the `--set` value.
+    The file must have the name of the recipe, or be the copy in a run folder, which is always called recipe.yaml.
+    Raises RecipeError with a line for each mistake, with the line number in the file, or with the `--set` value.
     """
     registry = installed_registry() if registry is None else registry
     path = recipe_file(path, registry)
@@ -52,21 +52,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
             unusable.append(f"--set {override}: {error}")
     mistakes = resolve(data)
     unresolved = {at for at, _ in mistakes}
-    for at, kind in _components(data):  # so that a run started under an old name can go on
+    for at, kind in _components(data):  # so that a run that was started under an old name can continue
         spec = at_path(data, at)
         spec["use"] = registry.current_name(kind, spec["use"])
 
     mistakes += [mistake for mistake in _cross_mistakes(data, path.stem) if mistake[0] not in unresolved]
     recipe: Recipe | None = None
     try:
-        # Strict JSON is what a text file can mean: a list may become a tuple, but "3" no number.
+        # Strict JSON allows what a text file can mean: a list may become a tuple, but "3" does not become a number.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
     for at, kind in _components(data):
         inside = _component_mistakes(at_path(data, at), kind, registry)
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
-    if path.stem != "recipe":  # a trained model is used also where the plug-in of its logger is missing
+    if path.stem != "recipe":  # a trained model is used even if the plug-in of its logger is missing
         mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
     if mistakes or unusable or recipe is None:
         raise RecipeError("\n".join([*places.report(mistakes), *unusable]))

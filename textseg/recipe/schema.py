@@ -32,7 +32,7 @@ class _Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave keys without a value out of a dump."""
+        """Remove keys without a value from a dump."""
         return {key: value for key, value in handler(self).items() if value is not None}
 
 
@@ -45,7 +45,7 @@ class ComponentSpec(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings as the recipe writes them; the registry gives them their types."""
+        """The settings as they are in the recipe; the registry converts them to their types."""
         return dict(self.model_extra or {})
 
 
@@ -65,7 +65,9 @@ class SplitSettings(_Section):
     file: Path | None = None
     validation: Share = 0.1  # of the training patients, for `official` and `folds`
     stratify: bool = False  # by sequences and visible levels, so that the parts resemble each other
-    seed: Annotated[int, Field(ge=0)] = 2025  # of its draws; not that of the run: repeats must divide alike
+    seed: Annotated[int, Field(ge=0)] = (
+        2025  # not the seed of the run: all its seeds have one split
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -112,7 +114,7 @@ class PreparationSettings(_Section):
 class AugmentationSettings(_Section):
     """The random distortions of training slices; the defaults distort nothing."""
 
-    distortion: Probability = 0.0  # probability, per slice, of what follows up to `elastic_pixels`
+    distortion: Probability = 0.0  # probability, per slice, of the settings from here to `elastic_pixels`
     rotation_degrees: NonNegative = 0.0
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0  # relative: 0.1 is 0.9 to 1.1
     translation: Probability = 0.0  # of the side
@@ -134,9 +136,9 @@ class PromptSettings(_Section):
     text_encoder: ComponentSpec
     training: Mapping[Literal["template", "interactive", "ground_truth"], Probability] = {"ground_truth": 1.0}
     evaluation: Source = "template"
-    template_position: bool = True  # whether the template says where in the stack a slice lies
-    interactive_error: Probability = 0.0  # that the simulated person has miscounted a volume by one level
-    predicted_threshold: Share = 0.5  # confidence from which a first pass has found a structure
+    template_position: bool = True  # True if the template states the position of a slice in the stack
+    interactive_error: Probability = 0.0  # that a simulated person miscounts a volume by one level
+    predicted_threshold: Share = 0.5  # confidence above which a first pass has found a structure
 
     @field_validator("training")
     @classmethod
@@ -215,13 +217,13 @@ class TrainingSettings(_Section):
     compile: bool = False
     initialize_from: str | None = None
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
-    patience: PositiveInt | None = None  # validations without a better one, after which the run is finished
+    patience: PositiveInt | None = None  # number of validations without improvement after which the run is finished
     overlay_every: PositiveInt | None = None  # epochs
-    loggers: tuple[str, ...] = ("tensorboard",)  # offered by the core and by plug-ins; this one is in the distribution
+    loggers: tuple[str, ...] = ("tensorboard",)  # offered by the core and by plug-ins; this one ships with textseg
 
 
 class EvaluationSettings(_Section):
-    """The metrics, and whether they are computed per slice or volume, in which grid, and in which unit."""
+    """The evaluation: metrics, per slice or per volume, their grid and their unit."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dsc", "jaccard", "hd95", "asd")
     per: Literal["volume", "slice"] = "volume"
@@ -237,7 +239,7 @@ class EvaluationSettings(_Section):
 
 
 class Recipe(_Section):
-    """One experiment."""
+    """A recipe: one experiment."""
 
     format: Literal[1]
     name: str

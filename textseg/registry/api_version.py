@@ -1,4 +1,4 @@
-"""The API version that a plug-in asks for, compared with those that this textseg has."""
+"""The API version that a plug-in requires, compared with the versions that this textseg supports."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point of the group "textseg"; `error` says why it is broken, or is None.
+    """An entry point of the group "textseg"; `error` is the reason why it is broken, or None.
 
-    `api` is the version of the programming interface that its distribution asks for, None where it does not say.
+    `api` is the API version that its distribution requires, or None if it names none.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Component:
-    """A builder under a kind and a name; `target` is the builder or says "module:name" where it lies.
+    """A builder with a kind and a name; `target` is the builder, or its location as "module:name".
 
-    An old name of a component has its new one in `now`, and in `until` the version of the distribution that drops it.
+    For an old name of a component, `now` is the new name, and `until` is the version that removes the old one.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Component:
 
     @property
     def dropped(self) -> bool:
-        """True from the version on that drops this old name."""
+        """True if the installed version no longer accepts this old name."""
         return self.until is not None and _numbers(self.version) >= _numbers(self.until)
 
     def load(self) -> Any:
@@ -112,7 +112,7 @@ class Component:
 
     @property
     def description(self) -> str:
-        """The first line of the builder's own docstring. Raises PluginError."""
+        """The first line of the docstring of the builder. Raises PluginError."""
         return (getattr(self.load(), "__doc__", None) or "").strip().partition("\n")[0].strip()
 
     def fetch(self, settings: Mapping[str, Any], progress: Progress) -> str | None:

@@ -79,9 +79,9 @@ class Register:
         self._add("network", name, builder)
 
     def renamed(self, kind: str, old: str, new: str, *, until: str) -> None:
-        """Let a component that is registered as `new` answer to its `old` name, too, with a line of warning.
+        """Accept the `old` name of a component that is registered as `new`, with a warning.
 
-        From the version `until` of the distribution on, the old name is an error that names the new one.
+        From version `until` of the distribution on, the old name is an error, and the message gives the new name.
         """
         registered = [component for component in self.components if (component.kind, component.name) == (kind, new)]
         if not registered:

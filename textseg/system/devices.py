@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-if TYPE_CHECKING:  # contracts.py stands on this file, and listing components must not import torch
+if TYPE_CHECKING:  # contracts.py imports this file, and listing components must not import torch
     import torch
 
 
 class Movable:
-    """A base class for dataclasses of tensors that move together; fields that are no tensors stay as they are."""
+    """A base class for dataclasses whose tensors move together between devices; other fields stay unchanged."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # the child has them
 

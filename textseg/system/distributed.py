@@ -23,10 +23,10 @@ def connect() -> None:
 
 
 def disconnect() -> None:
-    """Close the group after the last exchange: a thread of it that outlives Python may abort the process.
+    """Close the group after the last exchange: if a thread of the group outlives Python, the process may abort.
 
-    The last reference to the group goes last. Then torch waits for its threads without Python's lock, which they may
-    need to end.
+    The last reference to the group is deleted at the end. Then torch waits for the threads without holding Python's
+    lock, which they may need to end.
     """
     global _talk
     if _talk is not None:

@@ -1,4 +1,4 @@
-"""Verified downloads: a file under its final name is complete, and an interrupted download can go on."""
+"""Verified downloads: a file under its final name is complete, and an interrupted download can continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from textseg.errors import DataError
 if TYPE_CHECKING:
     from requests import Response
 
-Progress = Callable[[str, int, int | None], None]  # of which file, bytes done, bytes in all
+Progress = Callable[[str, int, int | None], None]  # name of the file, bytes done, bytes in total
 
 ATTEMPTS = 6  # in a row, without one more byte
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
@@ -29,7 +29,7 @@ PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses after 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file with its address and actual."""
+    """A published file with its address, size and checksum."""
 
     name: str
     url: str
@@ -44,9 +44,9 @@ class _BrokenOffError(Exception):
 def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda name, done, total: None) -> Path:
     """Return the path of the file in `folder`; download it if it is not there.
 
-    What arrives is kept as `.<name>.part` until it is whole, so that a killed download goes on where it stopped if the
-    server can do that, and begins anew if it can't. Raises DataError where the server doesn't give the file, gives
-    another one, or there is no room.
+    Received bytes are kept in `.<name>.part` until the file is complete. A download that was killed continues from
+    there if the server supports it, and otherwise starts again. Raises DataError if the server does not send the file,
+    if the file is a different one, or if the disk is full.
     """
     from filelock import FileLock, Timeout
 
@@ -77,7 +77,7 @@ def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda 
 def unpack_zip(
     path: Path, folder: Path, *, renamed: Callable[[PurePosixPath], str | None] = lambda member: str(member)
 ) -> list[Path]:
-    """Unpack an archive into `folder`: all of it or, where it is damaged or unsafe, nothing. Returns the files.
+    """Unpack an archive into `folder`, or nothing if it is damaged or unsafe; returns the files.
 
     `renamed` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
     the same content. Raises DataError.

@@ -34,11 +34,11 @@ class HubModel:
     Args:
         name: "owner/name" on the hub, or the path of a folder.
         revision: branch, tag or commit on the hub; the main branch where it is None.
-        pickled_weights: whether weights in PyTorch's older format will do where there are no safetensors.
-        remote_code: whether the model's own code is wanted, too.
-        by_folder: whether a recipe may name a folder instead.
-        what: how messages call it: "Text encoder".
-        error: the error that a person sees.
+        pickled_weights: True if weights in PyTorch's older format are accepted when there are no safetensors.
+        remote_code: True if the code of the model is fetched, too.
+        by_folder: True if a recipe may name a folder instead.
+        what: the name of the kind of model in messages: "Text encoder".
+        error: the type of error to raise.
 
     Raises `error` for a folder that holds no model, and for code of the hub that no commit pins.
     """
@@ -90,7 +90,7 @@ class HubModel:
 
     @property
     def place(self) -> str:
-        """Its folder among the configurations of a bundle."""
+        """The folder of the model among the configurations of a bundle."""
         return re.sub(r"\W", "-", self.name).strip("-")
 
     @property
@@ -99,7 +99,7 @@ class HubModel:
         return None if self.local else self.folder.name
 
     def weights(self) -> list[Path]:
-        """Its files of weights, safetensors where there are any. Raises `error`."""
+        """The files of the weights, safetensors if there are any. Raises `error`."""
         safe, pickled = (sorted(self.folder.glob(pattern)) for pattern in WEIGHTS)
         if files := safe or pickled:
             self._require_safe(files[0].name, f"{self.what} '{self.name}'")
@@ -109,7 +109,7 @@ class HubModel:
         )
 
     def load(self, kind: Any, config: Any, *, own: str | None = None) -> Any:
-        """A model of transformers with these weights, in float32, from this machine alone; random in a bundle.
+        """Return the model in float32, built by transformers from local files only; weights are random in a bundle.
 
         Args:
             kind: the class of the model.
@@ -147,7 +147,7 @@ class HubModel:
         return model
 
     def fetch(self, patterns: Sequence[str], *, weights: bool, progress: Progress) -> str:
-        """Bring the files that match, with weights where wanted; what is here already is not downloaded again.
+        """Download the matching files, with weights on request; files that exist are not downloaded again.
 
         Returns what is there now, with its commit. Raises `error`.
         """
@@ -241,7 +241,7 @@ def noting_models() -> Iterator[list[HubModel]]:
 
 @contextmanager
 def carried_configurations(folder: Path) -> Iterator[None]:
-    """Inside the block, read configurations from `folder` and leave weights random: a bundle holds them itself."""
+    """Read configurations from `folder` inside the block, and leave weights random, because a bundle contains them."""
     token = _CARRIED.set(folder)
     try:
         yield
@@ -250,13 +250,13 @@ def carried_configurations(folder: Path) -> Iterator[None]:
 
 
 def carried() -> bool:
-    """Return True while a bundle is opened: it holds the weights, so a builder reads none."""
+    """Return True while a bundle is opened: it contains the weights, so a builder must not read any."""
     return _CARRIED.get() is not None
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Inside the block, transformers shows no progress bars and no warnings about unused weights."""
+    """Hide the progress bars of transformers, and its warnings about unused weights, inside the block."""
     messages: Any = importlib.import_module("transformers").logging
     verbosity, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
     messages.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""Words that messages share: a count with its noun."""
 
 from __future__ import annotations
 

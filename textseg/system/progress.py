@@ -32,7 +32,7 @@ def counting(what: str, *, transient: bool = False) -> Iterator[Callable[[int, i
 
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Give a function that shows how many bytes of a file have arrived, of how many; a bar for each file."""
+    """Give a function that shows the received and total bytes of a file; each file has its own bar."""
     tasks: dict[str, progress.TaskID] = {}
     with _bar(progress.DownloadColumn(), progress.TransferSpeedColumn()) as bar:
 
