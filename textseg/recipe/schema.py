@@ -65,9 +65,7 @@ class SplitSettings(_Section):
     file: Path | None = None
     validation: Share = 0.1  # of the training patients, for `official` and `folds`
     stratify: bool = False  # by sequences and visible levels, so that the parts resemble each other
-    seed: Annotated[int, Field(ge=0)] = (
-        2025  # not the seed of the run: all its seeds have one split
-    )
+    seed: Annotated[int, Field(ge=0)] = 2025  # not the seed of the run: all its seeds have one split
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
