@@ -43,7 +43,7 @@ class Augmentation:
             if settings.flip in flips and generator.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
         image = self.change_intensity(generator, image)
-        # A stream of its own, so that these settings move no draw of those above.
+        # A separate stream: these settings do not change the draws of the settings above.
         return self.change_quality(randomness.image_quality(self.seed, epoch, slice_id), image), mask
 
     def of_batch(self, image: Tensor, mask: Tensor, keys: Sequence[int], *, epoch: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Literal
 Kind = Literal["slices", "text", "leftover"]
 
 CASE_FILES = ("case.json", "image.npy", "mask.npy")
-ABANDONED_SECONDS = 3600  # an unfinished entry that nobody has written to for so long is a killed process's
+ABANDONED_SECONDS = 3600  # an unfinished entry that has not changed for so long belongs to a killed process
 _NAMES: Mapping[Literal["slices", "text"], tuple[str, str]] = {  # of whole entries, and of unfinished ones
     "slices": (r"[0-9a-f]{32}", r"\.[0-9a-f]{32}\.[0-9a-f]{32}"),
     "text": (r"[0-9a-f]+\.safetensors", r"\.[0-9a-f]+\.safetensors\..*"),
@@ -41,7 +41,7 @@ def clean_cache(
 ) -> Sequence[CacheEntry]:
     """Remove all entries, those not used for some days, or only leftovers of killed processes; return what was removed.
 
-    A run that needs an entry makes it anew.
+    A run that needs a removed entry makes it again.
     """
     limit = time.time() - older_than_days * 86400 if older_than_days is not None else float("inf")
     removed = []

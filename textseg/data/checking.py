@@ -1,4 +1,4 @@
-"""Checks of a data set, case by case, before anything is trained on it."""
+"""Checks of a data set, case by case, before training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from textseg.system.messages import counted
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry, downward_axis
 
-FEW_VOXELS = 10  # a structure this small is more likely a slip of the pen
+FEW_VOXELS = 10  # a structure this small is probably a slip of the annotator
 UNLIKE = 3.0  # times the median spacing, or a third of it
 FEW_CASES = 16  # not worth the start of other processes
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong (`fault`: the case can't be used as it is) or suspicious (`doubt`), and what to do."""
+    """A fault (the case cannot be used as it is) or a doubt (something suspicious), with its remedy."""
 
     case: str | None  # None: the data set as a whole
     severity: Literal["fault", "doubt"]
@@ -44,7 +44,7 @@ class CaseCheck:
 
     case: str
     findings: tuple[Finding, ...]
-    file: str = ""  # hashes of the image: of its bytes, of its voxels
+    file: str = ""  # hashes of the bytes and of the voxels of the image
     voxels: str = ""
     spacing_mm: tuple[float, ...] = ()
     values: Mapping[int, int] = field(default_factory=dict)  # voxels of each value of the mask
@@ -87,12 +87,12 @@ def check_dataset(
     """Check every case, and then the cases against each other.
 
     Args:
-        dataset: its `cases()` are checked, with the doubts of the reader itself.
-        split: patients of each part, to be checked against each other; the official ones are checked anyway.
-        progress: called with the number of checked cases and of all.
+        dataset: the reader whose `cases()` are checked; its own doubts are included.
+        split: the patients of each part; no patient may be in two parts. The official split is always checked.
+        progress: a function that gets the number of checked cases and of all cases.
 
     Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
-    this under `if __name__ == "__main__":`. Raises DataError where the reader finds no cases at all.
+    this under `if __name__ == "__main__":`. Raises DataError if the reader finds no cases.
     """
     cases = dataset.cases()
     tasks = [(case, _label_map(dataset, case), dataset.atlas) for case in cases]
@@ -112,7 +112,7 @@ def check_dataset(
 
 
 def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck:
-    """Check one case; `label_map` is a message where the reader has none for it."""
+    """Check one case; `label_map` is an error message if the reader has no label map for it."""
     if isinstance(label_map, str):
         return CaseCheck(case.id, (Finding(case.id, "fault", label_map, "mend what it names"),))
     try:
@@ -167,7 +167,7 @@ def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[Cas
 
 
 def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
-    """Give each difference between the geometries of mask and image, with the command that mends it."""
+    """Yield each difference between the geometries of mask and image, with the command that solves it."""
     path, mended = str(case.mask_path), f"mended_{Path(str(case.mask_path)).name}"
     resized = image.size != mask.size
     step = "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)" if resized else "m.CopyInformation(i)"
@@ -201,7 +201,7 @@ def _structures(
 
 
 def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[Finding]:
-    """Give levels that are missing between others of their group, and neighbours in the wrong order.
+    """Yield levels that are missing between others of their group, and neighbours in the wrong order.
 
     Groups are checked one by one. A vertebra's centroid may lie below that of the disc under it because of its
     posterior elements, and the uppermost vertebra may appear without that disc because its spinous process hangs down.
@@ -222,7 +222,7 @@ def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[F
 
 
 def _duplicates(cases: Sequence[Case], checks: Sequence[CaseCheck]) -> Iterator[Finding]:
-    """Give cases of the same name and equal images, which could stand in two parts of a split."""
+    """Yield cases with the same name and cases with equal images, which could be in two parts of a split."""
     for case_id, count in Counter(case.id for case in cases).items():
         if count > 1:
             yield Finding(case_id, "fault", f"{count} cases have this name", "give each series a name of its own")
@@ -240,7 +240,7 @@ def _duplicates(cases: Sequence[Case], checks: Sequence[CaseCheck]) -> Iterator[
 
 
 def _unlike(checks: Sequence[CaseCheck]) -> Iterator[Finding]:
-    """Give cases whose spacing is far from that of the others."""
+    """Yield cases whose spacing differs much from the median spacing."""
     known = [check for check in checks if check.spacing_mm]
     if len(known) < 3:
         return
@@ -253,7 +253,7 @@ def _unlike(checks: Sequence[CaseCheck]) -> Iterator[Finding]:
 
 
 def _overlaps(dataset: Dataset, split: Mapping[str, Sequence[str]] | None) -> Iterator[Finding]:
-    """Give patients in two parts of a split."""
+    """Yield patients in two parts of a split."""
     remedy = "give each patient one side"
     try:
         official = dataset.official_split()

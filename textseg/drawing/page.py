@@ -1,4 +1,4 @@
-"""Pages made of templates: each is one HTML file that needs no network, with its styles and its script inside."""
+"""Pages from templates: each is one HTML file that works offline, with its styles and its script inside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def breakable(name: str) -> Markup:
 
 
 def png_address(png: bytes) -> Markup:
-    """Return the value of `src` of an image that stands in the page itself."""
+    """Return the value of `src` for an image that is part of the page."""
     return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
 
 
@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _source(name: str) -> Markup:
-    """Return a style sheet or a script as it stands, since a browser reads no entities in them."""
+    """Return a style sheet or a script unescaped, because browsers decode no entities in them."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 

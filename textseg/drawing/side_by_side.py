@@ -18,7 +18,7 @@ from textseg.volumes.labels import fullest_slice
 
 @dataclass(frozen=True)
 class SharedSlice:
-    """One slice, its annotation, and what each method predicted in it."""
+    """A slice with its annotation and the prediction of each method."""
 
     case: str
     index: int  # 0-based

@@ -1,6 +1,6 @@
-"""Mean probabilities over several models, and over views of a volume: moved, scaled, darker or brighter a little.
+"""Mean probabilities over several models, and over views of a volume: slightly moved, scaled, darker or brighter.
 
-Nothing is mirrored: left and right, up and down differ in a patient, and names go by them.
+No view is mirrored: the names of structures depend on left and right, and on up and down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GAMMA = 0.2  # the logarithm of the exponent, both ways
 
 @dataclass(frozen=True)
 class View:
-    """A volume as it is, or changed in one way that can be undone in the probabilities that a model gives."""
+    """A change of a volume that can be undone in the probabilities of a model, or no change."""
 
     rows: int = 0  # by which the picture moves down
     columns: int = 0  # to the right
@@ -32,7 +32,7 @@ class View:
     exponent: float = 1.0
 
     def show(self, image: Tensor) -> Tensor:
-        """Change an image [S, H, W]; what comes from outside is as dark as the darkest pixel."""
+        """Return the changed image [S, H, W]; pixels from outside are as dark as the darkest pixel."""
         low, high = image.amin(), image.amax()
         span = (high - low).clamp(min=1e-6)
         if self.exponent != 1:
@@ -40,7 +40,7 @@ class View:
         return self._moved((image - low)[None], self.zoom, 1)[0] + low
 
     def undo(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Move maps [1, K, H, W] back to the volume; also give where the view showed it: 1 or 0, [1, 1, H, W]."""
+        """Return maps [1, K, H, W] moved back, and [1, 1, H, W] with 1 where the view showed the volume, else 0."""
         shown = torch.ones_like(maps[:, :1])
         back, shown = (self._moved(planes, 1 / self.zoom, -1) for planes in (maps, shown))
         return back, (shown > 0.999).to(maps.dtype)
@@ -59,7 +59,7 @@ class View:
 
 
 def views(changes: Sequence[Change], size: tuple[int, int]) -> list[View]:
-    """Return the view without a change, then those of each of `changes`, for slices of `size` (H, W)."""
+    """Return the view without a change, then the views of each of `changes`, for slices of `size` (H, W)."""
     # An odd number of pixels: moved by a multiple of its strides, a convolution would give the same once more.
     rows, columns = (round(SHIFT * side) | 1 for side in size)
     changed = {

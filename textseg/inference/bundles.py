@@ -28,15 +28,15 @@ from textseg.volumes.files import file_hash
 FORMAT = 1
 MANIFEST, WEIGHTS, ONNX = "bundle.json", "weights.safetensors", "network.onnx"
 HUB = "hub"  # the configurations that the network is built from
-SEAL = "sha256"  # the last key of a manifest: the hash of all before it
+SEAL = "sha256"  # the last key of a manifest: the hash of all keys before it
 NO_ONNX = "'{}' holds no ONNX network for {}. Make one: textseg export RUN --to onnx --output DIR."
 
 
 def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) -> TrainedModel:
     """Open the model of a bundle. Nothing is unpickled, and no text encoder is needed.
 
-    `engine` runs the network of a bundle that has it as ONNX. Raises RunError where a file is missing or is not the one
-    that was exported, PluginError where a plug-in that the model needs is missing.
+    `engine` runs the network of a bundle that has it as ONNX. Raises RunError if a file is missing or differs from the
+    exported file, and PluginError if a plug-in that the model needs is missing.
     """
     manifest = check_bundle(path)
     registry = installed_registry()

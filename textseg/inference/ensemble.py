@@ -15,7 +15,7 @@ from textseg.runs.task_record import TaskRecord
 
 @dataclass(frozen=True)
 class Ensemble(Predictor):
-    """A model whose probabilities are the mean of those of its members.
+    """A model whose probabilities are the mean of the probabilities of its members.
 
     Each member reads the text that its own prompt generator writes.
     """
@@ -29,8 +29,8 @@ class Ensemble(Predictor):
     def of(cls, named: Sequence[tuple[str, TrainedModel]]) -> Ensemble:
         """Join models, each with the path or name that messages use for it.
 
-        Raises RunError where two hold the same weights, or differ in the structures that they name or in how they
-        prepare a volume.
+        Raises RunError if two models have the same weights, or differ in their structures or in the preparation of a
+        volume.
         """
         (first_name, first), *others = named
         known = {first.fingerprint: first_name}
@@ -54,7 +54,7 @@ class Ensemble(Predictor):
 
     @property
     def models(self) -> tuple[TrainedModel, ...]:
-        """Its members."""
+        """The members of the ensemble."""
         return self.members
 
 
@@ -69,7 +69,7 @@ def _joined(records: Sequence[TaskRecord]) -> TaskRecord:
 
 
 def _differences(first: TrainedModel, second: TrainedModel) -> list[str]:
-    """Return, in words, what keeps two models from being averaged."""
+    """Return the reasons, as text, why two models cannot be averaged."""
     differences = []
     atlas, other_atlas = first.atlas, second.atlas
     for attribute in ("name", "plane", "sequence"):

@@ -96,9 +96,9 @@ def name_of(volume: Input) -> str:
 
 
 def find_inputs(names: Sequence[str]) -> list[Input]:
-    """Find the volumes that a person named: files, folders, and patterns such as "scans/*.mha".
+    """Find the volumes that arguments name: files, folders, and patterns such as "scans/*.mha".
 
-    DICOM files are put together to their series. Raises DataError for a name that stands for nothing.
+    DICOM files are put together to their series. Raises DataError for an argument without a volume.
     """
     files: dict[Path, Path] = {}
     for name in names:
@@ -258,12 +258,12 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
 
 
 def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
-    """Return what the prompts stated about a volume, and where that came from."""
+    """Return the statement of the prompts on a volume, and its source."""
     return {"source": visibility.source, "visible": statement(atlas, visibility.visible)}
 
 
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
-    """Return everything that determines a mask: the same values would give the same mask."""
+    """Return all facts that determine a mask: equal facts give an equal mask."""
     prompts = job.visible or settings.prompts or (model.default_prompts if model.reads_text else "none")
     members = model.members if isinstance(model, Ensemble) else ()
     return {

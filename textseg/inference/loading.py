@@ -27,8 +27,8 @@ def load(
     """Load the trained model of a run folder or a bundle; several paths give an ensemble.
 
     `device` is the GPU where there is one; `engine` runs a bundle whose network is ONNX. Raises RunError for a path
-    that is neither, whose weights don't fit, or that can't be in one ensemble with the first, and PluginError where a
-    plug-in is missing.
+    that is neither, whose weights do not fit, or that cannot be in an ensemble with the first path. Raises PluginError
+    if a plug-in is missing.
     """
     models = [(str(source), load_model(source, device=device, engine=engine)) for source in (path, *others)]
     return Ensemble.of(models) if others else models[0][1]

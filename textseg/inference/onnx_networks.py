@@ -1,4 +1,4 @@
-"""A network out of an ONNX file, run by ONNX Runtime or OpenVINO in place of torch."""
+"""A network from an ONNX file, which ONNX Runtime or OpenVINO runs instead of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model in use: a volume in, a mask of named structures out, in the geometry of its file."""
+"""Prediction with trained models: a volume gives a mask of named structures, in the geometry of its file."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Named = str | tuple[str, str] | list[str]
 class Predictor(ABC):
     """A model that segments volumes: one trained model, or several as an ensemble.
 
-    Calling it segments one volume. It never sees an annotation: its prompts state the template, what a person names,
-    or what its own first pass finds.
+    Calling it segments one volume. It reads no annotation: its prompts state the template, the structures that a
+    person names, or the structures that a first pass of the model finds.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Predictor(ABC):
 
     @property
     def task(self) -> Task:
-        """The task that it was built for."""
+        """The task of the model."""
         return self.record.task
 
     @property
     def atlas(self) -> Atlas:
-        """The structures that it knows."""
+        """The atlas of the structures that the model segments."""
         return self.task.atlas
 
     @property
@@ -66,7 +66,7 @@ class Predictor(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """True if prompts reach at least one of its models."""
+        """True if at least one of the models reads text."""
         return bool(self.readers)
 
     @property
@@ -153,7 +153,7 @@ class Predictor(ABC):
         return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
 
     def visibility_of(self, visible: Named) -> Visibility:
-        """Return what a person means by `visible`; raises PromptError for names that the atlas does not have."""
+        """Return the visibility that `visible` states; raises PromptError for names that the atlas does not have."""
         self._require_reader()
         return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
 
@@ -162,7 +162,7 @@ class Predictor(ABC):
             raise PromptError(_READS_NO_TEXT.format(self.name))
 
     def remarks_on(self, volume: Volume, prepared: PreparedVolume, content: str | None) -> tuple[str, ...]:
-        """Return sentences about what makes a mask of this volume doubtful; `content` is the hash of its file."""
+        """Return sentences on reasons to doubt a mask of this volume; `content` is the hash of its file."""
         known_case = self.record.seen.get(content or "")
         known = f"it is the {known_case} of this model, so its mask says nothing about new scans"
         return (*([known] if known_case else ()), *outside_domain(self.task, volume, prepared.intensities))

@@ -37,12 +37,12 @@ def predict_case(
     """Segment every slice of one case.
 
     Args:
-        segmenter: in evaluation mode, on `device`.
+        segmenter: the model in evaluation mode, on `device`.
         prepared: the case.
-        stack: its slices, with their prompts.
-        device: where to compute.
-        batch_size: slices at a time; all at once for a model that reads whole volumes.
-        native: also at the file's own size.
+        stack: the slices of the case, with their prompts.
+        device: the device to compute on.
+        batch_size: the number of slices at a time; a model that reads whole volumes gets all slices.
+        native: True to return label maps also at the size of the file.
     """
     small: list[Tensor] = []
     large: list[Tensor] = []
@@ -54,7 +54,7 @@ def predict_case(
 
 
 def slice_logits(segmenter: Segmenter, stack: SliceStack, *, device: torch.device, batch_size: int) -> Iterator[Tensor]:
-    """Give the logits [B, K, H, W] of the slices in order, `batch_size` at a time, on `device`."""
+    """Yield the logits [B, K, H, W] of the slices in order, `batch_size` at a time, on `device`."""
     for output in slice_outputs(segmenter, stack, device=device, batch_size=batch_size):
         yield output.logits.float()
 
@@ -62,12 +62,12 @@ def slice_logits(segmenter: Segmenter, stack: SliceStack, *, device: torch.devic
 def slice_outputs(
     segmenter: Segmenter, stack: SliceStack, *, device: torch.device, batch_size: int
 ) -> Iterator[SegmenterOutput]:
-    """Give what a network computes for the slices in order, `batch_size` at a time, on `device`.
+    """Yield the output of a network for the slices in order, `batch_size` at a time, on `device`.
 
     A network that reads whole volumes gets all slices at once.
     """
     size = len(stack.image) if segmenter.batching == "volume" else batch_size
     for image, text in stack.batches(size):
-        with torch.no_grad():  # inference mode would spoil what a network keeps of it for the next training step
+        with torch.no_grad():  # a network may keep tensors, and training cannot use those of inference mode
             output: SegmenterOutput = segmenter(image.to(device), None if text is None else text.to(device))
         yield output

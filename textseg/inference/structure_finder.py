@@ -20,7 +20,7 @@ from textseg.runs.experiment import Experiment
 from textseg.system.files import write_atomically
 from textseg.text.visibility import ground_truth_visibility, predicted_visibilities, statement
 
-SMALL = 0.25  # of the usual size in its group: below it, a finding counts in proportion to its size
+SMALL = 0.25  # share of the usual size in its group, below which confidence is reduced in proportion to size
 
 
 def prompted_slices(
@@ -28,7 +28,7 @@ def prompted_slices(
 ) -> tuple[SliceStack, Visibility | None]:
     """Return the slices of a case with the prompts of a source, and the visibility that these state.
 
-    The visibility is None without text, and where it differs from slice to slice. `segmenter` is in evaluation mode.
+    The visibility is None without text, and if it differs between slices. `segmenter` is in evaluation mode.
     """
     if source is None or experiment.text is None:
         return experiment.slices(prepared, None), None
@@ -57,7 +57,7 @@ def find_structures(logits: Iterable[Tensor], atlas: Atlas) -> dict[str, float]:
 
 
 class StructureFinder:
-    """Collector of the confidence in each structure, from one batch of slices after the other."""
+    """The confidence of a model in each structure, computed from one batch of slices after another."""
 
     def __init__(self, atlas: Atlas) -> None:
         self.atlas = atlas
@@ -97,8 +97,9 @@ def predicted_visibility(
 ) -> Visibility:
     """Return the visibility that agrees most with the confidence of a first pass.
 
-    In an ordered atlas that is the stretch with the greatest sum of (confidence - threshold): a gap between sure
-    structures is bridged, a doubtful end left off. If nothing is found, it names everything, as the template does.
+    In an ordered atlas this is the part of the sequence with the greatest sum of (confidence - threshold). It includes
+    a gap between certain structures, and leaves out an uncertain end. If no structure is found, it names every
+    structure, like the template.
     """
     margin = {name: confidence[name] - threshold for name in (atlas.sequence or atlas.names)}
     best, agreement = atlas.names, 0.0

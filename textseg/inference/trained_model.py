@@ -25,14 +25,14 @@ from textseg.system.files import cache_folder
 from textseg.text.embeddings import TextTable, build_text_table
 from textseg.text.slice_text import SliceText, volume_prompts
 
-AT_ONCE = 16  # slices on a GPU: more keep it no busier
+AT_ONCE = 16  # slices at a time on a GPU; more do not make it faster
 
 Texts = Callable[[Sequence[str]], TextTable]
 
 
 @dataclass(frozen=True)
 class TrainedModel(Predictor):
-    """A model with its weights and all that it needs to segment a volume; made by `load`."""
+    """A model with its weights and everything that it needs to segment a volume; `load` creates it."""
 
     name: str
     fingerprint: str
@@ -45,12 +45,12 @@ class TrainedModel(Predictor):
 
     @property
     def models(self) -> tuple[TrainedModel]:
-        """The model itself."""
+        """A tuple with this model only."""
         return (self,)
 
     @cached_property
     def slices_at_once(self) -> int:
-        """The number that fits into half of a GPU's free memory, at most `AT_ONCE`; 1 on a CPU, which gains nothing."""
+        """The number of slices that fit into half of the free memory of a GPU, at most `AT_ONCE`; 1 on a CPU."""
         if self.device.type != "cuda" or self.engine != "torch" or self.segmenter.batching == "volume":
             return 1
         needed = max(1, memory_of_a_slice(self.segmenter, self.task, self.device))

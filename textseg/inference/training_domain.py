@@ -14,7 +14,7 @@ MEDIAN_BEYOND = 0.15  # of the range of intensities, by which a median may lie o
 
 
 def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:
-    """Return, in words, where a volume lies outside the range of the training: spacing, field of view, intensities.
+    """Return sentences on a volume outside the range of the training: spacing, field of view, intensities.
 
     `intensities` are percentiles of the volume from low to high, as `textseg.data.slice_geometry` takes them. Their
     unit means nothing in MRI, so what is compared is where the median lies between the lowest and the highest.

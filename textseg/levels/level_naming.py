@@ -37,7 +37,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class LevelNaming:
-    """Measures of how well the structures of one volume were named.
+    """The naming errors of the structures of one volume.
 
     `shift` is the number of levels, downwards positive, by which most matched structures of the row are off.
     `names` holds (reference, prediction) of every match. `dsc` and `dsc_without_names` are means over the structures of

@@ -1,4 +1,4 @@
-"""Level order: pieces of a segmentation are renamed where their names contradict the order of the atlas."""
+"""Level order: pieces of a segmentation are renamed if their names contradict the order of the atlas."""
 
 from __future__ import annotations
 

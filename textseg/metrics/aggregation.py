@@ -1,4 +1,4 @@
-"""From scores to means: the treatment of a miss, the scope of a mean, and the number of values in it.
+"""Means of scores: the treatment of a miss, the scope of a mean, and the number of its values.
 
 Scores of R runs at N places (case, slice, structure) are arrays [R, N]; a method is one run or several repeats: rows of
 these arrays. All means come from sums and counts [P, S] over patients and structures, as `textseg.metrics.statistics`

@@ -23,7 +23,7 @@ Mark = Literal["", "simulated", "oracle"]  # set if the prompts of scores used t
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one metric, for one structure in one volume or slice."""
+    """A value of a metric, for one structure in one volume or slice."""
 
     case: str
     patient: str
@@ -39,7 +39,7 @@ class Score:
 
     @property
     def place(self) -> tuple[str, int | None, str]:
-        """The scored place: case, slice, structure."""
+        """The case, the slice and the structure of the score."""
         return self.case, self.slice, self.structure
 
 
@@ -65,7 +65,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means of a table of scores; metrics stand in the order of their first row."""
+    """Means of a table of scores; metrics are in the order of their first row."""
 
     per_structure: Mapping[tuple[str, str], Mean]  # (structure, metric)
     overall: Mapping[str, Mean]  # metric -> macro mean over structures

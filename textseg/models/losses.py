@@ -47,11 +47,11 @@ class SegmentationLoss(nn.Module):
         self.focal_gamma = focal_gamma
 
     def forward(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Logits [B, K, H, W], mask [B, H, W] -> the weighted terms by name, scalars in float32."""
+        """Return the weighted terms by name, scalars in float32, for logits [B, K, H, W] and a mask [B, H, W]."""
         terms = {
             "dice": lambda: dice_loss(logits, mask),
             "focal": lambda: focal_loss(logits, mask, self.focal_gamma),
-            # The mean is a call of its own: inside F.cross_entropy it has no deterministic form on CUDA.
+            # The mean is a separate call: inside F.cross_entropy it has no deterministic form on CUDA.
             "cross_entropy": lambda: F.cross_entropy(logits.float(), mask, reduction="none").mean(),
         }
         return {name: weight * terms[name]() for name, weight in self.weights.items() if weight}

@@ -1,4 +1,4 @@
-"""One interface for whole networks and for networks of a vision encoder and a fusion."""
+"""A common interface for whole networks and for networks made of a vision encoder and a fusion."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TextGuidedNetwork(nn.Module):
         self.size_multiple = vision_encoder.size_multiple
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        """[B, C, H, W], text -> logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError without text."""
+        """Return logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError without text."""
         if text is None:
             raise ValueError("A text-guided network needs text features.")
         image_features = self.vision_encoder(image)
@@ -73,7 +73,7 @@ class Segmenter(nn.Module):
 
     @property
     def uses_text(self) -> bool:
-        """True where the network reads text."""
+        """True if the network reads text."""
         return self.network.uses_text
 
     @property
@@ -94,7 +94,7 @@ class Segmenter(nn.Module):
         return part.stages if part is not None else {}
 
     def part_with(self, protocol: type[Member]) -> Member | None:
-        """Return the network, or else its fusion, where it has the optional members of a protocol of `contracts`."""
+        """Return the network, or else its fusion, if it has the members of an optional Protocol of `contracts`."""
         parts: list[Any] = [self.network]
         if isinstance(self.network, TextGuidedNetwork):
             parts.append(self.network.fusion)
@@ -116,7 +116,7 @@ class Segmenter(nn.Module):
         return tuple(dict.fromkeys(names))
 
     def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
-        """[B, C, H, W], text -> output with logits [B, K, H, W]."""
+        """Return the output for an image [B, C, H, W] and text, with logits [B, K, H, W]."""
         height, width = image.shape[-2:]
         multiple = self.network.size_multiple
         padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))
@@ -128,7 +128,7 @@ class Segmenter(nn.Module):
 
 
 def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Remove from a state that is about to be saved what is read from elsewhere, and add its fingerprint."""
+    """Remove the parameters that are read from elsewhere from a state before it is saved, and add their fingerprint."""
     for name in segmenter.read_elsewhere:
         if segmenter.get_parameter(name).requires_grad:
             raise PluginError(
@@ -141,7 +141,7 @@ def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: obj
 
 
 def _put_back(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Add to a state that is about to be loaded what is read from elsewhere, and check its fingerprint."""
+    """Add the parameters that are read from elsewhere to a state before it is loaded, and check their fingerprint."""
     if not segmenter.read_elsewhere:
         return
     fingerprint = state.pop(prefix + FROZEN, None)

@@ -11,7 +11,7 @@ from textseg.system.messages import counted
 
 @dataclass(frozen=True)
 class Stage:
-    """A range of epochs, counted from 0; its name is empty where a network has no stages."""
+    """A range of epochs, counted from 0; its name is empty if the network has no stages."""
 
     name: str
     first: int

@@ -133,7 +133,7 @@ class Registry:
         broken = [f"{plugin.origin} is broken and left out: {plugin.error}." for plugin in self.plugins if plugin.error]
         return broken + list(self._collisions.values())
 
-    def tell(self, hook: str, run: Run) -> None:
+    def notify(self, hook: str, run: Run) -> None:
         """Call a hook about a run in every plug-in; one that raises becomes a line on stderr."""
         self._answers(hook, lambda _: None, run=run)
 

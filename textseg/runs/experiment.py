@@ -1,4 +1,4 @@
-"""An experiment: data, text, model and losses, built from a recipe. Nothing else connects them."""
+"""An experiment: data, text, model and losses, built from a recipe. Only this file connects them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Experiment:
 
     @property
     def record(self) -> TaskRecord:
-        """The facts that a trained model needs where the data set is absent."""
+        """The facts that a trained model needs when its data set is absent."""
         parts = {"validation": "validation", "train": "training"}
         seen = {case.image_hash: f"{parts[part]} case {case.case.id}" for part in parts for case in self.cases[part]}
         return TaskRecord(self.task, seen)
@@ -74,11 +74,11 @@ class Experiment:
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
 
     def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
-        """Return the run of this experiment in a folder, as hooks see it."""
+        """Return the `Run` of this experiment in a folder, for hooks."""
         return Run(folder, self.recipe.model_dump(mode="json"), record)
 
     def training_slices(self) -> Slices:
-        """Return the training slices with the prompt sources of the recipe, distorted unless the device does that."""
+        """Return the training slices with the prompts of the recipe; augmented, unless the device augments them."""
         recipe, cases, mixture = self.recipe, self.cases["train"], _mixture(self.recipe)
         by_workers = recipe.augmentation.on == "workers"
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if by_workers else None
@@ -90,7 +90,7 @@ class Experiment:
         return SliceStack(prepared.image, self.text.of([prepared], [source]) if source and self.text else None)
 
     def slices_stating(self, prepared: PreparedCase, visibility: Visibility) -> SliceStack:
-        """Return the slices of one case without distortion, with prompts that say `visibility`."""
+        """Return the slices of one case without distortion, with prompts that state `visibility`."""
         assert self.text is not None
         return SliceStack(prepared.image, self.text.stating(prepared, visibility))
 
@@ -115,7 +115,7 @@ class Experiment:
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
     def hashes(self) -> dict[str, str | None]:
-        """Return hashes of everything that two comparable runs, and the parts of a resumed run, have in common."""
+        """Return the hashes that must be equal in comparable runs, and in the parts of a resumed run."""
         keys = sorted(case.key for part in PARTS for case in self.cases[part])
         return {
             "data": content_hash(keys),
@@ -141,11 +141,11 @@ def build(
             without it the person is simulated.
         progress: called with the number of prepared cases and of all cases.
 
-    Raises a TextsegError, before anything is prepared where that is possible, for a recipe whose parts don't go
-    together, and for data that are missing or damaged.
+    Raises a TextsegError, if possible before the preparation, for a recipe whose parts do not fit together, and for
+    missing or damaged data.
     """
     registry = installed_registry()
-    # 1. Parts that don't go together, before hours of preparation.
+    # 1. Check that the parts of the recipe fit together, before hours of preparation.
     _check_parts(recipe, registry)
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
@@ -168,7 +168,7 @@ def build(
 
 
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
-    """Raise RecipeError for what is wrong with the parts of a recipe and can be known without data."""
+    """Raise RecipeError for mistakes in the parts of a recipe that can be detected without data."""
     losses = [loss.use for loss in recipe.auxiliary_losses]
     if twice := sorted({name for name in losses if losses.count(name) > 1}):
         raise RecipeError(f"auxiliary_losses: {', '.join(twice)} stands there more than once. Keep one of each.")
@@ -177,14 +177,14 @@ def _check_parts(recipe: Recipe, registry: Registry) -> None:
     if losses:
         raise RecipeError(_NO_FEATURES.format(losses[0]))
     uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
-    if isinstance(uses_text, bool):  # else only the built network knows; see `build_segmenter`
+    if isinstance(uses_text, bool):  # otherwise only the built network knows it; see `build_segmenter`
         _check_text(recipe, uses_text=uses_text)
 
 
 def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
-    """Return the cases with a mask that the recipe does not leave out; raises DataError for none, and for unclear ones.
+    """Return the cases with a mask that the recipe does not leave out; raises DataError for no case or ambiguous cases.
 
-    Without these checks the mistake would appear when the training is over, or as a crash inside it.
+    Without these checks, the mistake would appear after the training, or as a crash inside it.
     """
     name, cases = recipe.dataset.use, dataset.cases()
     known = [case.id for case in cases]
@@ -212,14 +212,14 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
 def _prepare_and_split(
     recipe: Recipe, dataset: Dataset, cases: Sequence[Case], progress: Progress
 ) -> tuple[Split, dict[str, list[PreparedCase]]]:
-    """Return the split, and the prepared cases of each part; cases of no part are prepared only where it must be."""
+    """Return the split and the prepared cases of each part; other cases are prepared only for a stratified split."""
     atlas, patients = dataset.atlas, [case.patient for case in cases]
 
     def stored(some: Sequence[Case]) -> list[PreparedCase]:
         cache = cache_folder()
         return prepare(some, dataset.label_map, recipe.preparation, cache, plane=atlas.plane, progress=progress)
 
-    if recipe.split.stratify:  # by what the masks show, so all of them are prepared first
+    if recipe.split.stratify:  # strata depend on the masks, so all cases are prepared first
         prepared = stored(cases)
         split = make_split(recipe.split, patients, dataset.official_split(), _strata(prepared, atlas))
     else:
@@ -230,7 +230,7 @@ def _prepare_and_split(
 
 
 def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:
-    """Return the stratum of each patient: the sequences of its series, and the first and last level that they show."""
+    """Return the stratum of each patient: the sequences of its series, and their first and last visible level."""
     patients: dict[str, list[PreparedCase]] = {}
     for case in cases:
         patients.setdefault(case.case.patient, []).append(case)
@@ -285,7 +285,7 @@ def _mixture(recipe: Recipe) -> dict[Source, float]:
 
 
 def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
-    """Return facts of the training cases, for networks that plan themselves and for the check of unlike volumes."""
+    """Return facts of the training cases, for networks with a plan and for the check of the training domain."""
     return {
         "native_sizes": [(case.slice_count, *case.slice_geometry.native_size) for case in cases],
         "native_spacings_mm": [case.native_spacing_mm for case in cases],
@@ -302,7 +302,7 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
         _check_text(recipe, uses_text=network.uses_text)
         return Segmenter(network)
     assert model.vision_encoder is not None
-    assert model.fusion is not None  # the schema asks for both or neither
+    assert model.fusion is not None  # the schema requires both or neither
     encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
     fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
     return Segmenter(TextGuidedNetwork(task, encoder, fusion))

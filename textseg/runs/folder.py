@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock, and the record of where the run came from."""
+"""The folder of a run: its files, its lock, and the record of its origin."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class RunFolder:
 
     @property
     def trained_in(self) -> RunFolder:
-        """The run with the weights of these scores: for a folder in `evaluations`, the run above it."""
+        """The run whose weights have these scores; for a folder in `evaluations`, the run above it."""
         return RunFolder(self.path.parent.parent) if self.path.parent.name == "evaluations" else self
 
     @property
     def is_repeat(self) -> bool:
-        """True if the folder is named like a seed, or a fold of a seed, below runs/<name>."""
+        """True if the name of the folder is that of a seed, or of a fold of a seed."""
         return _SEED_FOLDER.fullmatch(self.path.name) is not None
 
     def checkpoint(self, name: str) -> Path:

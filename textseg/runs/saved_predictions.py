@@ -102,7 +102,7 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
     again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        plane = content.get("plane", "sagittal")  # the only plane when an index did not name it
+        plane = content.get("plane", "sagittal")  # old files without this key are sagittal
         if plane not in get_args(Plane):
             raise ValueError(f"no plane is called {plane!r}")
         cases = {

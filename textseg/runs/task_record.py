@@ -1,4 +1,4 @@
-"""The file task.json: the task of a trained model, so that it segments volumes where its data set is absent."""
+"""The file task.json: the task of a trained model. With it, prediction does not need the data set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_task(path: Path) -> TaskRecord:
         ) from error
 
 
-# The way in which pydantic lets data classes that do not know it refuse fields that they do not have.
+# With this attribute, pydantic refuses unknown fields of data classes that are not its own.
 _PARTS: tuple[Any, ...] = (TaskRecord, Task, Atlas, Structure)
 for _part in _PARTS:
     _part.__pydantic_config__ = ConfigDict(extra="forbid")

@@ -25,7 +25,7 @@ LISTED = 20  # too long texts that a message shows
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One line of the prompt table: a text with its source, its generator and its encoder."""
+    """A line of the prompt table: a text with its source, its generator and its encoder."""
 
     source: Source | Literal["simulated"]
     view: Literal["holistic", "classwise"]
@@ -40,13 +40,13 @@ class PromptRow:
 class TextTable:
     """Frozen features of N distinct texts.
 
-    An empty text has token count 0, zero features and a mask without a True.
+    An empty text has token count 0, zero features and a mask that is False everywhere.
     """
 
     texts: tuple[str, ...]
     token_counts: tuple[int, ...]
     tokens: Tensor  # [N, T, D] float16; padding is zero
-    mask: Tensor  # [N, T] bool, True where a token is
+    mask: Tensor  # [N, T] bool, True at tokens
     pooled: Tensor  # [N, D] float16, over the tokens as the encoder asks: their mean by default
     fingerprint: str  # of the encoder, the texts whatever their order, and T
     encoded_count: int  # texts that were not in the cache

@@ -18,7 +18,7 @@ THIRDS: Mapping[Plane, tuple[str, str, str]] = {
     "axial": ("upper third of the slices", "middle third of the slices", "lower third of the slices"),
     "short_axis": ("basal third of the slices", "mid-ventricular third of the slices", "apical third of the slices"),
 }
-FACT_PHRASES = {"sex": "The patient is {}."}  # where "The <fact> is <value>." would not do
+FACT_PHRASES = {"sex": "The patient is {}."}  # if "The <fact> is <value>." would be wrong
 
 
 class RegionPrompts:
@@ -48,7 +48,7 @@ class RegionPrompts:
         self.phrases = {structure.name: _phrase(structure.family, structure.name) for structure in atlas.structures}
 
     def __call__(self, visibility: Visibility) -> Prompts:
-        """Write the sentence of the slice and, in class order, the sentence of each structure."""
+        """Return the sentence of the slice, and the sentence of each structure in class order."""
         visible = {self.atlas[name].name for name in visibility.visible}
         classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
         known = visibility.facts
@@ -57,11 +57,11 @@ class RegionPrompts:
         return Prompts(" ".join([self._holistic(visible, visibility), *sentences]), tuple(classwise))
 
     def relations(self, visible: Set[str]) -> str:
-        """Describe how the visible structures lie to each other, to close the sentence; nothing by default."""
+        """Return the spatial relations of the visible structures, as the end of the sentence; empty by default."""
         return ""
 
     def place(self, visibility: Visibility) -> str:
-        """Name the third of the stack that the slice lies in; empty where that is unknown."""
+        """Return the name of the third of the stack that contains the slice; empty if the position is unknown."""
         third = third_of_stack(visibility.slice_index, visibility.slice_count)
         return "" if third is None else THIRDS[self.atlas.plane][third]
 
@@ -70,7 +70,7 @@ class RegionPrompts:
         if self.granularity == 1:
             return f"{subject}."
         phrases = [self.phrases[name] for name in self.order if name in visible]
-        # A slice at the edge of a stack may show nothing; a sentence that breaks off would not say so.
+        # A slice at the edge of a stack may show no structure. The sentence must then state this.
         listing = _listing(phrases) if phrases else "none of the structures to segment"
         if self.granularity == 2:
             return f"{subject} demonstrates {listing}."
@@ -131,7 +131,7 @@ class SequencePrompts(RegionPrompts):
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:
     """Return the prompts of a generator, checked: a text for the slice and one for each structure.
 
-    Raises PromptError where the generator breaks that promise.
+    Raises PromptError if the generator breaks this promise.
     """
     prompts = generator(visibility)
     name = type(generator).__name__

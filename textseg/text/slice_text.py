@@ -25,7 +25,7 @@ from textseg.text.visibility import (
 
 
 class AnnotatedCase(Protocol):
-    """A case whose slices are annotated: a `PreparedCase`, which this package need not know."""
+    """A case whose slices are annotated: a `PreparedCase`, which this package may not import."""
 
     @property
     def case(self) -> Case: ...
@@ -33,7 +33,7 @@ class AnnotatedCase(Protocol):
     def slice_count(self) -> int: ...
     @property
     def present(self) -> tuple[tuple[int, ...], ...]:
-        """Class indices that each slice shows."""
+        """The class indices in each slice."""
         ...
 
 
@@ -69,7 +69,7 @@ class SlicePrompt:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The holistic text, then that of each structure."""
+        """The holistic text, then the text of each structure."""
         return self.holistic, *self.classwise
 
 
@@ -163,7 +163,7 @@ class SliceText:
         return self.gather(self.chosen(numbers, sources))
 
     def chosen(self, numbers: Sequence[int], sources: Sequence[str]) -> TextRows:
-        """Return the rows of B slices, each with its own source; a worker passes them on in place of features."""
+        """Return the rows of B slices, each with its own source; a worker process returns them instead of features."""
         picks = list(zip(numbers, sources, strict=True))
         return TextRows(*(torch.stack([self.rows[source][part][n] for n, source in picks]) for part in range(3)))
 
@@ -256,7 +256,7 @@ def _lines(prompts_by_source: Sequence[tuple[Source, Sequence[SlicePrompt]]], at
 def _findable(
     cases: Sequence[AnnotatedCase], generator: PromptGenerator, atlas: Atlas
 ) -> list[tuple[Source, Sequence[SlicePrompt]]]:
-    """Return the prompts that a first pass may lead to; cases with equal facts and slice counts share them."""
+    """Return the prompts of all visibilities of a first pass; cases with equal facts and slice counts share them."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
         ("predicted", volume_prompts(visibility, case.slice_count, generator, atlas))

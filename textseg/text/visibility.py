@@ -1,4 +1,4 @@
-"""Visibilities: which structures a prompt may call visible, by the source of that knowledge.
+"""Visibilities: the structures that a prompt may call visible, for each source of that knowledge.
 
 The template names every structure, a person names some, a mask shows them, and a first pass predicts them.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from textseg.contracts import Atlas, Visibility
 from textseg.errors import DataError, PromptError, suggestion
 
-FEW = 6  # structures of an atlas without an order, up to which a first pass may find any set of them
+FEW = 6  # number of structures of an unordered atlas up to which a first pass may find any set
 
 
 def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
-    """Return the visibility of the template: every structure of the atlas, without a look at the image."""
+    """Return the visibility of the template: every structure of the atlas, whatever the image shows."""
     return Visibility(atlas.names, source="template", scope="volume", facts=facts)
 
 
@@ -53,7 +53,7 @@ def _chosen(atlas: Atlas, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def statement(atlas: Atlas, visible: Sequence[str]) -> str:
-    """Write visible structures as a person states them: "T10:L5" for a whole stretch, else every name."""
+    """Return visible structures as a statement: "T10:L5" for an uninterrupted part of the sequence, else every name."""
     stretch = [name for name in atlas.sequence if name in visible]
     if stretch and set(visible) == set(atlas.between(stretch[0], stretch[-1])):
         return f"{stretch[0]}:{stretch[-1]}"
@@ -61,7 +61,7 @@ def statement(atlas: Atlas, visible: Sequence[str]) -> str:
 
 
 def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
-    """Read what a person states for each case: one text for all, or the columns `case` and `visible` of a CSV file.
+    """Read the statement for each case: one text for all, or the columns `case` and `visible` of a CSV file.
 
     Raises PromptError for a file that can't be read, or that lacks a case.
     """

@@ -34,8 +34,8 @@ class Progression:
     best_epoch: int = 0  # counted from 1, as a person reads it in the log
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses, where the run stopped inside an epoch
-    planned_epochs: int | None = None  # what the schedule was made for
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses of an epoch in which the run was stopped
+    planned_epochs: int | None = None  # number of epochs of the learning-rate schedule
 
     def plan(self, settings: TrainingSettings, *, staged: bool = False) -> str:
         """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs."""

@@ -1,4 +1,4 @@
-"""Several runs, one after the other or some at once, each in a process of its own, with a leaderboard at the end."""
+"""Several runs, one after the other or some at once, each in a separate process, with a leaderboard at the end."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
 
 
 class _Process:
-    """A run in a process of its own; with several at once, its output goes to a file beside its folder."""
+    """A run in a separate process; if several run at once, its output is written to a file beside its folder."""
 
     def __init__(self, run: PlannedRun, command: Sequence[str], jobs: int) -> None:
         self.run = run
@@ -157,7 +157,7 @@ def _threads() -> int:
 
 
 def _meaning(code: int) -> str:
-    """Return an exit code in words."""
+    """Return the meaning of an exit code as text."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}{', out of memory?' if code == -signal.SIGKILL else ''}"
     return f"exit code {code}"

@@ -1,4 +1,4 @@
-"""Checks for losses and gradients that are no finite numbers, and settings of how torch computes."""
+"""Checks for losses and gradients that are not finite, and the numerical settings of torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LISTED, SHOWN = 16, 600  # slices of a batch, characters of a prompt that a mess
 
 
 class NumberCheck:
-    """A note, kept on the device, of the first step whose loss or gradient is no finite number.
+    """The first step whose loss or gradient is not finite, kept on the device.
 
-    Writing the note makes no device wait, but reading it does. A GPU is therefore checked rarely. A CPU never runs
-    ahead, so it is checked in every step, before the weights change.
+    A GPU need not wait when a step is noted, but it must wait when the note is read, so it is checked rarely. A CPU is
+    checked in every step, before the weights change.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class NumberCheck:
         return (step + 1) % self.every == 0
 
     def first(self) -> tuple[str, int] | None:
-        """Return "loss" or "gradient", whichever was no number first, and the step from 0; None for neither."""
+        """Return "loss" or "gradient", the first that was not finite, with its step from 0; None if both are finite."""
         loss, gradient = map(min, zip(*distributed.gathered(self.steps.tolist()), strict=True))
         if min(loss, gradient) == NEVER:
             return None
@@ -97,7 +97,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def numeric_settings() -> dict[str, Any]:
-    """Return the settings by which torch computes here, for run.json."""
+    """Return the numerical settings of torch, for run.json."""
     return {
         "float32_matmul_precision": torch.get_float32_matmul_precision(),  # "highest": no tf32
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,

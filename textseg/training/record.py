@@ -1,4 +1,4 @@
-"""The record of a run, run.json: where it comes from, what it costs, and when its scores are valid."""
+"""The record of a run, run.json: its origin, its cost, and the validity of its scores."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RunRecord:
             write_prompt_table(folder.prompts, experiment.text.rows)
 
     def write_origin(self, precision: Mapping[str, Any]) -> None:
-        """Write where the weights come from: data, settings, versions, hardware; and the cost of the model."""
+        """Write the origin of the weights (data, settings, versions, hardware) and the cost of the model."""
         experiment, recipe, segmenter = self.experiment, self.experiment.recipe, self.training.segmenter
         self.folder.update(
             name=recipe.name,
@@ -68,10 +68,10 @@ class RunRecord:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the record true while a run trains and is scored, and tell plug-ins of its start and its end."""
+        """Keep the record up to date while a run trains and is scored, and call the hooks at its start and its end."""
         experiment, folder = self.experiment, self.folder
         self.before = folder.update(failure=None)
-        experiment.registry.tell("textseg_run_started", experiment.run(folder.path, self.before))
+        experiment.registry.notify("textseg_run_started", experiment.run(folder.path, self.before))
         try:
             yield
         except Exception as error:
@@ -79,7 +79,7 @@ class RunRecord:
             raise
         finally:
             self.write_cost()
-        experiment.registry.tell("textseg_run_finished", experiment.run(folder.path, folder.read()))
+        experiment.registry.notify("textseg_run_finished", experiment.run(folder.path, folder.read()))
 
     def write_cost(self) -> None:
         """Write time and memory, including those of the earlier parts of an interrupted run."""
@@ -91,7 +91,7 @@ class RunRecord:
 
 
 def bound(experiment: Experiment) -> dict[str, Any]:
-    """Return the facts that a resumed run must have in common with its beginning."""
+    """Return the facts that must not change between the beginning of a run and its continuation."""
     recipe, text = experiment.recipe, experiment.recipe.prompts
     training = recipe.training.model_dump(mode="json", exclude=FREE)
     return {
@@ -111,7 +111,7 @@ def bound(experiment: Experiment) -> dict[str, Any]:
 
 
 def is_scored(training: Training) -> bool:
-    """Return True where the folder holds the scores of these very weights, measured as the recipe asks."""
+    """Return True if the folder has the scores of these weights, with the evaluation settings of the recipe."""
     experiment, folder, record = training.experiment, training.folder, training.folder.read()
     evaluation = experiment.recipe.evaluation.model_dump(mode="json")
     evaluation["prompts"] = experiment.evaluation_source or "none"

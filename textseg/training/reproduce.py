@@ -94,7 +94,7 @@ def changed_prompts(original: RunFolder, repeat: RunFolder) -> dict[str, tuple[A
 
 
 def compare_weights(original: RunFolder, repeat: RunFolder) -> str:
-    """Return in words if the tensors of both checkpoints are equal bit by bit, or by how much they differ."""
+    """Return a sentence: the tensors of both checkpoints are equal bit by bit, or they differ by this much."""
     if missing := [name for name in CHECKPOINTS if not original.checkpoint(name).exists()]:
         return f"not compared: '{original.checkpoint(missing[0])}' is not there"
     different, total, largest, tensor_name = 0, 0, 0.0, ""
@@ -115,7 +115,7 @@ def compare_weights(original: RunFolder, repeat: RunFolder) -> str:
 
 
 def compare_scores(original: RunFolder, repeat: RunFolder) -> str:
-    """Return in words if all scores are equal, or how many differ and by how much, by metric."""
+    """Return a sentence: all scores are equal, or this many differ by this much, for each metric."""
     if not original.scores.exists():
         return f"not compared: '{original.scores}' is not there"
     ours, theirs = (_by_place(read_scores(folder.scores)) for folder in (original, repeat))

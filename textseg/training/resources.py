@@ -16,7 +16,7 @@ NO_MEMORY = ("not enough memory", "out of memory", "cannot allocate memory")
 
 @contextmanager
 def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
-    """Turn an error inside, about memory or a disk that ran out, into a RunError with advice; other errors pass.
+    """Turn errors about exhausted memory or a full disk into a RunError with advice; other errors pass unchanged.
 
     `last` is the checkpoint that is then kept.
     """

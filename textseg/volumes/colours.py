@@ -1,4 +1,4 @@
-"""Which colour a structure has, in pictures and in the files that carry colours."""
+"""The colours of structures, in pictures and in mask files with colours."""
 
 from __future__ import annotations
 

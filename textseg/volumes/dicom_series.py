@@ -1,4 +1,4 @@
-"""DICOM files: which series lie in a folder, and the volume of one, put together by where its slices lie."""
+"""DICOM files: the series in a folder, and the volume of a series, assembled by the positions of its slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integrity of volume files: checks of what ITK passes over in silence, before it reads the voxels."""
+"""Integrity of volume files: checks for damage that ITK does not report, before it reads the voxels."""
 
 from __future__ import annotations
 

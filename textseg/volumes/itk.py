@@ -1,4 +1,4 @@
-"""Calls into ITK: a failure is one line, and what its libraries print does not stand in the way of it."""
+"""Calls into ITK: a failure gives one line, and output of its libraries is hidden."""
 
 from __future__ import annotations
 

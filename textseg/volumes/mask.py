@@ -28,9 +28,9 @@ class Mask:
 
     `array` holds class indices [S, H, W] in the canonical order of `textseg.volumes.files`; `names` says what
     they mean.
-    `confidence` is how sure the model is of each structure, from 0 to 1. `visibility` is what the prompts
-    stated, None for a model that reads no text; `remarks` are sentences about what makes the result doubtful, `changes`
-    about structures that were renamed to stand in order.
+    `confidence` is the confidence of the model in each structure, from 0 to 1. `visibility` is the statement of the
+    prompts, None for a model that reads no text. `remarks` are sentences on reasons to doubt the result, `changes`
+    sentences on structures that were renamed to be in order.
     """
 
     array: NDArray[np.uint8] = field(repr=False)

@@ -1,4 +1,4 @@
-"""Phantoms as files: drawn once, into a folder named after their settings, and then read as real scans are."""
+"""Phantoms as files: they are drawn once into a folder named after their settings, and then read like real scans."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def drawn_apart() -> Iterator[None]:
 
 
 class PhantomFiles(ABC):
-    """A data set whose files are drawn when the first method is called; a subclass says how they look and lie.
+    """A data set whose files are drawn at the first call of a method; a subclass defines their content and layout.
 
-    They stand in a folder of `folder` that is named after a hash of `settings`: what the pictures follow from.
+    The files are in a folder below `folder` with a hash of `settings`, which determine the pictures, as its name.
     Raises DataError for a folder that can't be written.
     """
 
@@ -65,15 +65,15 @@ class PhantomFiles(ABC):
         """The reader of what `write` wrote."""
 
     def cases(self) -> Sequence[Case]:
-        """Every series, as the reader of the layout gives them."""
+        """Return every series, from the reader of the layout."""
         return self._reader.cases()
 
     def label_map(self, case: Case) -> LabelMap:
-        """Class index of each value, as the reader of the layout gives it."""
+        """Return the class index of each value, from the reader of the layout."""
         return self._reader.label_map(case)
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
-        """The patients for training and for testing."""
+        """Return the patients for training and for testing."""
         return self._reader.official_split()
 
     @cached_property
@@ -84,7 +84,7 @@ class PhantomFiles(ABC):
         return self.read(self.folder)
 
     def _generate(self) -> None:
-        """Write everything into a folder beside the final one, then rename it: readers see all of it or nothing.
+        """Write all files into a temporary folder, then rename it, so that readers see all files or none.
 
         One process draws at a time. The operating system frees the lock of a killed one, whose folder is then removed.
         """
@@ -121,7 +121,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Series:
-    """One contrast of one patient."""
+    """A series: one contrast of a patient."""
 
     contrast: Contrast
     image: NDArray[np.int16]  # [S, H, W]
@@ -147,7 +147,7 @@ class SpinePhantom(PhantomFiles):
 
     anatomy: ClassVar[Anatomy]
     slab_mm: ClassVar[float]  # from the first slice to the last
-    drawing: ClassVar[int]  # raised whenever the same settings give other pictures
+    drawing: ClassVar[int]  # increased whenever equal settings give different pictures
 
     def __init__(
         self, atlas: Atlas, *, folder: str, cases: int, slices: int, size: tuple[int, int], spacing_mm: float, seed: int
@@ -211,7 +211,7 @@ class SpinePhantom(PhantomFiles):
 
 
 def check_settings(*, seed: int, **positive: float) -> None:
-    """Raises RecipeError for a setting of a phantom that nothing can be drawn from."""
+    """Raise RecipeError for settings from which no phantom can be drawn."""
     for name, value in positive.items():
         if not value > 0:
             raise RecipeError(f"The phantom's {name} is {value}, but must be above 0.")

@@ -21,7 +21,7 @@ from textseg.errors import DataError
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic patient."""
+    """The images and the mask of a synthetic patient."""
 
     images: tuple[NDArray[np.float32], ...]  # [S, H, W] for each contrast, background about 0, brightest about 1
     mask: NDArray[np.uint8]  # [S, H, W] class indices of the atlas

@@ -85,7 +85,7 @@ class Anatomy:
 
 
 class Spine:
-    """One patient's spine: the levels as they are in this patient, and their places along the axis."""
+    """The spine of a patient: its levels and their positions along the axis."""
 
     def __init__(self, anatomy: Anatomy, random: np.random.Generator, scale: float) -> None:
         self.anatomy = anatomy
@@ -123,7 +123,7 @@ class Spine:
 
 
 class Space:
-    """Where each voxel lies: along and behind the axis [H, W], beside it [S, H, W]; and where the axis itself lies."""
+    """The positions of voxels, along and behind the axis [H, W] and beside it [S, H, W], and of the axis itself."""
 
     def __init__(
         self, spine: Spine, random: np.random.Generator, shape: tuple[int, int, int], pixel_mm: float, slice_mm: float
