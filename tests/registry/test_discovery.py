@@ -200,8 +200,8 @@ def test_hooks_are_called_in_every_plugin(install: Callable[..., None], capsys: 
     registry = registry_with("one", "two")
     assert registry.faults == []
     assert registry.components() == []
-    registry.tell("textseg_run_started", RUN)
-    registry.tell("textseg_run_finished", RUN)
+    registry.notify("textseg_run_started", RUN)
+    registry.notify("textseg_run_finished", RUN)
     assert registry.report_sections(RUN) == [ReportSection("One", "<p>1</p>")]
     assert capsys.readouterr() == ("started runs/x/seed1 x 1\n" * 2, "")
     with pytest.raises(FrozenInstanceError):
@@ -217,7 +217,7 @@ def test_a_hook_that_raises_is_a_line_and_the_others_go_on(
     install("ill", "ill", "fake_ill", HOOKS.format(started=started, sections="['no section']"))
     install("well", "well", "fake_well", HOOKS.format(started="print('well')", sections="[ReportSection('W', '')]"))
     registry = registry_with("ill", "well")
-    registry.tell("textseg_run_started", RUN)
+    registry.notify("textseg_run_started", RUN)
     assert capsys.readouterr() == (
         "well\n",
         f"Warning: textseg_run_started of plug-in 'ill' failed, and is left out: {cause}.\n",
@@ -229,7 +229,7 @@ def test_a_hook_that_raises_is_a_line_and_the_others_go_on(
 def test_a_broken_plugin_is_told_nothing(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     source = HOOKS.format(started="print('called')", sections="()") + GOOD.format(name="ha.lf", module="m")
     install("half", "half", "fake_half", source)
-    registry_with("half").tell("textseg_run_started", RUN)
+    registry_with("half").notify("textseg_run_started", RUN)
     assert capsys.readouterr() == ("", "")
 
 
