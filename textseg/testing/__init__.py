@@ -39,40 +39,33 @@ __all__ = [
     "subjects_of",
 ]
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Any] | None
+Size = tuple[int, int]  # H, W
 
 
-def check_vision_encoder(
-    component: object, *, settings: Settings | None = None, image_size: tuple[int, int] = IMAGE_SIZE
-) -> None:
+def check_vision_encoder(component: object, *, settings: Settings = None, image_size: Size = IMAGE_SIZE) -> None:
     """Check a vision encoder, built with `settings`, on images of about `image_size`. Raises ConformanceError."""
     examine(Subject.of("vision_encoder", component, settings, image_size=image_size))
 
 
-def check_fusion(component: object, *, settings: Settings | None = None, features: Features = PYRAMID) -> None:
+def check_fusion(component: object, *, settings: Settings = None, features: Features = PYRAMID) -> None:
     """Check a fusion on a pyramid of these `features`. Raises ConformanceError."""
     examine(Subject.of("fusion", component, settings, features=features))
 
 
-def check_auxiliary_loss(component: object, *, settings: Settings | None = None, features: Features = PYRAMID) -> None:
+def check_auxiliary_loss(component: object, *, settings: Settings = None, features: Features = PYRAMID) -> None:
     """Check an auxiliary loss on a fused pyramid of these `features`. Raises ConformanceError."""
     examine(Subject.of("auxiliary_loss", component, settings, features=features))
 
 
 def check_network(
-    component: object,
-    *,
-    settings: Settings | None = None,
-    image_size: tuple[int, int] = IMAGE_SIZE,
-    atlas: Atlas | str | None = None,
+    component: object, *, settings: Settings = None, image_size: Size = IMAGE_SIZE, atlas: Atlas | str | None = None
 ) -> None:
     """Check a network on images of about `image_size`, of the structures of `atlas`. Raises ConformanceError."""
     examine(Subject.of("network", component, settings, image_size=image_size, atlas=atlas))
 
 
-def check_prompt_generator(
-    component: object, *, settings: Settings | None = None, atlas: Atlas | str | None = None
-) -> None:
+def check_prompt_generator(component: object, *, settings: Settings = None, atlas: Atlas | str | None = None) -> None:
     """Check a prompt generator on every visibility of an atlas: a given atlas, one of its plug-in, or an example.
 
     Raises ConformanceError.
@@ -80,22 +73,22 @@ def check_prompt_generator(
     examine(Subject.of("prompt_generator", component, settings, atlas=atlas))
 
 
-def check_text_encoder(component: object, *, settings: Settings | None = None) -> None:
+def check_text_encoder(component: object, *, settings: Settings = None) -> None:
     """Check a text encoder. Raises ConformanceError."""
     examine(Subject.of("text_encoder", component, settings))
 
 
-def check_dataset(component: object, *, settings: Settings | None = None) -> None:
+def check_dataset(component: object, *, settings: Settings = None) -> None:
     """Check a reader on the data that its settings name; one case is read. Raises ConformanceError."""
     examine(Subject.of("dataset", component, settings))
 
 
-def check_atlas(component: object, *, settings: Settings | None = None) -> None:
+def check_atlas(component: object, *, settings: Settings = None) -> None:
     """Check that an atlas is consistent. Raises ConformanceError."""
     examine(Subject.of("atlas", component, settings))
 
 
-def check_plugin(name: str, *, settings: Mapping[tuple[str, str], Settings | None] | None = None) -> None:
+def check_plugin(name: str, *, settings: Mapping[tuple[str, str], Settings] | None = None) -> None:
     """Check every component of an installed plug-in, by its entry point ("cervical") or package ("textseg_cervical").
 
     Args:

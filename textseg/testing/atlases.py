@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from typing import cast
 
 from textseg.contracts import Atlas
 from textseg.testing.conformance import Subject, check
@@ -12,10 +11,6 @@ from textseg.testing.surroundings import undisturbed
 
 KIND = "atlas"
 LARGEST_CLASS = 255  # prepared masks are stored in a byte
-
-
-def atlas_of(subject: Subject) -> Atlas:
-    return cast(Atlas, subject.build())
 
 
 @check("construction", KIND, fundamental=True)
@@ -31,46 +26,39 @@ def _construction(subject: Subject) -> None:
 def _surroundings(subject: Subject) -> None:
     """Construction touches no file and no network."""
     for _ in range(2):
-        with undisturbed("construction", allowed=list(subject.settings.values())):
-            atlas_of(subject)
+        with undisturbed("construction", allowed=subject.settings.values()):
+            subject.build()
 
 
 @check("structures", KIND)
 def _structures(subject: Subject) -> None:
     """Names can stand in tables and commands, each structure has a family, and a byte holds the classes."""
-    atlas = atlas_of(subject)
+    atlas: Atlas = subject.build()
     promise(atlas.structures, "at least one structure", "none")
     promise(atlas.class_count - 1 <= LARGEST_CLASS, f"at most {LARGEST_CLASS} structures", len(atlas.structures))
     for structure in atlas.structures:
         name = structure.name
-        promise(
-            name and name == name.strip() and not set(name) & set(':,;"\n\t'),
-            "names without ':' and ',', which commands and tables put between names",
-            repr(name),
-        )
+        usable = name and name == name.strip() and not set(name) & set(':,;"\n\t')
+        promise(usable, "names without ':' and ',', which commands and tables put between names", repr(name))
         promise(structure.family.strip(), f"a family of '{name}', the words that prompts say", "an empty one")
 
 
 @check("order", KIND)
 def _order(subject: Subject) -> None:
     """The sequence names each structure once; neighbours are two, and each pair stands once."""
-    atlas = atlas_of(subject)
+    atlas: Atlas = subject.build()
     promise(len(set(atlas.sequence)) == len(atlas.sequence), "each name once in the sequence", atlas.sequence)
     promise(all(len({*pair}) == 2 for pair in atlas.adjacent), "two structures in each adjacent pair", atlas.adjacent)
     pairs = [frozenset(pair) for pair in atlas.adjacent]
     promise(len(set(pairs)) == len(pairs), "each adjacent pair once", atlas.adjacent)
-    visibilities = list(atlas.visibilities())
-    promise(
-        all(v.visible == tuple(n for n in atlas.names if n in v.visible) for v in visibilities),
-        "visibilities in class order",
-        "another order",
-    )
+    ordered = all(v.visible == tuple(n for n in atlas.names if n in v.visible) for v in atlas.visibilities())
+    promise(ordered, "visibilities in class order", "another order")
 
 
 @check("groups", KIND)
 def _groups(subject: Subject) -> None:
     """No group is empty, and no structure stands in two, so that merged scores count it once."""
-    atlas = atlas_of(subject)
+    atlas: Atlas = subject.build()
     for name, group in atlas.groups.items():
         promise(group, f"a structure in group '{name}'", "none")
     members = [name for group in atlas.groups.values() for name in group]
@@ -78,11 +66,8 @@ def _groups(subject: Subject) -> None:
     promise(not twice, "each structure in one group at most", f"{', '.join(twice)} in two")
     for scheme, values in atlas.label_schemes.items():
         promise(0 not in values, f"no name for 0, the background, in label scheme '{scheme}'", values.get(0))
-        promise(
-            set(values.values()) & set(atlas.names),
-            f"a structure of the atlas in label scheme '{scheme}'",
-            "none: its names are others",
-        )
+        known = set(values.values()) & set(atlas.names)
+        promise(known, f"a structure of the atlas in label scheme '{scheme}'", "none: its names are others")
 
 
 CHECKS = (_surroundings, _construction, _structures, _order, _groups)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from textseg.testing import modules
@@ -15,12 +17,11 @@ def _absent(subject: Subject) -> None:
     """Where structures are absent the loss is finite, and zero with gradients where it has nothing to say."""
     module = built(subject)
     example = example_for(subject, module)
-    empty, square = torch.zeros_like(example.mask), torch.zeros_like(example.mask)
+    empty, square, one_slice = (torch.zeros_like(example.mask) for _ in range(3))
     square[:, :4, :4] = 1
-    one_row = square.clone()
-    one_row[0] = 0
-    for name, mask in (("no structure", empty), ("one structure", square), ("one structure in one slice", one_row)):
-        shown = example.showing(mask)
+    one_slice[1:, :4, :4] = 1
+    for name, mask in (("no structure", empty), ("one structure", square), ("one structure in one slice", one_slice)):
+        shown = replace(example, mask=mask)
         module.zero_grad()
         (value,) = results(subject, module, shown)
         promise(bool(value.isfinite()), f"a finite loss for {name}", value.item())
@@ -44,11 +45,8 @@ def _falls(subject: Subject) -> None:
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         values.append(value.item())
-    promise(
-        values[-1] < values[0],
-        "a loss that falls as the model follows its gradient",
-        f"{values[0]:.4g} at first and {values[-1]:.4g} after {len(values)} steps",
-    )
+    course = f"{values[0]:.4g} at first and {values[-1]:.4g} after {len(values)} steps"
+    promise(values[-1] < values[0], "a loss that falls as the model follows its gradient", course)
 
 
 CHECKS = (*modules.CHECKS, _absent, _falls)

@@ -170,10 +170,7 @@ def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping
     atlases = [key[1] for key in here if key[0] == "atlas"]
     return [
         Subject.of(
-            key[0],
-            component,
-            settings.get(key),
-            atlas=atlases[0] if atlases and key[0] == "prompt_generator" else None,
+            key[0], component, settings.get(key), atlas=atlases[0] if atlases and key[0] == "prompt_generator" else None
         )
         for key, component in here.items()
         if settings.get(key, {}) is not None

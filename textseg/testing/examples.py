@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,37 +78,20 @@ class Example:
         image = torch.randn(batch, task.image_channels, *sides, generator=random)
         mask = torch.randint(0, task.class_count, (batch, *task.image_size), generator=random)
         logits = torch.randn(batch, task.class_count, *task.image_size, generator=random).requires_grad_()
-        pyramid = (
-            tuple(
-                torch.randn(batch, channels, sides[0] // stride, sides[1] // stride, generator=random).requires_grad_()
-                for channels, stride in zip(features.channels, features.strides, strict=True)
-            )
-            if features
-            else ()
+        levels = zip(features.channels, features.strides, strict=True) if features else ()
+        pyramid = tuple(
+            torch.randn(batch, channels, sides[0] // stride, sides[1] // stride, generator=random).requires_grad_()
+            for channels, stride in levels
         )
         return cls(image, mask, text, logits, pyramid)
 
     def first(self) -> Example:
         """Return the first slice alone."""
         text = self.text
-        return Example(
-            self.image[:1],
-            self.mask[:1],
-            TextFeatures(
-                text.tokens[:1],
-                text.mask[:1],
-                None if text.classwise is None else text.classwise[:1],
-                text.present[:1],
-            ),
-            self.logits[:1],
-            tuple(feature[:1] for feature in self.pyramid),
-        )
-
-    def saying(self, text: TextFeatures) -> Example:
-        return replace(self, text=text)
-
-    def showing(self, mask: Tensor) -> Example:
-        return replace(self, mask=mask)
+        classwise = None if text.classwise is None else text.classwise[:1]
+        shown = TextFeatures(text.tokens[:1], text.mask[:1], classwise, text.present[:1])
+        pyramid = tuple(feature[:1] for feature in self.pyramid)
+        return Example(self.image[:1], self.mask[:1], shown, self.logits[:1], pyramid)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the logits and the pyramid, as far as there are any."""
@@ -118,15 +101,9 @@ class Example:
     def batch(self) -> Batch:
         count = len(self.image)
         slice_index = torch.arange(count)
-        return Batch(
-            self.image,
-            self.mask,
-            self.text,
-            ("case",) * count,
-            slice_index,
-            torch.full_like(slice_index, count),
-            torch.tensor([[4.0, 1.0, 1.0]]).repeat(count, 1),
-        )
+        slice_count = torch.full_like(slice_index, count)
+        spacing_mm = torch.tensor([[4.0, 1.0, 1.0]]).repeat(count, 1)
+        return Batch(self.image, self.mask, self.text, ("case",) * count, slice_index, slice_count, spacing_mm)
 
     @property
     def output(self) -> SegmenterOutput:

@@ -31,7 +31,6 @@ from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KINDS = ("vision_encoder", "fusion", "auxiliary_loss", "network")
-GUIDED = ("fusion", "network")  # what text goes into
 
 
 def _stages(module: nn.Module) -> Iterator[str]:
@@ -55,20 +54,16 @@ def _construction(subject: Subject) -> None:
         promise(isinstance(features, Features), "an attribute `features`, a textseg.contracts.Features", features)
         channels, strides = cast(Features, features).channels, cast(Features, features).strides
         whole = all(isinstance(number, int) and number > 0 for number in (*channels, *strides))
-        promise(
-            channels and len(channels) == len(strides) and whole, "a channel count and a stride per level", features
-        )
+        complete = channels and len(channels) == len(strides) and whole
+        promise(complete, "a channel count and a stride per level", features)
         promise(list(strides) == sorted(strides), "strides from the finest level to the coarsest", strides)
     if kind in ("vision_encoder", "network"):
         multiple = getattr(module, "size_multiple", None)
         promise(isinstance(multiple, int) and multiple > 0, "an attribute `size_multiple`, a whole number", multiple)
     if kind == "vision_encoder":
         coarsest = cast(Features, module.features).strides[-1]
-        promise(
-            cast(int, module.size_multiple) % coarsest == 0,
-            f"a size_multiple that the coarsest stride ({coarsest}) divides",
-            module.size_multiple,
-        )
+        divided = cast(int, multiple) % coarsest == 0
+        promise(divided, f"a size_multiple that the coarsest stride ({coarsest}) divides", multiple)
     if kind == "network":
         uses_text = getattr(module, "uses_text", None)
         promise(isinstance(uses_text, bool), "an attribute `uses_text`, true or false", uses_text)
@@ -79,21 +74,18 @@ def _construction(subject: Subject) -> None:
 @check("surroundings", *KINDS, tolerant=True)
 def _surroundings(subject: Subject) -> None:
     """Construction and call touch no file and no network, and leave alone what all share."""
-    values = list(subject.settings.values())
     states = []
     for seed in (1, 2):  # what is imported on the way may do as it likes, the first time
-        with undisturbed("construction", allowed=values):
+        with undisturbed("construction", allowed=subject.settings.values()):
             module = built(subject, seed=seed)
         states.append(torch.get_rng_state())
         example = example_for(subject, module, batch=1)
-        with undisturbed("a call", allowed=values):
+        with undisturbed("a call", allowed=subject.settings.values()):
             results(subject, module, example, seed=seed)
         states.append(torch.get_rng_state())
-    promise(
-        not torch.equal(states[0], states[2]) and not torch.equal(states[1], states[3]),
-        "random numbers drawn from where the core has set the seed",
-        "a seed of its own: after two seeds torch's random state is the same. Take a torch.Generator",
-    )
+    drawn = not torch.equal(states[0], states[2]) and not torch.equal(states[1], states[3])
+    own_seed = "a seed of its own: after two seeds torch's random state is the same. Take a torch.Generator"
+    promise(drawn, "random numbers drawn from where the core has set the seed", own_seed)
 
 
 @check("shapes", *KINDS)
@@ -124,11 +116,8 @@ def _check_shapes(
         ]
         promise(shapes == expected, f"maps {expected} {about}", shapes)
     elif kind == "auxiliary_loss":
-        promise(
-            shapes == [()] and given[0].dtype == torch.float32,
-            f"a scalar in float32 {about}",
-            f"{given[0].dtype} {shapes[0]}",
-        )
+        scalar = shapes == [()] and given[0].dtype == torch.float32
+        promise(scalar, f"a scalar in float32 {about}", f"{given[0].dtype} {shapes[0]}")
     else:
         sizes = [(batch, where.class_count, height, width)]
         promise(shapes[:1] == sizes, f"logits {sizes[0]} {about}", shapes[0])
@@ -162,11 +151,8 @@ def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
         segmenter = Segmenter(cast(Any, module))
         output = segmenter(example.image, example.text if segmenter.uses_text else None)
         terms = module.losses(output, example.batch, SegmentationLoss())
-        promise(
-            isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values()),
-            "losses() that gives a scalar by name",
-            terms,
-        )
+        scalars = isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values())
+        promise(scalars, "losses() that gives a scalar by name", terms)
         return torch.stack([term.float() for term in terms.values()]).sum()
     return sum_of_squares(results(subject, module, example))
 
@@ -224,18 +210,13 @@ def _state(subject: Subject) -> None:
         for parameter in twin.parameters():
             parameter.zero_()
         twin.load_state_dict(torch.load(file, weights_only=True))
-        promise(
-            _equal(results(subject, twin.eval(), example), expected),
-            "the same results after state_dict and load_state_dict",
-            "others: what it knows beyond its settings must live in parameters and buffers",
-        )
-        for name, make in (("copy.deepcopy", copy.deepcopy), ("pickle", _pickled)):
-            same = _equal(results(subject, make(module), example), expected)
+        lost = "others: what it knows beyond its settings must live in parameters and buffers"
+        same = _equal(results(subject, twin.eval(), example), expected)
+        promise(same, "the same results after state_dict and load_state_dict", lost)
+        copies = (("copy.deepcopy", copy.deepcopy(module)), ("pickle", pickle.loads(pickle.dumps(module))))
+        for name, copied in copies:
+            same = _equal(results(subject, copied, example), expected)
             promise(same, f"the same results from what {name} makes of it", "others")
-
-
-def _pickled(module: nn.Module) -> nn.Module:
-    return cast(nn.Module, pickle.loads(pickle.dumps(module)))
 
 
 @check("batch", "vision_encoder", "fusion", "network")
@@ -250,14 +231,11 @@ def _batch(subject: Subject) -> None:
         alone = results(subject, module, example.first())
     for in_batch, by_itself in zip(both, alone, strict=True):
         difference = (in_batch[:1] - by_itself).abs().max().item()
-        promise(
-            difference <= 1e-4 * (1 + by_itself.abs().max().item()),
-            "in evaluation the same for a slice alone and in a batch",
-            f"a difference of {difference:.1e}",
-        )
+        close = difference <= 1e-4 * (1 + by_itself.abs().max().item())
+        promise(close, "in evaluation the same for a slice alone and in a batch", f"a difference of {difference:.1e}")
 
 
-@check("text", *GUIDED)
+@check("text", "fusion", "network")
 def _text(subject: Subject) -> None:
     """Masked tokens change nothing; another text changes the result."""
     module = built(subject).eval()
@@ -271,29 +249,15 @@ def _text(subject: Subject) -> None:
         expected = results(subject, module, example)
         text, another = example.text, example_for(subject, module, seed=7).text
         noise = torch.randn_like(text.tokens).masked_fill(text.mask[..., None], 0)
-        padded = results(subject, module, example.saying(replace(text, tokens=text.tokens + noise)))
+        noisy = replace(example, text=replace(text, tokens=text.tokens + noise))
+        padded = results(subject, module, noisy)
         change = max((a - b).abs().max().item() for a, b in zip(padded, expected, strict=True))
-        promise(
-            change <= 1e-5 * (1 + max(tensor.abs().max().item() for tensor in expected)),
-            "the same result whatever stands where the text is masked",
-            f"a change of {change:.1e}: use text.mask",
-        )
-        changed = replace(text, tokens=another.tokens, classwise=another.classwise)
-        promise(
-            not _equal(results(subject, module, example.saying(changed)), expected),
-            "another result for another text",
-            "the same: the text is not read",
-        )
+        close = change <= 1e-5 * (1 + max(tensor.abs().max().item() for tensor in expected))
+        about = f"a change of {change:.1e}: use text.mask"
+        promise(close, "the same result whatever stands where the text is masked", about)
+        changed = replace(example, text=replace(text, tokens=another.tokens, classwise=another.classwise))
+        same = _equal(results(subject, module, changed), expected)
+        promise(not same, "another result for another text", "the same: the text is not read")
 
 
-CHECKS = (
-    _surroundings,
-    _construction,
-    _shapes,
-    _gradients,
-    _precision,
-    _determinism,
-    _state,
-    _batch,
-    _text,
-)
+CHECKS = (_surroundings, _construction, _shapes, _gradients, _precision, _determinism, _state, _batch, _text)

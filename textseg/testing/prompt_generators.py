@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from textseg.contracts import Atlas, PromptGenerator, Prompts, Source, Visibility
+from textseg.contracts import Atlas, Prompts, Source, Visibility
 from textseg.testing.conformance import Subject, check
 from textseg.testing.examples import REGION
 from textseg.testing.promises import promise
@@ -18,10 +18,6 @@ from textseg.text.prompts import generate
 from textseg.text.visibility import template_visibility
 
 KIND = "prompt_generator"
-
-
-def atlas_of(subject: Subject) -> Atlas:
-    return subject.atlas or REGION
 
 
 def visibilities(atlas: Atlas) -> Iterator[Visibility]:
@@ -40,7 +36,7 @@ def visibilities(atlas: Atlas) -> Iterator[Visibility]:
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
     """It is built for an atlas, and is a function of a visibility."""
-    atlas = atlas_of(subject)
+    atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     promise(callable(generator), "an object that can be called with a Visibility", type(generator).__name__)
     given = generator(template_visibility(atlas))
@@ -50,10 +46,10 @@ def _construction(subject: Subject) -> None:
 @check("surroundings", KIND, tolerant=True)
 def _surroundings(subject: Subject) -> None:
     """Construction and call touch no file, no network and no random numbers."""
-    atlas = atlas_of(subject)
+    atlas = subject.atlas or REGION
     before = torch.get_rng_state()
     for _ in range(2):
-        with undisturbed("construction", allowed=list(subject.settings.values())):
+        with undisturbed("construction", allowed=subject.settings.values()):
             generator = subject.build(atlas)
         with undisturbed("a call"):
             generator(template_visibility(atlas))
@@ -63,7 +59,7 @@ def _surroundings(subject: Subject) -> None:
 @check("prompts", KIND)
 def _prompts(subject: Subject) -> None:
     """A text for the slice, and one for each structure in class order, whatever is visible."""
-    atlas = atlas_of(subject)
+    atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     for visibility in visibilities(atlas):
         given = generate(generator, atlas, visibility)
@@ -75,35 +71,30 @@ def _prompts(subject: Subject) -> None:
 @check("pure", KIND)
 def _pure(subject: Subject) -> None:
     """The same visibility gives the same text, whatever was asked before, by whichever copy."""
-    atlas = atlas_of(subject)
+    atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     asked = list(visibilities(atlas))
     first = [generator(visibility) for visibility in asked]
     again = [generator(visibility) for visibility in reversed(asked)][::-1]
     for name, texts in (
         ("again, in another order", again),
-        ("by another one of the same settings", _all_prompts(subject.build(atlas), asked)),
-        ("by a pickled copy", _all_prompts(pickle.loads(pickle.dumps(generator)), asked)),
+        ("by another one of the same settings", list(map(subject.build(atlas), asked))),
+        ("by a pickled copy", list(map(pickle.loads(pickle.dumps(generator)), asked))),
     ):
         for visibility, before, after in zip(asked, first, texts, strict=True):
             promise(before == after, f"the same text {name} for {visibility}", f"{before} and {after}")
 
 
-def _all_prompts(generator: PromptGenerator, asked: list[Visibility]) -> list[Prompts]:
-    return [generator(visibility) for visibility in asked]
-
-
 @check("names", KIND)
 def _names(subject: Subject) -> None:
     """Each visible structure has a text of its own, and leaving it out changes what is said."""
-    atlas = atlas_of(subject)
+    atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     everything = template_visibility(atlas)
     complete = generator(everything)
-    for name, text in zip(atlas.names, complete.classwise, strict=True):
-        promise(text.strip(), f"a text for '{name}' where it is visible", "an empty one")
     first: dict[str, str] = {}
     for name, text in zip(atlas.names, complete.classwise, strict=True):
+        promise(text.strip(), f"a text for '{name}' where it is visible", "an empty one")
         owner = first.setdefault(text, name)
         promise(owner == name, "a text of its own for each visible structure", f"'{text}' for '{owner}' and '{name}'")
     for name in atlas.names:

@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def restored() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(
-    what: str, *, allowed: Sequence[object] = (), files: bool = False, besides: Collection[str] = ()
+    what: str, *, allowed: Iterable[object] = (), files: bool = False, besides: Collection[str] = ()
 ) -> Iterator[None]:
     """Watch what a block of code touches; the network is closed for it. Raises BrokenPromiseError.
 

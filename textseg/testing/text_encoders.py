@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from textseg.contracts import TextEncoder
 from textseg.testing.conformance import Subject, check
@@ -21,21 +20,17 @@ TEXTS = (
 )
 
 
-def encoder_of(subject: Subject) -> TextEncoder:
-    return cast(TextEncoder, subject.build())
-
-
-def warm_encoder_of(subject: Subject) -> TextEncoder:
+def _warm_encoder(subject: Subject) -> TextEncoder:
     """One for all checks that only read: its weights are read once."""
     if "encoder" not in subject.shared:
-        subject.shared["encoder"] = encoder_of(subject)
+        subject.shared["encoder"] = subject.build()
     return cast(TextEncoder, subject.shared["encoder"])
 
 
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
     """It is built and says how long its vectors are, how much it reads, and what it is."""
-    encoder = encoder_of(subject)
+    encoder: TextEncoder = subject.build()
     for name in ("feature_size", "max_tokens"):
         value = getattr(encoder, name, None)
         promise(isinstance(value, int) and value > 0, f"an attribute `{name}`, a whole number", value)
@@ -49,8 +44,8 @@ def _construction(subject: Subject) -> None:
 def _surroundings(subject: Subject) -> None:
     """Construction touches nothing, a call no network and no random numbers."""
     before = torch.get_rng_state()
-    with undisturbed("construction", allowed=list(subject.settings.values())):
-        encoder = encoder_of(subject)
+    with undisturbed("construction", allowed=subject.settings.values()):
+        encoder: TextEncoder = subject.build()
     for _ in range(2):  # the first one reads the weights, and imports what it needs
         with undisturbed("a call", files=True):
             encoder(TEXTS[:1])
@@ -60,13 +55,10 @@ def _surroundings(subject: Subject) -> None:
 @check("tokens", KIND)
 def _tokens(subject: Subject) -> None:
     """Tokens [N, T, D] with padding of zero, mask [N, T], as many as counted."""
-    encoder = warm_encoder_of(subject)
+    encoder = _warm_encoder(subject)
     counts = encoder.count_tokens(TEXTS)
-    promise(
-        isinstance(counts, list) and len(counts) == len(TEXTS) and all(type(count) is int for count in counts),
-        f"from count_tokens a list of {len(TEXTS)} whole numbers for as many texts",
-        counts,
-    )
+    whole = isinstance(counts, list) and len(counts) == len(TEXTS) and all(type(count) is int for count in counts)
+    promise(whole, f"from count_tokens a list of {len(TEXTS)} whole numbers for as many texts", counts)
     given = encoder(TEXTS)
     promise(isinstance(given, tuple) and len(given) == 2, "tokens and mask", type(given).__name__)
     tokens, mask = given
@@ -87,7 +79,7 @@ def _tokens(subject: Subject) -> None:
 @check("limit", KIND)
 def _limit(subject: Subject) -> None:
     """Tokens are counted before anything is cut, so that a text which is too long can be refused."""
-    encoder = warm_encoder_of(subject)
+    encoder = _warm_encoder(subject)
     (count,) = encoder.count_tokens(["spine " * (encoder.max_tokens + 1)])
     promise(count > encoder.max_tokens, f"more than max_tokens ({encoder.max_tokens}) for a text of more words", count)
 
@@ -95,35 +87,25 @@ def _limit(subject: Subject) -> None:
 @check("independence", KIND)
 def _independence(subject: Subject) -> None:
     """A text has the same features alone and among others, today and tomorrow; other texts have others."""
-    encoder = warm_encoder_of(subject)
+    encoder = _warm_encoder(subject)
     tokens, mask = encoder(TEXTS)
     again, _ = encoder(TEXTS)
     promise(torch.equal(tokens, again), "the same features at a second call", "others: encode in evaluation")
     for row, text in list(enumerate(TEXTS))[:3]:
         alone, _ = encoder([text])
         count = int(mask[row].sum())
-        difference = _difference(alone[0, :count], tokens[row, :count])
-        promise(
-            difference <= 1e-3 * (1 + alone.abs().max().item()),
-            "the same features for a text alone and among others",
-            f"a difference of {difference:.1e} for '{text}'",
-        )
-    first, third = (_mean(tokens[row], mask[row]) for row in (0, 2))
+        difference = (alone[0, :count] - tokens[row, :count]).abs().max().item()
+        close = difference <= 1e-3 * (1 + alone.abs().max().item())
+        about = f"a difference of {difference:.1e} for '{text}'"
+        promise(close, "the same features for a text alone and among others", about)
+    first, third = (tokens[row][mask[row]].mean(0) for row in (0, 2))
     promise(not torch.equal(first, third), "other features for another text", "the same")
-
-
-def _difference(first: Tensor, second: Tensor) -> float:
-    return (first - second).abs().max().item()
-
-
-def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    return tokens[mask].mean(0)
 
 
 @check("fingerprint", KIND)
 def _fingerprint(subject: Subject) -> None:
     """The same settings have the same fingerprint, before and after weights are read, and give the same features."""
-    first, second = warm_encoder_of(subject), encoder_of(subject)
+    first, second = _warm_encoder(subject), subject.build()
     before = second.fingerprint
     tokens, _ = first(TEXTS)
     same, _ = second(TEXTS)
