@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from textseg.contracts import Atlas, Features
 from textseg.errors import PluginError, TextsegError, suggestion
@@ -62,14 +62,9 @@ class Subject:
         elif not isinstance(component, Component):
             name = str(getattr(component, "__name__", type(component).__name__))
             component = Component(kind, name, component, "none", str(getattr(component, "__module__", "")), "installed")
-        built: Atlas | None = (
-            installed_registry().build("atlas", atlas, settings={}) if isinstance(atlas, str) else atlas
-        )
-        return cls(component, settings or {}, image_size, features, built)
-
-    def with_settings(self, settings: Mapping[str, Any]) -> Subject:
-        """Return the subject with other settings."""
-        return replace(self, settings=settings)
+        if isinstance(atlas, str):
+            atlas = cast(Atlas, installed_registry().build("atlas", atlas, settings={}))
+        return cls(component, settings or {}, image_size, features, atlas)
 
     def build(self, *wired: Any) -> Any:
         """Build the object. Raises RecipeError for wrong settings, PluginError for a builder that fails."""
@@ -123,9 +118,8 @@ def checks(kind: str) -> list[Check]:
     """Return the checks of a kind of component, in order. Raises PluginError for an unknown kind."""
     if kind not in KINDS:
         raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
-    module = importlib.import_module(_CHECKS[kind])
-    own: Iterable[Check] = module.CHECKS
-    return [SIGNATURE, *(each for each in own if kind in each.kinds)]
+    own: Iterable[Check] = importlib.import_module(_CHECKS[kind]).CHECKS
+    return [_signature, *(each for each in own if kind in each.kinds)]
 
 
 def examine(*subjects: Subject) -> None:
@@ -167,13 +161,11 @@ def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping
         raise PluginError(
             f"Settings are given of {unknown[0][0]} '{unknown[0][1]}', which {', '.join(names)} does not bring."
         )
-    atlases = [key[1] for key in here if key[0] == "atlas"]
+    atlas = next((name for kind, name in here if kind == "atlas"), None)
     return [
-        Subject.of(
-            key[0], component, settings.get(key), atlas=atlases[0] if atlases and key[0] == "prompt_generator" else None
-        )
-        for key, component in here.items()
-        if settings.get(key, {}) is not None
+        Subject.of(kind, component, settings.get((kind, name)), atlas=atlas if kind == "prompt_generator" else None)
+        for (kind, name), component in here.items()
+        if settings.get((kind, name), {}) is not None
     ]
 
 
@@ -181,31 +173,23 @@ def _package(name: str) -> str:
     return name.lower().replace("-", "_").replace(".", "_")
 
 
-def _check_signature(subject: Subject) -> None:
+@check("signature", *KINDS, fundamental=True)
+def _signature(subject: Subject) -> None:
     component = subject.component
     parameters = component.settings()
     promise(component.description, "a docstring, whose first line lists it", "none")
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     for name, parameter in parameters.items():
-        promise(
-            parameter.annotation is not parameter.empty,
-            f"a type hint for the setting '{name}', by which recipes are checked",
-            "none",
-        )
+        typed = parameter.annotation is not parameter.empty
+        promise(typed, f"a type hint for the setting '{name}', by which recipes are checked", "none")
     needed = {name: value for name, value in subject.settings.items() if name not in defaults}
     for name, value in defaults.items():
         _, mistakes = component.validated({**needed, name: value})
         wrong = [message for path, message in mistakes if path[0] == name]
         promise(not wrong, f"a default of '{name}' that its type hint allows", f"{value!r}: {'; '.join(wrong)}")
     missing = [name for name in parameters if name not in defaults and name not in subject.settings]
-    promise(
-        not missing,
-        f"settings to check it with ({', '.join(missing)} has no default)",
-        "none: give them as `settings`, or leave the component out",
-    )
+    needs = f"settings to check it with ({', '.join(missing)} has no default)"
+    promise(not missing, needs, "none: give them as `settings`, or leave the component out")
     if (attribute := getattr(component.load(), "fetch", None)) and component.kind != "dataset":
         keyword = inspect.signature(attribute).parameters
         promise("progress" in keyword, "fetch(*, progress, ...)", f"fetch({', '.join(keyword)})")
-
-
-SIGNATURE = Check("signature", _check_signature, tuple(KINDS), fundamental=True)

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:  # runs that ask for nothing of this must not import it
-    from textseg.testing.conformance import Check, Subject
 
 FIXTURE = "textseg_check"
 
@@ -34,11 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from textseg.testing.conformance import checks, subjects_of
 
     try:
-        pairs = [
-            (subject, check)
-            for subject in subjects_of(_plugins(metafunc.config), {})
-            for check in checks(subject.component.kind)
-        ]
+        subjects = subjects_of(_plugins(metafunc.config), {})
+        pairs = [(subject, check) for subject in subjects for check in checks(subject.component.kind)]
     except TextsegError as error:
         raise pytest.UsageError(str(error)) from error
     ids = [f"{subject.component.kind}-{subject.component.name}-{check.name}" for subject, check in pairs]
@@ -71,14 +66,12 @@ def textseg_check(
     request: pytest.FixtureRequest, textseg_settings: Mapping[tuple[str, str], Mapping[str, Any] | None]
 ) -> Callable[[], None]:
     """One check of one component; call it."""
-    subject: Subject
-    check: Check
     subject, check = request.param
     key = (subject.component.kind, subject.component.name)
     settings = textseg_settings.get(key, {})
     if settings is None:
         pytest.skip(f"{subject} is left out by textseg_settings")
-    prepared = subject if settings == subject.settings else subject.with_settings(settings)
+    prepared = subject if settings == subject.settings else replace(subject, settings=settings)
 
     def run() -> None:
         __tracebackhide__ = True
