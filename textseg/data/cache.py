@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,9 +36,7 @@ def cache_entries(cache: Path) -> list[CacheEntry]:
     return [entry for kind, path in paths if (entry := _entry(kind, path))]
 
 
-def clean_cache(
-    cache: Path, *, older_than_days: float | None = None, leftovers_only: bool = False
-) -> Sequence[CacheEntry]:
+def clean_cache(cache: Path, *, older_than_days: float | None = None, leftovers_only: bool = False) -> list[CacheEntry]:
     """Remove all entries, those not used for some days, or only leftovers of killed processes; return what was removed.
 
     A run that needs a removed entry makes it again.
@@ -61,10 +59,9 @@ def _entry(kind: Literal["slices", "text"], path: Path) -> CacheEntry | None:
     parts = [path / name for name in CASE_FILES] if kind == "slices" else []
     present = [part for part in parts if part.is_file()]
     used = max(file.stat().st_mtime for file in (path, *present))
-    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
     named, unfinished = (re.fullmatch(pattern, path.name) for pattern in _NAMES[kind])
-    if named and present == parts:
-        return CacheEntry(kind, path, size, used)
-    if (named or unfinished) and time.time() - used > ABANDONED_SECONDS:
-        return CacheEntry("leftover", path, size, used)
-    return None
+    whole = named and present == parts
+    if not whole and not ((named or unfinished) and time.time() - used > ABANDONED_SECONDS):
+        return None
+    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    return CacheEntry(kind if whole else "leftover", path, size, used)

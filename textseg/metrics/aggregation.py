@@ -137,13 +137,13 @@ def shown_places(scores: ScoreArrays, metric: str) -> NDArray[np.bool_]:
 
 def aggregated(scores: ScoreArrays, methods: Sequence[Sequence[int]]) -> dict[Aggregate, dict[str, Floats]]:
     """The values [R, N] of each metric by each aggregate, `common` being common to `methods`; NaN is left out."""
-    values_by_aggregate: dict[Aggregate, dict[str, Floats]] = {aggregate: {} for aggregate in AGGREGATES}
-    for metric, values in scores.values.items():
-        missing = np.isin(scores.status[metric], (_MISSED, _SPURIOUS))
-        values_by_aggregate["as_published"][metric] = values
-        values_by_aggregate["common"][metric] = np.where(common_places(scores, metric, methods), values, np.nan)
-        values_by_aggregate["penalised"][metric] = np.where(missing, scores.worst[metric], values)
-    return values_by_aggregate
+    values = scores.values.items()
+    missing = {metric: np.isin(status, (_MISSED, _SPURIOUS)) for metric, status in scores.status.items()}
+    return {
+        "as_published": dict(values),
+        "common": {name: np.where(common_places(scores, name, methods), array, np.nan) for name, array in values},
+        "penalised": {name: np.where(missing[name], scores.worst[name], array) for name, array in values},
+    }
 
 
 def patient_sums(scores: ScoreArrays, values: Floats, scope: Scope) -> tuple[Floats, Floats]:

@@ -102,9 +102,8 @@ def score(
         raise ValueError(f"A spacing of {prediction.ndim} positive numbers is needed, not {tuple(spacing)}.")
 
     measured = any(name in _DISTANCES or name == "nsd" for name in metrics)
-    comparison = _compare(kernel or fastest_kernel())(
-        prediction, reference, structures=structures, spacing=spacing if measured else None
-    )
+    compare = _compare(kernel or fastest_kernel())
+    comparison = compare(prediction, reference, structures=structures, spacing=spacing if measured else None)
     distances = comparison.distances
     scores = {}
     for label in structures:

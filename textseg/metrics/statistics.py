@@ -20,6 +20,7 @@ from textseg.system.messages import counted
 Floats = NDArray[np.float64]
 
 DRAWS = 2000
+LEVEL = 0.95  # of every interval
 SEED = 2025
 MINIMUM_PATIENTS = 50  # below it an interval is too narrow more often than its level says
 
@@ -52,9 +53,7 @@ def macro_mean(sums: Floats, counts: Floats) -> float:
     return float(_macro_means(np.ones((1, len(sums))), sums, counts)[0])
 
 
-def macro_mean_interval(
-    sums: Floats, counts: Floats, *, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
-) -> Interval:
+def macro_mean_interval(sums: Floats, counts: Floats, *, draws: int = DRAWS, seed: int = SEED) -> Interval:
     """The macro mean of [P, S] with an interval: bias-corrected, accelerated bootstrap over patients (Efron, 1987)."""
     used = np.asarray(counts).sum(axis=1) > 0
     sums, counts = np.asarray(sums, dtype=np.float64)[used], np.asarray(counts, dtype=np.float64)[used]
@@ -73,7 +72,7 @@ def macro_mean_interval(
     apart = left_out.mean() - left_out
     spread = (apart**2).sum()
     acceleration = (apart**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    z = bias + stats.norm.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low, high = np.quantile(means, stats.norm.cdf(bias + z / (1 - acceleration * z))).tolist()
     return Interval(value, low, high, patients)
 

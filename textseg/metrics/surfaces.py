@@ -86,8 +86,7 @@ def _border(labels: Array) -> Array:
 def _border_distances(
     prediction: Array, reference: Array, *, spacing: Sequence[float], structures: Sequence[int], length: int
 ) -> dict[int, tuple[Array, Array]]:
-    wanted = np.zeros(length, dtype=bool)
-    wanted[list(structures)] = True
+    wanted = np.isin(np.arange(length), structures)
     sides = []
     borders = [_border(labels) for labels in (prediction, reference)]
     shared = borders[0] & borders[1] & (prediction == reference)

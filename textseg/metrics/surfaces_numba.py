@@ -40,8 +40,7 @@ def compare_labels(
 
     flat, height = prediction.ndim == 2, prediction.shape[-2]
     steps = np.array([1.0, *spacing] if flat else spacing, dtype=np.float64)
-    wanted = np.zeros(length, dtype=np.bool_)
-    wanted[both] = True
+    wanted = np.isin(np.arange(length), both)
     first, second = (
         Border(*_border(labels[None] if flat else labels, flat, wanted, counts))
         for labels, counts in zip(maps, (predicted, expected), strict=True)

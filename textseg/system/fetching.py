@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 Progress = Callable[[str, int, int | None], None]  # name of the file, bytes done, bytes in total
+Renaming = Callable[[PurePosixPath], str | None]  # the path below a folder for a member of an archive
 
 ATTEMPTS = 6  # in a row, without one more byte
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
@@ -74,9 +75,7 @@ def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda 
     return target
 
 
-def unpack_zip(
-    path: Path, folder: Path, *, renamed: Callable[[PurePosixPath], str | None] = lambda member: str(member)
-) -> list[Path]:
+def unpack_zip(path: Path, folder: Path, *, renamed: Renaming = str) -> list[Path]:
     """Unpack an archive into `folder`, or nothing if it is damaged or unsafe; returns the files.
 
     `renamed` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
@@ -107,9 +106,7 @@ def unpack_zip(
     return [folder / name for name in members.values()]
 
 
-def _members(
-    archive: zipfile.ZipFile, path: Path, renamed: Callable[[PurePosixPath], str | None]
-) -> dict[zipfile.ZipInfo, str]:
+def _members(archive: zipfile.ZipFile, path: Path, renamed: Renaming) -> dict[zipfile.ZipInfo, str]:
     """Return the files to unpack with their new paths, all inside the folder and all different."""
     members: dict[zipfile.ZipInfo, str] = {}
     for info in archive.infolist():

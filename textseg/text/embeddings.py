@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,18 +88,11 @@ def check_budget(encoder: TextEncoder, texts: Sequence[str]) -> int:
     return max(counts)
 
 
-def build_text_table(
-    encoder: TextEncoder,
-    texts: Iterable[str],
-    *,
-    text_length: int,
-    cache: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> TextTable:
+def build_text_table(encoder: TextEncoder, texts: Iterable[str], *, text_length: int, cache: Path) -> TextTable:
     """Return the features of every distinct text, padded to `text_length` (T); encode only texts not in the cache.
 
-    `cache` is a folder that runs and processes may share. `progress` gets the number of encoded texts and of all.
-    Raises PromptError for a text over the encoder's or the table's length, and for features that are no numbers.
+    `cache` is a folder that runs and processes may share. Raises PromptError for a text over the encoder's or the
+    table's length, and for features that are no numbers.
     """
     import torch
 
@@ -120,8 +113,6 @@ def build_text_table(
                     "its weights are damaged or its features too large: use another layer or another encoder."
                 )
             entries[text].write(features[text])
-        if progress is not None:
-            progress(start + len(chunk), len(missing))
 
     # 2. Pad all features to one length.
     table = torch.zeros(len(distinct), text_length, encoder.feature_size, dtype=torch.float16)

@@ -89,8 +89,8 @@ class Mask:
     def table(self, labels: str = "atlas") -> list[Label]:
         """Return each value with its structure, in the order of the values."""
         values = self.values(labels)
-        table = [Label(values[structure.name], structure) for structure in self.atlas.structures]
-        return sorted(table, key=lambda label: label.value)
+        structures = sorted(self.atlas.structures, key=lambda structure: values[structure.name])
+        return [Label(values[structure.name], structure) for structure in structures]
 
 
 def label_values(atlas: Atlas, labels: str) -> dict[str, int]:
