@@ -86,11 +86,7 @@ def differences(means: Mapping[str, Floats], metric: str, *, lower_is_better: bo
 
 
 def ranking(
-    metric: str,
-    sums: Mapping[str, tuple[Floats, Floats]],
-    patient_means: Sequence[Floats],
-    *,
-    lower_is_better: bool,
+    metric: str, sums: Mapping[str, tuple[Floats, Floats]], patient_means: Sequence[Floats], *, lower_is_better: bool
 ) -> Ranking:
     """Rank methods from sums and counts [P, S] of each, and its patients' means [P]."""
     stacked = np.stack([total for total, _ in sums.values()]), np.stack([count for _, count in sums.values()])

@@ -15,15 +15,7 @@ from rich.text import Text
 
 from textseg.comparison.leaderboard import Leaderboard
 from textseg.comparison.published import published_tables
-from textseg.comparison.sections import (
-    Section,
-    mark,
-    notes,
-    reading,
-    recomputed_sections,
-    sections,
-    short_section,
-)
+from textseg.comparison.sections import Section, mark, notes, reading, recomputed_sections, sections, short_section
 from textseg.drawing.tables import markdown_table
 
 WIDTH = 100  # of the short form without a terminal, so that a log looks the same on every machine

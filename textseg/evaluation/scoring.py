@@ -92,12 +92,7 @@ def _rows(
         distances = spacing[-prediction.ndim :]
         labels = [structure.index for structure in atlas.structures]
         result = score(
-            prediction,
-            reference,
-            spacing=distances,
-            structures=labels,
-            metrics=metrics,
-            tolerance=settings.tolerance,
+            prediction, reference, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance
         )
         for structure in atlas.structures:
             for metric, value in result[structure.index].values.items():

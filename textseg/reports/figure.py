@@ -90,11 +90,7 @@ def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice
 
 
 def probabilities_figure(
-    runs: Sequence[Path],
-    *,
-    case: str | None = None,
-    slice_number: int | None = None,
-    structures: Sequence[str] = (),
+    runs: Sequence[Path], *, case: str | None = None, slice_number: int | None = None, structures: Sequence[str] = ()
 ) -> bytes:
     """Return a PNG of softmax probabilities over one slice, at the prepared size, with a line for each run.
 

@@ -96,10 +96,7 @@ def _write_numbers(
     overall = summarise(result.scores, structures=experiment.structures_in_training).overall
     facts = {
         **folder.read(),
-        "evaluation": {
-            **experiment.recipe.evaluation.model_dump(mode="json"),
-            "prompts": result.prompts or "none",
-        },
+        "evaluation": {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": result.prompts or "none"},
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": experiment.structures_in_training,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
