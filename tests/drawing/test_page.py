@@ -61,6 +61,6 @@ def test_a_page_loads_nothing_and_runs_only_its_own_script(template):
 
 
 def test_filters(template):
-    filters = '{{ "a_b<" | breakable }} {{ 2 | counted("case") }} {{ 0.5 | format_value }} {{ png | png_address }}'
+    filters = '{{ "a_b<" | breakable }} {{ 2 | counted("case") }} {{ 0.5 | format_value }} {{ png | image_address }}'
     html = pages.render(template(FRAME + "{% block body %}" + filters + "{% endblock %}"), title="", png=b"\x89PNG")
     assert "a_<wbr>b&lt; 2 cases 0.5000 data:image/png;base64,iVBORw==" in html

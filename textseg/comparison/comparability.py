@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.finished_runs import FinishedRuns, readable
+from textseg.comparison.finished_runs import FinishedRuns, Run, difference, readable
 
-_SAME = (
-    ("dataset",),
-    ("hashes", "data"),
-    ("hashes", "preparation"),
-    ("evaluation", "per"),
-    ("evaluation", "space"),
-    ("evaluation", "unit"),
-    ("evaluation", "metrics"),
-)
-_TOLERANCE = (("evaluation", "tolerance"),)
+_PROTOCOL = ("evaluation.per", "evaluation.space", "evaluation.unit", "evaluation.metrics")
+_SAME = ("dataset", "hashes.data", "hashes.preparation", *_PROTOCOL)
 
 
 @dataclass(frozen=True)
@@ -34,16 +26,20 @@ def mismatches(compared: Sequence[FinishedRuns]) -> list[Mismatch]:
     first, *others = (run for finished in compared for run in finished.runs)
     differences = []
     for run in others:
-        for keys in _SAME + _TOLERANCE * ("nsd" in {row.metric for row in run.scores}):
-            ours, theirs = first.value(*keys), run.value(*keys)
-            if ours != theirs or ours is None:  # a value that both lack is not known to be equal
-                key = ".".join(keys)
-                line = f"{key}: {first.folder} has {readable(ours)}, {run.folder} has {readable(theirs)}"
-                differences.append(Mismatch(key, readable(ours), readable(theirs), line))
+        for key in (*_SAME, *["evaluation.tolerance"] * any(row.metric == "nsd" for row in run.scores)):
+            differences += _differing(key, first, run)
     for finished in compared:
         differences += _splits(compared[0], finished)
         differences += _cases(compared[0], finished)
     return differences
+
+
+def _differing(name: str, first: Run, second: Run, key: str | None = None) -> list[Mismatch]:
+    """Return the difference in `key` of run.json, which is called `name`, if there is one."""
+    ours, theirs = (run.value(*(key or name).split(".")) for run in (first, second))
+    if ours == theirs and ours is not None:  # a value that both lack is not known to be equal
+        return []
+    return [Mismatch(name, readable(ours), readable(theirs), difference(name, first, ours, second, theirs))]
 
 
 def _splits(ours: FinishedRuns, theirs: FinishedRuns) -> list[Mismatch]:
@@ -52,12 +48,10 @@ def _splits(ours: FinishedRuns, theirs: FinishedRuns) -> list[Mismatch]:
     first = {run.facts.get("fold"): run for run in reversed(ours.runs)}
     for run in theirs.runs:
         fold = run.facts.get("fold")
-        key = "hashes.split" + ("" if fold is None else f" of fold {fold}")
         match = first.get(fold, ours.first)
-        expected, actual = match.value("hashes", "split"), run.value("hashes", "split")
-        if run is not match and (expected != actual or expected is None):
-            line = f"{key}: {match.folder} has {readable(expected)}, {run.folder} has {readable(actual)}"
-            differences.append(Mismatch(key, readable(expected), readable(actual), line))
+        if run is not match:
+            name = "hashes.split" + ("" if fold is None else f" of fold {fold}")
+            differences += _differing(name, match, run, key="hashes.split")
     return differences
 
 

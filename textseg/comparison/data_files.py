@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
+from pydantic_core import to_jsonable_python
 
-from textseg.comparison.comparability import Mismatch
 from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Row, Table
-from textseg.comparison.published import PublishedMean
 from textseg.comparison.significance import SCHEMES
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
@@ -85,11 +82,11 @@ def as_json(board: Leaderboard) -> str:
         "format": FORMAT,
         "textseg": __version__,
         "comparable": not board.mismatches,
-        "mismatches": [_mismatch(mismatch) for mismatch in board.mismatches],
-        "settings": dict(board.settings),
-        "patients": list(board.patients),
-        "cases": list(board.cases),
-        "structures": list(board.structures),
+        "mismatches": [{"key": m.key, "one": m.first, "other": m.second, "line": m.line} for m in board.mismatches],
+        "settings": board.settings,
+        "patients": board.patients,
+        "cases": board.cases,
+        "structures": board.structures,
         "rare": {
             "below_share": board.rare_share,
             "structures": {name: {"cases": shown, "of": of} for name, (shown, of) in board.rare.items()},
@@ -108,15 +105,16 @@ def as_json(board: Leaderboard) -> str:
             "effect": "matched-pairs rank-biserial correlation, 1 where the first is better in every patient",
             "few_patients": len(board.patients) < MINIMUM_PATIENTS,
         },
-        "scopes": {name: asdict(scope) for name, scope in board.scopes.items()},
-        "tables": [_table(table) for table in board.tables],
+        "scopes": board.scopes,
+        "tables": [_table(board, table) for table in board.tables],
         "published": {
             "protocol": " ".join(dict.fromkeys(row.note for row in board.published)),
             "rows": [
                 {
                     "dataset": row.dataset,
                     "method": row.method,
-                    "means": {metric: _published(mean) for metric, mean in row.means.items()},
+                    "means": {metric: {"found" if key == "structures" else key: value
+                                       for key, value in asdict(mean).items()} for metric, mean in row.means.items()},
                     "parameters": row.parameters,
                     "milliseconds_per_slice": row.milliseconds_per_slice,
                 }
@@ -124,26 +122,12 @@ def as_json(board: Leaderboard) -> str:
             ],
         },
     }  # fmt: skip
-    return json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    # Data classes become objects, and the arrays of numpy lists; what is undefined becomes null.
+    plain = to_jsonable_python(content, inf_nan_mode="null", fallback=lambda value: value.tolist())
+    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _means(row: Row) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the means of a row, by scope, aggregate and metric."""
-    nested: dict[str, dict[str, dict[str, Any]]] = {}
-    for (scope, aggregate, metric), number in row.means.items():
-        nested.setdefault(scope, {}).setdefault(aggregate, {})[metric] = asdict(number)
-    return nested
-
-
-def _mismatch(mismatch: Mismatch) -> dict[str, str]:
-    return {"key": mismatch.key, "one": mismatch.first, "other": mismatch.second, "line": mismatch.line}
-
-
-def _published(mean: PublishedMean) -> dict[str, Any]:
-    return {"found" if key == "structures" else key: value for key, value in asdict(mean).items()}
-
-
-def _table(table: Table) -> dict[str, Any]:
+def _table(board: Leaderboard, table: Table) -> dict[str, Any]:
     return {
         "kind": table.kind,
         "title": table.title,
@@ -160,12 +144,12 @@ def _table(table: Table) -> dict[str, Any]:
                 "prompts": row.finished.sources,
                 "oracle": row.finished.mark == "oracle",
                 "simulated": row.finished.mark == "simulated",
-                "means": _means(row),
-                "ranks": row.ranks if table.ranked else None,
-                "by_structure": {
-                    a: {m: {name: asdict(mean) for name, mean in means.items()} for m, means in metrics.items()}
-                    for a, metrics in row.by_structure.items()
+                "means": {
+                    scope: {a: {m: row.number(m, a, scope) for m in board.metrics} for a in AGGREGATES}
+                    for scope in board.scopes
                 },
+                "ranks": row.ranks if table.ranked else None,
+                "by_structure": row.by_structure,
                 "by_case": row.by_case,
                 "by_patient": row.by_patient,
                 "cost": row.cost,
@@ -173,7 +157,7 @@ def _table(table: Table) -> dict[str, Any]:
             }
             for row in table.rows
         ],
-        "differences": {metric: [asdict(pair) for pair in pairs] for metric, pairs in table.differences.items()},
+        "differences": table.differences,
         "rankings": {
             metric: {
                 "methods": ranking.methods,
@@ -186,16 +170,3 @@ def _table(table: Table) -> dict[str, Any]:
             for metric, ranking in table.rankings.items()
         },
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value for JSON: lists for arrays and tuples, null for what is undefined."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

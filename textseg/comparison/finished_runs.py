@@ -243,17 +243,17 @@ def _check_group(finished: FinishedRuns) -> None:
 
 def _other_recipe(first: Run, second: Run) -> list[str]:
     """Return a line for each key, other than seed and split, in which the recipes of two runs differ."""
-    ours, theirs = ({**flat({"bound": run.facts.get("bound"), "dataset": run.facts.get("dataset")})} for run in
-                    (first, second))  # fmt: skip
+    ours, theirs = (flat({key: run.facts.get(key) for key in ("bound", "dataset")}) for run in (first, second))
     free = {f"bound.{key}" for key in _FREE}
     keys = [key for key in sorted({*ours, *theirs} - free) if ours.get(key) != theirs.get(key)]
-    return [
-        f"{key.removeprefix('bound.')}: {first.folder} has {readable(ours.get(key))}, {second.folder} has "
-        f"{readable(theirs.get(key))}"
-        for key in keys
-    ]
+    return [difference(key.removeprefix("bound."), first, ours.get(key), second, theirs.get(key)) for key in keys]
 
 
 def readable(value: Any) -> str:
     """Return a value of run.json as text."""
     return ", ".join(map(str, value)) if isinstance(value, list) else "nothing" if value is None else f"'{value}'"
+
+
+def difference(key: str, first: Run, ours: Any, second: Run, theirs: Any) -> str:
+    """Return the sentence that two runs differ in a key of run.json."""
+    return f"{key}: {first.folder} has {readable(ours)}, {second.folder} has {readable(theirs)}"

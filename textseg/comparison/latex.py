@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from textseg.comparison.leaderboard import Leaderboard, Table, prompts_of
 from textseg.comparison.published import PublishedRow
-from textseg.comparison.sections import bound, mark, picked, title_of
+from textseg.comparison.sections import cost_cells, interval_of, mark, picks, title_of, with_unit
 from textseg.drawing.tables import format_value
 from textseg.metrics.aggregation import Aggregate
 from textseg.metrics.definitions import lower_is_better
@@ -49,26 +49,13 @@ def as_latex(board: Leaderboard) -> str:
         lines += [r"\midrule", _across(title, span), *(_published(board, row, columns) for row in board.published)]
     if not board.tables[0].ranked:
         lines = lines[1:]  # the header's own rule stands there
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            *(f"% {line}" for line in mark(board)),
-            *(f"% {warning}" for table in board.tables for warning in table.warnings),
-            r"\begin{table}[t]",
-            r"\centering",
-            f"\\caption{{{_caption(board)}}}",
-            r"\label{tab:leaderboard}",
-            f"\\begin{{tabular}}{{l{'r' * (span - 1)}}}",
-            r"\toprule",
-            f"{' & '.join(header)} \\\\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    comments = [*mark(board), *(warning for table in board.tables for warning in table.warnings)]
+    top = [r"\begin{table}[t]", r"\centering", f"\\caption{{{_caption(board)}}}", r"\label{tab:leaderboard}"]
+    tabular = f"\\begin{{tabular}}{{l{'r' * (span - 1)}}}"
+    head = [tabular, r"\toprule", f"{' & '.join(header)} \\\\", r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    needed = r"% needs \usepackage{booktabs}"
+    return "\n".join([needed, *(f"% {line}" for line in comments), *top, *head, *lines, *end])
 
 
 def escape(text: str) -> str:
@@ -93,38 +80,25 @@ def _across(text: str, span: int) -> str:
 def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggregate]]) -> list[str]:
     cells = [[escape(row.label)] for row in table.rows]
     for metric, aggregate in columns:
-        numbers = [row.number(metric, aggregate) for row in table.rows]
-        values = [format_value(number.value, number.unit) for number in numbers]
-        best, second = picked(values, lower=lower_is_better(metric)) if _picks(board, table) else ([], [])
-        for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
-            text = escape(value)
+        best, second = picks(board, table, metric, aggregate)
+        for index, row in enumerate(table.rows):
+            number = row.number(metric, aggregate)
+            text = escape(format_value(number.value, number.unit))
             text = f"\\textbf{{{text}}}" if index in best else f"\\underline{{{text}}}" if index in second else text
             if number.unit != board.unit[metric]:
                 text += f" {escape(number.unit)}"
             if not math.isnan(number.low):
-                text += f" {{\\scriptsize [{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]}}"
+                text += f" {{\\scriptsize {interval_of(number)}}}"
             cells[index].append(text)
     for row, line in zip(table.rows, cells, strict=True):
         line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.finished))]
-        costs = zip(
-            ("parameters", "multiply_accumulates", "milliseconds_per_slice"), (1e6, 1e9, 1), (2, 2, 1), strict=True
-        )
-        for key, scale, places in costs:
-            cost = row.cost[key]
-            line.append("--" if cost is None else f"{cost / scale:.{places}f}")
+        line += map(escape, cost_cells(row)[:3])  # without the memory
     return [f"{' & '.join(line)} \\\\" for line in cells]
-
-
-def _picks(board: Leaderboard, table: Table) -> bool:
-    return table.ranked and not board.mismatches
 
 
 def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[str, Aggregate]]) -> str:
     cells = [f"\\emph{{{escape(row.method)}}}"]
-    for metric, aggregate in columns:
-        value, unit = row.value(metric, aggregate), row.unit(metric)
-        text = escape(format_value(value, unit))
-        cells.append(text if unit == board.unit[metric] or math.isnan(value) else f"{text} {escape(unit)}")
+    cells += [escape(with_unit(board, m, row.value(m, aggregate), row.unit(m))) for m, aggregate in columns]
     parameters = "--" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
     speed = "--" if row.milliseconds_per_slice is None else f"{row.milliseconds_per_slice:.1f}"
     return f"{' & '.join([*cells, '--', 'not said', parameters, '--', speed])} \\\\"

@@ -231,10 +231,13 @@ def _table(
     ranks = {a: {m: _ranks([numbers[STRUCTURES, a, m] for numbers in means], m) for m in scores.metrics}
              for a in AGGREGATES}  # fmt: skip
     main = scores.metrics[0]
-    rows = []
-    for index, (finished, runs) in enumerate(zip(compared, indices, strict=True)):
-        own = {a: {m: values[a][m][list(runs)] for m in scores.metrics} for a in AGGREGATES}
-        over = scopes[STRUCTURES]
+    rows, sums = [], []
+    for index in np.argsort(ranks["penalised"][main], kind="stable").tolist():
+        finished, runs = compared[index], list(indices[index])
+        own = {a: {m: values[a][m][runs] for m in scores.metrics} for a in AGGREGATES}
+        own_sums = {a: {m: patient_sums(scores, v, scopes[STRUCTURES]) for m, v in own[a].items()} for a in AGGREGATES}
+        sums.append(own_sums["penalised"])
+        by_structure = {a: {m: structure_means(scores, m, runs, v) for m, v in values[a].items()} for a in AGGREGATES}
         rows.append(
             Row(
                 label=labels[index],
@@ -242,31 +245,21 @@ def _table(
                 rank=ranks["penalised"][main][index] if kind == "ranked" else None,
                 means=means[index],
                 ranks={a: {m: by_row[index] for m, by_row in ranks[a].items()} for a in AGGREGATES},
-                by_structure={
-                    a: {m: structure_means(scores, m, runs, values[a][m]) for m in scores.metrics} for a in AGGREGATES
-                },
+                by_structure=by_structure,
                 by_case={a: {m: case_means(scores, v) for m, v in own[a].items()} for a in AGGREGATES},
-                by_patient={
-                    a: {m: patient_means(*patient_sums(scores, v, over)) for m, v in own[a].items()} for a in AGGREGATES
-                },
+                by_patient={a: {m: patient_means(*pair) for m, pair in own_sums[a].items()} for a in AGGREGATES},
                 cost=_cost(finished),
                 level_naming=_level_naming(finished),
             )
         )
-    order = sorted(range(len(rows)), key=lambda index: (ranks["penalised"][main][index], index))
-    rows = [rows[index] for index in order]
     tested, ranked = {}, {}
     if kind == "ranked" and len(rows) > 1:
         for m in scores.metrics:
             lower = lower_is_better(m)
             by_patient = {row.label: row.by_patient["penalised"][m] for row in rows}
-            penalised = values["penalised"][m]
-            sums = {
-                row.label: patient_sums(scores, penalised[list(indices[index])], scopes[STRUCTURES])
-                for row, index in zip(rows, order, strict=True)
-            }
             tested[m] = differences(by_patient, m, lower_is_better=lower)
-            ranked[m] = ranking(m, sums, list(by_patient.values()), lower_is_better=lower)
+            by_label = {row.label: of_row[m] for row, of_row in zip(rows, sums, strict=True)}
+            ranked[m] = ranking(m, by_label, list(by_patient.values()), lower_is_better=lower)
     return Table(
         kind=kind,
         title=TITLES[kind],
@@ -341,10 +334,8 @@ def _rank_warnings(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         moved = [row for row in rows if len({row.ranks[aggregate][metric] for aggregate in AGGREGATES}) > 1]
         if moved:
             title = metric_title(metric, rows[0].number(metric, "as_published").unit)
-            names = "; ".join(
-                f"{row.label} {', '.join(str(row.ranks[aggregate][metric]) for aggregate in AGGREGATES)}"
-                for row in moved
-            )
+            ranks = [", ".join(str(row.ranks[aggregate][metric]) for aggregate in AGGREGATES) for row in moved]
+            names = "; ".join(f"{row.label} {of_row}" for row, of_row in zip(moved, ranks, strict=True))
             warnings.append(f"Warning: ranks by {title} depend on the aggregate ({', '.join(AGGREGATES)}): {names}.")
     return warnings
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Table, prompts_of
+from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Row, Table, prompts_of
 from textseg.comparison.published import published_means, ranks
 from textseg.comparison.significance import ALPHA, SCHEMES
 from textseg.drawing.tables import format_value, metric_title
@@ -19,6 +19,13 @@ from textseg.system.messages import counted
 
 MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
 SHORT_ROWS = 15  # of each table in the short form, which has to fit a screen
+# The unit and the decimals that each cost is shown with.
+COSTS = {
+    "parameters": (1e6, 2),
+    "multiply_accumulates": (1e9, 2),
+    "milliseconds_per_slice": (1, 1),
+    "peak_memory_bytes": (2**20, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -61,25 +68,19 @@ def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
     for table in board.tables:
         parts.add(len(rows))
         for row in table.rows[:SHORT_ROWS]:
-            cells = ["–" if row.rank is None else str(row.rank), f"{shorten(row.label)} {table.badge}".rstrip()]
-            numbers = [row.number(metric, MAIN) for metric in metrics]
-            cells += [
-                _mean_cell(board, metric, number, interval=n < intervals)
-                for n, (metric, number) in enumerate(zip(metrics, numbers, strict=True))
-            ]
-            rows.append([*cells, str(numbers[0].missed), prompts_of(row.finished)])
-            if sizes:
-                rows[-1].append(_millions(row.cost["parameters"]))
+            cells = [_rank(row), f"{shorten(row.label)} {table.badge}".rstrip()]
+            cells += [_mean_cell(board, row, metric, interval=n < intervals) for n, metric in enumerate(metrics)]
+            cells += [str(row.number(metrics[0], MAIN).missed), prompts_of(row.finished)]
+            rows.append([*cells, *[cost_cells(row)[0]] * sizes])
         rows += _remainder(len(table.rows), len(header))
     if board.published:
         parts.add(len(rows))
         for result in board.published[:SHORT_ROWS]:
             means = [with_unit(board, m, result.value(m), result.unit(m)) for m in metrics]
-            rows.append(["–", f"{result.method} (published)", *means, "–", "–"])
-            if sizes:
-                rows[-1].append(_millions(result.parameters))
+            size = "–" if result.parameters is None else f"{result.parameters / 1e6:.2f}"
+            rows.append(["–", f"{result.method} (published)", *means, "–", "–", *[size] * sizes])
         rows += _remainder(len(board.published), len(header))
-    best, second = _picked_columns(board, board.tables[0], metrics, first=2, rows=SHORT_ROWS)
+    best, second = _picked_cells(board, board.tables[0], metrics, rows=SHORT_ROWS)
     title = f"Leaderboard: {board.settings.get('dataset')}{f', {shared}' if shared else ''}"
     text = frozenset({1, header.index("prompts")})
     return Section(title, header, rows, best, second, text_columns=text, parts=frozenset(parts))
@@ -185,52 +186,63 @@ def picked(values: Sequence[str], *, lower: bool) -> tuple[list[int], list[int]]
 
 
 def _main(board: Leaderboard, table: Table) -> Section:
-    header = ["run", "rank", *(f"{title_of(board, m)} [95 %]" for m in board.metrics)]
-    header += ["missed", "spurious", "prompts"]
+    titles = [f"{title_of(board, m)} [95 %]" for m in board.metrics]
     rows = []
     for row in table.rows:
-        numbers = [row.number(m, MAIN) for m in board.metrics]
-        cells = [row.label, "–" if row.rank is None else str(row.rank)]
-        cells += [_mean_cell(board, m, number, interval=True) for m, number in zip(board.metrics, numbers, strict=True)]
-        rows.append([*cells, str(numbers[0].missed), str(numbers[0].spurious), prompts_of(row.finished)])
-    best, second = _picked_columns(board, table, board.metrics, first=2)
+        first = row.number(board.metrics[0], MAIN)
+        cells = [row.label, _rank(row), *(_mean_cell(board, row, m, interval=True) for m in board.metrics)]
+        rows.append([*cells, str(first.missed), str(first.spurious), prompts_of(row.finished)])
+    header = ["run", "rank", *titles, "missed", "spurious", "prompts"]
+    best, second = _picked_cells(board, table, board.metrics, rows=len(rows))
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
     note = "In brackets stands the 95 % interval of each mean, as_published."
     return Section(title, header, rows, best, second, [*table.warnings, note])
 
 
-def _mean_cell(board: Leaderboard, metric: str, number: Number, *, interval: bool) -> str:
+def _rank(row: Row) -> str:
+    return "–" if row.rank is None else str(row.rank)
+
+
+def _mean_cell(board: Leaderboard, row: Row, metric: str, *, interval: bool) -> str:
+    number = row.number(metric, MAIN)
     value = with_unit(board, metric, number.value, number.unit)
-    return f"{value} [{bound(number.low, number.unit)}, {bound(number.high, number.unit)}]" if interval else value
+    return f"{value} {interval_of(number)}" if interval else value
 
 
-def _picked_columns(
-    board: Leaderboard, table: Table, metrics: Sequence[str], first: int, rows: int | None = None
+def picks(board: Leaderboard, table: Table, metric: str, aggregate: Aggregate = MAIN) -> tuple[list[int], list[int]]:
+    """Return the rows with the best and the second best value; none where methods are not ranked with each other."""
+    if not table.ranked or board.mismatches:
+        return [], []
+    values = [format_value(row.number(metric, aggregate).value, board.unit[metric]) for row in table.rows]
+    return picked(values, lower=lower_is_better(metric))
+
+
+def _picked_cells(
+    board: Leaderboard, table: Table, metrics: Sequence[str], *, rows: int
 ) -> tuple[frozenset[tuple[int, int]], ...]:
-    """Return the best and the second best cells of the metrics, which stand in the columns from `first` on.
-
-    Of the table, only the first `rows` are shown, if given.
-    """
-    best: list[tuple[int, int]] = []
-    second: list[tuple[int, int]] = []
-    if table.ranked and not board.mismatches:
-        for column, metric in enumerate(metrics, start=first):
-            values = [format_value(row.number(metric, MAIN).value, board.unit[metric]) for row in table.rows]
-            best_rows, second_rows = picked(values, lower=lower_is_better(metric))
-            best += [(row, column) for row in best_rows if rows is None or row < rows]
-            second += [(row, column) for row in second_rows if rows is None or row < rows]
-    return frozenset(best), frozenset(second)
+    """Return the best and the second best cells of the first `rows`; metrics begin in the third column."""
+    pairs = [picks(board, table, metric) for metric in metrics]
+    return tuple(
+        frozenset((row, column) for column, pair in enumerate(pairs, start=2) for row in pair[n] if row < rows)
+        for n in (0, 1)
+    )
 
 
-def bound(value: float, unit: str) -> str:
-    """Return an end of an interval, with fewer digits than the value."""
-    return "–" if math.isnan(value) else f"{value:.1f}" if unit else f"{value:.3f}"
+def interval_of(number: Number) -> str:
+    """Return an interval, with fewer digits than its mean."""
+    digits = 1 if number.unit else 3
+    return f"[{', '.join('–' if math.isnan(end) else f'{end:.{digits}f}' for end in (number.low, number.high))}]"
+
+
+def cost_cells(row: Row) -> list[str]:
+    """Return the costs of a method as text, in the order of COSTS."""
+    values = [(row.cost[key], scale, digits) for key, (scale, digits) in COSTS.items()]
+    return ["–" if value is None else f"{value / scale:.{digits}f}" for value, scale, digits in values]
 
 
 def _aggregates(board: Leaderboard, table: Table) -> Section:
-    header = ["run", "counted"]
-    for metric in board.metrics:
-        header += [f"{title_of(board, metric)}{' (rank)' if table.ranked else ''}", "n"]
+    titles = [f"{title_of(board, metric)}{' (rank)' if table.ranked else ''}" for metric in board.metrics]
+    header = ["run", "counted", *(name for title in titles for name in (title, "n")), "missed", "spurious"]
     rows = []
     for row in table.rows:
         for aggregate in AGGREGATES:
@@ -245,10 +257,8 @@ def _aggregates(board: Leaderboard, table: Table) -> Section:
         f"{title_of(board, metric)} {count} of {table.all_places}" for metric, count in table.common_places.items()
     )
     notes = [f"{aggregate}: {text}." for aggregate, text in DEFINITIONS.items()]
-    notes.append(
-        f"Common to the runs of this table, of the structures in their cases: {places}. n: values in the mean."
-    )
-    return Section("Three ways to count a miss", [*header, "missed", "spurious"], rows, notes=notes)
+    notes += [f"Common to the runs of this table, of the structures in their cases: {places}. n: values in the mean."]
+    return Section("Three ways to count a miss", header, rows, notes=notes)
 
 
 def _scopes(board: Leaderboard, table: Table) -> Section:
@@ -277,16 +287,12 @@ def _scopes(board: Leaderboard, table: Table) -> Section:
 
 
 def _seeds_and_folds(board: Leaderboard, table: Table) -> Section:
-    header = ["run", "runs"]
-    for metric in board.metrics:
-        header += [title_of(board, metric), "seed sd", "fold sd"]
+    header = ["run", "runs", *(name for m in board.metrics for name in (title_of(board, m), "seed sd", "fold sd"))]
     rows = []
     for row in table.rows:
         cells = [row.label, str(len(row.finished.runs))]
-        for metric in board.metrics:
-            number = row.number(metric, MAIN)
-            values = (number.value, number.seed_sd, number.fold_sd)
-            cells += [format_value(value, number.unit) for value in values]
+        for number in (row.number(metric, MAIN) for metric in board.metrics):
+            cells += [format_value(v, number.unit) for v in (number.value, number.seed_sd, number.fold_sd)]
         rows.append(cells)
     note = (
         "Each patient counts once, with the mean of its repeats; folds are put together. Standard deviations are "
@@ -303,29 +309,16 @@ def _names(table: Table) -> Section:
         if naming is None:
             rows.append([row.label, *["–"] * 6])
             continue
-        cells = [_share(naming["level_shift_rate"]), _share(naming["misnamed_rate"])]
+        shares = [naming["level_shift_rate"], naming["misnamed_rate"]]
+        cells = ["–" if math.isnan(share) else f"{100 * share:.1f} %" for share in shares]
         cells += [f"{naming[f'{key}_per_case']:.2f}" for key in ("order_violations", "duplicates")]
         rows.append([row.label, *cells, *(format_value(naming[key]) for key in ("dsc", "dsc_without_names"))])
     return Section("Names", [*header, "DSC per case", "without names"], rows, notes=[NAMES_POLICY])
 
 
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def _millions(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.2f}"
-
-
 def _cost(table: Table) -> Section:
     header = ["run", "M parameters", "G multiply-accumulates", "ms per slice", "peak memory (MiB)"]
-    keys = ("parameters", "multiply_accumulates", "milliseconds_per_slice", "peak_memory_bytes")
-    scales, digits = (1e6, 1e9, 1, 2**20), (2, 2, 1, 0)
-    rows = []
-    for row in table.rows:
-        known = zip((row.cost[key] for key in keys), scales, digits, strict=True)
-        rows.append([row.label, *("–" if v is None else f"{v / scale:.{places}f}" for v, scale, places in known)])
-    return Section("Size and speed", header, rows)
+    return Section("Size and speed", header, [[row.label, *cost_cells(row)] for row in table.rows])
 
 
 def _differences(board: Leaderboard, table: Table) -> Section:
@@ -338,9 +331,8 @@ def _differences(board: Leaderboard, table: Table) -> Section:
         "Wilcoxon's signed-rank test on patients' means, penalised; p (Holm) is adjusted for the number of pairs. "
         "effect: matched-pairs rank-biserial correlation, 1 where the first is better in every patient."
     )
-    return Section(
-        f"Differences in {title_of(board, metric)}", ["pair", "mean", "effect", "p", "p (Holm)"], rows, notes=[note]
-    )
+    header = ["pair", "mean", "effect", "p", "p (Holm)"]
+    return Section(f"Differences in {title_of(board, metric)}", header, rows, notes=[note])
 
 
 def _ranks(board: Leaderboard, table: Table) -> Section:

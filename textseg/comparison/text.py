@@ -34,10 +34,12 @@ def print_leaderboard(
     with _text_on(file, UNLIMITED if details else WIDTH) as console:
         if width is not None:
             console.width = width
-        if details:
-            _print_all(board, console)
-        else:
-            _print_short(board, console)
+        for line in mark(board) if details else mark(board)[:1]:
+            console.print(line, style="bold red", markup=False)
+        for section in sections(board) if details else [short_section(board, console.width)]:
+            _print_section(section, console)
+        for line in notes(board) if details else reading(board):
+            console.print(line, style="dim" if details else None, markup=False)
         for line in _whereabouts(details, output):
             console.print(line, markup=False)
 
@@ -65,23 +67,6 @@ def as_text(board: Leaderboard) -> str:
     text = StringIO()
     print_leaderboard(board, text, details=True)
     return text.getvalue()
-
-
-def _print_short(board: Leaderboard, console: Console) -> None:
-    for line in mark(board)[:1]:
-        console.print(line, style="bold red", markup=False)
-    _print_section(short_section(board, console.width), console)
-    for line in reading(board):
-        console.print(line, markup=False)
-
-
-def _print_all(board: Leaderboard, console: Console) -> None:
-    for line in mark(board):
-        console.print(line, style="bold red", markup=False)
-    for section in sections(board):
-        _print_section(section, console)
-    for note in notes(board):
-        console.print(note, style="dim", markup=False)
 
 
 def _print_section(section: Section, console: Console) -> None:
@@ -123,15 +108,10 @@ def as_markdown(board: Leaderboard) -> str:
     """Return every table as Markdown, the best value of each column of a ranking bold."""
     parts = [f"> **{line.strip()}**\n" for line in mark(board)]
     for section in sections(board):
-        rows = [
-            [_bold(cell) if (row, column) in section.best else cell for column, cell in enumerate(cells)]
-            for row, cells in enumerate(section.rows)
-        ]
+        rows = [list(cells) for cells in section.rows]
+        for row, column in section.best:
+            value, _, interval = rows[row][column].partition(" ")
+            rows[row][column] = f"**{value}** {interval}".strip()
         remarks = "\n".join(f"- {note}" for note in section.notes)
         parts.append("\n".join([f"## {section.title}\n", markdown_table(section.header, rows), remarks]) + "\n")
     return "\n".join([*parts, "## Notes\n", *(f"- {note}" for note in notes(board))]) + "\n"
-
-
-def _bold(cell: str) -> str:
-    value, _, rest = cell.partition(" ")
-    return f"**{value}** {rest}".strip()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.drawing.pictures import figure_png, grey
+from textseg.drawing.pictures import HEADING, figure_png, grey, write_legend
 from textseg.volumes.colours import structure_colour
 
 INCHES = 2.6  # width of a panel
@@ -39,7 +39,6 @@ class PixelPlaces:
 
 def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
     """Return a PNG with a line for each method: image, then the probability of each structure with its outline."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
@@ -48,8 +47,7 @@ def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
     width, total = columns * INCHES + 0.9, sum(heights) + 0.3 * len(lines) + 0.43
     dots = max(60, min(150, math.floor(9000 / max(width, total))))
     figure = Figure(figsize=(width, total), dpi=dots, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.text(0.1 / width, 1 - 0.1 / total, title, size=12, weight="bold", va="top", parse_math=False)
+    figure.text(0.1 / width, 1 - 0.1 / total, title, size=12, **HEADING)
     top, drawn = total - 0.33, None
     for line, height in zip(lines, heights, strict=True):
         top -= height + 0.3
@@ -75,7 +73,6 @@ def probability_png(title: str, lines: Sequence[ProbabilityMaps]) -> bytes:
 
 def pixel_png(title: str, maps: Sequence[PixelPlaces], names: Mapping[int, str]) -> bytes:
     """Return a PNG of pixels in a plane, side by side by method, coloured by structure; the background is grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -84,32 +81,25 @@ def pixel_png(title: str, maps: Sequence[PixelPlaces], names: Mapping[int, str])
     present = sorted({int(index) for pixels in maps for index in np.unique(pixels.classes)})
     side = 4.2
     per_line = max(1, int(columns * side / 1.05))
+    colours = {index: structure_colour(index) if index else (0.75, 0.75, 0.75) for index in present}
     legend = 0.25 * math.ceil(len(present) / per_line) + 0.2
     width, total = columns * side + 0.2, lines * (side + 0.5) + legend + 0.35
     figure = Figure(figsize=(width, total), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.text(0.12 / width, 1 - 0.1 / total, title, size=12, weight="bold", va="top", parse_math=False)
+    figure.text(0.12 / width, 1 - 0.1 / total, title, size=12, **HEADING)
     for number, pixels in enumerate(maps):
         line, column = divmod(number, columns)
         bottom = total - 0.35 - (line + 1) * (side + 0.5)
         area = ((0.15 + column * side) / width, (bottom + 0.1) / total, (side - 0.15) / width, (side - 0.1) / total)
         axes = figure.add_axes(area)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_color("#bbbbbb")
         axes.set_title(f"{pixels.method}\n{pixels.features}", size=10, pad=4, parse_math=False)
-        for index in present:
-            chosen = pixels.classes == index
-            colour = structure_colour(index) if index else (0.75, 0.75, 0.75)
-            x, y = pixels.places[chosen].T
+        for index, colour in colours.items():
+            x, y = pixels.places[pixels.classes == index].T
             axes.scatter(x, y, s=9, color=[colour], linewidths=0.2, edgecolors="#333333")
         axes.set_aspect("equal", adjustable="datalim")
-    colours = [structure_colour(index) if index else (0.75, 0.75, 0.75) for index in present]
-    keys = [Line2D([], [], marker="o", linestyle="", color=c, markeredgecolor="#333333", markersize=6) for c in colours]
-    written = figure.legend(
-        keys, ["name"] * len(present), loc="lower left", ncol=per_line, frameon=False, fontsize=9, handletextpad=0.2
-    )
-    for text, index in zip(written.get_texts(), present, strict=True):
-        text.set_parse_math(False)
-        text.set_text(names.get(index, str(index)) if index else "background")
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markeredgecolor": "#333333", "markersize": 6}
+    texts = [names.get(index, str(index)) if index else "background" for index in present]
+    keys = [Line2D([], [], color=colour, **dot) for colour in colours.values()]
+    write_legend(figure, keys, texts, ncol=per_line, handletextpad=0.2)
     return figure_png(figure)

@@ -40,9 +40,9 @@ def breakable(name: str) -> Markup:
     return Markup(escape(name).replace("_", "_<wbr>"))
 
 
-def png_address(png: bytes) -> Markup:
+def image_address(image: bytes, kind: str = "png") -> Markup:
     """Return the value of `src` for an image that is part of the page."""
-    return Markup("data:image/png;base64," + base64.b64encode(png).decode("ascii"))
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}")
 
 
 FILTERS = {
@@ -50,7 +50,7 @@ FILTERS = {
     "counted": counted,  # {{ 3 | counted("case") }}
     "format_value": format_value,  # {{ value | format_value(unit) }}
     "metric_title": metric_title,  # {{ metric | metric_title(unit) }}
-    "png_address": png_address,
+    "image_address": image_address,
 }
 
 

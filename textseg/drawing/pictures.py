@@ -16,6 +16,7 @@ from textseg.drawing.page import render
 from textseg.volumes.colours import structure_colour
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -24,6 +25,7 @@ Points = Sequence[tuple[float, float]]
 
 _PAPER, _INK = "#12161c", "#e8ecf1"
 _PANEL_INCHES = 4.2
+HEADING: Mapping[str, Any] = {"weight": "bold", "va": "top", "parse_math": False}  # of a figure
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,17 @@ def label_place(region: NDArray[np.bool_]) -> tuple[int, int]:
 
 def overlay_png(*pictures: OverlayPicture) -> bytes:
     """Return a PNG of image, reference and prediction side by side, with coloured and named structures and a legend."""
-    return panels_png(
-        [
-            Panels(
-                picture.title,
-                picture.image,
-                {"image": None, "reference": picture.reference, "prediction": picture.prediction},
-                picture.names,
-                picture.pixel_aspect,
-            )
-            for picture in pictures
-        ]
-    )
+    panels = []
+    for picture in pictures:
+        masks = {"image": None, "reference": picture.reference, "prediction": picture.prediction}
+        panels.append(Panels(picture.title, picture.image, masks, picture.names, picture.pixel_aspect))
+    return panels_png(panels)
 
 
 def panels_png(
     pictures: Sequence[Panels], *, columns: int = 3, panel_inches: float = _PANEL_INCHES, paper: str = _PAPER
 ) -> bytes:
     """Return a PNG of slices below one another, each with its panels in lines of `columns`, and one legend for all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -105,20 +99,11 @@ def panels_png(
     total = legend_inches + sum(title_inches + n * (h + heading_inches) for n, h in zip(lines, heights, strict=True))
     dots = max(60, min(110, math.floor(12000 / max(width, total))))
     figure = Figure(figsize=(width, total), dpi=dots, facecolor=paper)
-    FigureCanvasAgg(figure)
+    name_size = min(8.0, max(5.0, 2.2 * panel_inches))
     top = total
     for picture, height, count in zip(pictures, heights, lines, strict=True):
         # At the left, since a phone shows only the first panel at first.
-        figure.text(
-            0.1 / width,
-            (top - 0.12) / total,
-            picture.title,
-            color=ink,
-            size=13,
-            weight="bold",
-            va="top",
-            parse_math=False,
-        )
+        figure.text(0.1 / width, (top - 0.12) / total, picture.title, color=ink, size=13, **HEADING)
         top -= title_inches
         for number, (heading, mask) in enumerate(picture.masks.items()):
             line, column = divmod(number, columns)
@@ -127,33 +112,23 @@ def panels_png(
             axes = figure.add_axes((left / width, bottom / total, (panel_inches - 0.08) / width, height / total))
             size = 11 if len(heading) <= 12 * panel_inches else max(6.0, 11 * 12 * panel_inches / len(heading))
             axes.set_title(heading, color=ink, size=size, pad=4, parse_math=False)
-            draw_structures(
-                axes,
-                picture.image if picture.image.ndim == 2 else picture.image[number],
-                mask,
-                picture.names,
-                pixel_aspect=picture.pixel_aspect,
-                name_size=min(8.0, max(5.0, 2.2 * panel_inches)),
-            )
+            image, aspect = picture.image if picture.image.ndim == 2 else picture.image[number], picture.pixel_aspect
+            draw_structures(axes, image, mask, picture.names, pixel_aspect=aspect, name_size=name_size)
         top -= count * (height + heading_inches)
     if present:
         patches = [Patch(color=structure_colour(index)) for index in present]
-        legend = figure.legend(
-            patches,
-            ["name"] * len(present),
-            loc="lower left",
-            ncol=min(per_line, len(present)),
-            frameon=False,
-            fontsize=9,
-            labelcolor=ink,
-            columnspacing=1.2,
-            handlelength=1.1,
-            borderaxespad=0.1,
-        )
-        for text, index in zip(legend.get_texts(), present, strict=True):
-            text.set_parse_math(False)
-            text.set_text(names.get(index, str(index)))
+        style = {"labelcolor": ink, "columnspacing": 1.2, "handlelength": 1.1, "borderaxespad": 0.1}
+        texts = [names.get(index, str(index)) for index in present]
+        write_legend(figure, patches, texts, ncol=min(per_line, len(present)), **style)
     return figure_png(figure)
+
+
+def write_legend(figure: Figure, keys: Sequence[Artist], names: Sequence[str], **style: Any) -> None:
+    """Write the names of structures at the lower left of a figure, as they are: a dollar sign begins no formula."""
+    legend = figure.legend(keys, ["name"] * len(names), loc="lower left", frameon=False, fontsize=9, **style)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def figure_png(figure: Figure) -> bytes:
@@ -173,11 +148,19 @@ def draw_structures(
     name_size: float = 8.0,
 ) -> None:
     """Draw an image [H, W] and, over it, the structures of a mask [H, W], each coloured and named at its place."""
+    from matplotlib.patheffects import withStroke
+
     axes.set_axis_off()
     axes.imshow(grey(image), cmap="gray", vmin=0, vmax=1, aspect=pixel_aspect)
-    if mask is not None:
-        axes.imshow(painted(mask), interpolation="nearest", aspect=pixel_aspect)
-        _write_names(axes, mask, names, name_size)
+    if mask is None:
+        return
+    axes.imshow(painted(mask), interpolation="nearest", aspect=pixel_aspect)
+    style: dict[str, Any] = {"color": "white", "size": name_size, "weight": "bold", "ha": "center", "va": "center"}
+    outline = [withStroke(linewidth=0.275 * name_size, foreground="black")]
+    for index in np.unique(mask[mask > 0]):
+        row, column = label_place(mask == index)
+        name = names.get(int(index), str(index))
+        axes.text(column, row, name, parse_math=False, path_effects=outline, clip_on=True, **style)
 
 
 def grey(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -198,26 +181,6 @@ def painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         painted[mask == index, :3] = structure_colour(int(index))
     painted[..., 3] = np.where(mask > 0, np.where(border, 1.0, 0.42), 0.0)
     return painted
-
-
-def _write_names(axes: Axes, mask: NDArray[np.integer[Any]], names: Mapping[int, str], size: float) -> None:
-    from matplotlib.patheffects import withStroke
-
-    for index in np.unique(mask[mask > 0]):
-        row, column = label_place(mask == index)
-        axes.text(
-            column,
-            row,
-            names.get(int(index), str(index)),
-            color="white",
-            size=size,
-            weight="bold",
-            ha="center",
-            va="center",
-            parse_math=False,
-            path_effects=[withStroke(linewidth=0.275 * size, foreground="black")],
-            clip_on=True,
-        )
 
 
 def line_chart(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Case
 from textseg.data.preparation import map_labels
-from textseg.drawing.pictures import Panels, draw_structures, figure_png, panels_png
+from textseg.drawing.pictures import HEADING, Panels, draw_structures, figure_png, panels_png
 from textseg.errors import DataError
 from textseg.system.messages import counted
 from textseg.volumes.colours import structure_colour
@@ -54,16 +54,7 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
     facts = ", ".join(f"{key} {value}" for key, value in case.facts.items())
     title = f"{case.id}  patient {case.patient}"
     size = f"{counted(count, 'slice')}, {slice_mm:.3g} x {row_mm:.3g} x {column_mm:.3g} mm"
-    figure.text(
-        0.01,
-        1 - 0.1 / (panel + HEADER_INCHES),
-        title,
-        color="white",
-        size=12,
-        weight="bold",
-        va="top",
-        parse_math=False,
-    )
+    figure.text(0.01, 1 - 0.1 / (panel + HEADER_INCHES), title, color="white", size=12, **HEADING)
     for line, down in ((facts, 0.34), (size, 0.5)):
         figure.text(0.01, 1 - down / (panel + HEADER_INCHES), line, color="white", size=9, va="top", parse_math=False)
     names = {structure.index: structure.name for structure in atlas.structures}
@@ -111,9 +102,6 @@ def frequency_png(title: str, atlas: Atlas, cases: Sequence[Mapping[str, int]]) 
 
 
 def _figure(inches: tuple[float, float], background: str) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=inches, dpi=max(60, min(110, math.floor(3000 / inches[0]))), facecolor=background)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=inches, dpi=max(60, min(110, math.floor(3000 / inches[0]))), facecolor=background)

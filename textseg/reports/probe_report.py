@@ -116,14 +116,12 @@ def _drops_csv(drops: Sequence[Drop]) -> str:
 
 def _drops_png(drops: Sequence[Drop]) -> bytes:
     """Draw the drop of DSC under each condition: the macro mean with its interval, and a heat map by structure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     conditions = list(dict.fromkeys(drop.condition for drop in drops))
     structures = [name for name in dict.fromkeys(drop.structure for drop in drops) if name is not None]
     values = {(drop.condition, drop.structure): drop.interval for drop in drops}
     figure = Figure(figsize=(6.5 + 0.42 * len(structures), 1.9 + 0.36 * len(conditions)), dpi=110, facecolor="white")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(4, max(1.0, 0.42 * len(structures))), sharey=True)
     overall = [values[condition, None] for condition in conditions]
     bounds = [[i.value - i.low for i in overall], [i.high - i.value for i in overall]]
