@@ -46,13 +46,8 @@ def heat_map(
         value = format_value(mean.value, mean.unit)
         counts = f"{counted(mean.n, 'value')}, {mean.missed} missed, {mean.spurious} spurious"
         title = f"{label}, {name}: {value} {mean.unit}".strip() + f" ({counts})"
-        return {
-            "share": f"{share:.3f}",
-            "title": title,
-            "short": short,
-            "missed": mean.missed,
-            "spoken": f"{value}, {counts}",
-        }
+        texts = {"title": title, "short": short, "spoken": f"{value}, {counts}"}
+        return {"share": f"{share:.3f}", "missed": mean.missed, **texts}
 
     cells = [[cell(label, name, row[name]) for name in structures] for label, row in zip(labels, rows, strict=True)]
     return Markup(render("heat_map.html.j2", structures=structures, rows=list(zip(labels, cells, strict=True))))
@@ -71,11 +66,8 @@ def strips(groups: Sequence[Strip], unit: str) -> Markup:
         box, summary = None, "no value"
         if len(values):
             low, median, high = (float(value) for value in np.percentile(values, (25, 50, 75)))
-            summary = (
-                f"median {format_value(median, unit)}, quartiles {format_value(low, unit)} and "
-                f"{format_value(high, unit)}, from {format_value(float(values.min()), unit)} to "
-                f"{format_value(float(values.max()), unit)} {unit}"
-            ).rstrip()
+            m, q1, q3, least, most = (format_value(v, unit) for v in (median, low, high, values.min(), values.max()))
+            summary = f"median {m}, quartiles {q1} and {q3}, from {least} to {most} {unit}".rstrip()
             width = max(percent(high) - percent(low), 0.1)
             box = {"low": f"{percent(low):.2f}", "width": f"{width:.2f}", "median": f"{percent(median):.2f}"}
         if without := len(strip.values) - len(values):
@@ -100,14 +92,9 @@ def rank_plot(ranking: Ranking) -> Markup:
     rows = []
     for index, method in enumerate(ranking.methods):
         low, high = ranking.likely(index)
-        rows.append(
-            {
-                "method": method,
-                "shares": ranking.distribution[index].tolist(),
-                "likely": low if low == high else f"{low} to {high}",
-                "ranks": [f"{ranking.schemes[name][index]:g}" for name in SCHEMES],
-            }
-        )
+        likely = low if low == high else f"{low} to {high}"
+        ranks = [f"{ranking.schemes[name][index]:g}" for name in SCHEMES]
+        rows.append({"method": method, "shares": ranking.distribution[index], "likely": likely, "ranks": ranks})
     return Markup(render("rank_plot.html.j2", rows=rows, schemes=SCHEMES))
 
 

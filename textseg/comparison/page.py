@@ -159,15 +159,10 @@ def _case(rank: str, shared: SharedSlice, captions: Mapping[str, str]) -> dict[s
         for index in indices:
             row, column = label_place(cut == index)
             names.append((name_of(index), column + 0.5, (row + 0.5) * tall / height + font_size / 3))
-        panels.append(
-            {
-                "name": name,
-                "title": f"{name}, case {shared.case}: {shown}",
-                "caption": captions[name] if name in shared.predictions else "",
-                "overlay": "" if mask is None else _address(painted(cut), "png"),
-                "names": names,
-            }
-        )
+        overlay = "" if mask is None else _address(painted(cut), "png")
+        caption = captions[name] if name in shared.predictions else ""
+        texts = {"name": name, "title": f"{name}, case {shared.case}: {shown}", "caption": caption}
+        panels.append({**texts, "overlay": overlay, "names": names})
     present = np.unique([mask for mask in masks.values() if mask is not None])
     colours = {index: [str(round(255 * part)) for part in structure_colour(int(index))] for index in present if index}
     return {

@@ -204,15 +204,11 @@ def line_chart(
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return left + across * (right - left), bottom - up * (bottom - top)
 
+    area = {"width": width, "height": height, "left": left, "right": right, "top": top, "bottom": bottom}
     svg = render(
         "line_chart.svg.j2",
+        **area,
         title=title,
-        width=width,
-        height=height,
-        left=left,
-        right=right,
-        top=top,
-        bottom=bottom,
         rows=[(position(x_low, y)[1], _short(y, y_high)) for y in ys],
         columns=[(position(x, y_low)[0], f"{x:g}") for x in xs],
         curves=[(name, [position(x, y) for x, y in curve]) for name, curve in series.items()],

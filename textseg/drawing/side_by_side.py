@@ -41,17 +41,14 @@ def case_means(scores: Sequence[Score], metric: str = "dsc") -> dict[str, float]
     for row in scores:
         if row.metric == metric and row.status in ("ok", "missed"):
             values.setdefault(row.case, []).append(row.value)
-    by_case = {case: np.asarray(scores) for case, scores in values.items()}
-    return {case: float(np.nanmean(scores)) for case, scores in by_case.items() if not np.isnan(scores).all()}
+    return {case: float(np.nanmean(scores)) for case, scores in values.items() if not np.isnan(scores).all()}
 
 
 def best_median_worst(means: Mapping[str, float]) -> dict[str, str]:
     """Return three cases with their rank, the best first; of two cases, the best and the worst."""
     ranked = sorted(means, key=lambda case: -means[case])
-    names = {0: "best"} if ranked else {}
-    for position, name in ((len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
-        if ranked:
-            names.setdefault(position, name)
+    # Of equal positions the last name holds, so that one case is the best, and two are the best and the worst.
+    names = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"} if ranked else {}
     return {ranked[position]: names[position] for position in sorted(names)}
 
 
@@ -75,9 +72,8 @@ def shared_slice(kept: Mapping[str, KeptPredictions], case_id: str, slice_number
         if case_id not in predictions.cases:
             raise RunError(f"'{method}' has no test case '{case_id}'.{suggestion(case_id, list(predictions.cases))}")
         if predictions.names != first.names:
-            raise RunError(
-                f"'{method}' names other structures than '{next(iter(kept))}': their pictures can't be compared."
-            )
+            among = f"than '{next(iter(kept))}': their pictures can't be compared."
+            raise RunError(f"'{method}' names other structures {among}")
     here = first.cases[case_id]
     read = {method: predictions.cases[case_id].read_prediction() for method, predictions in kept.items()}
     geometry = next(iter(read.values()))[1]

@@ -57,10 +57,7 @@ def evaluate_masks(
         raise DataError(
             f"No file in '{predictions}' bears the name of a case; these are {', '.join(missing[:LISTED])} and so on."
         )
-    scores: list[Score] = []
-    group_scores: list[Score] = []
-    names: dict[str, LevelNaming] = {}
-    contents = []
+    scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
             labels = read_labels(case.mask_path or "", dataset.atlas.plane)
@@ -68,33 +65,23 @@ def evaluate_masks(
             path = files.get(case.id.lower())
             prediction = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
             keep(case, prediction, labels.geometry, dataset.label_map(case))
-            rows, merged = score_maps(
-                settings,
-                dataset.atlas,
-                case,
-                (prediction, reference),
-                labels.spacing_mm,
-                source="none",
-                metrics=settings.metrics,
-            )
+            maps, spacing, metrics = (prediction, reference), labels.spacing_mm, settings.metrics
+            rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source="none", metrics=metrics)
             scores += rows
             group_scores += merged
-            names[case.id] = compare_names(prediction, reference, dataset.atlas)
+            names[case.id] = compare_names(*maps, dataset.atlas)
             contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
             progress(done, len(cases))
     write_scores(folder.scores, scores)
     write_scores(folder.group_scores, group_scores)
     shown = {row.structure for row in scores if row.status in ("ok", "missed")}
+    split = content_hash(sorted({case.patient for case in cases}))
     folder.update(
         name=name,
         dataset=type(dataset).__name__,
         predictions=str(predictions),
         missing_files=missing,
-        hashes={
-            "data": content_hash(contents),
-            "split": content_hash(sorted({case.patient for case in cases})),
-            "preparation": "none: masks of another tool",
-        },
+        hashes={"data": content_hash(contents), "split": split, "preparation": "none: masks of another tool"},
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
         metrics_kernel=fastest_kernel(),
         enumeration=write_level_naming(folder.enumeration, names),
@@ -110,10 +97,9 @@ def _files(folder: Path) -> dict[str, Path]:
         raise DataError(f"There is no folder '{folder}'.")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix is None or path.name.startswith("."):
-            continue
-        if (first := files.setdefault(path.name[: -len(suffix)].lower(), path)) is not path:
+        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+        stem = path.name.lower().removesuffix(suffix)
+        if suffix and not path.name.startswith(".") and (first := files.setdefault(stem, path)) is not path:
             raise DataError(f"'{first}' and '{path}' are masks of the same case. Keep one.")
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -39,11 +40,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
     `segmenter` is in evaluation mode, on `device`.
     """
     subjects = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
-    prompts = {
-        condition.name: [condition.tell(subject) for subject in subjects]
-        for condition in CONDITIONS
-        if condition.tell is not None
-    }
+    prompts = {c.name: [c.tell(subject) for subject in subjects] for c in CONDITIONS if c.tell is not None}
     texts = _encoded(experiment, prompts)
     scores: dict[str, list[Score]] = {condition.name: [] for condition in CONDITIONS}
     with progress_bar() as bar:
@@ -100,16 +97,10 @@ def _encoded(
     settings, length = experiment.recipe.prompts, experiment.task.text_length
     assert settings is not None
     assert length is not None
-    encoder: TextEncoder = experiment.registry.build(
-        "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
-    )
-    every = dict.fromkeys(
-        text
-        for by_case in prompts.values()
-        for slice_prompts in by_case
-        for prompt in slice_prompts
-        for text in (prompt.holistic, *prompt.classwise)
-    )
+    part = settings.text_encoder
+    encoder: TextEncoder = experiment.registry.build("text_encoder", part.use, settings=part.settings)
+    by_slice = chain.from_iterable(chain.from_iterable(prompts.values()))
+    every = dict.fromkeys(text for prompt in by_slice for text in (prompt.holistic, *prompt.classwise))
     fitting = {text: _cut(text, encoder, length) for text in every}
     table = build_text_table(encoder, fitting.values(), text_length=length, cache=cache_folder() / "text")
     texts: dict[str, list[SliceText]] = {}

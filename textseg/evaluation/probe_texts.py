@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -83,10 +84,10 @@ def _shuffled(case: Subject) -> Sequence[SlicePrompt]:
 
 
 def _nonsense(case: Subject) -> Sequence[SlicePrompt]:
-    def invented(words: list[str]) -> list[str]:
-        return ["".join(case.chance.choices(SYLLABLES, k=2)) for _ in words]
+    def word() -> str:
+        return "".join(case.chance.choices(SYLLABLES, k=2))
 
-    return [_words(prompt, invented) for prompt in case.prompts["template"]]
+    return [_words(prompt, lambda words: [word() for _ in words]) for prompt in case.prompts["template"]]
 
 
 def _words(prompt: SlicePrompt, change: Callable[[list[str]], list[str]]) -> SlicePrompt:
@@ -103,14 +104,6 @@ def _paraphrased(case: Subject) -> Sequence[SlicePrompt]:
         classwise = tuple(f"{n} can be {'seen' if n in visible else 'found nowhere'}." for n in names)
         prompts.append(replace(prompt, holistic=holistic, classwise=classwise))
     return prompts
-
-
-def _claimed(case: Subject) -> Sequence[SlicePrompt]:
-    return _with_one_changed(case, present=False)
-
-
-def _denied(case: Subject) -> Sequence[SlicePrompt]:
-    return _with_one_changed(case, present=True)
 
 
 def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
@@ -136,8 +129,15 @@ CONDITIONS = (
     ),
     Condition("off_by_one", "the same, miscounted by one level", "oracle", _off_by_one),
     Condition("ground_truth", "what each slice shows", "oracle", _of("ground_truth")),
-    Condition("claimed", "what the volume shows, and one structure that it does not", "oracle", _claimed),
-    Condition("denied", "what the volume shows, but for one structure", "oracle", _denied),
+    Condition(
+        "claimed",
+        "what the volume shows, and one structure that it does not",
+        "oracle",
+        partial(_with_one_changed, present=False),
+    ),
+    Condition(
+        "denied", "what the volume shows, but for one structure", "oracle", partial(_with_one_changed, present=True)
+    ),
     Condition("another_patient", "what slices of another patient show", "", lambda case: case.another),
     Condition("paraphrased", "the template in other words", "", _paraphrased),
     Condition("shuffled", "the words of the template in disorder", "", _shuffled),

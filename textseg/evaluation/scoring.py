@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,45 +67,32 @@ def score_maps(
         metrics: the names of the metrics.
     """
     spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
+
+    def rows(atlas: Atlas, *maps: NDArray[Any]) -> Iterator[Score]:
+        parts: Iterable[tuple[int | None, tuple[NDArray[Any], ...]]]
+        parts = [(None, maps)] if settings.per == "volume" else enumerate(zip(*maps, strict=True))
+        protocol: dict[str, Any] = {"metrics": metrics, "tolerance": settings.tolerance}
+        labels = [structure.index for structure in atlas.structures]
+        for index, (prediction, reference) in parts:
+            distances = spacing[-prediction.ndim :]
+            result = score(prediction, reference, spacing=distances, structures=labels, **protocol)
+            for structure in atlas.structures:
+                for metric, value in result[structure.index].values.items():
+                    yield Score(
+                        case=case.id,
+                        patient=case.patient,
+                        slice=index,
+                        structure=structure.name,
+                        metric=metric,
+                        unit="" if metric in RATIOS else settings.unit,
+                        space=settings.space,
+                        value=value,
+                        worst=worst_value(metric, prediction.shape, distances),
+                        status=result[structure.index].status,
+                        prompt_source=source,
+                    )
+
     groups, classes = atlas.collapsed()
     merge = np.array([classes[index] for index in sorted(classes)], dtype=np.uint8)
-    rows = list(_rows(settings, atlas, case, maps, spacing, source, metrics))
-    merged = (merge[maps[0]], merge[maps[1]])
-    return rows, list(_rows(settings, groups, case, merged, spacing, source, metrics)) if groups.structures else []
-
-
-def _rows(
-    settings: EvaluationSettings,
-    atlas: Atlas,
-    case: Case,
-    maps: tuple[NDArray[Any], NDArray[Any]],
-    spacing: tuple[float, ...],
-    source: str,
-    metrics: Sequence[str],
-) -> Iterator[Score]:
-    pairs: list[tuple[int | None, NDArray[Any], NDArray[Any]]] = (
-        [(None, *maps)]
-        if settings.per == "volume"
-        else [(index, *planes) for index, planes in enumerate(zip(*maps, strict=True))]
-    )
-    for index, prediction, reference in pairs:
-        distances = spacing[-prediction.ndim :]
-        labels = [structure.index for structure in atlas.structures]
-        result = score(
-            prediction, reference, spacing=distances, structures=labels, metrics=metrics, tolerance=settings.tolerance
-        )
-        for structure in atlas.structures:
-            for metric, value in result[structure.index].values.items():
-                yield Score(
-                    case=case.id,
-                    patient=case.patient,
-                    slice=index,
-                    structure=structure.name,
-                    metric=metric,
-                    unit="" if metric in RATIOS else settings.unit,
-                    space=settings.space,
-                    value=value,
-                    worst=worst_value(metric, prediction.shape, distances),
-                    status=result[structure.index].status,
-                    prompt_source=source,
-                )
+    merged = [merge[label_map] for label_map in maps]
+    return list(rows(atlas, *maps)), list(rows(groups, *merged)) if groups.structures else []

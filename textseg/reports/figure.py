@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -57,9 +58,8 @@ class Trained:
         """Return the class indices of structures. Raises RunError for a structure that the atlas lacks."""
         atlas = self.experiment.atlas
         if unknown := [name for name in structures if name not in atlas.names]:
-            raise RunError(
-                f"--structures: atlas '{atlas.name}' has no '{unknown[0]}'.{suggestion(unknown[0], atlas.names)}"
-            )
+            possible = suggestion(unknown[0], atlas.names)
+            raise RunError(f"--structures: atlas '{atlas.name}' has no '{unknown[0]}'.{possible}")
         return {name: atlas[name].index for name in structures}
 
     def outputs(self, prepared: PreparedCase) -> list[SegmenterOutput]:
@@ -78,9 +78,8 @@ def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice
     """
     folders = named(runs)
     kept = {label: read_kept(folder) for label, folder in folders.items()}
-    chosen = dict.fromkeys(cases, "") or typical_cases(
-        {label: read_scores(folder.scores) for label, folder in folders.items()}
-    )
+    scores = {} if cases else {label: read_scores(folder.scores) for label, folder in folders.items()}
+    chosen = dict.fromkeys(cases, "") or typical_cases(scores)
     panels = []
     for case, rank in chosen.items():
         shared = shared_slice(kept, case, slice_number)
@@ -97,8 +96,7 @@ def probabilities_figure(
     By default it shows the first test case and the largest structures of the slice. Raises RunError for an unknown
     case, slice or structure, and for masks of another tool, which have no model.
     """
-    lines: list[ProbabilityMaps] = []
-    title = ""
+    lines, title = list[ProbabilityMaps](), ""
     for trained in trained_runs(runs):
         prepared = trained.case(case)
         mask = np.asarray(prepared.mask)
@@ -112,15 +110,10 @@ def probabilities_figure(
         classes = trained.classes(structures)
         logits = torch.cat([output.logits.float().cpu() for output in trained.outputs(prepared)])[index]
         probabilities = logits.softmax(0).numpy()
-        lines.append(
-            ProbabilityMaps(
-                method=trained.label,
-                image=np.asarray(prepared.image[index], np.float32),
-                maps={name: probabilities[number] for name, number in classes.items()},
-                references={name: mask[index] == number for name, number in classes.items()},
-                pixel_aspect=prepared.spacing_mm[1] / prepared.spacing_mm[2],
-            )
-        )
+        image, aspect = np.asarray(prepared.image[index], np.float32), prepared.spacing_mm[1] / prepared.spacing_mm[2]
+        maps = {name: probabilities[number] for name, number in classes.items()}
+        references = {name: mask[index] == number for name, number in classes.items()}
+        lines.append(ProbabilityMaps(trained.label, image, maps, references, aspect))
         title = title or f"Probability in case {prepared.case.id}, slice {index + 1} of {len(mask)}"
     return probability_png(title, lines)
 
@@ -132,8 +125,7 @@ def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes
     pixels is drawn from each structure, the same pixels for runs of equal preparation. Raises RunError as
     `probabilities_figure` does, and without scikit-learn.
     """
-    maps: list[PixelPlaces] = []
-    names: dict[int, str] = {}
+    maps, names = list[PixelPlaces](), dict[int, str]()
     for trained in trained_runs(runs):
         chosen = [trained.case(case) for case in cases] or trained.experiment.cases["test"]
         draws = draw_pixels([np.asarray(prepared.mask) for prepared in chosen], PIXELS)
@@ -153,12 +145,10 @@ def draw_pixels(masks: Sequence[NDArray[np.uint8]], count: int) -> list[NDArray[
     owner = np.repeat(np.arange(len(masks)), [len(pixels) for pixels in indices])
     everywhere = np.concatenate(indices)
     classes = np.concatenate([mask.ravel() for mask in masks])
-    random = np.random.default_rng(0)
-    present = np.unique(classes)
-    drawn = []
-    for index in present:
-        members = np.flatnonzero(classes == index)
-        drawn.append(random.choice(members, min(len(members), max(1, count // len(present))), replace=False))
+    random, present = np.random.default_rng(0), np.unique(classes)
+    each = max(1, count // len(present))
+    members = [np.flatnonzero(classes == index) for index in present]
+    drawn = [random.choice(pixels, min(len(pixels), each), replace=False) for pixels in members]
     chosen = np.sort(np.concatenate(drawn))
     return [everywhere[chosen[owner[chosen] == number]] for number in range(len(masks))]
 
@@ -182,9 +172,8 @@ def _tsne(points: NDArray[np.float64]) -> NDArray[np.float64]:
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise RunError(
-            f"--of features needs scikit-learn ({error}). Install it with: pip install 'textseg[figures]'"
-        ) from None
+        advice = "Install it with: pip install 'textseg[figures]'"
+        raise RunError(f"--of features needs scikit-learn ({error}). {advice}") from None
     if len(points) < 4 or not np.ptp(points, axis=0).any():
         return np.zeros((len(points), 2))
     # From the principal components and without trees, so that the same run always gives the same picture.
@@ -194,12 +183,12 @@ def _tsne(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def named(runs: Sequence[Path]) -> dict[str, RunFolder]:
     """Return runs by distinct names; equal names get seed, fold, prompts or the folder added."""
-    folders = list({RunFolder.existing(run).path.resolve(): RunFolder.existing(run) for run in runs}.values())
+    folders = list({folder.path.resolve(): folder for folder in map(RunFolder.existing, runs)}.values())
     facts = [folder.read() for folder in folders]
-    labels = [str(record.get("name", folder.path.name)) for record, folder in zip(facts, folders, strict=True)]
-    sources = [str((record.get("evaluation") or {}).get("prompts", "none")) for record in facts]
+    sources = [_prompts(record) for record in facts]
     labels = [
-        f"{label} ORACLE" if source == "ground_truth" else label for label, source in zip(labels, sources, strict=True)
+        f"{record.get('name', folder.path.name)}{' ORACLE' if source == 'ground_truth' else ''}"
+        for record, folder, source in zip(facts, folders, sources, strict=True)
     ]
     details = (
         [f"seed {record.get('seed')}" for record in facts],
@@ -208,12 +197,15 @@ def named(runs: Sequence[Path]) -> dict[str, RunFolder]:
         [str(folder.path) for folder in folders],
     )
     for detail in details:
-        for label in [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
-            numbers = [number for number, candidate in enumerate(labels) if candidate == label]
-            if len({detail[number] for number in numbers}) > 1:
-                for number in numbers:
-                    labels[number] = f"{label}, {detail[number]}"
+        pairs = list(zip(labels, detail, strict=True))
+        variants = Counter(label for label, _ in set(pairs))
+        labels = [f"{label}, {text}" if variants[label] > 1 else label for label, text in pairs]
     return dict(zip(labels, folders, strict=True))
+
+
+def _prompts(record: Mapping[str, Any]) -> str:
+    """Return the source of the prompts that run.json states."""
+    return str((record.get("evaluation") or {}).get("prompts", "none"))
 
 
 def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
@@ -223,9 +215,8 @@ def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
         facts = folder.read()
         if facts.get("predictions"):
             raise RunError(f"'{folder.path}' holds masks of another tool: there is no model to look into.")
-        prompts = (facts.get("evaluation") or {}).get("prompts", "none")
+        prompts, home = _prompts(facts), folder.trained_in
         source = cast("Source | None", prompts if prompts in get_args(Source) else None)
-        home = folder.trained_in
         experiment = build(load_recipe(home.recipe), also=[source] if source else [])
         check_data(experiment, home)
         segmenter = load_segmenter(experiment, home).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def probe_run(run: Path, *, output: Path | None = None) -> str:
     target = output or folder.path / "probe"
     text = _report(scores, drops, experiment.structures_in_training)
     write_scores(target / "probe.csv", [row for rows in scores.values() for row in rows])
-    write_atomically(target / "drops.csv", _drops_csv(drops))
+    header = ("condition", "structure", "drop", "low", "high", "patients")
+    rows = [(drop.condition, drop.structure or "all", *astuple(drop.interval)) for drop in drops]
+    write_atomically(target / "drops.csv", csv_text(header, rows))
     write_atomically(target / "probe.md", f"# Probe of {folder.path.parent.name}, {folder.path.name}\n\n{text}\n")
     write_atomically(target / "probe.png", _drops_png(drops))
     return f"{text}\n\n{target}"
@@ -57,11 +60,9 @@ def _report(scores: Mapping[str, Sequence[Score]], drops: Sequence[Drop], struct
     rows = []
     for condition in CONDITIONS:
         scored = [row for row in scores[condition.name] if row.structure in structures]
-        means = [
-            np.mean(values)
-            for name in structures
-            if (values := [row.value for row in scored if row.structure == name and not np.isnan(row.value)])
-        ]
+        known = [(row.structure, row.value) for row in scored if not np.isnan(row.value)]
+        by_structure = [[value for structure, value in known if structure == name] for name in structures]
+        means = [np.mean(values) for values in by_structure if values]
         interval = overall.get(condition.name)
         change = "" if interval is None else f"{-interval.value:+.4f} ({-interval.high:+.4f} to {-interval.low:+.4f})"
         missed, spurious = (sum(row.status == status for row in scored) for status in ("missed", "spurious"))
@@ -97,23 +98,6 @@ def verdict(drops: Mapping[str, Interval]) -> str:
     return f"Verdict: the model {much}: {'; '.join(parts)}."
 
 
-def _drops_csv(drops: Sequence[Drop]) -> str:
-    """Return drops.csv; the macro mean is the structure `all`."""
-    header = ("condition", "structure", "drop", "low", "high", "patients")
-    rows = [
-        (
-            drop.condition,
-            drop.structure or "all",
-            drop.interval.value,
-            drop.interval.low,
-            drop.interval.high,
-            drop.interval.patients,
-        )
-        for drop in drops
-    ]
-    return csv_text(header, rows)
-
-
 def _drops_png(drops: Sequence[Drop]) -> bytes:
     """Draw the drop of DSC under each condition: the macro mean with its interval, and a heat map by structure."""
     from matplotlib.figure import Figure
@@ -127,9 +111,8 @@ def _drops_png(drops: Sequence[Drop]) -> bytes:
     bounds = [[i.value - i.low for i in overall], [i.high - i.value for i in overall]]
     rows = range(len(conditions))
     left.axvline(0, color="#999999", linewidth=1)
-    left.errorbar(
-        [i.value for i in overall], rows, xerr=np.nan_to_num(bounds).clip(0), fmt="o", color="#1f5fa8", capsize=3
-    )
+    lengths = np.nan_to_num(bounds).clip(0)
+    left.errorbar([i.value for i in overall], rows, xerr=lengths, fmt="o", color="#1f5fa8", capsize=3)
     left.set_yticks(rows, [condition.replace("_", " ") for condition in conditions])
     left.set_xlabel("drop in DSC against the template, 95 % interval")
     left.spines[["top", "right"]].set_visible(False)

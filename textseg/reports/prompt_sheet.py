@@ -61,8 +61,9 @@ class PromptSheet:
     entries: Sequence[Entry]
 
     def __str__(self) -> str:
-        facts = "".join(f"{', ' if i else '; '}{key} {value}" for i, (key, value) in enumerate(self.case.facts.items()))
-        lines = [f"case {self.case.id}, slice {self.slice_index + 1} of {self.slice_count}{facts}"]
+        facts = ", ".join(f"{key} {value}" for key, value in self.case.facts.items())
+        case = f"case {self.case.id}, slice {self.slice_index + 1} of {self.slice_count}"
+        lines = ["; ".join(filter(None, (case, facts)))]
         for entry in self.entries:
             lines += ["", entry.title, f"  {entry.prompt.holistic}"]
         for entry in self.by_source:
@@ -108,12 +109,9 @@ def prompt_sheet(
         raise DataError(f"--slice {slice_number}: case '{prepared.case.id}' has slices 1 to {count}.")
     most = max(range(count), key=lambda index: (len(prepared.present[index]), -abs(index - count // 2)))
     index = most if slice_number is None else slice_number - 1
-    encoder: TextEncoder = registry.build(
-        "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
-    )
-    knowledge = Knowledge(
-        template_position=settings.template_position, named={prepared.case.id: named} if named else {}
-    )
+    part, persons = settings.text_encoder, {prepared.case.id: named} if named else {}
+    encoder: TextEncoder = registry.build("text_encoder", part.use, settings=part.settings)
+    knowledge = Knowledge(template_position=settings.template_position, named=persons)
     entries = []
     for source in AVAILABLE:
         for granularity, generator in _generators(recipe, registry, dataset.atlas):

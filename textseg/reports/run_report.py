@@ -83,14 +83,11 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
     """Return an example slice with its scan, to be drawn; its title begins with `rank`, such as "best"."""
     prepared = example.prepared
     spacing_mm = prepared.native_spacing_mm if example.native else prepared.spacing_mm
-    if example.native:
-        image = read_volume(prepared.case.image_path, prepared.plane).array[example.index]
-    else:
-        image = np.asarray(prepared.image[example.index], np.float32)
+    volume = read_volume(prepared.case.image_path, prepared.plane).array if example.native else prepared.image
     title = f"case {prepared.case.id}, slice {example.index + 1} of {prepared.slice_count}, mean DSC {example.dsc:.3f}"
     return OverlayPicture(
         title=f"{rank}: {title}" if rank else title,
-        image=image,
+        image=np.asarray(volume[example.index], np.float32),
         reference=example.reference,
         prediction=example.prediction,
         names={structure.index: structure.name for structure in atlas.structures},
@@ -102,18 +99,12 @@ def _charts(run: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> lis
     """Return the charts of the log: the losses, the validation DSC and the learning rate, if it has values for them."""
     losses = sorted({key for row in history for key in row if key.startswith("train_")})
     losses.sort(key=lambda key: key != "train_loss")
-    best = run.get("best") or {}
-    mark = None
-    if best.get("epoch") is not None and _number(best.get("validation_dsc")) is not None:
-        epoch, dsc = float(best["epoch"]), float(best["validation_dsc"])
-        mark = (epoch, dsc, f"best: {dsc:.4f} at epoch {epoch:g}")
+    epoch, dsc = (_number((run.get("best") or {}).get(key)) for key in ("epoch", "validation_dsc"))
+    mark = None if epoch is None or dsc is None else (epoch, dsc, f"best: {dsc:.4f} at epoch {epoch:g}")
     epochs = [number for row in history if (number := _number(row.get("epoch"))) is not None]
     charts = []
-    for heading, keys in (
-        ("Loss", losses),
-        ("Validation DSC", ["validation_dsc"]),
-        ("Learning rate", ["learning_rate"]),
-    ):
+    headings = {"Loss": losses, "Validation DSC": ["validation_dsc"], "Learning rate": ["learning_rate"]}
+    for heading, keys in headings.items():
         series = {key.removeprefix("train_"): curve for key in keys if (curve := _by_epoch(history, key))}
         if series:
             svg = line_chart(heading, series, epochs=epochs, mark=mark if keys == ["validation_dsc"] else None)
@@ -149,21 +140,16 @@ def _prompts_by_source(prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         by_structure: dict[str, Mapping[str, Any]] = {}
         for row in classwise:
             by_structure.setdefault(str(row.get("structure") or row["text"]), row)
-        groups.append(
-            {
-                "source": source,
-                "holistic": len(holistic),
-                "classwise": len(classwise),
-                "tokens": max(int(row["tokens"]) for row in rows),
-                "examples": [*holistic[:1], *list(by_structure.values())[:_EXAMPLES]],
-            }
-        )
+        examples = [*holistic[:1], *list(by_structure.values())[:_EXAMPLES]]
+        tokens = max(int(row["tokens"]) for row in rows)
+        counts = {"holistic": len(holistic), "classwise": len(classwise), "tokens": tokens}
+        groups.append({"source": source, **counts, "examples": examples})
     return groups
 
 
 def _fact_text(key: str, value: Any) -> str:
     """Return a value of run.json as text for readers: sizes in GiB, times in hours, counts with separators."""
-    if value is None or value == "" or value in ({}, [], ()):
+    if value in (None, "", {}, [], ()):
         return "–"
     if isinstance(value, int | float) and not isinstance(value, bool):
         if key.endswith("_bytes"):
