@@ -13,7 +13,8 @@ from textseg.cli import entry as cli
 from textseg.comparison import text as leaderboard_text
 from textseg.errors import RunError
 from textseg.registry import discovery as registry
-from textseg.registry.discovery import Plugin, Registry, installed_registry
+from textseg.registry.component import Plugin
+from textseg.registry.discovery import Registry, installed_registry
 from textseg.training import many_runs
 from textseg.training.many_runs import PlannedRun
 from textseg.version import __version__

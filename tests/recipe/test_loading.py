@@ -10,7 +10,8 @@ from textseg.errors import RecipeError
 from textseg.hookspecs import LoggerOffer
 from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
 from textseg.recipe.schema import Recipe
-from textseg.registry.discovery import CORE_LOGGERS, Plugin, Register, Registry
+from textseg.registry.component import Plugin
+from textseg.registry.discovery import CORE_LOGGERS, Register, Registry
 
 GUIDED = """\
 format: 1

@@ -17,7 +17,8 @@ import pytest
 from textseg.contracts import Features, Task
 from textseg.errors import DataError, PluginError, RecipeError
 from textseg.hookspecs import ReportSection, Run
-from textseg.registry.discovery import KINDS, Component, Plugin, Register, Registry, discover, installed_registry
+from textseg.registry.component import KINDS, Component, Plugin
+from textseg.registry.discovery import Register, Registry, discover, installed_registry
 
 GOOD = """
 from textseg import hookimpl

@@ -95,10 +95,8 @@ class Component:
         try:
             parameters = inspect.signature(builder, eval_str=True).parameters.values()
         except NameError as error:
-            raise self._broken(
-                f"{error}, so the type hints of its builder can't be read; import that name at run time, "
-                "not under TYPE_CHECKING"
-            ) from error
+            remedy = "import that name at run time, not under TYPE_CHECKING"
+            raise self._broken(f"{error}, so the type hints of its builder can't be read; {remedy}") from error
         except Exception as error:
             raise self._broken(f"the signature of its builder can't be read: {cause(error)}") from error
         keyword = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -123,12 +121,7 @@ class Component:
         bring = getattr(self.load(), "fetch", None)
         if bring is None or self.kind == "dataset":  # data sets, which know where their files go, are fetched apart
             return None
-        values, mistakes = self.validated(settings)
-        if mistakes:
-            raise RecipeError(
-                "\n".join(f"{self.kind} '{self.name}': {dotted(path)}: {message}" for path, message in mistakes)
-            )
-        outcome: str = bring(progress=progress, **values)
+        outcome: str = bring(progress=progress, **self.valid(settings))
         return outcome
 
     def validated(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
@@ -147,6 +140,14 @@ class Component:
             if key not in settings and parameter.default is parameter.empty:
                 mistakes.append(((key,), f"required by {self.kind} '{self.name}' but missing."))
         return values, mistakes
+
+    def valid(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings in the types of the hints. Raises RecipeError for mistakes in them, and PluginError."""
+        values, mistakes = self.validated(settings)
+        if mistakes:
+            lines = [f"{self.kind} '{self.name}': {dotted(path)}: {message}" for path, message in mistakes]
+            raise RecipeError("\n".join(lines))
+        return values
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings, completed by the builder's defaults, as JSON types."""

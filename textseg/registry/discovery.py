@@ -16,29 +16,12 @@ from typing import Any, TypeVar
 import pluggy
 
 from textseg import hookspecs
-from textseg.errors import PluginError, RecipeError, TextsegError, suggestion
+from textseg.errors import PluginError, TextsegError, suggestion
 from textseg.hookspecs import LoggerOffer, PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import KINDS, Component, Plugin, cause
 from textseg.registry.validation import dotted
 from textseg.version import __version__
-
-__all__ = [
-    "KINDS",
-    "Component",
-    "Plugin",
-    "Register",
-    "Registry",
-    "cause",
-    "collision",
-    "discover",
-    "hook_caller",
-    "installed_registry",
-    "plugin_of",
-    "register",
-    "warn_of_faults",
-]
-
 
 T = TypeVar("T")
 CORE_LOGGERS = (
@@ -124,7 +107,7 @@ class Registry:
         for component in components:
             by_name.setdefault((component.kind, component.name), []).append(component)
         self._components = {key: some[0] for key, some in by_name.items() if len(some) == 1}
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._collisions = {key: collision(some) for key, some in by_name.items() if len(some) > 1}
 
     @property
@@ -175,35 +158,29 @@ class Registry:
                 answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
                 answers.append((plugin, read(answer)))
             except (Exception, SystemExit) as error:
-                print(
-                    f"Warning: {hook} of plug-in '{plugin}' failed, and is left out: {cause(error)}.", file=sys.stderr
-                )
+                _warn(f"{hook} of plug-in '{plugin}' failed, and is left out: {cause(error)}.")
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
         """Return the components of one kind, or all, sorted by kind and name. Raises PluginError."""
         if kind is not None and kind not in KINDS:
             raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
-        order = list(KINDS)
-        current = [c for c in self._components.values() if kind in (None, c.kind) and c.now is None]
-        return sorted(current, key=lambda component: (order.index(component.kind), component.name))
+        return _sorted(c for c in self._components.values() if kind in (None, c.kind) and c.now is None)
 
     def old_names(self, kind: str | None = None) -> list[Component]:
         """Return the old names under which components of one kind, or of all kinds, can still be used."""
-        old = [c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped]
-        return sorted(old, key=lambda component: (list(KINDS).index(component.kind), component.name))
+        return _sorted(c for c in self._components.values() if kind in (None, c.kind) and c.now and not c.dropped)
 
     def current_name(self, kind: str, name: str) -> str:
         """Return the present name of a component; the first use of an old name prints a warning on stderr."""
         component = self._components.get((kind, name))
         if component is None or component.now is None or component.dropped:
             return name
-        if (kind, name) not in self._told:
-            self._told.add((kind, name))
-            print(
-                f"Warning: {kind} '{name}' is now called '{component.now}'. Write that: the old name goes with version "
-                f"{component.until} of {component.distribution}.",
-                file=sys.stderr,
+        if (kind, name) not in self._warned:
+            self._warned.add((kind, name))
+            _warn(
+                f"{kind} '{name}' is now called '{component.now}'. Write that: the old name goes with version "
+                f"{component.until} of {component.distribution}."
             )
         return component.now
 
@@ -232,9 +209,7 @@ class Registry:
     def build(self, kind: str, name: str, *wired: Any, settings: Mapping[str, Any]) -> Any:
         """Return the object that a component builds. Raises RecipeError (settings) or PluginError (anything else)."""
         component = self.component(kind, name)
-        values, mistakes = component.validated(settings)
-        if mistakes:
-            raise RecipeError("\n".join(f"{kind} '{name}': {dotted(path)}: {message}" for path, message in mistakes))
+        values = component.valid(settings)
         try:
             return component.load()(*wired, **values)
         except TextsegError:
@@ -244,6 +219,14 @@ class Registry:
             raise PluginError(
                 f"{kind} '{name}' of {component.origin} can't be built with {given}: {cause(error)}."
             ) from error
+
+
+def _sorted(components: Iterable[Component]) -> list[Component]:
+    return sorted(components, key=lambda component: (list(KINDS).index(component.kind), component.name))
+
+
+def _warn(message: str) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
 
 
 def _all_of(kind: type[T], answer: Any) -> list[T]:
@@ -344,4 +327,4 @@ def installed_registry() -> Registry:
 def warn_of_faults() -> None:
     """Print a line on stderr for each installed plug-in or component that is left out."""
     for fault in installed_registry().faults:
-        print(f"Warning: {fault}", file=sys.stderr)
+        _warn(fault)

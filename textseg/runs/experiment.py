@@ -20,7 +20,8 @@ from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import required_components
 from textseg.recipe.schema import Recipe
-from textseg.registry.discovery import Component, Registry, installed_registry
+from textseg.registry.component import Component
+from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
 from textseg.text.slice_text import Knowledge, Text, build_text

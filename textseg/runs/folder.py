@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from textseg.recipe.schema import Recipe
-    from textseg.registry.discovery import Component
+    from textseg.registry.component import Component
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")
 _SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # a run that --fresh moved aside has another name
