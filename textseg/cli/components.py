@@ -35,13 +35,8 @@ def components(
         print_table(HEADER, list(cost_rows(registry, recipes or [], size)))
         print(cost_note(size))
         return
-    rows = [
-        (
-            component.kind,
-            f"{component.name} (now {component.now}, until {component.until})" if component.now else component.name,
-            component.plugin,
-            f"{component.distribution} {component.version}",
-        )
-        for component in [*registry.components(kind), *registry.old_names(kind)]
-    ]
+    rows = []
+    for listed in (*registry.components(kind), *registry.old_names(kind)):
+        renamed = f" (now {listed.now}, until {listed.until})" if listed.now else ""
+        rows.append((listed.kind, f"{listed.name}{renamed}", listed.plugin, f"{listed.distribution} {listed.version}"))
     print_table(("kind", "name", "plug-in", "distribution"), rows)

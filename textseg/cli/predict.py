@@ -55,6 +55,7 @@ def predict(
     from textseg.inference.onnx_networks import checked_engine
     from textseg.inference.predictor import Prompting
     from textseg.system.messages import counted
+    from textseg.system.progress import progress_bar
     from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
     from textseg.volumes.dicom_segmentation import require_highdicom
     from textseg.volumes.mask import label_values
@@ -85,9 +86,6 @@ def predict(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output: '{output}' can't be made: {error.strerror}.") from error
-
-    from textseg.system.progress import progress_bar
-
     failed, written, existing = [], 0, 0
     with progress_bar() as bar:
         outcomes = predict_files(trained, jobs, PredictionSettings(source, labels, ordered, changes, overlay))
@@ -98,12 +96,9 @@ def predict(
                 failed.append(outcome)
             for remark in outcome.remarks:
                 bar.console.print(f"{outcome.job.input}: {remark}", highlight=False, soft_wrap=True)
-    print(
-        f"{counted(written, 'mask')} written to {output}"
-        + (f", {existing} {'was' if existing == 1 else 'were'} there already" if existing else "")
-    )
+    there = f", {existing} {'was' if existing == 1 else 'were'} there already" if existing else ""
+    print(f"{counted(written, 'mask')} written to {output}{there}")
     if failed:
-        print(f"{len(failed)} of {counted(len(jobs), 'volume')} failed:", file=sys.stderr)
-        for outcome in failed:
-            print(f"  {outcome.message}", file=sys.stderr)
+        heading = f"{len(failed)} of {counted(len(jobs), 'volume')} failed:"
+        print(heading, *(f"  {outcome.message}" for outcome in failed), sep="\n", file=sys.stderr)
         raise Exit(1)

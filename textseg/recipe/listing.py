@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,12 @@ class InstalledRecipe:
                 f"{self.path}: this recipe of {self.distribution} can't be listed: {' '.join(str(error).split())}. "
                 f"`textseg run {self.name} --dry-run` names each mistake."
             ) from error
-        heading = list(_heading(text))
+        # The comment at the top of the recipe.
+        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        heading = [line.removeprefix("#").strip() for line in comment]
         shown = " ".join(line for line in heading if not line.startswith(_NOT_SHOWN))
-        needs = next(
-            (line.removeprefix(_NEEDS).strip(" .") for line in heading if line.startswith(_NEEDS)), "not stated"
-        )
+        needed = (line.removeprefix(_NEEDS).strip(" .") for line in heading if line.startswith(_NEEDS))
+        needs = next(needed, "not stated")
         return RecipeSummary(self.name, method, str(dataset), needs, re.split(r"(?<=\.)\s", shown)[0])
 
 
@@ -129,14 +131,6 @@ def _own_folder() -> Path:
     package = Path(__file__).parents[1]
     packaged = package / "recipes"
     return packaged if packaged.is_dir() else package.parent / "recipes"
-
-
-def _heading(text: str) -> Iterator[str]:
-    """Yield the lines of the comment at the top of a recipe."""
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            return
-        yield line.removeprefix("#").strip()
 
 
 def _nearest(name: str, recipes: Sequence[InstalledRecipe]) -> str:

@@ -73,16 +73,11 @@ class SplitSettings(_Section):
         if self.fold is not None and self.folds is None:
             raise ValueError("'fold' needs 'folds': {folds: 5, fold: 0}.")
         if len(forms) != 1:
-            raise ValueError(
-                f"give exactly one of fractions, official, folds and file, not {', '.join(forms) or 'none of them'}."
-            )
-        if self.fractions is not None and not (
-            math.isclose(sum(self.fractions), 1, abs_tol=1e-6) and self.fractions[0]
-        ):
-            raise ValueError(
-                f"fractions {list(self.fractions)} sum to {sum(self.fractions):g}; training (above 0), validation and "
-                "test must sum to 1."
-            )
+            given = ", ".join(forms) or "none of them"
+            raise ValueError(f"give exactly one of fractions, official, folds and file, not {given}.")
+        if self.fractions and not (math.isclose(sum(self.fractions), 1, abs_tol=1e-6) and self.fractions[0]):
+            total = f"fractions {list(self.fractions)} sum to {sum(self.fractions):g}"
+            raise ValueError(f"{total}; training (above 0), validation and test must sum to 1.")
         if self.folds is not None and (self.fold is None or self.fold >= self.folds):
             raise ValueError(f"'folds: {self.folds}' needs a 'fold' from 0 to {self.folds - 1}, not {self.fold}.")
         if "validation" in self.model_fields_set and not (self.official or self.folds):
@@ -172,8 +167,7 @@ class ModelSettings(_Section):
             raise ValueError(f"give either network, or vision_encoder and fusion, not network with {given[0]}.")
         if not self.network and len(given) != 2:
             missing = " and ".join(key for key in parts if key not in given)
-            also = "" if given else ", or network"
-            raise ValueError(f"{missing}{also} must be given.")
+            raise ValueError(f"{missing}{'' if given else ', or network'} must be given.")
         return self
 
 
