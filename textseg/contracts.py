@@ -93,10 +93,9 @@ class Atlas:
 
     def __getitem__(self, name: str) -> Structure:
         """Return the structure of that name. Raises PromptError."""
-        for structure in self.structures:
-            if structure.name == name:
-                return structure
-        raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
+        if name not in self.names:
+            raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
+        return self.structures[self.names.index(name)]
 
     def collapsed(self) -> tuple[Atlas, LabelMap]:
         """Return an atlas of the groups, and the class of each structure in it (0 for a structure in no group)."""
@@ -231,15 +230,12 @@ class Dataset(Protocol):
 
     def cases(self) -> Sequence[Case]:
         """Return every case, sorted by id; numbers in an id may sort as numbers."""
-        ...
 
     def label_map(self, case: Case) -> LabelMap:
         """Return the class index of each value that the mask of this case may hold; any other value is an error."""
-        ...
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
         """Return the patients of "train" and "test" in the publishers' split, or None."""
-        ...
 
 
 class PromptGenerator(Protocol):
@@ -254,25 +250,20 @@ class TextEncoder(Protocol):
     @property
     def feature_size(self) -> int:
         """The size D of a feature vector."""
-        ...
 
     @property
     def max_tokens(self) -> int:
         """The number of tokens in the longest text that the encoder can read."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A hash of weights, tokenizer and settings."""
-        ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, with special tokens, before any truncation."""
-        ...
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return tokens [N, T, D] (padding is zero) and mask [N, T] of N texts; T is the length of the longest."""
-        ...
 
 
 class VisionEncoder(Protocol):
@@ -283,7 +274,6 @@ class VisionEncoder(Protocol):
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return L feature maps [B, C_l, H_l, W_l] of an image [B, C, H, W], finest first."""
-        ...
 
 
 class Fusion(Protocol):
@@ -293,7 +283,6 @@ class Fusion(Protocol):
 
     def __call__(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
         """Return L feature maps [B, C_l, H_l, W_l], finest first, from the L maps of an image and the text."""
-        ...
 
 
 class AuxiliaryLoss(Protocol):
@@ -301,7 +290,6 @@ class AuxiliaryLoss(Protocol):
 
     def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
         """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to."""
-        ...
 
 
 class Network(Protocol):
@@ -326,7 +314,6 @@ class HasLosses(Protocol):
 
     def losses(self, output: Any, batch: Batch, segmentation_loss: SegmentationLoss) -> Mapping[str, Tensor]:
         """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss."""
-        ...
 
 
 @runtime_checkable
@@ -335,7 +322,6 @@ class HasEpochStart(Protocol):
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare for an epoch, counted from 0. The core calls it before each epoch, after `start_stage`."""
-        ...
 
 
 @runtime_checkable
@@ -346,7 +332,6 @@ class HasStages(Protocol):
 
     def start_stage(self, name: str) -> None:
         """Set which parameters have gradients; change no weight. Called before each epoch of the stage."""
-        ...
 
 
 @runtime_checkable
@@ -383,16 +368,12 @@ class Logger(Protocol):
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Record the numbers of an epoch, by name."""
-        ...
 
     def show(self, picture: Path, step: int) -> None:
         """Record a PNG file with validation slices."""
-        ...
 
     def log_results(self, results: Mapping[str, float], step: int) -> None:
         """Record the means of the test scores, by name. The logger was built anew for this call."""
-        ...
 
     def close(self, *, failed: bool) -> None:
         """Write what is still in memory."""
-        ...

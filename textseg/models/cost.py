@@ -29,20 +29,26 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     For a model that reads whole volumes, both are those of a usual volume divided by its slices.
     """
     slices, image, text = _input(segmenter, task, device)
+    multiply_accumulates = _multiply_accumulates_of_a_slice(segmenter, task, device)
     with _evaluating(segmenter):
-        multiply_accumulates = _count_multiply_accumulates(segmenter, image, text)
-        seconds = []
-        for _ in range(repeats):
-            _synchronise(device)
-            start = time.perf_counter()
-            segmenter(image, text)
-            _synchronise(device)
-            seconds.append(time.perf_counter() - start)
+        seconds = _seconds(lambda: segmenter(image, text), repeats, device)
     return {
         **count_parameters(segmenter),
-        "multiply_accumulates": multiply_accumulates // slices,
+        "multiply_accumulates": multiply_accumulates,
         "milliseconds_per_slice": round(1000 * float(np.median(seconds)) / slices, 3),
     }
+
+
+def _seconds(compute: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
+    """Return the seconds of each of several calls, from one that the device has ended to the next."""
+    seconds = []
+    for _ in range(repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        compute()
+        _synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def memory_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
@@ -63,21 +69,13 @@ def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, devic
     model, before = copy.deepcopy(segmenter).train(), torch.are_deterministic_algorithms_enabled()
     _, image, text = _input(segmenter, task, device)
     if segmenter.batching != "volume":
-        image, text = (
-            image.repeat(batch_size, 1, 1, 1),
-            empty_text(task, device, batch_size) if text is not None else None,
-        )
+        image = image.repeat(batch_size, 1, 1, 1)
+        text = None if text is None else empty_text(task, device, batch_size)
     medians = []
     try:
         for enabled in (False, True):
             torch.use_deterministic_algorithms(enabled)
-            seconds = []
-            for _ in range(6):
-                _synchronise(device)
-                start = time.perf_counter()
-                model(image, text).logits.float().square().mean().backward()
-                _synchronise(device)
-                seconds.append(time.perf_counter() - start)
+            seconds = _seconds(lambda: model(image, text).logits.float().square().mean().backward(), 6, device)
             medians.append(1000 * float(np.median(seconds[1:])))  # the first pass chooses kernels
     finally:
         torch.use_deterministic_algorithms(before)
@@ -153,24 +151,19 @@ def _usual_slice_count(task: Task) -> int:
 
 
 def _multiply_accumulates_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
-    slices, image, text = _input(segmenter, task, device)
-    with _evaluating(segmenter):
-        return _count_multiply_accumulates(segmenter, image, text) // slices
-
-
-def _count_multiply_accumulates(segmenter: Segmenter, image: Tensor, text: TextFeatures | None) -> int:
-    """Return half of the operations that torch counts, plus attention on a CPU and fused layers."""
+    """Return half of the operations that torch counts, plus attention on a CPU and fused layers, for one slice."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    slices, image, text = _input(segmenter, task, device)
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False, custom_mapping={on_cpu: _attention_flops}) as counter:
+        with _evaluating(segmenter), FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
             segmenter(image, text)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2 // slices
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
@@ -182,8 +175,7 @@ def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[i
 @contextmanager
 def _evaluating(segmenter: Segmenter) -> Iterator[None]:
     """Put the model into evaluation mode without gradients, and afterwards back into its earlier state."""
-    training = segmenter.training
-    trained = [parameter for parameter in segmenter.parameters() if parameter.requires_grad]
+    training, trained = segmenter.training, [p for p in segmenter.parameters() if p.requires_grad]
     segmenter.eval()
     for parameter in trained:  # else the counter would look for their gradients
         parameter.requires_grad_(False)

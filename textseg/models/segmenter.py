@@ -95,10 +95,8 @@ class Segmenter(nn.Module):
 
     def part_with(self, protocol: type[Member]) -> Member | None:
         """Return the network, or else its fusion, if it has the members of an optional Protocol of `contracts`."""
-        parts: list[Any] = [self.network]
-        if isinstance(self.network, TextGuidedNetwork):
-            parts.append(self.network.fusion)
-        return next((part for part in parts if isinstance(part, protocol)), None)
+        fusion = [self.network.fusion] if isinstance(self.network, TextGuidedNetwork) else []
+        return next((part for part in (self.network, *fusion) if isinstance(part, protocol)), None)
 
     def _read_elsewhere(self) -> tuple[str, ...]:
         """Return the names of the parameters that are read from elsewhere at each build."""
