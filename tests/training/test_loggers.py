@@ -25,9 +25,9 @@ from textseg.training.loggers import (
     describe,
     drawn_in,
     duration,
-    flat,
     logging_to,
     peak_memory,
+    plain_settings,
 )
 from textseg.training.run import run
 
@@ -176,7 +176,7 @@ def test_an_unknown_logger_is_a_message(tiny_recipe: Path) -> None:
 
 def test_settings_by_dotted_key() -> None:
     nested: dict[str, Any] = {"a": {"b": 1, "c": [1, 2], "d": None}, "e": "x", "f": True}
-    assert dict(flat(nested)) == {"a.b": 1, "a.c": "[1, 2]", "e": "x", "f": True}
+    assert plain_settings(nested) == {"a.b": 1, "a.c": "[1, 2]", "e": "x", "f": True}
 
 
 def test_memory_is_counted() -> None:

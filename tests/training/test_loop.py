@@ -271,7 +271,7 @@ def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpo
     def remember(module: Any, inputs: tuple[Any, ...]) -> None:
         batches.append(inputs[0]())
 
-    training.segmentation_loss.register_forward_hook(of_loss)
+    training.objective.segmentation_loss.register_forward_hook(of_loss)
     training.parameters[0].register_hook(of_gradient)
     training.optimizer.register_step_post_hook(of_weight)
     training.wrapped.register_forward_pre_hook(remember)
@@ -415,8 +415,10 @@ def test_mixed_precision_trains_near_full_precision_with_losses_in_full(
     logits: set[torch.dtype] = set()
     losses: set[torch.dtype] = set()
     training.segmenter.register_forward_hook(lambda module, inputs, output: logits.add(output.logits.dtype))
-    training.auxiliary["ccae"].register_forward_hook(lambda module, inputs, output: losses.add(output.dtype))
-    training.segmentation_loss.register_forward_hook(lambda m, i, terms: losses.update(t.dtype for t in terms.values()))
+    training.objective.auxiliary["ccae"].register_forward_hook(lambda module, inputs, output: losses.add(output.dtype))
+    training.objective.segmentation_loss.register_forward_hook(
+        lambda m, i, terms: losses.update(t.dtype for t in terms.values())
+    )
     training.fit()
     assert logits & {torch.bfloat16, torch.float16}
     assert losses == {torch.float32}
@@ -570,9 +572,9 @@ def test_a_loss_called_like_a_term_of_another_adds_to_it(tiny_recipe: Path, tmp_
     batch = next(training._batches(0))
     plain = training.wrapped(lambda: batch)
     name = "dice"
-    training.auxiliary[name] = training.auxiliary["ccae"]
-    del training.auxiliary["ccae"]
-    training.auxiliary_weights[name] = training.auxiliary_weights["ccae"]
+    training.objective.auxiliary[name] = training.objective.auxiliary["ccae"]
+    del training.objective.auxiliary["ccae"]
+    training.objective.weights[name] = training.objective.weights["ccae"]
     both = training.wrapped(lambda: batch)
     assert both.keys() == {"dice", "focal"}
     assert both["dice"].item() == pytest.approx((plain["dice"] + plain["ccae"]).item(), rel=1e-3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,11 +28,7 @@ from textseg.system.files import cache_folder, content_hash
 from textseg.text.slice_text import Knowledge, Text, build_text
 from textseg.text.visibility import read_statements
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,8 @@ class Experiment:
             features = segmenter.fused_features
             if features is None:
                 raise RecipeError(_NO_FEATURES.format(spec.use))
-            losses[spec.use] = self.registry.build(
-                "auxiliary_loss", spec.use, self.task, features, settings=spec.settings
-            )
+            build, settings = self.registry.build, spec.settings
+            losses[spec.use] = build("auxiliary_loss", spec.use, self.task, features, settings=settings)
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
     def hashes(self) -> dict[str, str | None]:
@@ -127,11 +123,7 @@ class Experiment:
 
 
 def build(
-    recipe: Recipe,
-    *,
-    also: Sequence[Source] = (),
-    named: str | None = None,
-    progress: Progress = lambda done, total: None,
+    recipe: Recipe, *, also: Sequence[Source] = (), named: str | None = None, progress: Progress = lambda *_: None
 ) -> Experiment:
     """Find, prepare and split the cases; write and encode the prompts of every source that the run needs.
 
@@ -156,15 +148,9 @@ def build(
     # 4. Prompts, written and encoded; none for a recipe without text.
     text = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else None
     # 5. The task that models are built for.
-    task = Task(
-        image_channels=1,
-        image_size=recipe.preparation.size,
-        class_count=dataset.atlas.class_count,
-        atlas=dataset.atlas,
-        text_size=text.table.tokens.shape[2] if text else None,
-        text_length=text.table.tokens.shape[1] if text else None,
-        fingerprint=_fingerprint(prepared["train"]),
-    )
+    length, size = text.table.tokens.shape[1:] if text else (None, None)
+    image_size, atlas, fingerprint = recipe.preparation.size, dataset.atlas, _fingerprint(prepared["train"])
+    task = Task(1, image_size, atlas.class_count, atlas, text_size=size, text_length=length, fingerprint=fingerprint)
     return Experiment(recipe, registry, dataset, split, prepared, text, task)
 
 
@@ -255,14 +241,12 @@ def _text(
     """Write and encode the prompts of every source that some part of the split needs."""
     settings = recipe.prompts
     assert settings is not None
-    needed: dict[str, set[Source]] = {
-        "train": set(_mixture(recipe)),
-        "validation": {settings.evaluation},
-        "test": {settings.evaluation, *also},
-    }
+    evaluation = settings.evaluation
+    needed = {"train": set(_mixture(recipe)), "validation": {evaluation}, "test": {evaluation, *also}}
     for sources in needed.values():
         if "predicted" in sources:  # they come from a first pass with the template
             sources.add("template")
+    statements = read_statements(named, [case.case.id for case in cases["test"]]) if named else {}
     return build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
         registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings),
@@ -270,12 +254,7 @@ def _text(
         atlas,
         generator_name=settings.generator.use,
         cache=cache_folder() / "text",
-        knowledge=Knowledge(
-            template_position=settings.template_position,
-            interactive_error=settings.interactive_error,
-            seed=recipe.seed,
-            named=read_statements(named, [case.case.id for case in cases["test"]]) if named else {},
-        ),
+        knowledge=Knowledge(settings.template_position, settings.interactive_error, recipe.seed, statements),
     )
 
 

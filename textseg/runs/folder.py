@@ -35,20 +35,15 @@ class RunFolder:
     """The files in `runs/<name>/seed<seed>[_fold<k>]`; see docs/reference/run_folder.md."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.recipe = path / "recipe.yaml"
-        self.record = path / "run.json"
-        self.split = path / "split.json"
-        self.task = path / "task.json"
-        self.prompts = path / "prompts.jsonl"
-        self.visible = path / "visible.csv"
-        self.scores = path / "scores.csv"
-        self.group_scores = path / "group_scores.csv"
-        self.enumeration = path / "enumeration.json"
-        self.predictions = path / "predictions"
-        self.predictions_index = self.predictions / "cases.json"
-        self.log = path / "log"
-        self.report = path / "report.html"
+        self.path, self.log = path, path / "log"
+        # The inputs of a run and its record.
+        self.recipe, self.record = path / "recipe.yaml", path / "run.json"
+        self.split, self.task = path / "split.json", path / "task.json"
+        self.prompts, self.visible = path / "prompts.jsonl", path / "visible.csv"
+        # Its results.
+        self.predictions, self.predictions_index = path / "predictions", path / "predictions" / "cases.json"
+        self.scores, self.group_scores = path / "scores.csv", path / "group_scores.csv"
+        self.enumeration, self.report = path / "enumeration.json", path / "report.html"
 
     @classmethod
     def of(cls, recipe: Recipe, output: Path) -> RunFolder:
@@ -102,25 +97,16 @@ class RunFolder:
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            acquired = FileLock(self.path / ".lock").acquire(timeout=0)
         except Timeout:
-            raise RunError(
-                f"'{self.path}' is in use by another process. Wait for it, or choose another --output."
-            ) from None
-        try:
-            for folder in (
-                self.path,
-                self.checkpoint("last").parent,
-                self.predictions,
-                self.log,
-                self.overlay(1).parent,
-            ):
+            in_use = f"'{self.path}' is in use by another process. Wait for it, or choose another --output."
+            raise RunError(in_use) from None
+        with acquired:
+            checkpoints, overlays = self.checkpoint("last").parent, self.overlay(1).parent
+            for folder in (self.path, checkpoints, self.predictions, self.log, overlays):
                 remove_unfinished(folder)
             yield
-        finally:
-            lock.release()
 
     @property
     def in_use(self) -> bool:
@@ -129,13 +115,11 @@ class RunFolder:
 
         if not (self.path / ".lock").exists():
             return False
-        lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with FileLock(self.path / ".lock", timeout=0):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     def move_aside(self) -> Path | None:
         """Give an old run another name, and return it, so that a new run can use the folder."""
@@ -148,22 +132,20 @@ class RunFolder:
     def read(self) -> dict[str, Any]:
         """Return run.json, or an empty record before it is written; raises RunError for a damaged file."""
         try:
-            record: dict[str, Any] = json.loads(self.record.read_text())
+            return dict(json.loads(self.record.read_text()))
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise RunError(
                 f"'{self.record}' is damaged ({error}). Restore it, or add --fresh to `textseg run` to start anew."
             ) from error
-        return record
 
     def read_split(self) -> dict[str, Any]:
         """Return split.json, or an empty mapping without that file."""
         try:
-            split: dict[str, Any] = json.loads(self.split.read_text())
+            return dict(json.loads(self.split.read_text()))
         except (OSError, ValueError):
             return {}
-        return split
 
     def update(self, **facts: Any) -> dict[str, Any]:
         """Add facts to run.json, and return all facts in it."""
@@ -206,14 +188,10 @@ class RunFolder:
                 f"'{self.path}' holds a checkpoint but no run.json that says of which experiment. Restore run.json, "
                 "add --fresh to move the old run aside, or choose another --output."
             )
-        # Through JSON, like the record, which turns tuples into lists.
-        before, now = flat(recorded), flat(json.loads(json.dumps(bound)))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if changed:
-            lines = change_lines({key: (before.get(key), now.get(key)) for key in changed})
+        if changed := changes(recorded, bound):
             raise RunError(
-                f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the change, add "
-                "--fresh to move the old run aside, or choose another --output or name."
+                f"'{self.path}' holds a run of another experiment:\n" + "\n".join(change_lines(changed)) + "\nUndo the "
+                "change, add --fresh to move the old run aside, or choose another --output or name."
             )
 
 
@@ -224,13 +202,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"The checkpoint '{path}' does not exist.")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         raise RunError(
             f"The checkpoint '{path}' is damaged or no checkpoint of textseg ({first_line(error)}). Restore it from a "
             "copy, or add --fresh to `textseg run` to move the run aside and train anew."
         ) from error
-    return state
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], mismatch: str, advice: str = "") -> None:
@@ -254,6 +231,13 @@ def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, part in nested.items() for key, value in flat(part, f"{prefix}{name}.").items()}
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value of each innermost key of run.json that differs; None where there is none."""
+    # Through JSON, like the record, which turns tuples into lists.
+    old, new = (flat(json.loads(json.dumps(facts))) for facts in (before, now))
+    return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+
+
 def change_lines(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Return a line for each key with its old and its new value; None stands for a value that is not given."""
     values = {key: ["not given" if value is None else value for value in pair] for key, pair in changes.items()}
@@ -268,7 +252,6 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
 
     libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
     libraries["torch"] = str(torch.__version__)  # it names the build, such as +cu130
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": {"textseg": __version__, "python": platform.python_version(), **libraries},
         "plugins": {component.plugin: f"{component.distribution} {component.version}" for component in components},
@@ -277,7 +260,7 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "cuda": cuda,
+            "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
             "platform": platform.platform(),
         },
         "command": shlex.join(sys.argv),
@@ -286,11 +269,10 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the checkout that textseg runs from, with "-dirty" if files changed; None without one."""
-    folder = Path(__file__).parent
+    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__]
-        subprocess.run(tracked, capture_output=True, check=True)
-        describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

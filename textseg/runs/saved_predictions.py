@@ -88,11 +88,7 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
         }
 
     yield keep
-    content = {
-        "plane": atlas.plane,
-        "structures": {str(s.index): s.name for s in atlas.structures},
-        "cases": cases,
-    }
+    content = {"plane": atlas.plane, "structures": {str(s.index): s.name for s in atlas.structures}, "cases": cases}
     write_atomically(folder.predictions_index, json.dumps(content, indent=1) + "\n")
 
 
@@ -105,17 +101,11 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
         plane = content.get("plane", "sagittal")  # old files without this key are sagittal
         if plane not in get_args(Plane):
             raise ValueError(f"no plane is called {plane!r}")
-        cases = {
-            case_id: KeptCase(
-                id=case_id,
-                prediction=folder.predictions / Path(case["prediction"]).name,
-                image=Path(case["image"]),
-                mask=Path(case["mask"]),
-                label_map={int(value): int(index) for value, index in case["labels"].items()},
-                plane=plane,
-            )
-            for case_id, case in content["cases"].items()
-        }
+        cases = {}
+        for case_id, case in content["cases"].items():
+            prediction = folder.predictions / Path(case["prediction"]).name
+            label_map = {int(value): int(index) for value, index in case["labels"].items()}
+            cases[case_id] = KeptCase(case_id, prediction, Path(case["image"]), Path(case["mask"]), label_map, plane)
         return KeptPredictions({int(index): str(name) for index, name in content["structures"].items()}, cases)
     except FileNotFoundError:
         raise RunError(f"'{folder.path}' keeps no predictions to draw. {again}") from None

@@ -44,9 +44,8 @@ def read_task(path: Path) -> TaskRecord:
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
-        raise RunError(
-            f"'{path}' is damaged ({problem}). Write it anew with: textseg evaluate {path.parent}"
-        ) from error
+        again = f"Write it anew with: textseg evaluate {path.parent}"
+        raise RunError(f"'{path}' is damaged ({problem}). {again}") from error
 
 
 # With this attribute, pydantic refuses unknown fields of data classes that are not its own.

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from textseg.errors import RunError
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage
+from textseg.recipe.schema import TrainingSettings
 from textseg.runs.folder import RunFolder, first_line, load_checkpoint, load_weights
 from textseg.system.messages import counted
-
-if TYPE_CHECKING:
-    from textseg.recipe.schema import TrainingSettings
 
 
 class Part(Protocol):

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from textseg.errors import RecipeError, RunError, TextsegError
@@ -127,11 +127,8 @@ def one_of_several(rank: int) -> Iterator[None]:
     if launched_by_textseg():
         threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
     try:
-        if rank == 0:
+        with Path(os.devnull).open("w") as null, redirect_stdout(null) if rank else nullcontext():
             yield
-        else:
-            with Path(os.devnull).open("w") as null, redirect_stdout(null):
-                yield
     except Exception as error:
         # A mistake that all processes see is printed by the first one at once. Any other error may only be the loss of
         # the connection to a process that failed before.

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from textseg.contracts import Logger
@@ -23,19 +24,33 @@ from textseg.hookspecs import Run
 from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment
-from textseg.runs.folder import RunFolder
+from textseg.runs.folder import RunFolder, flat
 from textseg.system.files import replacing
 from textseg.system.progress import progress_bar
-
-if TYPE_CHECKING:
-    import torch
-
-    from textseg.training.checkpoints import Progression
+from textseg.training.checkpoints import Progression
 
 PICTURES = 4  # validation cases that are drawn
 
 
-class WeightsAndBiases:
+class _Tracked:
+    """A run that a logger of Lightning keeps at another service."""
+
+    logger: Any
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Record the numbers of an epoch."""
+        self.logger.log_metrics(dict(row), step)
+
+    def log_results(self, results: Mapping[str, float], step: int) -> None:
+        """Record the test scores as `test_<metric>`."""
+        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
+
+    def close(self, *, failed: bool) -> None:
+        """Mark the run as finished or failed."""
+        self.logger.finalize("failed" if failed else "success")
+
+
+class WeightsAndBiases(_Tracked):
     """A run at Weights & Biases, set up by `WANDB_MODE`, `WANDB_PROJECT` and the like."""
 
     def __init__(self, run: Run, step: int) -> None:
@@ -53,25 +68,17 @@ class WeightsAndBiases:
         )
         _keep_identity(folder, "wandb", self.logger.experiment.id)
 
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Record the numbers of an epoch."""
-        self.logger.log_metrics(dict(row), step)
-
     def show(self, picture: Path, step: int) -> None:
         """Record validation slices."""
         self.logger.log_image("validation", [str(picture)], step)
 
-    def log_results(self, results: Mapping[str, float], step: int) -> None:
-        """Record the test scores as `test_<metric>`."""
-        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
-
     def close(self, *, failed: bool) -> None:
         """Upload the rest, and end the run there."""
-        self.logger.finalize("failed" if failed else "success")
+        super().close(failed=failed)
         self.logger.experiment.finish(exit_code=int(failed))
 
 
-class MLflow:
+class MLflow(_Tracked):
     """A run of MLflow, set up by `MLFLOW_TRACKING_URI` and the like; without these in log/mlruns."""
 
     def __init__(self, run: Run, step: int) -> None:
@@ -87,24 +94,12 @@ class MLflow:
             run_id=identity,
         )
         if identity is None:
-            self.logger.log_hyperparams(dict(flat(run.recipe)))
+            self.logger.log_hyperparams(plain_settings(run.recipe))
             _keep_identity(folder, "mlflow", str(self.logger.run_id))
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Record the numbers of an epoch."""
-        self.logger.log_metrics(dict(row), step)
 
     def show(self, picture: Path, step: int) -> None:
         """Record validation slices as an artifact."""
         self.logger.experiment.log_artifact(self.logger.run_id, str(picture), "validation")
-
-    def log_results(self, results: Mapping[str, float], step: int) -> None:
-        """Record the test scores as `test_<metric>`."""
-        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
-
-    def close(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
-        self.logger.finalize("failed" if failed else "success")
 
 
 @contextmanager
@@ -112,14 +107,13 @@ def logging_to(registry: Registry, run: Run, step: int) -> Iterator[Sequence[Log
     """Open the loggers of a run's recipe from a step on, and close them; an exception closes them as failed."""
     names = run.recipe["training"]["loggers"]
     loggers: list[Logger] = [pkgutil.resolve_name(registry.logger(name).builder)(run, step) for name in names]
+    failed = True
     try:
         yield loggers
-    except BaseException:
+        failed = False
+    finally:
         for logger in loggers:
-            logger.close(failed=True)
-        raise
-    for logger in loggers:
-        logger.close(failed=False)
+            logger.close(failed=failed)
 
 
 def check_loggers(recipe: Recipe, registry: Registry) -> None:
@@ -218,8 +212,6 @@ def duration(seconds: float) -> str:
 def peak_memory(device: torch.device) -> int:
     """Return the largest memory of the process in bytes: what torch took of a CUDA device, else of the machine."""
     if device.type == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated(device)
     import resource
 
@@ -229,20 +221,13 @@ def peak_memory(device: torch.device) -> int:
 
 def drawn_in(epoch: int, *, every: int | None, validate_every: int, last: bool) -> bool:
     """Return True if the validation after `epoch`, counted from 1, is drawn: the first of each `every` epochs."""
-    if every is None:
-        return False
-    return last or epoch // every > max(0, epoch - validate_every) // every
+    return every is not None and (last or epoch // every > max(0, epoch - validate_every) // every)
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bool | float | str]]:
-    """Yield settings by dotted key; values that are no number, flag or text become JSON."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{key}.")
-        elif isinstance(value, bool | int | float | str):
-            yield f"{above}{key}", value
-        elif value is not None:
-            yield f"{above}{key}", json.dumps(value)
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    """Return settings by dotted key; values that are no number, flag or text become JSON."""
+    given = {key: value for key, value in flat(settings).items() if value is not None}
+    return {key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in given.items()}
 
 
 def _identity(folder: RunFolder, name: str) -> str | None:

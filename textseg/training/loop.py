@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -19,7 +19,6 @@ from textseg.data.augmentation import Augmentation
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
-from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.randomness import step_seed
@@ -44,36 +43,26 @@ class Objective(nn.Module):
     are also averaged over processes, and losses are computed at the precision of the recipe.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        auxiliary: nn.ModuleDict,
-        segmentation_loss: SegmentationLoss,
-        weights: Mapping[str, float],
-        *,
-        compiled: bool = False,
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, experiment: Experiment) -> None:
         super().__init__()
-        self.segmenter, self.auxiliary = segmenter, auxiliary
-        self.segmentation_loss, self.weights = segmentation_loss, weights
+        self.segmenter, self.auxiliary = segmenter, experiment.auxiliary_losses(segmenter)
+        self.segmentation_loss = experiment.segmentation_loss()
+        self.weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
         # The function is compiled, not the module: names in checkpoints stay, and validation runs uncompiled.
-        self.compiled = torch.compile(segmenter.forward) if compiled else None
+        self.compiled = torch.compile(segmenter.forward) if experiment.recipe.training.compile else None
 
     def _segment(self, batch: Batch) -> SegmenterOutput:
-        output: SegmenterOutput
         if self.compiled is None:
-            output = self.segmenter(batch.image, batch.text)
-            return output
+            return cast(SegmenterOutput, self.segmenter(batch.image, batch.text))
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            output = self.compiled(batch.image, batch.text)
+            return self.compiled(batch.image, batch.text)
         except TorchDynamoException as error:
             raise RunError(
                 f"training.compile: the model could not be compiled here: {first_line(error)} Install the C++ compiler "
                 "or Triton that torch.compile needs, or leave training.compile out."
             ) from error
-        return output
 
     def forward(self, give_batch: Callable[[], Batch]) -> dict[str, Tensor]:
         """Return the weighted terms of the loss by name, each a scalar.
@@ -85,12 +74,9 @@ class Objective(nn.Module):
         # 1. The model.
         output = self._segment(batch)
         # 2. The segmentation loss, or the losses of the network that replace it.
-        part = self.segmenter.part_with(HasLosses)
-        terms: dict[str, Tensor] = dict(
-            self.segmentation_loss(output.logits, batch.mask)
-            if part is None
-            else part.losses(output, batch, self.segmentation_loss)
-        )
+        part, usual = self.segmenter.part_with(HasLosses), self.segmentation_loss
+        own = usual(output.logits, batch.mask) if part is None else part.losses(output, batch, usual)
+        terms: dict[str, Tensor] = dict(own)
         # 3. The auxiliary losses. A loss with the name of an earlier term is added to that term.
         for name, loss in self.auxiliary.items():
             term = self.weights[name] * loss(output, batch)
@@ -113,21 +99,18 @@ class Training:
         # The model and the losses, with random weights from the seed, or with the weights that the recipe names.
         torch.manual_seed(experiment.recipe.seed)
         self.segmenter = experiment.segmenter()
-        self.auxiliary = experiment.auxiliary_losses(self.segmenter)
-        self.segmentation_loss = experiment.segmentation_loss()
-        self.auxiliary_weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
+        self.objective = Objective(self.segmenter, experiment)
+        auxiliary = self.objective.auxiliary
         if distributed.count() > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
             nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
-        self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": self.auxiliary}).to(fabric.device)
+        self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": auxiliary}).to(fabric.device)
         # This includes frozen parameters: `start_epoch` may unfreeze them. The optimiser skips those without gradient.
-        self.parameters = [*self.segmenter.parameters(), *self.auxiliary.parameters()]
+        self.parameters = [*self.segmenter.parameters(), *auxiliary.parameters()]
         # The optimiser, and the wrapping by Fabric for precision and for several processes.
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.optimizer = make_optimizer(self.parameters, self.settings, scaled=self.scaled)
-        parts = self.segmenter, self.auxiliary, self.segmentation_loss, self.auxiliary_weights
-        self.objective = Objective(*parts, compiled=self.settings.compile)
         self.wrapped, self.wrapped_optimizer = fabric.setup(self.objective, self.optimizer)
         self.unfrozen = [parameter.requires_grad for parameter in self.parameters]
         decay = self.settings.average_decay
@@ -190,10 +173,8 @@ class Training:
                 if stopping:
                     self._save_and_stop(display)
                 if self._patience_is_over and epoch + 1 < self.settings.epochs:
-                    display.print(
-                        f"finished early: no better score in {counted(self.settings.patience or 0, 'validation')} "
-                        f"after epoch {self.progression.best_epoch}"
-                    )
+                    waited, best = counted(self.settings.patience or 0, "validation"), self.progression.best_epoch
+                    display.print(f"finished early: no better score in {waited} after epoch {best}")
                     break
 
     def _train_epoch(self, epoch: int, display: TrainingDisplay) -> tuple[bool, float]:
@@ -226,10 +207,8 @@ class Training:
     def _save_and_stop(self, display: TrainingDisplay) -> NoReturn:
         self._save("last")
         distributed.gathered("saved")  # wait: if another process ended now, the process that saves could be ended too
-        display.print(
-            f"stopped after step {self.progression.step} of {self.total_steps} and saved; the same command goes on "
-            "from there"
-        )
+        steps = f"step {self.progression.step} of {self.total_steps}"
+        display.print(f"stopped after {steps} and saved; the same command goes on from there")
         raise KeyboardInterrupt
 
     @property
@@ -279,21 +258,17 @@ class Training:
     def _clip(self) -> Tensor | None:
         """Clip the gradient if the recipe asks for it; returns its norm, or None if the loss is scaled."""
         norm: Tensor | None = None
-        if self.settings.gradient_clip is not None:
-            norm = self.fabric.clip_gradients(
-                self.wrapped,
-                self.wrapped_optimizer,
-                max_norm=self.settings.gradient_clip,
-                error_if_nonfinite=False,  # True would wait for the device in every step
-            )
+        if (limit := self.settings.gradient_clip) is not None:
+            # `error_if_nonfinite=True` would wait for the device in every step.
+            model, optimizer = self.wrapped, self.wrapped_optimizer
+            norm = self.fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
         elif not self.scaled:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         return None if self.scaled else norm
 
     def _check_numbers(self, *, weights: bool = False) -> None:
         """Raise RunError for a loss, a gradient or a weight that is not finite, before it is saved in a checkpoint."""
-        first = self.numbers.first()
-        if first is not None:
+        if (first := self.numbers.first()) is not None:
             kind, step = first
             raise lost_numbers(f"The {kind} is no finite number", self.folder, step, self._slices_of(step))
         if weights and not torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all():
@@ -329,14 +304,9 @@ class Training:
         """Yield the remaining batches of an epoch, on the device."""
         device, recipe = self.fabric.device, self.experiment.recipe
         augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
-        order = ShuffledBatches(
-            len(self.slices),
-            self.batch_size,
-            seed=recipe.seed,
-            epoch=epoch,
-            start=self.progression.step - epoch * self.steps_per_epoch,
-            share=(distributed.rank(), distributed.count()),
-        )
+        start, share = self.progression.step - epoch * self.steps_per_epoch, (distributed.rank(), distributed.count())
+        size, seed = self.batch_size, recipe.seed
+        order = ShuffledBatches(len(self.slices), size, seed=seed, epoch=epoch, start=start, share=share)
         workers, pin_memory = self.settings.workers, device.type == "cuda"
         for packed in training_loader(self.slices, order, workers=workers, pin_memory=pin_memory):
             moved = packed.to(device, non_blocking=True)

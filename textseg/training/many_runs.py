@@ -19,10 +19,8 @@ from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
-from textseg.training.launching import run_command
+from textseg.training.launching import PAUSE, run_command
 from textseg.training.signals import on_termination
-
-PAUSE = 0.1  # seconds between two checks of the processes
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
     KeyboardInterrupt after a termination signal, when the current runs have ended.
     """
     waiting, going, failed = deque(enumerate(runs, start=1)), list[_Process](), list[tuple[PlannedRun, int, str]]()
-    finished: list[Path] = []
     signals: list[int] = []
     with on_termination(lambda: signals.append(signal.SIGKILL if signals else signal.SIGINT)):
         while going or (waiting and not signals):
@@ -86,18 +83,17 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
                     line = process.end()
                     if code:
                         failed.append((process.run, code, line))
-                    else:
-                        finished.append(process.run.folder)
                     if jobs > 1:
                         print(f"{process.run.folder} {'failed' if code else 'finished'}: {process.output}", flush=True)
     if signals:
         print("interrupted: the same command goes on from here")
         raise KeyboardInterrupt
-    print(f"\n{len(finished)} of {counted(len(runs), 'run')} finished")
+    print(f"\n{len(runs) - len(failed)} of {counted(len(runs), 'run')} finished")
     for run, code, line in failed:
         print(f"  {run.folder} failed ({_meaning(code)}): {line or 'it said nothing'}")
     if not dry_run:
-        _print_leaderboards([run.folder for run in runs if run.folder in finished])
+        broken = [run for run, _, _ in failed]
+        _print_leaderboards([run.folder for run in runs if run not in broken])
     return 0 if not failed else 2 if {code for _, code, _ in failed} == {2} else 1
 
 
@@ -107,23 +103,17 @@ class _Process:
     def __init__(self, run: PlannedRun, command: Sequence[str], jobs: int) -> None:
         self.run = run
         self.output = run.folder.with_name(f"{run.folder.name}.out") if jobs > 1 else None
-        environment = dict(os.environ)
-        errors: IO[bytes]
+        env = dict(os.environ)
+        self.errors: IO[bytes]
         if self.output is None:
-            errors = tempfile.TemporaryFile()  # noqa: SIM115  read as long as the process lives
+            self.errors, stdout = tempfile.TemporaryFile(), None  # noqa: SIM115  read as long as the process lives
         else:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            errors = self.output.open("w+b")
-            environment["OMP_NUM_THREADS"] = str(max(1, _threads() // jobs))
-        self.errors = errors
+            self.errors = stdout = self.output.open("w+b")
+            env["OMP_NUM_THREADS"] = str(max(1, _threads() // jobs))
         self.shown = self.passed_on = 0  # bytes of its errors; signals
-        self.process = subprocess.Popen(
-            command,
-            stdout=None if self.output is None else errors,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
-        )
+        # A session of its own: Ctrl-C reaches only this process, which passes it on once.
+        self.process = subprocess.Popen(command, stdout=stdout, stderr=self.errors, env=env, start_new_session=True)
 
     def pass_on(self, signals: Sequence[int]) -> None:
         """Send new signals to the process: the first asks it to end, the next kills it."""

@@ -53,16 +53,13 @@ def lost_numbers(what: str, folder: RunFolder, step: int, batch: Sequence[tuple[
     """Return the error that ends a training; `step` is counted from 0, `batch` names slices with their prompts."""
     lines = [f"  {name}" + (f": {_shortened(prompt)}" if prompt else "") for name, prompt in batch[:LISTED]]
     more = [f"  and {len(batch) - LISTED} more"] if len(batch) > LISTED else []
-    kept = (
-        f"'{folder.checkpoint('last')}' is kept as it was"
-        if folder.checkpoint("last").exists()
-        else "Nothing was saved yet"
-    )
-    of_batch = [", in a batch of", *lines, *more] if lines else ["."]
+    last = folder.checkpoint("last")
+    kept = f"'{last}' is kept as it was" if last.exists() else "Nothing was saved yet"
+    of_batch = "\n".join([", in a batch of", *lines, *more]) if lines else "."
     return RunError(
-        f"{what} in step {step + 1}{of_batch[0]}\n" + "".join(f"{line}\n" for line in of_batch[1:]) + f"{kept}. Lower "
-        "training.learning_rate, set training.gradient_clip, or use precision 32-true, and start anew with --fresh; "
-        "if only these slices do it, look at them with `textseg data check`."
+        f"{what} in step {step + 1}{of_batch}\n{kept}. Lower training.learning_rate, set training.gradient_clip, or "
+        "use precision 32-true, and start anew with --fresh; if only these slices do it, look at them with `textseg "
+        "data check`."
     )
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from textseg.recipe.schema import TrainingSettings
+from textseg.recipe.schema import TrainingSettings
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 WARM_UP = 0.1  # share of the steps in which `one_cycle` climbs to the learning rate
@@ -55,14 +53,9 @@ def make_optimizer(
 
     The kernel is not fused where the loss is `scaled` and gradients are clipped: Lightning then unscales no gradient.
     """
+    rate, decay, momentum = settings.learning_rate, settings.weight_decay, settings.momentum
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            settings.learning_rate,
-            settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
-        )
+        return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0)
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     fused = fused and not (scaled and settings.gradient_clip is not None)
-    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=fused)

@@ -25,6 +25,8 @@ from textseg.training.number_checks import numeric_settings
 # Settings of a training that may change when a run resumes.
 FREE = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
 FREE |= {"checkpoint_every", "overlay_every", "loggers"}
+# Keys of a recipe that may not, apart from these.
+BOUND = {"seed", "preparation", "augmentation", "prompts", "model", "segmentation_loss", "auxiliary_losses", "training"}
 
 
 class RunRecord:
@@ -39,9 +41,8 @@ class RunRecord:
         """Write recipe, split, task and prompts."""
         experiment, folder = self.experiment, self.folder
         write_atomically(folder.recipe, dump(experiment.recipe))
-        write_atomically(
-            folder.split, json.dumps({**asdict(experiment.split), "hash": experiment.split.hash}, indent=1) + "\n"
-        )
+        split = {**asdict(experiment.split), "hash": experiment.split.hash}
+        write_atomically(folder.split, json.dumps(split, indent=1) + "\n")
         write_task(folder.task, experiment.record)
         if experiment.text is not None:
             write_prompt_table(folder.prompts, experiment.text.rows)
@@ -92,22 +93,13 @@ class RunRecord:
 
 def bound(experiment: Experiment) -> dict[str, Any]:
     """Return the facts that must not change between the beginning of a run and its continuation."""
-    recipe, text = experiment.recipe, experiment.recipe.prompts
-    training = recipe.training.model_dump(mode="json", exclude=FREE)
-    return {
-        "seed": recipe.seed,
-        "data": experiment.hashes()["data"],
-        "split": experiment.split.hash,
-        "preparation": recipe.preparation.model_dump(mode="json"),
-        "augmentation": recipe.augmentation.model_dump(mode="json"),
-        "prompts": text.model_dump(mode="json", exclude={"evaluation"}) if text else None,
-        "text": experiment.text.table.fingerprint if experiment.text else None,
-        "model": recipe.model.model_dump(mode="json"),
-        "segmentation_loss": recipe.segmentation_loss.model_dump(mode="json"),
-        "auxiliary_losses": [loss.model_dump(mode="json") for loss in recipe.auxiliary_losses],
-        # A switch that is off equals one that an older version did not have.
-        "training": {key: value for key, value in training.items() if value is not False},
-    }
+    free = {"training": FREE, "prompts": {"evaluation"}}
+    settings = experiment.recipe.model_dump(mode="json", include=BOUND, exclude=free)
+    # A switch that is off equals one that an older version did not have.
+    settings["training"] = {key: value for key, value in settings["training"].items() if value is not False}
+    hashes = experiment.hashes()
+    # A recipe without prompts has no such key.
+    return {"prompts": None, **settings, "data": hashes["data"], "split": hashes["split"], "text": hashes["prompts"]}
 
 
 def is_scored(training: Training) -> bool:

@@ -15,7 +15,7 @@ from textseg.errors import RunError
 from textseg.metrics.scores import Score, read_scores
 from textseg.recipe.loading import complete_settings, load_recipe
 from textseg.recipe.schema import Recipe
-from textseg.runs.folder import RunFolder, change_lines, environment, flat
+from textseg.runs.folder import RunFolder, change_lines, changes, environment
 from textseg.training.run import prepared, run
 
 # Keys of run.json on the origin of a run; the first ones are known before the first step.
@@ -53,17 +53,10 @@ def reproduce(
     differs = differences(recipe, asked, {key: record.get(key) for key in RECORDED}, folder.read())
     differs |= changed_prompts(original, folder)
     weights, scores = compare_weights(original, folder), compare_scores(original, folder)
-    folder.update(
-        repeats={"run": str(original.path.resolve()), "differs": differs, "weights": weights, "scores": scores}
-    )
-    later = {key: pair for key, pair in differs.items() if key not in before}
-    print(
-        f"beside '{original.path}':",
-        *change_lines(later),
-        f"  weights: {weights}",
-        f"  test scores: {scores}",
-        sep="\n",
-    )
+    path = str(original.path.resolve())
+    folder.update(repeats={"run": path, "differs": differs, "weights": weights, "scores": scores})
+    later = change_lines({key: pair for key, pair in differs.items() if key not in before})
+    print(f"beside '{original.path}':", *later, f"  weights: {weights}", f"  test scores: {scores}", sep="\n")
     return folder.path
 
 
@@ -75,12 +68,9 @@ def differences(
     Settings of components include their defaults, which another version may have changed. The folder of the data is
     left out, because their content has a hash.
     """
-    first, second = (
-        flat(json.loads(json.dumps({"recipe": some.model_dump(mode="json"), **facts})))  # as run.json is
-        for some, facts in ((recipe, before), (asked, {key: now.get(key) for key in before}))
-    )
-    keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
-    return {key: (first.get(key), second.get(key)) for key in keys if not _FOLDER.fullmatch(key)}
+    original = {"recipe": recipe.model_dump(mode="json"), **before}
+    repeat = {"recipe": asked.model_dump(mode="json"), **{key: now.get(key) for key in before}}
+    return {key: pair for key, pair in changes(original, repeat).items() if not _FOLDER.fullmatch(key)}
 
 
 def changed_prompts(original: RunFolder, repeat: RunFolder) -> dict[str, tuple[Any, Any]]:

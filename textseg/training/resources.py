@@ -26,9 +26,8 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
         what = _what_ran_out(error)
         if what is None:
             raise
-        kept = (
-            f"'{last}' is kept: the same command goes on from there" if last.exists() else "No checkpoint was saved yet"
-        )
+        resumable = f"'{last}' is kept: the same command goes on from there"
+        kept = resumable if last.exists() else "No checkpoint was saved yet"
         if what == "disk":
             raise RunError(
                 f"A disk is full, or a quota used up. Make room where the run folder ('{run}') and the cache "

@@ -34,14 +34,7 @@ from textseg.system import distributed
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
 from textseg.system.progress import counting
-from textseg.training.launching import (
-    launched,
-    launched_by_textseg,
-    launched_rank,
-    one_of_several,
-    run_command,
-    run_together,
-)
+from textseg.training import launching
 from textseg.training.loggers import check_loggers, logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
@@ -72,20 +65,19 @@ def run(
         print(dump(resolved), plan(prepared(resolved, dry_run=True)), sep="\n")
         return folder.path
     count = settings.devices * settings.nodes
-    if count > 1 and not launched():
+    if count > 1 and not launching.launched():
         if settings.nodes > 1:
             raise RunError(
                 f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
                 "with torchrun or srun; see docs/how_to/many_devices.md."
             )
-        run_together(run_command(recipe, overrides, seed, output, fresh=fresh, dry_run=False), count)
+        command = launching.run_command(recipe, overrides, seed, output, fresh=fresh, dry_run=False)
+        launching.run_together(command, count)
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
-    rank = launched_rank() if count > 1 else 0
-    with (
-        one_of_several(rank) if count > 1 else nullcontext(),
-        explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last")),
-    ):
+    rank = launching.launched_rank() if count > 1 else 0
+    process = launching.one_of_several(rank) if count > 1 else nullcontext()
+    with process, explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last")):
         _run(resolved, folder, rank, fresh=fresh)
         distributed.disconnect()
     return folder.path
@@ -160,16 +152,12 @@ def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
     """Return the Fabric of this process, connected to the other processes; raises RunError for missing devices."""
     several = settings.devices * settings.nodes > 1
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # without it Fabric lists the processes on stderr
+    # A stage of a network may leave parameters without a gradient.
+    strategy = DDPStrategy(find_unused_parameters=True, timeout=LOST_AFTER) if several else "auto"
+    start = LightningEnvironment() if several and launching.launched_by_textseg() else None
+    devices, nodes = settings.devices, settings.nodes
     try:
-        fabric = Fabric(
-            accelerator="auto",
-            devices=settings.devices,
-            num_nodes=settings.nodes,
-            # A stage of a network may leave parameters without a gradient.
-            strategy=DDPStrategy(find_unused_parameters=True, timeout=LOST_AFTER) if several else "auto",
-            plugins=[LightningEnvironment()] if several and launched_by_textseg() else None,
-            precision=precision,
-        )
+        fabric = Fabric(strategy=strategy, devices=devices, num_nodes=nodes, precision=precision, plugins=start)
         fabric.launch()
     except (MisconfigurationException, ValueError) as error:
         raise RunError(f"training.devices, training.nodes: {first_line(error)}") from error
@@ -216,9 +204,8 @@ def _evaluate(training: Training) -> None:
     experiment, folder, progression = training.experiment, training.folder, training.progression
     if not training.silent:
         folder.report.unlink(missing_ok=True)  # it is written last: a report exists only for complete scores
-        folder.update(
-            best={"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}, scored_step=progression.step
-        )
+        best = {"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}
+        folder.update(best=best, scored_step=progression.step)
     distributed.gathered("written")  # wait: the checkpoint must be complete before other processes read it
     device = training.fabric.device
     segmenter = load_segmenter(experiment, folder).to(device)
