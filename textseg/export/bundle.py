@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -37,14 +38,21 @@ def export_bundle(folder: RunFolder, model: TrainedModel, output: Path, *, onnx:
     With `onnx` its network is a graph for ONNX Runtime and OpenVINO. Raises RunError where `output` exists or can't be
     written, and where the graph would not be the same model.
     """
-    if output.exists():
-        raise RunError(f"'{output}' exists. Name another folder for the bundle.")
-    try:
-        with new_folder(output) as bundle:
-            agreement = _write_bundle(bundle, folder, model, onnx=onnx)
-    except OSError as error:
-        raise RunError(f"The bundle '{output}' can't be written: {error.strerror or error}.") from error
+    with written_whole(output, "bundle") as bundle:
+        agreement = _write_bundle(bundle, folder, model, onnx=onnx)
     return f"{output}\n{agreement}" if agreement else str(output)
+
+
+@contextmanager
+def written_whole(output: Path, kind: str) -> Iterator[Path]:
+    """Give a folder that becomes `output` when the block ends; raises RunError, with what it is to be, if it can't."""
+    if output.exists():
+        raise RunError(f"'{output}' exists. Name another folder for the {kind}.")
+    try:
+        with new_folder(output) as folder:
+            yield folder
+    except OSError as error:
+        raise RunError(f"The {kind} '{output}' can't be written: {error.strerror or error}.") from error
 
 
 def _write_bundle(bundle: Path, folder: RunFolder, model: TrainedModel, *, onnx: bool) -> Agreement | None:
@@ -126,9 +134,8 @@ def _write_text(folder: Path, model: TrainedModel) -> None:
     counts = [table.token_counts[row] for row in rows]
     tokens = torch.cat([table.tokens[row, :count] for row, count in zip(rows, counts, strict=True)])
     write_atomically(folder / "texts.json", json.dumps(texts, ensure_ascii=False))
-    _write_tensors(
-        folder / "text.safetensors", {"tokens": tokens, "counts": torch.tensor(counts), "pooled": table.pooled[rows]}
-    )
+    tensors = {"tokens": tokens, "counts": torch.tensor(counts), "pooled": table.pooled[rows]}
+    _write_tensors(folder / "text.safetensors", tensors)
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -13,11 +13,11 @@ from string import Template
 from torch import nn
 
 from textseg.errors import DataError, RunError
-from textseg.export.bundle import export_bundle
+from textseg.export.bundle import export_bundle, written_whole
 from textseg.inference.bundles import check_bundle
 from textseg.inference.trained_model import TrainedModel
 from textseg.runs.folder import RunFolder
-from textseg.system.files import new_folder, write_atomically
+from textseg.system.files import write_atomically
 from textseg.volumes.mask import label_values
 
 TEMPLATES = Path(__file__).with_name("grand_challenge_templates")
@@ -48,22 +48,17 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         values = label_values(model.atlas, labels)
     except DataError as error:
         raise DataError(f"--labels: {error}") from None
-    if output.exists():
-        raise RunError(f"'{output}' exists. Name another folder for the container.")
-    try:
-        with new_folder(output) as container:
-            export_bundle(folder, model, container / "bundle")
-            plugins = check_bundle(container / "bundle")["plugins"].values()
-            needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
-            pinned = requirements(["textseg", *sorted(needed)])
-            settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
-            write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-            write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
-            words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}
-            for name in FILES:
-                write_atomically(container / name, _written(name, {**words, "labels": labels}))
-    except OSError as error:
-        raise RunError(f"The container '{output}' can't be written: {error.strerror or error}.") from error
+    with written_whole(output, "container") as container:
+        export_bundle(folder, model, container / "bundle")
+        plugins = check_bundle(container / "bundle")["plugins"].values()
+        needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
+        pinned = requirements(["textseg", *sorted(needed)])
+        settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
+        write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
+        words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}
+        for name in FILES:
+            write_atomically(container / name, _written(name, {**words, "labels": labels}))
     return str(output)
 
 

@@ -41,12 +41,10 @@ class Agreement:
     equal: float  # share of the pixels that got the same label
 
     def __str__(self) -> str:
-        where = (
-            f"slices of {counted(self.scans, 'scan')}" if self.scans else "slices of noise, for want of the run's scans"
-        )
+        scans = counted(self.scans, "scan") if self.scans else "noise, for want of the run's scans"
         return (
-            f"On {self.slices} {where}, {100 * self.equal:.4f} % of the labels are those of torch, and logits differ "
-            f"by at most {self.difference:.1e}."
+            f"On {self.slices} slices of {scans}, {100 * self.equal:.4f} % of the labels are those of torch, and "
+            f"logits differ by at most {self.difference:.1e}."
         )
 
 
@@ -118,8 +116,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -47,11 +47,8 @@ class View:
 
     def _moved(self, planes: Tensor, zoom: float, way: int) -> Tensor:
         if zoom != 1:
-            grid = F.affine_grid(
-                torch.tensor([[[1 / zoom, 0, 0], [0, 1 / zoom, 0]]], device=planes.device),
-                [1, 1, *planes.shape[-2:]],
-                align_corners=False,
-            )
+            scaling = torch.tensor([[[1 / zoom, 0, 0], [0, 1 / zoom, 0]]], device=planes.device)
+            grid = F.affine_grid(scaling, [1, 1, *planes.shape[-2:]], align_corners=False)
             return F.grid_sample(planes, grid, mode="bilinear", align_corners=False)
         if self.rows or self.columns:  # negative padding crops the opposite side
             return F.pad(planes, (way * self.columns, -way * self.columns, way * self.rows, -way * self.rows))
@@ -73,12 +70,11 @@ def views(changes: Sequence[Change], size: tuple[int, int]) -> list[View]:
 def checked_changes(text: str) -> tuple[Change, ...]:
     """Read names with commas between them, each once, in a fixed order. Raises RunError for an unknown one."""
     named = [name.strip() for name in text.split(",")]
-    for name in named:
-        if name not in get_args(Change):
-            raise RunError(
-                f"--test-time-augmentation: there is no '{name}'.{suggestion(name, get_args(Change))} Mirroring is not "
-                "among them: it would exchange sides and levels."
-            )
+    if unknown := [name for name in named if name not in get_args(Change)]:
+        raise RunError(
+            f"--test-time-augmentation: there is no '{unknown[0]}'.{suggestion(unknown[0], get_args(Change))} "
+            "Mirroring is not among them: it would exchange sides and levels."
+        )
     return tuple(change for change in get_args(Change) if change in named)
 
 

@@ -52,16 +52,10 @@ def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) 
             segmenter = build_segmenter(recipe, registry, record.task)
         mismatch = f"'{path}': its weights don't fit the model of its recipe"
         load_weights(cast(nn.Module, segmenter.network), {"model": read_tensors(path / WEIGHTS)}, mismatch)
-    return TrainedModel(
-        name=manifest["name"],
-        fingerprint=manifest["fingerprint"],
-        recipe=recipe,
-        record=record,
-        segmenter=segmenter.eval().to(device),
-        generator=prompt_generator(recipe, registry, record.task.atlas),
-        texts=FrozenTexts(path, record.task.text_length or 0) if recipe.prompts else None,
-        device=device,
-    )
+    name, fingerprint, segmenter = manifest["name"], manifest["fingerprint"], segmenter.eval().to(device)
+    generator = prompt_generator(recipe, registry, record.task.atlas)
+    texts = FrozenTexts(path, record.task.text_length or 0) if recipe.prompts else None
+    return TrainedModel(name, fingerprint, recipe, record, segmenter, generator, texts, device)
 
 
 class FrozenTexts:
@@ -131,8 +125,7 @@ def check_bundle(path: Path) -> dict[str, Any]:
 def _check_plugins(path: Path, manifest: dict[str, Any], registry: Registry) -> None:
     installed = {plugin.name: plugin for plugin in registry.plugins}
     for name, part in manifest["plugins"].items():
-        plugin = installed.get(name)
-        if plugin is None:
+        if (plugin := installed.get(name)) is None:
             raise PluginError(
                 f"The bundle '{path}' needs the plug-in '{name}', which is not installed. Install it: pip install "
                 f"{part['distribution']}=={part['version']}"

@@ -142,15 +142,11 @@ def plan_jobs(
     if suffix is not None and suffix not in MASK_SUFFIXES:
         raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(MASK_SUFFIXES)}.")
     if suffix == DICOM and (no_series := [path for path in inputs if not isinstance(path, DicomSeries)]):
-        raise DataError(
-            f"--format: a DICOM segmentation refers to the slices of a DICOM series, and '{no_series[0]}' is none."
-        )
-    names = [name_of(volume) for volume in inputs]
-    counts = Counter(name.lower() for name in names)
-    names = [
-        name if counts[name.lower()] == 1 else f"{_folder(volume).name}_{name}"
-        for volume, name in zip(inputs, names, strict=True)
-    ]
+        needed = "a DICOM segmentation refers to the slices of a DICOM series"
+        raise DataError(f"--format: {needed}, and '{no_series[0]}' is none.")
+    counts = Counter(name_of(volume).lower() for volume in inputs)
+    folders = ["" if counts[name_of(volume).lower()] == 1 else f"{_folder(volume).name}_" for volume in inputs]
+    names = [folder + name_of(volume) for folder, volume in zip(folders, inputs, strict=True)]
     if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
         same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
         raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
@@ -201,13 +197,10 @@ def _computed(
         read = reading.result()
         if read is None:
             return writer.submit(Outcome, job, "there")
+        visibility = model.visibility(read.prepared, job.visible, settings.prompts)
+        ordered, augmentation = settings.ordered, settings.test_time_augmentation
         mask = model.segment(
-            read.prepared,
-            read.geometry,
-            model.visibility(read.prepared, job.visible, settings.prompts),
-            read.remarks,
-            ordered=settings.ordered,
-            test_time_augmentation=settings.test_time_augmentation,
+            read.prepared, read.geometry, visibility, read.remarks, ordered=ordered, test_time_augmentation=augmentation
         )
     except TextsegError as error:
         return writer.submit(Outcome, job, "failed", str(error))

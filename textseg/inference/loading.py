@@ -49,13 +49,7 @@ def load_model(
     checkpoint = folder.checkpoint("best")
     mismatch = f"'{checkpoint}' does not fit the model of '{folder.recipe}'"
     load_weights(segmenter, folder.load_checkpoint("best"), mismatch)
-    return TrainedModel(
-        name=recipe.name,
-        fingerprint=file_hash(checkpoint),
-        recipe=recipe,
-        record=record,
-        segmenter=segmenter.eval().to(device),
-        generator=prompt_generator(recipe, registry, record.task.atlas),
-        texts=EncodedTexts(recipe, registry, record.task) if recipe.prompts else None,
-        device=device,
-    )
+    segmenter = segmenter.eval().to(device)
+    generator = prompt_generator(recipe, registry, record.task.atlas)
+    texts = EncodedTexts(recipe, registry, record.task) if recipe.prompts else None
+    return TrainedModel(recipe.name, file_hash(checkpoint), recipe, record, segmenter, generator, texts, device)

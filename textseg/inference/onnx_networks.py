@@ -46,12 +46,8 @@ class OnnxNetwork(nn.Module):
 
 def text_inputs(text: TextFeatures) -> dict[str, Tensor]:
     """Return the text inputs of a network by name; tokens in 32 bits."""
-    values = {name: getattr(text, name) for name in TEXT}
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in values.items()
-        if value is not None
-    }
+    given = {name: value for name in TEXT if (value := getattr(text, name)) is not None}
+    return {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
 
 
 def checked_engine(engine: str) -> Engine:
@@ -66,9 +62,8 @@ def optional_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise RunError(
-            f"The package '{error.name}' is not installed. Run `pip install \"textseg[{EXTRAS[name]}]\"`."
-        ) from error
+        install = f'pip install "textseg[{EXTRAS[name]}]"'
+        raise RunError(f"The package '{error.name}' is not installed. Run `{install}`.") from error
 
 
 def _onnxruntime(path: Path) -> Session:

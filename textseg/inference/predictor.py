@@ -119,13 +119,9 @@ class Predictor(ABC):
             )
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(scan)
+        visibility, remarks = self.visibility(prepared, visible, prompts), self.remarks_on(scan, prepared, content)
         return self.segment(
-            prepared,
-            scan.geometry,
-            self.visibility(prepared, visible, prompts),
-            self.remarks_on(scan, prepared, content),
-            ordered=ordered,
-            test_time_augmentation=test_time_augmentation,
+            prepared, scan.geometry, visibility, remarks, ordered=ordered, test_time_augmentation=test_time_augmentation
         )
 
     def prepare(self, volume: Volume) -> PreparedVolume:
@@ -188,9 +184,8 @@ class Predictor(ABC):
         for batch in logits:
             finder.add(batch)
             restored.append(prepared.slice_geometry.restore(batch).cpu())
-        return Mask(
-            torch.cat(restored).numpy(), geometry, self.atlas, finder.confidence(), visibility, remarks, tuple(changes)
-        )
+        labels, confidence = torch.cat(restored).numpy(), finder.confidence()
+        return Mask(labels, geometry, self.atlas, confidence, visibility, remarks, tuple(changes))
 
     def logits(
         self,

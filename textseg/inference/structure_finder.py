@@ -80,9 +80,8 @@ class StructureFinder:
         mean = self.probability / self.voxels.clamp(min=1)
         sizes = {structure.name: float(self.voxels[structure.index]) for structure in self.atlas.structures}
         sure = {structure.name: float(mean[structure.index]) for structure in self.atlas.structures}
-        return {
-            name: sure[name] * min(1.0, sizes[name] / (SMALL * _usual_size(name, sizes, self.atlas))) for name in sizes
-        }
+        full = {name: SMALL * _usual_size(name, sizes, self.atlas) for name in sizes}  # sizes that count in full
+        return {name: sure[name] * min(1.0, sizes[name] / full[name]) for name in sizes}
 
 
 def _usual_size(name: str, sizes: Mapping[str, float], atlas: Atlas) -> float:
@@ -115,14 +114,13 @@ def write_visible(path: Path, atlas: Atlas, visibilities: Sequence[tuple[Prepare
 
     The columns `case` and `visible` are those that `textseg evaluate --visible` reads.
     """
-    rows, right = [], {"cases": 0, "first_right": 0, "last_right": 0, "all_right": 0}
+    row, rows = atlas.sequence or atlas.names, []
+    right = {"cases": 0, "first_right": 0, "last_right": 0, "all_right": 0}
     for prepared, visibility in visibilities:
         present = {index for plane in prepared.present for index in plane}
         annotated = ground_truth_visibility(atlas, present).visible
         rows.append((prepared.case.id, statement(atlas, visibility.visible), statement(atlas, annotated)))
-        levels, wanted = (
-            [n for n in (atlas.sequence or atlas.names) if n in names] for names in (visibility.visible, annotated)
-        )
+        levels, wanted = ([n for n in row if n in names] for names in (visibility.visible, annotated))
         right["cases"] += 1
         right["first_right"] += levels[:1] == wanted[:1]
         right["last_right"] += levels[-1:] == wanted[-1:]
