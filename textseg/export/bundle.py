@@ -45,7 +45,7 @@ def export_bundle(folder: RunFolder, model: TrainedModel, output: Path, *, onnx:
 
 @contextmanager
 def written_whole(output: Path, kind: str) -> Iterator[Path]:
-    """Give a folder that becomes `output` when the block ends; raises RunError, with what it is to be, if it can't."""
+    """Yield a folder that becomes `output` when the block ends; raises RunError, which names the `kind`, on failure."""
     if output.exists():
         raise RunError(f"'{output}' exists. Name another folder for the {kind}.")
     try:

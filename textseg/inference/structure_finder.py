@@ -80,7 +80,8 @@ class StructureFinder:
         mean = self.probability / self.voxels.clamp(min=1)
         sizes = {structure.name: float(self.voxels[structure.index]) for structure in self.atlas.structures}
         sure = {structure.name: float(mean[structure.index]) for structure in self.atlas.structures}
-        full = {name: SMALL * _usual_size(name, sizes, self.atlas) for name in sizes}  # sizes that count in full
+        # From these sizes on, the confidence is not reduced.
+        full = {name: SMALL * _usual_size(name, sizes, self.atlas) for name in sizes}
         return {name: sure[name] * min(1.0, sizes[name] / full[name]) for name in sizes}
 
 

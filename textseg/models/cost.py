@@ -40,7 +40,7 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
 
 
 def _seconds(compute: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Return the seconds of each of several calls, from one that the device has ended to the next."""
+    """Return the seconds that each of several calls takes until the device has finished it."""
     seconds = []
     for _ in range(repeats):
         _synchronise(device)

@@ -232,8 +232,8 @@ def flat(nested: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of each innermost key of run.json that differs; None where there is none."""
-    # Through JSON, like the record, which turns tuples into lists.
+    """Return the old and the new value of each innermost key that differs; None stands for a missing value."""
+    # run.json turns tuples into lists, so both sides are converted to JSON.
     old, new = (flat(json.loads(json.dumps(facts))) for facts in (before, now))
     return {key: (old.get(key), new.get(key)) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
 

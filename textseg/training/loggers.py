@@ -33,7 +33,7 @@ PICTURES = 4  # validation cases that are drawn
 
 
 class _Tracked:
-    """A run that a logger of Lightning keeps at another service."""
+    """A run that a logger of Lightning records in a tracking service."""
 
     logger: Any
 
@@ -225,7 +225,7 @@ def drawn_in(epoch: int, *, every: int | None, validate_every: int, last: bool) 
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Return settings by dotted key; values that are no number, flag or text become JSON."""
+    """Return settings by dotted key; values other than numbers, flags and text become JSON."""
     given = {key: value for key, value in flat(settings).items() if value is not None}
     return {key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in given.items()}
 

@@ -25,7 +25,7 @@ from textseg.training.number_checks import numeric_settings
 # Settings of a training that may change when a run resumes.
 FREE = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
 FREE |= {"checkpoint_every", "overlay_every", "loggers"}
-# Keys of a recipe that may not, apart from these.
+# Sections of a recipe that must not change when a run resumes, apart from these settings.
 BOUND = {"seed", "preparation", "augmentation", "prompts", "model", "segmentation_loss", "auxiliary_losses", "training"}
 
 
