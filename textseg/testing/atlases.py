@@ -15,7 +15,7 @@ LARGEST_CLASS = 255  # prepared masks are stored in a byte
 
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
-    """It is an Atlas, and the same each time."""
+    """Check that the builder returns an Atlas, and an equal one at each call."""
     atlas = subject.build()
     promise(isinstance(atlas, Atlas), "a textseg.contracts.Atlas", type(atlas).__name__)
     promise(atlas == subject.build(), "the same atlas each time", "another one")
@@ -32,7 +32,7 @@ def _surroundings(subject: Subject) -> None:
 
 @check("structures", KIND)
 def _structures(subject: Subject) -> None:
-    """Names can stand in tables and commands, each structure has a family, and a byte holds the classes."""
+    """Check that names suit tables and commands, each structure has a family, and a byte can hold the classes."""
     atlas: Atlas = subject.build()
     promise(atlas.structures, "at least one structure", "none")
     promise(atlas.class_count - 1 <= LARGEST_CLASS, f"at most {LARGEST_CLASS} structures", len(atlas.structures))
@@ -45,7 +45,7 @@ def _structures(subject: Subject) -> None:
 
 @check("order", KIND)
 def _order(subject: Subject) -> None:
-    """The sequence names each structure once; neighbours are two, and each pair stands once."""
+    """Check that the sequence names a structure once, and that a pair of neighbours occurs once."""
     atlas: Atlas = subject.build()
     promise(len(set(atlas.sequence)) == len(atlas.sequence), "each name once in the sequence", atlas.sequence)
     promise(all(len({*pair}) == 2 for pair in atlas.adjacent), "two structures in each adjacent pair", atlas.adjacent)
@@ -57,7 +57,7 @@ def _order(subject: Subject) -> None:
 
 @check("groups", KIND)
 def _groups(subject: Subject) -> None:
-    """No group is empty, and no structure stands in two, so that merged scores count it once."""
+    """Check that no group is empty and no structure is in two groups, so that merged scores count it once."""
     atlas: Atlas = subject.build()
     for name, group in atlas.groups.items():
         promise(group, f"a structure in group '{name}'", "none")

@@ -14,7 +14,7 @@ from textseg.testing.promises import promise
 
 @check("absent", "auxiliary_loss")
 def _absent(subject: Subject) -> None:
-    """Where structures are absent the loss is finite, and zero with gradients where it has nothing to say."""
+    """Check that the loss is finite for absent structures, and zero with gradients if it does not apply."""
     module = built(subject)
     example = example_for(subject, module)
     empty, square, one_slice = (torch.zeros_like(example.mask) for _ in range(3))
@@ -33,7 +33,7 @@ def _absent(subject: Subject) -> None:
 
 @check("falls", "auxiliary_loss")
 def _falls(subject: Subject) -> None:
-    """It falls where the model follows its gradient."""
+    """Check that the loss decreases when its inputs follow its gradient."""
     module = built(subject)
     example = example_for(subject, module)
     followed = [*(p for p in module.parameters() if p.requires_grad), example.logits, *example.pyramid]

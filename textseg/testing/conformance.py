@@ -77,12 +77,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise of some kinds of component: `run(subject)` raises where it is broken. `name` is its heading."""
+    """A promise of some kinds of component: `run(subject)` raises if it is broken. `name` is its heading."""
 
     name: str
     run: Callable[[Subject], None]
     kinds: tuple[str, ...]
-    fundamental: bool = False  # where it is broken, the others would only say the same
+    fundamental: bool = False  # if it is broken, further checks would repeat its message
     tolerant: bool = False  # leaves what fails for another reason to the others
 
     def __call__(self, subject: Subject) -> None:

@@ -1,4 +1,4 @@
-"""Checks of readers: cases that can be told apart, patients, values of masks within the atlas."""
+"""Checks of readers: unique case ids, patients, and mask values that belong to the atlas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KIND = "dataset"
 
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
-    """It has an atlas and finds cases."""
+    """Check that the reader has an atlas and finds cases."""
     dataset: Dataset = subject.build()
     atlas = getattr(dataset, "atlas", None)
     promise(isinstance(atlas, Atlas), "an attribute `atlas`, a textseg.contracts.Atlas", atlas)
@@ -42,7 +42,7 @@ def _surroundings(subject: Subject) -> None:
 
 @check("cases", KIND)
 def _cases(subject: Subject) -> None:
-    """Each case has an id of its own, a patient and files that exist; they are sorted by id, the same each time."""
+    """Check that cases have unique ids, a patient and existing files, and are sorted by id, equal at each call."""
     dataset: Dataset = subject.build()
     cases = dataset.cases()
     ids = [case.id for case in cases]
@@ -68,7 +68,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 @check("labels", KIND)
 def _labels(subject: Subject) -> None:
-    """Every value maps to a class of the atlas, 0 to the background, and the first mask holds no other values."""
+    """Check that values map to classes of the atlas, 0 to the background, and the first mask has no other values."""
     dataset: Dataset = subject.build()
     classes = dataset.atlas.class_count
     cases = dataset.cases()

@@ -46,7 +46,7 @@ def _stages(module: nn.Module) -> Iterator[str]:
 
 @check("construction", *KINDS, fundamental=True)
 def _construction(subject: Subject) -> None:
-    """It can be built, and declares what the core asks it for."""
+    """Check that the component can be built and has the attributes that the core reads."""
     module = built(subject)
     kind = subject.component.kind
     if kind in ("vision_encoder", "fusion"):
@@ -128,7 +128,7 @@ def _check_shapes(
 
 @check("gradients", *KINDS)
 def _gradients(subject: Subject) -> None:
-    """Every trainable parameter gets a finite gradient, in each stage."""
+    """Check that every trainable parameter gets a finite gradient in each stage."""
     height, width = subject.image_size
     where = task_of(subject, image_size=(height - 1, width - 3))  # which has to be padded, and the mask has not
     module = built(subject, where)
@@ -173,7 +173,7 @@ def _precision(subject: Subject) -> None:
 
 @check("determinism", *KINDS)
 def _determinism(subject: Subject) -> None:
-    """The same seed gives the same weights and the same results; in evaluation there is no chance at all."""
+    """Check that equal seeds give equal weights and results, and that evaluation does not depend on a seed."""
     first, second = built(subject), built(subject)
     weights = second.state_dict()
     unlike = [name for name, value in first.state_dict().items() if not _same(value, weights[name])]
@@ -221,7 +221,7 @@ def _state(subject: Subject) -> None:
 
 @check("batch", "vision_encoder", "fusion", "network")
 def _batch(subject: Subject) -> None:
-    """In evaluation, slices of a batch do not see each other."""
+    """Check that in evaluation the slices of a batch do not influence each other."""
     module = built(subject).eval()
     if isinstance(module, HasBatching) and module.batching == "volume":
         return  # its slices are to see each other

@@ -12,6 +12,6 @@ class BrokenPromiseError(Exception):
 
 
 def promise(kept: object, expected: str, came: object) -> None:
-    """Raise where a promise is not kept."""
+    """Raise BrokenPromiseError if a promise is not kept."""
     if not kept:
         raise BrokenPromiseError(expected, str(came))

@@ -1,4 +1,4 @@
-"""Checks of prompt generators: pure functions from what is visible to text."""
+"""Checks of prompt generators: pure functions from a visibility to text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def visibilities(atlas: Atlas) -> Iterator[Visibility]:
 
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
-    """It is built for an atlas, and is a function of a visibility."""
+    """Check that the component is built for an atlas and is a function of a visibility."""
     atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     promise(callable(generator), "an object that can be called with a Visibility", type(generator).__name__)
@@ -58,7 +58,7 @@ def _surroundings(subject: Subject) -> None:
 
 @check("prompts", KIND)
 def _prompts(subject: Subject) -> None:
-    """A text for the slice, and one for each structure in class order, whatever is visible."""
+    """Check that every visibility gives a text for the slice, and one for each structure in class order."""
     atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     for visibility in visibilities(atlas):
@@ -70,7 +70,7 @@ def _prompts(subject: Subject) -> None:
 
 @check("pure", KIND)
 def _pure(subject: Subject) -> None:
-    """The same visibility gives the same text, whatever was asked before, by whichever copy."""
+    """Check that equal visibilities give equal texts, in any order of calls and from any copy."""
     atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     asked = list(visibilities(atlas))
@@ -87,7 +87,7 @@ def _pure(subject: Subject) -> None:
 
 @check("names", KIND)
 def _names(subject: Subject) -> None:
-    """Each visible structure has a text of its own, and leaving it out changes what is said."""
+    """Check that each visible structure has a distinct text, and that leaving it out changes the text."""
     atlas = subject.atlas or REGION
     generator = subject.build(atlas)
     everything = template_visibility(atlas)

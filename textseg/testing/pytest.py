@@ -65,7 +65,7 @@ def textseg_settings() -> Mapping[tuple[str, str], Mapping[str, Any] | None]:
 def textseg_check(
     request: pytest.FixtureRequest, textseg_settings: Mapping[tuple[str, str], Mapping[str, Any] | None]
 ) -> Callable[[], None]:
-    """One check of one component; call it."""
+    """A check of a component; the test calls it."""
     subject, check = request.param
     key = (subject.component.kind, subject.component.name)
     settings = textseg_settings.get(key, {})

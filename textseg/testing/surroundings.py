@@ -1,4 +1,4 @@
-"""Guards of what a component may not touch: network, files, processes, and the state that a whole program shares."""
+"""Guards against access to the network, files, processes, and state that the whole program shares."""
 
 from __future__ import annotations
 

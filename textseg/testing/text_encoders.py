@@ -1,4 +1,4 @@
-"""Checks of text encoders: frozen, countable, and the same for a text whatever stands beside it."""
+"""Checks of text encoders: frozen, with token counts, and independent of the other texts of a call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXTS = (
 
 
 def _warm_encoder(subject: Subject) -> TextEncoder:
-    """One for all checks that only read: its weights are read once."""
+    """Return one encoder for all checks that do not change it, so that its weights are read once."""
     if "encoder" not in subject.shared:
         subject.shared["encoder"] = subject.build()
     return cast(TextEncoder, subject.shared["encoder"])
@@ -29,7 +29,7 @@ def _warm_encoder(subject: Subject) -> TextEncoder:
 
 @check("construction", KIND, fundamental=True)
 def _construction(subject: Subject) -> None:
-    """It is built and says how long its vectors are, how much it reads, and what it is."""
+    """Check that the encoder can be built and has a feature size, a token limit and a fingerprint."""
     encoder: TextEncoder = subject.build()
     for name in ("feature_size", "max_tokens"):
         value = getattr(encoder, name, None)
@@ -104,7 +104,7 @@ def _independence(subject: Subject) -> None:
 
 @check("fingerprint", KIND)
 def _fingerprint(subject: Subject) -> None:
-    """The same settings have the same fingerprint, before and after weights are read, and give the same features."""
+    """Check that equal settings have equal fingerprints, before and after weights are read, and equal features."""
     first, second = _warm_encoder(subject), subject.build()
     before = second.fingerprint
     tokens, _ = first(TEXTS)
