@@ -16,7 +16,7 @@ OPENINGS = {
     "Whether": "begin with the verb: 'Whether a mask is empty.' -> 'Return True if a mask is empty.'",
     "How": "name the quantity or the method: 'How far borders lie apart.' -> 'Distances between two surfaces.'",
     "Of": "name the thing first: 'Of one forward pass.' -> 'Milliseconds of one forward pass.'",
-    "As": "say it in full: 'As of slices.' -> 'Return the keys of whole cases; see slice_keys.'",
+    "As": "say it in full: 'As of slices.' -> 'Return the key of a whole case; see slice_key.'",
     "That": "name the thing again: 'That of the last epoch.' -> 'The learning rate of the last epoch.'",
 }
 NAMES = {

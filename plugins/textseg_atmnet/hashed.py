@@ -19,7 +19,7 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 class Hashed:
     """A vector for each word and punctuation mark, drawn from its hash, without weights and without context.
 
-    The ablation that tells what a pretrained encoder's knowledge is worth: two texts differ by exactly the words in
+    An ablation for the knowledge of a pretrained encoder: two texts differ by exactly the words in
     which they differ, and no two words are related. Lower and upper case are the same. The numbers are uniform with
     mean 0 and variance 1, and the same on every machine. Raises PromptError for a setting out of range and for texts
     longer than `max_tokens`.

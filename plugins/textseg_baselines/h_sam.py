@@ -1,7 +1,7 @@
 """H-SAM (Cheng 2024, arXiv 2403.18271): the Segment Anything Model without prompts, decoded twice.
 
 Written from the description, with SAM's image encoder from transformers. The first decoder is SAM's, with a token for
-each class; the second is told by the masks of the first where to look. Ours are these choices: in the mask-guided
+each class; the masks of the first guide the attention of the second. Ours are these choices: in the mask-guided
 self-attention, the classes' maps are weighed by a softmax over positions whose mean is 1 (over the one channel that is
 left, as published, it is 1 everywhere and teaches nothing); how rare a class is, is counted in the masks of the first
 decoder, since a forward pass is never shown the annotation; both decoders attend in SAM's order; and no head predicts

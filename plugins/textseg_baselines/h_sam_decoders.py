@@ -167,7 +167,7 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, tokens: Tensor, places: Tensor, which: Tensor, where: Tensor, prior: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and places, what tells them apart, the prior -> tokens and places."""
+        """Return tokens and positions, from both with their encodings, and the prior."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:

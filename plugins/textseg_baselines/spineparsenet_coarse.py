@@ -1,6 +1,6 @@
 """The first stage of SpineParseNet: a DeepLabv3+ in three dimensions with a graph of structures in it.
 
-What is published and what is ours is said in `textseg_baselines.spineparsenet`.
+`textseg_baselines.spineparsenet` states which choices are published and which are ours.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Export of trained models: bundles, ONNX files, containers for Grand Challenge, model cards.
 
-May import `evaluation`, `inference` and the packages below them. `inference` opens the files that this package writes.
+May import `inference` and the packages below it. `inference` opens the files that this package writes.
 Offers plug-ins nothing.
 """

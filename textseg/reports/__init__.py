@@ -1,4 +1,4 @@
 """Reports: the HTML report of a run, prompt sheets, figures for papers, cost tables.
 
-May import `comparison`, `evaluation`, `export` and the packages below them. Offers plug-ins nothing.
+May import `evaluation`, `export` and the packages below them. Offers plug-ins nothing.
 """

@@ -1,6 +1,6 @@
 """The conformance kit: checks that a component keeps the promises of its contract, for any test runner.
 
-May import `training`, `comparison`, `reports` and the packages below them. Offers one function for each kind,
+May import `comparison`, `reports` and the packages below them. Offers one function for each kind,
 `check_<kind>`, which takes the name of an installed component, or a builder. It raises ConformanceError with one line
 for each broken promise: the expected value, the actual value, and the page to read.
 """

@@ -1,5 +1,5 @@
 """Training: a run from its recipe to its report, with the training loop, checkpoints, processes and loggers.
 
-May import `testing`, `comparison`, `reports` and the packages below them. Only this package needs Lightning. Offers
-users `textseg.run`, which is defined in `run.py`.
+May import `comparison`, `reports` and the packages below them. Only this package needs Lightning. Offers users
+`textseg.run`, which is defined in `run.py`.
 """
