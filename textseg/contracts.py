@@ -111,7 +111,7 @@ class Atlas:
             raise PromptError(f"Atlas '{self.name}' has no order; name the visible structures one by one.")
         for name in (first, last):
             if name not in self.sequence:
-                raise PromptError(f"'{first}:{last}': '{name}' stands in no row.{suggestion(name, self.sequence)}")
+                raise PromptError(f"'{first}:{last}': no '{name}' in the sequence.{suggestion(name, self.sequence)}")
         start, stop = self.sequence.index(first), self.sequence.index(last)
         if start > stop:
             raise PromptError(f"'{first}:{last}' runs upwards; name the upper structure first: '{last}:{first}'.")

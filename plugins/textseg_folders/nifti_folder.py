@@ -104,7 +104,7 @@ class NiftiFolder:
             raise DataError(f"{self._table_path}: no row, or no column 'case'.")
         table = {row["case"]: row for row in rows}
         if len(table) < len(rows):
-            raise DataError(f"{self._table_path}: a case stands there twice. Keep one row of each.")
+            raise DataError(f"{self._table_path}: a case is listed twice. Keep one row of each.")
         return table
 
     def _labels_file(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Spider:
                 )
             if subsets.setdefault(case.patient, subset) != subset:
                 raise DataError(
-                    f"{path}: patient {case.patient} stands in both subsets, {' and '.join(SUBSETS)}. "
+                    f"{path}: patient {case.patient} is in both subsets, {' and '.join(SUBSETS)}. "
                     "Give all series of a patient the same subset."
                 )
         return {

@@ -246,7 +246,7 @@ def test_the_command_beside_a_fault_of_geometry_mends_it(
 
 def test_patients_on_two_sides_of_a_split(folder: Path) -> None:
     result = check(folder, {"train": ["1", "2"], "validation": ["3"], "test": ["2"]})
-    assert [finding.what for finding in result.findings] == ["split: patient 2 stands in both train and test"]
+    assert [finding.what for finding in result.findings] == ["split: patient 2 is in both train and test"]
     assert not result.clean
     assert result.sound == ["1_t2", "2_t2", "3_t2"]
 
@@ -257,7 +257,7 @@ def test_a_patient_in_both_official_subsets(folder: Path) -> None:
     with (folder / "overview.csv").open("a") as file:
         file.write(f"2_t1,{LEVELS},{LEVELS},F,,validation\r\n")
     whats = [finding.what for finding in check(folder).findings if finding.severity == "fault"]
-    assert any("patient 2 stands in both subsets" in what for what in whats)
+    assert any("patient 2 is in both subsets" in what for what in whats)
     assert any("the same file as that of 2_t1, of the same patient" in what for what in whats)
 
 

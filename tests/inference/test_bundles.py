@@ -145,7 +145,7 @@ def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -
     texts = json.loads((bundle / "texts.json").read_text())
     assert len(texts) == len(set(texts))
     stretches = 18 * 19 // 2  # of 18 levels in a row; the template is one of them
-    structures = 2 * 19 - 1  # there, and not; the canal stands in no row and is always there
+    structures = 2 * 19 - 1  # there, and not; the canal is not in the sequence and is always there
     assert len(texts) == 4 * stretches + structures  # without a place, left, middle, right
     card = (bundle / "README.md").read_text()
     scores = (finished_run / "scores.csv").read_text()

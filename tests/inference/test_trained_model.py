@@ -55,7 +55,7 @@ def test_what_a_person_names_reaches_the_model(model: TrainedModel, scans: Scans
     assert by_ends.visibility is not None
     assert "T12" not in by_ends.visibility.visible
     assert np.array_equal(by_ends.array, by_text.array)
-    with pytest.raises(PromptError, match="'L3:L9': 'L9' stands in no row. Possible: L1"):
+    with pytest.raises(PromptError, match="'L3:L9': no 'L9' in the sequence. Possible: L1"):
         model(path, visible="L3:L9")
 
 

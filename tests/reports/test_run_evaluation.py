@@ -159,7 +159,7 @@ def test_predicted_prompts_say_what_the_first_pass_found(copied: Path) -> None:
 def test_sources_that_there_are_not(finished_run: Path) -> None:
     with pytest.raises(RunError, match="there is no source 'ground_thruth'. Did you mean 'ground_truth'"):
         evaluate_run(finished_run, prompts="ground_thruth")
-    with pytest.raises(RunError, match="--visible goes with --prompts interactive; 'template' prompts ask nobody"):
+    with pytest.raises(RunError, match="--visible goes with --prompts interactive; 'template' prompts need no person"):
         evaluate_run(finished_run, visible="T12:L5")
     assert not (finished_run / "evaluations").exists()
 

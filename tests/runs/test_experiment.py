@@ -31,7 +31,7 @@ def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
         ((*WITHOUT_TEXT[:2], "model={network: {use: reader}}"), "'reader' reads text, and the recipe has no prompts"),
         (
             ("auxiliary_losses=[{use: ccae, weight: 1.0}, {use: ccae, weight: 0.5}]",),
-            "auxiliary_losses: ccae stands there more than once",
+            "auxiliary_losses: ccae is listed more than once",
         ),
         (WITHOUT_TEXT[:1], "required by vision_encoder and fusion but missing"),
     ],

@@ -38,7 +38,7 @@ def test_the_simulated_person_names_the_stretch_that_the_volume_shows(
     cases: list[PreparedCase], small_atlas: Atlas, visible: Visible
 ) -> None:
     result = visible(cases, "interactive", small_atlas)
-    assert result[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what stands in no row
+    assert result[0] == [("L1", "L1/L2", "SC")] * 5  # L1:L1/L2, and what is not in the sequence
     assert result[1] == [("SC",)] * 2  # nothing of the sequence: what is shown
     assert result[2] == [small_atlas.names] * 6
 

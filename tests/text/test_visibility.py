@@ -54,10 +54,10 @@ def test_interactive_stretches_are_visibilities_of_the_atlas(small_atlas: Atlas)
     ("named", "message"),
     [
         ("L2:L1", "runs upwards"),
-        ("L1:L9", "'L9' stands in no row"),
+        ("L1:L9", "no 'L9' in the sequence"),
         ("L1:", "is no stretch"),
         ("L1:L2:L1", "is no stretch"),
-        ("L1:SC", "'SC' stands in no row"),
+        ("L1:SC", "no 'SC' in the sequence"),
         ("", "No visible structure is named"),
         ([], "No visible structure is named"),
         ("L1,L7", "has no structure 'L7'"),

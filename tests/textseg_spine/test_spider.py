@@ -84,7 +84,7 @@ def test_a_series_without_a_subset_has_no_official_split(tmp_path: Path) -> None
 def test_a_patient_in_both_subsets_is_refused(tmp_path: Path) -> None:
     overview = "1_t1,7,7,F,,training\r\n1_t2,7,7,F,,validation\r\n"
     folder = write(tmp_path / "spider", {"1_t1.mha": "", "1_t2.mha": ""}, overview)
-    with pytest.raises(DataError, match="patient 1 stands in both subsets"):
+    with pytest.raises(DataError, match="patient 1 is in both subsets"):
         Spider(folder=str(folder)).official_split()
 
 

@@ -92,7 +92,7 @@ def test_a_dry_run_says_what_would_differ_and_trains_nothing(
 
 
 def test_what_can_not_be_repeated_is_a_message(folder: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="would stand in '.*', the run itself. Choose another --output"):
+    with pytest.raises(RunError, match="would be written to '.*', the run itself. Choose another --output"):
         reproduce(folder.path, output=tmp_path / "runs")
     folder.recipe.unlink()
     with pytest.raises(RunError, match="holds no recipe.yaml"):
@@ -125,7 +125,7 @@ def test_how_far_scores_lie_apart(folder: RunFolder, finished_run: Path) -> None
     moved = [replace(row, value=row.value + 0.25) if n == row_number else row for n, row in enumerate(scores)]
     write_scores(folder.scores, moved[:-1])
     mean = f"{run.read()['test']['dsc']:.4f}"
-    summary = "1 stand in one of the two only; 1 of dsc differ, by at most 0.25; "
+    summary = "1 in only one of the two; 1 of dsc differ, by at most 0.25; "
     assert compare_scores(run, folder) == f"of {len(scores)}, {summary}means {mean} and {mean}"
     folder.scores.unlink()
     assert compare_scores(folder, run) == f"not compared: '{folder.scores}' is not there"

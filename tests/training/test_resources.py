@@ -31,7 +31,7 @@ def test_memory_that_ran_out_says_what_to_lower(error: BaseException, tmp_path: 
     with pytest.raises(RunError, match="Memory ran out. Lower training.batch_size or .* No checkpoint"):
         fail(error, tmp_path)
     (tmp_path / "last.ckpt").touch()
-    with pytest.raises(RunError, match="last.ckpt' is kept: the same command goes on from there"):
+    with pytest.raises(RunError, match="last.ckpt' is kept: the same command continues from there"):
         fail(error, tmp_path)
 
 

@@ -291,7 +291,7 @@ def test_killed_and_started_again_is_the_same(tiny_recipe: Path, finished_run: P
         assert "\r" not in done.stdout
         lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
         assert [line.split(":")[0] for line in lines] == (["epoch 1 of 3"] if moment == "step" else [])
-    assert "going on from step " in done.stdout
+    assert "continuing from step " in done.stdout
     run(tiny_recipe, output=tmp_path)
     assert_same_weights(folder, finished_run)
     assert (folder / "scores.csv").read_bytes() == (finished_run / "scores.csv").read_bytes()

@@ -68,7 +68,7 @@ def main() -> None:
 def _refuse_old_spelling(arguments: list[str]) -> None:
     for (name, option), spelling in MOVED.items():
         if arguments[:1] == [name] and option in {argument.partition("=")[0] for argument in arguments}:
-            raise TextsegError(f"'textseg {name} {option}' is a command of its own now. Write: {spelling}")
+            raise TextsegError(f"'textseg {name} {option}' is a separate command now. Write: {spelling}")
 
 
 def _print_version(wanted: bool) -> None:

@@ -130,7 +130,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             members = [folder.path for folder in RunFolder.repeats(path)]
         if not members:
             raise RunError(
-                f"There is no run at '{path}': neither a run.json nor a folder seed<number> stands there. "
+                f"There is no run at '{path}': it contains neither a run.json nor a folder seed<number>. "
                 "Name a folder runs/<name>/seed<seed> or runs/<name>, or start the run with `textseg run RECIPE`."
             )
         for folder in members:

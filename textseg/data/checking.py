@@ -263,4 +263,4 @@ def _overlaps(dataset: Dataset, split: Mapping[str, Sequence[str]] | None) -> It
     for name, parts in (("official split", official), ("split", split)):
         for (first, patients), (second, others) in combinations((parts or {}).items(), 2):
             for patient in sorted({*patients} & {*others}):
-                yield Finding(None, "fault", f"{name}: patient {patient} stands in both {first} and {second}", remedy)
+                yield Finding(None, "fault", f"{name}: patient {patient} is in both {first} and {second}", remedy)

@@ -27,7 +27,7 @@ from textseg.volumes.mask import Mask
 if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
 
-_READS_NO_TEXT = "'{}' reads no text, so there is nobody to tell what is visible. Leave out --visible and --prompts."
+_READS_NO_TEXT = "'{}' reads no text, so visible structures have no effect. Leave out --visible and --prompts."
 
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]

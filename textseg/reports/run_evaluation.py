@@ -130,7 +130,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
         raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
     source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
     if visible is not None and source != "interactive":
-        raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts ask nobody.")
+        raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts need no person.")
     with counting("preparing slices") as report:
         experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
     check_data(experiment, folder)

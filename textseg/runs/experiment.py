@@ -158,7 +158,7 @@ def _check_parts(recipe: Recipe, registry: Registry) -> None:
     """Raise RecipeError for mistakes in the parts of a recipe that can be detected without data."""
     losses = [loss.use for loss in recipe.auxiliary_losses]
     if twice := sorted({name for name in losses if losses.count(name) > 1}):
-        raise RecipeError(f"auxiliary_losses: {', '.join(twice)} stands there more than once. Keep one of each.")
+        raise RecipeError(f"auxiliary_losses: {', '.join(twice)} is listed more than once. Keep one of each.")
     if recipe.model.network is None:
         return
     if losses:

@@ -70,7 +70,7 @@ def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda 
     except OSError as error:
         raise DataError(
             f"'{target}' can't be written: {error.strerror or error}. Make room or choose another folder; what has "
-            "arrived is kept, and the same command goes on from there."
+            "arrived is kept, and the same command continues from there."
         ) from error
     return target
 
@@ -140,7 +140,7 @@ def _download(remote: RemoteFile, part: Path, progress: Progress) -> bool:
         failures = 0 if _size(part) > before else failures + 1
     raise DataError(
         f"'{remote.url}' can't be fetched: {reason}, {ATTEMPTS} times in a row. Try again later with the same command, "
-        f"which goes on from there; or download it by other means to '{part.parent / remote.name}'."
+        f"which continues from there; or download it by other means to '{part.parent / remote.name}'."
     )
 
 

@@ -208,7 +208,7 @@ class Training:
         self._save("last")
         distributed.gathered("saved")  # wait: if another process ended now, the process that saves could be ended too
         steps = f"step {self.progression.step} of {self.total_steps}"
-        display.print(f"stopped after {steps} and saved; the same command goes on from there")
+        display.print(f"stopped after {steps} and saved; the same command continues from there")
         raise KeyboardInterrupt
 
     @property

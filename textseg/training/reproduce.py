@@ -39,7 +39,7 @@ def reproduce(
     recipe, asked = load_recipe(original.recipe), load_recipe(original.recipe, overrides)
     folder = RunFolder.of(asked, output)
     if folder.path.resolve() == original.path.resolve():
-        raise RunError(f"The repeat would stand in '{folder.path}', the run itself. Choose another --output.")
+        raise RunError(f"The repeat would be written to '{folder.path}', the run itself. Choose another --output.")
     print(f"repeating '{original.path}' in '{folder.path}'")
     record, experiment = original.read(), prepared(asked, dry_run=dry_run)
     now = {**environment(experiment.components), "hashes": experiment.hashes()}
@@ -118,7 +118,7 @@ def compare_scores(original: RunFolder, repeat: RunFolder) -> str:
             by_metric.setdefault(str(key[-2]), []).append(abs(first - second))
     if not by_metric and not alone:
         return f"all {len(shared)} equal"
-    parts = [f"{alone} stand in one of the two only"] if alone else []
+    parts = [f"{alone} in only one of the two"] if alone else []
     means = original.read().get("test", {}), repeat.read().get("test", {})
     for metric, values in by_metric.items():
         mean = " and ".join("none" if test.get(metric) is None else f"{test[metric]:.4f}" for test in means)

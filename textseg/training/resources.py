@@ -26,7 +26,7 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
         what = _what_ran_out(error)
         if what is None:
             raise
-        resumable = f"'{last}' is kept: the same command goes on from there"
+        resumable = f"'{last}' is kept: the same command continues from there"
         kept = resumable if last.exists() else "No checkpoint was saved yet"
         if what == "disk":
             raise RunError(

@@ -135,7 +135,7 @@ def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple
     if not resumes:
         return training, []
     replanned = training.resume()
-    line = f"going on from step {training.progression.step} of {training.total_steps} in {folder.path}"
+    line = f"continuing from step {training.progression.step} of {training.total_steps} in {folder.path}"
     return training, [line, *([replanned] if replanned else [])]
 
 
