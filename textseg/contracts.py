@@ -373,7 +373,7 @@ class Logger(Protocol):
         """Record a PNG file with validation slices."""
 
     def log_results(self, results: Mapping[str, float], step: int) -> None:
-        """Record the means of the test scores, by name. The logger was built anew for this call."""
+        """Record the means of the test scores, by name. A new logger is built for this call."""
 
     def close(self, *, failed: bool) -> None:
         """Write what is still in memory."""

@@ -34,10 +34,10 @@ def shown(experiment: Experiment, tested: Subject) -> set[str]:
 
 
 def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: Experiment, tested: Subject) -> None:
-    tell = {item.name: item.tell for item in CONDITIONS}
+    writers = {item.name: item.write_prompts for item in CONDITIONS}
     truth = shown(experiment, tested)
     for name, more in (("claimed", 1), ("denied", -1)):
-        condition = tell[name]
+        condition = writers[name]
         assert condition is not None
         prompts = condition(tested)
         statements = {frozenset(prompt.visibility.visible) for prompt in prompts}
@@ -51,9 +51,9 @@ def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: E
 
 
 def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subject) -> None:
-    tell = {item.name: item.tell for item in CONDITIONS}
+    writers = {item.name: item.write_prompts for item in CONDITIONS}
     template = tested.prompts["template"]
-    shuffled, nonsense, empty, paraphrased = (tell[n] for n in ("shuffled", "nonsense", "empty", "paraphrased"))
+    shuffled, nonsense, empty, paraphrased = (writers[n] for n in ("shuffled", "nonsense", "empty", "paraphrased"))
     assert shuffled
     assert nonsense
     assert empty

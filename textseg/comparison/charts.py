@@ -88,7 +88,7 @@ def strips(groups: Sequence[Strip], unit: str) -> Markup:
 
 
 def rank_plot(ranking: Ranking) -> Markup:
-    """Return a table: how often each method has which rank when patients are drawn anew, and its rank by scheme."""
+    """Return a table: the share of each rank of each method in the bootstrap over patients, and its rank by scheme."""
     rows = []
     for index, method in enumerate(ranking.methods):
         low, high = ranking.likely(index)

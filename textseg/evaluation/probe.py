@@ -40,7 +40,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
     `segmenter` is in evaluation mode, on `device`.
     """
     subjects = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
-    prompts = {c.name: [c.tell(subject) for subject in subjects] for c in CONDITIONS if c.tell is not None}
+    prompts = {c.name: [c.write_prompts(subject) for subject in subjects] for c in CONDITIONS if c.write_prompts}
     texts = _encoded(experiment, prompts)
     scores: dict[str, list[Score]] = {condition.name: [] for condition in CONDITIONS}
     with progress_bar() as bar:
@@ -49,7 +49,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
             prepared = subject.prepared
             reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
             for condition in CONDITIONS:
-                if condition.tell is None:
+                if condition.write_prompts is None:
                     slices, _ = prompted_slices(experiment, segmenter, prepared, "predicted", device)
                 else:
                     slices = SliceStack(prepared.image, texts[condition.name][number])

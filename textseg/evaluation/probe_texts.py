@@ -18,7 +18,7 @@ from textseg.text.slice_text import Knowledge, SlicePrompt, slice_prompts, volum
 BASELINE = "template"
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
-Tell = Callable[["Subject"], Sequence[SlicePrompt]]
+WritePrompts = Callable[["Subject"], Sequence[SlicePrompt]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Condition:
     name: str
     meaning: str
     mark: Mark
-    tell: Tell | None  # None: read from a first prediction
+    write_prompts: WritePrompts | None  # None: read from a first prediction
 
     @property
     def label(self) -> str:
@@ -64,7 +64,7 @@ def probe_subject(experiment: Experiment, number: int) -> Subject:
     return Subject(prepared, prompts, another, experiment, random.Random(seed))
 
 
-def _of(source: Source) -> Tell:
+def _of(source: Source) -> WritePrompts:
     return lambda case: case.prompts[source]
 
 

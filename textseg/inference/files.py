@@ -173,10 +173,10 @@ def _own_suffix(volume: Input) -> str:
 def predict_files(
     model: Predictor, jobs: Sequence[Job], settings: PredictionSettings = PredictionSettings()
 ) -> Iterator[Outcome]:
-    """Segment each volume; write mask, sidecar and, with `settings.overlay`, picture. After a failure the others go on.
+    """Segment each volume; write mask, sidecar and, with `settings.overlay`, picture.
 
-    The next volume is read, and the last mask written, while one is computed. A mask that the same model made of the
-    same file in the same way is left as it is.
+    After a failure the other volumes are still segmented. While one volume is segmented, the next is read and the last
+    mask is written. A mask of the same file, weights and options is not computed again.
     """
     # A pipeline of three volumes: one is read, one is computed here, one is written.
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:

@@ -86,7 +86,7 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
                     if jobs > 1:
                         print(f"{process.run.folder} {'failed' if code else 'finished'}: {process.output}", flush=True)
     if signals:
-        print("interrupted: the same command goes on from here")
+        print("interrupted: the same command continues from here")
         raise KeyboardInterrupt
     print(f"\n{len(runs) - len(failed)} of {counted(len(runs), 'run')} finished")
     for run, code, line in failed:

@@ -54,7 +54,7 @@ class Geometry:
     plane: Plane = "sagittal"
 
     def differences(self, second: Geometry, tolerance: float = 1e-3) -> list[str]:
-        """Return, in words, what differs by more than `tolerance` (mm for spacing and origin, 1 for cosines)."""
+        """Return the differences above `tolerance` as text (mm for spacing and origin, 1 for cosines)."""
         differences = []
         if self.flat != second.flat:
             differences.append(f"{2 if self.flat else 3} dimensions against {2 if second.flat else 3}")

@@ -27,7 +27,7 @@ def require_scalar_volume(path: Path, reader: Any) -> None:
 
 
 def require_whole_mha(path: Path, reader: Any) -> None:
-    """Raise for a damaged file, by its size and zlib's check sum: ITK goes on with what it could decompress."""
+    """Raise for a damaged file, by its size and zlib's check sum: ITK would use the part that it could decompress."""
     header = {}
     expected = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
     with path.open("rb") as file:
