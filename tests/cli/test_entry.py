@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -395,3 +396,33 @@ def test_a_run_imports_nothing_that_no_recipe_has_asked_for() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "scans"), "'scans': Permission denied. Change its permis"),
+        (FileExistsError(errno.EEXIST, "File exists", "a.yaml"), "'a.yaml': File exists. Name another file"),
+        (OSError(errno.ENOSPC, "No space left on device"), "The output: No space left on device. Make room"),
+    ],
+)
+def test_rights_and_a_full_disk_are_one_message(
+    error: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert call(monkeypatch, "runs") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["textseg", "runs"])
+    with pytest.raises(OSError, match="Input/output"):
+        cli.main()

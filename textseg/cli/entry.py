@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that help and lists are quic
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -37,6 +38,13 @@ MOVED = {
     ("compare", "--only-published"): "textseg published [DATASET]",
 }
 
+# Errors of the operating system that a user can correct, wherever they arise, and how.
+CORRECTABLE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its permissions, or name another file or folder."),
+    **dict.fromkeys((errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "Name another file or folder."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, or name another folder."),
+}
+
 app = Typer(
     help="Text-guided medical image segmentation, assembled from plug-ins.",
     no_args_is_help=True,
@@ -60,6 +68,12 @@ def main() -> None:
         app()
     except TextsegError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in CORRECTABLE:
+            raise
+        subject = f"'{error.filename}'" if error.filename else "The output"
+        print(f"{subject}: {error.strerror}. {CORRECTABLE[error.errno]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
