@@ -204,3 +204,10 @@ def test_only_what_can_be_seen_wins():
     assert picked(["3.00", "1.00", "2.00", "2.00"], lower=True) == ([1], [2, 3])
     assert picked(["–", "–"], lower=True) == ([], [])
     assert picked(["1.00"], lower=True) == ([0], [])
+
+
+def test_a_number_that_does_not_fit_ends_with_an_ellipsis():
+    text = printed(board(run("careful", [(0.5678, 2.0)])), width=14)
+    assert "0.5678" not in text
+    assert "…" in text
+    assert not re.search(r"0\.5\d*(?!…)(\s|$)", text, re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -73,8 +73,10 @@ def _print_section(section: Section, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, name in enumerate(section.header):
         text = column in section.text_columns
-        # Names are folded where the table is too wide, so that two long ones can still be told apart.
-        table.add_column(Text(name), justify="left" if text else "right", overflow="fold", no_wrap=not text)
+        # Names are folded where the table is too wide, so that two long ones can still be told apart. A number that
+        # does not fit ends with an ellipsis: without it, 0.0222 would become 0.0.
+        overflow: OverflowMethod = "fold" if text else "ellipsis"
+        table.add_column(Text(name), justify="left" if text else "right", overflow=overflow, no_wrap=not text)
     for row, cells in enumerate(section.rows):
         if row in section.parts:
             table.add_section()
