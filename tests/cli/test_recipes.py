@@ -35,6 +35,18 @@ def test_recipes_are_listed_with_what_they_need(
     assert row.endswith("CCAE.")  # whole, however long
 
 
+def test_a_terminal_of_80_columns_breaks_no_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert call(monkeypatch, "recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "atmnet_mrspineseg_trained_on_interactive" in {line.split(" ")[0] for line in lines}
+    assert max(map(len, lines)) <= 80
+    assert "    method: residual_convolutions + hasf; data: spider;" in "\n".join(lines)
+
+
 def test_a_recipe_that_can_not_be_read_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty_folder: Path
 ) -> None:
@@ -52,7 +64,9 @@ def test_a_copy_is_named_and_nothing_is_overwritten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, "recipes", "copy", "atmnet_spider_small", "mine") == 0
-    assert capsys.readouterr().out.split() == ["mine/atmnet_spider_small.yaml", "mine/splits/spider_small.json"]
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["mine/atmnet_spider_small.yaml", "mine/splits/spider_small.json"]
+    assert printed.err == "Run the copy: textseg run mine/atmnet_spider_small.yaml\n"
     assert call(monkeypatch, "recipes", "copy", "atmnet_spider_small", "mine") == 2
     assert "nothing is overwritten" in capsys.readouterr().err
     assert call(monkeypatch, "recipes", "copy", "quikstart") == 2

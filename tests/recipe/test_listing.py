@@ -13,6 +13,7 @@ import pytest
 
 from textseg import hookimpl
 from textseg.errors import RecipeError
+from textseg.recipe import listing
 from textseg.recipe.listing import copy_recipe, installed_recipe, installed_recipes, recipe_file
 from textseg.recipe.loading import load_recipe
 from textseg.registry.component import Plugin
@@ -77,8 +78,9 @@ def test_an_unknown_name_gives_the_nearest_ones() -> None:
     assert "no recipe 'atmnet_spyder'" in message
     assert "'atmnet_spider' or '" in message
     assert "textseg recipes" in message
-    with pytest.raises(RecipeError, match="Possible: ariadnes_thread_mrspineseg, "):
+    with pytest.raises(RecipeError, match=r"nor installed\. `textseg recipes` lists") as caught:
         recipe_file(Path("zzz"))
+    assert "Possible" not in str(caught.value)  # a list of all recipes would hide the message
 
 
 def test_a_summary_says_what_a_recipe_is_and_needs() -> None:
@@ -144,6 +146,45 @@ def test_a_copy_overwrites_nothing() -> None:
     with pytest.raises(RecipeError, match=r"'splits/spider_small\.json' exists already"):
         copy_recipe("tevia_spider_small", Path())
     assert not Path("tevia_spider_small.yaml").exists()
+
+
+def test_a_copy_replaces_no_link_that_leads_nowhere() -> None:
+    Path("quickstart.yaml").symlink_to("elsewhere/quickstart.yaml")
+    with pytest.raises(RecipeError, match=r"'quickstart\.yaml' exists already"):
+        copy_recipe("quickstart", Path())
+    assert Path("quickstart.yaml").is_symlink()
+
+
+def test_a_copy_beside_an_unreadable_split_is_refused() -> None:
+    Path("splits").mkdir()
+    Path("splits/spider_small.json").write_bytes(b"\xe4")
+    with pytest.raises(RecipeError, match="exists already"):
+        copy_recipe("unet_spider_small", Path())
+
+
+@pytest.mark.parametrize("content", [b"split: [", b"# \xe4\n", b"split: {file: missing.json}\n"])
+def test_a_recipe_that_can_not_be_copied_is_named(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = recipe_with(tmp_path / "recipes", "broken")
+    broken.write_bytes(content)
+    registry = registry_with(broken.parent)
+    monkeypatch.setattr(listing, "installed_registry", lambda: registry)
+    with pytest.raises(RecipeError, match=r"broken\.yaml: this recipe can't be copied: .* --dry-run`"):
+        copy_recipe("broken", Path("mine"))
+    assert not Path("mine").exists()
+
+
+@pytest.mark.parametrize("split", ["{file: '${oc.env:HOME}/split.json'}", "{file: /data/split.json}", "{file: [a, b]}"])
+def test_a_split_that_is_no_file_beside_the_recipe_is_left_as_it_is(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = recipe_with(tmp_path / "recipes", "original")
+    original.write_text(f"split: {split}\n")
+    registry = registry_with(original.parent)
+    monkeypatch.setattr(listing, "installed_registry", lambda: registry)
+    (copied,) = copy_recipe("original", Path("mine"))
+    assert copied.read_text() == original.read_text()
 
 
 def test_a_dry_run_of_a_copy_writes_nothing_outside_the_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import astuple
 from pathlib import Path
@@ -47,4 +48,6 @@ def copy(
     """
     from textseg.recipe.listing import copy_recipe
 
-    print(*copy_recipe(name, folder), sep="\n")
+    paths = copy_recipe(name, folder)
+    print(*paths, sep="\n")
+    print(f"Run the copy: textseg run {shlex.quote(str(paths[0]))}", file=sys.stderr)

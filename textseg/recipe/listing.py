@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textseg.errors import RecipeError, suggestion
+from textseg.errors import RecipeError
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import write_atomically
 
@@ -109,11 +110,12 @@ def copy_recipe(name: str, folder: Path) -> list[Path]:
     copy. Nothing is overwritten: raises RecipeError if a file with that name exists, unless it is an equal split.
     """
     source = installed_recipe(name).path
+    text, split = _with_split_beside(source)
+    copies = {folder / source.name: text, **{folder / path: content for path, content in split.items()}}
     try:
-        text, split = _with_split_beside(source)
-        copies = {folder / source.name: text, **{folder / path: content for path, content in split.items()}}
         for path, content in copies.items():
-            if path.exists() and (path.suffix in SUFFIXES or path.read_text(encoding="utf-8") != content):
+            # A link that leads nowhere is not followed: it would be replaced.
+            if os.path.lexists(path) and (path.suffix in SUFFIXES or path.read_bytes() != content.encode()):
                 raise RecipeError(f"'{path}' exists already, and nothing is overwritten. Name another folder.")
         for path, content in reversed(copies.items()):  # the recipe last: if it exists, the copy is complete
             write_atomically(path, content)
@@ -134,23 +136,32 @@ def _own_folder() -> Path:
 
 
 def _nearest(name: str, recipes: Sequence[InstalledRecipe]) -> str:
-    names = {recipe.name for recipe in recipes}
-    nearest = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else suggestion(name, names)
+    names = sorted({recipe.name for recipe in recipes})
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
 
 
 def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
-    """Return the text of a copied recipe, and the path and the content of the copied split file."""
+    """Return the text of a copied recipe, and the path and the content of the copied split file.
+
+    A split file with an absolute path, or with a variable in its path, stays where it is.
+    """
     import yaml
 
-    text = source.read_text(encoding="utf-8")
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key in ("split", "file"):
-        children = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((value for child, value in children if child.value == key), None)
-    if node is None:
-        return text, {}
-    split = Path(node.value)
+    try:
+        text = source.read_text(encoding="utf-8")
+        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+        for key in ("split", "file"):
+            children = node.value if isinstance(node, yaml.MappingNode) else []
+            node = next((value for child, value in children if child.value == key), None)
+        if not isinstance(node, yaml.ScalarNode) or "${" in node.value or Path(node.value).is_absolute():
+            return text, {}
+        split = Path(node.value)
+        content = (source.parent / split).read_text(encoding="utf-8")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError(
+            f"{source}: this recipe can't be copied: {' '.join(str(error).split())}. "
+            f"`textseg run {source.stem} --dry-run` names each mistake."
+        ) from error
     copied = Path("splits") / split.name
-    content = (source.parent / split).read_text(encoding="utf-8")
     return text[: node.start_mark.index] + copied.as_posix() + text[node.end_mark.index :], {copied: content}
