@@ -101,7 +101,7 @@ def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[st
     cells += [escape(with_unit(board, m, row.value(m, aggregate), row.unit(m))) for m, aggregate in columns]
     parameters = "--" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
     speed = "--" if row.milliseconds_per_slice is None else f"{row.milliseconds_per_slice:.1f}"
-    return f"{' & '.join([*cells, '--', 'not said', parameters, '--', speed])} \\\\"
+    return f"{' & '.join([*cells, '--', 'not stated', parameters, '--', speed])} \\\\"
 
 
 def _caption(board: Leaderboard) -> str:

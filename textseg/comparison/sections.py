@@ -195,7 +195,7 @@ def _main(board: Leaderboard, table: Table) -> Section:
     header = ["run", "rank", *titles, "missed", "spurious", "prompts"]
     best, second = _picked_cells(board, table, board.metrics, rows=len(rows))
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
-    note = "In brackets stands the 95 % interval of each mean, as_published."
+    note = "The brackets contain the 95 % interval of each mean (as_published)."
     return Section(title, header, rows, best, second, [*table.warnings, note])
 
 
