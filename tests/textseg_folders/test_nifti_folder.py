@@ -103,7 +103,7 @@ def test_a_wrong_setting_is_named(folder: Path, settings: dict[str, Any], messag
         (("masks/c.nii.gz",), {}, "has no image of that name"),
         (("images/a_1.nii.gz",), {}, "'a_1.mha' and 'a_1.nii.gz', which are the same case"),
         ((), {"cases_csv": "case\nz\n"}, "no image of case 'z'"),
-        ((), {"cases_csv": "case\na_1\na_1\n"}, "stands there twice"),
+        ((), {"cases_csv": "case\na_1\na_1\n"}, "listed twice"),
         ((), {"cases_csv": "patient\nz\n"}, "no column 'case'"),
         ((), {"labels_yaml": "{"}, "is no YAML"),
         ((), {"labels_yaml": "labels: {one: L5}"}, "a scheme or lines such as `1: L5`"),
