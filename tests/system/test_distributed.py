@@ -35,9 +35,9 @@ dist.all_reduce(logits.grad)
 buffer = torch.nn.BatchNorm2d(1)
 buffer.running_mean.fill_(rank + 1.0)
 distributed.same_buffers(buffer)
-said = distributed.any_says(rank == 1), distributed.any_says(False)
+stopping = distributed.any_says(rank == 1), distributed.any_says(False)
 torch.save(
-    {"done": done, "results": results, "gathered": distributed.gathered(rank), "said": said,
+    {"done": done, "results": results, "gathered": distributed.gathered(rank), "stopping": stopping,
      "mean": buffer.running_mean, "loss": loss.detach(), "gradient": logits.grad / count,
      "logits": logits.detach(), "mask": mask},
     Path(sys.argv[1]) / f"{rank}.pt",
@@ -64,7 +64,7 @@ def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:
     assert first["results"] == second["results"] == [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)]
     for process in (first, second):
         assert process["gathered"] == [0, 1]
-        assert process["said"] == (True, False)
+        assert process["stopping"] == (True, False)
         assert process["mean"] == 1.0
         whole = process["logits"].requires_grad_()
         loss = dice_loss(whole, process["mask"])  # of the whole batch, in one process
