@@ -51,7 +51,7 @@ class Atlas:
     superior to inferior; it is empty for a region without order. `groups` names sets of structures for coarse scores.
     `adjacent` lists the pairs that touch. `label_schemes` gives the meaning of the values in mask files; a scheme may
     also name structures that the atlas does not have. `plane` is the orientation of the slices; a sequence needs a
-    plane that shows it.
+    plane that shows it. `landmarks` are structures that are recognised without counting, such as the sacrum.
     """
 
     name: str
@@ -61,16 +61,18 @@ class Atlas:
     adjacent: tuple[tuple[str, str], ...] = ()
     label_schemes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     plane: Plane = "sagittal"
+    landmarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.names
         if [structure.index for structure in self.structures] != list(range(1, len(names) + 1)):
             raise ValueError(f"Atlas '{self.name}': the index of structures[i] must be i + 1.")
-        mentioned = {*self.sequence, *(n for group in self.groups.values() for n in group)}
+        mentioned = {*self.sequence, *self.landmarks, *(n for group in self.groups.values() for n in group)}
         mentioned |= {n for pair in self.adjacent for n in pair}
         if len(set(names)) != len(names) or not mentioned <= set(names):
             raise ValueError(
-                f"Atlas '{self.name}': names must be unique, and sequence, groups and adjacent may name only them; "
+                f"Atlas '{self.name}': names must be unique, and sequence, groups, adjacent and landmarks may name "
+                f"only them; "
                 f"unknown: {sorted(mentioned - set(names))}."
             )
         if self.sequence and self.plane == "short_axis":
@@ -118,6 +120,19 @@ class Atlas:
         stretch = self.sequence[start : stop + 1]
         return tuple(name for name in self.names if name in stretch or name not in self.sequence)
 
+    def neighbour(self, name: str, levels: int) -> str | None:
+        """Return the structure that lies some levels below another one, or above it where `levels` is negative.
+
+        A level is the next structure of the sequence in the same group, or the next one at all where the structure is
+        in no group. Returns None beyond the ends of the atlas, and for a structure outside the sequence.
+        """
+        group = next((members for members in self.groups.values() if name in members), self.sequence)
+        row = [structure for structure in self.sequence if structure in group]
+        if name not in row:
+            return None
+        level = row.index(name) + levels
+        return row[level] if 0 <= level < len(row) else None
+
     def visibilities(self) -> Iterator[Visibility]:
         """Yield every visibility that template and interactive prompts can produce, without the position of the slice.
 
@@ -142,7 +157,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Visibility:
-    """The content of a prompt: visible structures in class order, position of the slice, source of knowledge."""
+    """The content of a prompt: visible structures in class order, position of the slice, source of knowledge.
+
+    `counted` is False where nobody looked at the image. `visible` then holds every structure of the atlas, and the text
+    must say that nobody has named what is visible: it must differ from the text about a person who saw all of it.
+    """
 
     visible: tuple[str, ...]
     source: Source
@@ -150,6 +169,7 @@ class Visibility:
     slice_index: int | None = None  # 0-based, in the slice order of the atlas's plane
     slice_count: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    counted: bool = True
 
     def at(self, slice_index: int, slice_count: int) -> Visibility:
         """Return the same content for one slice of a stack."""

@@ -46,6 +46,7 @@ def lumbar_spider() -> Atlas:
         groups={"vertebrae": VERTEBRAE, "discs": DISCS, "canal": (CANAL,)},
         adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
         label_schemes=all_schemes(),
+        landmarks=("L5/S",),
     )
 
 
@@ -59,6 +60,7 @@ def lumbar_mrspineseg() -> Atlas:
         groups={"vertebrae": (SACRUM, *VERTEBRAE), "discs": DISCS},
         adjacent=_neighbours(sequence),
         label_schemes=all_schemes(),
+        landmarks=(SACRUM, "L5/S"),
     )
 
 

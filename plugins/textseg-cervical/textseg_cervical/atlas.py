@@ -22,6 +22,7 @@ def cervical_spine() -> Atlas:
         groups={"vertebrae": VERTEBRAE, "discs": DISCS, "cord": (CORD,)},
         adjacent=tuple(pairwise(sequence)),
         label_schemes={"totalspineseg": totalspineseg()},
+        landmarks=("C2",),
     )
 
 
