@@ -1,4 +1,5 @@
-"""Levels of the spine in a label map: scores of their names, and a repair of names that are out of order.
+"""Levels of the spine in label maps: scores of their names, their obedience to a text, and a repair of their order.
 
-May import `recipe` and the packages below it. It works on arrays and needs no torch. Offers plug-ins nothing.
+May import `text`, `models`, `metrics` and the packages below them. It works on arrays and needs no torch. Offers
+plug-ins nothing.
 """

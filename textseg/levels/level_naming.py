@@ -56,18 +56,13 @@ class LevelNaming:
 
 def compare_names(prediction: Array, reference: Array, atlas: Atlas) -> LevelNaming:
     """Compare the names in two label maps [S, H, W] of class indices, in the plane of the atlas."""
-    count = atlas.class_count
-    # Count each pair of (reference, prediction) once over all voxels; every measure follows from that table.
-    pairs = np.bincount(reference.ravel().astype(np.int64) * count + prediction.ravel(), minlength=count * count)
-    overlap = pairs.reshape(count, count).astype(np.float64)  # [reference, prediction]
-    sizes = overlap.sum(1)[:, None] + overlap.sum(0)[None]
-    dsc = np.divide(2 * overlap, sizes, out=np.zeros_like(overlap), where=sizes > 0)
-    shown = [structure.index for structure in atlas.structures if overlap[structure.index].sum()]
-    matches = _matches(dsc, shown, atlas)
+    voxels, dsc = pairwise_dsc(reference, prediction, atlas.class_count)
+    shown = [structure.index for structure in atlas.structures if voxels[structure.index]]
+    matches = [pair for group in _groups(atlas) for pair in match_by_place(dsc, shown, group)]
     matched = dict(matches)
     # One DSC by name, one by position: their difference is what wrong names cost.
     by_place = [dsc[index, matched.get(index, index)] for index in shown]  # one without a match may bear its name
-    names = tuple((atlas.names[expected - 1], atlas.names[predicted - 1]) for expected, predicted in matches)
+    names = tuple((atlas.names[expected - 1], atlas.names[predicted - 1]) for expected, predicted in sorted(matches))
     return LevelNaming(
         matched=len(matches),
         misnamed=sum(expected != predicted for expected, predicted in names),
@@ -80,16 +75,28 @@ def compare_names(prediction: Array, reference: Array, atlas: Atlas) -> LevelNam
     )
 
 
-def _matches(dsc: Array, shown: Sequence[int], atlas: Atlas) -> list[tuple[int, int]]:
-    """Match structures one to one within each group; return class indices (reference, prediction)."""
-    matches = []
-    for group in _groups(atlas):
-        rows = [index for index in shown if index in group]
-        costs = dsc[np.ix_(rows, group)]
-        for row, column in zip(*linear_sum_assignment(costs, maximize=True), strict=True):
-            if costs[row, column] >= SAME_PLACE:
-                matches.append((rows[row], group[column]))
-    return sorted(matches)
+def pairwise_dsc(first: Array, second: Array, class_count: int) -> tuple[Array, Array]:
+    """Return the voxels [K] of each class in the first label map, and the DSC [K, K] of its classes with the second's.
+
+    Row k of the DSC belongs to class k of the first label map, column k to class k of the second one.
+    """
+    # Count each pair of classes once over all voxels; every measure follows from that table.
+    pairs = np.bincount(first.ravel().astype(np.int64) * class_count + second.ravel(), minlength=class_count**2)
+    overlap = pairs.reshape(class_count, class_count).astype(np.float64)
+    sizes = overlap.sum(1)[:, None] + overlap.sum(0)[None]
+    return overlap.sum(1), np.divide(2 * overlap, sizes, out=np.zeros_like(overlap), where=sizes > 0)
+
+
+def match_by_place(dsc: Array, shown: Sequence[int], candidates: Sequence[int]) -> list[tuple[int, int]]:
+    """Match structures of two label maps one to one by place, whatever their names, with the greatest sum of DSC.
+
+    Both label maps take part with the classes in `candidates`, the first one only with those that are also in `shown`.
+    Returns class indices (first, second) of each match; a match needs a DSC of at least `SAME_PLACE`.
+    """
+    rows = [index for index in shown if index in candidates]
+    costs = dsc[np.ix_(rows, candidates)]
+    pairs = np.transpose(linear_sum_assignment(costs, maximize=True)).tolist()
+    return [(rows[row], candidates[column]) for row, column in pairs if costs[row, column] >= SAME_PLACE]
 
 
 def _groups(atlas: Atlas) -> list[list[int]]:

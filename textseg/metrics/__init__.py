@@ -1,6 +1,6 @@
 """Metrics: their definitions, the table of scores, means over it, and statistics.
 
-May import `levels` and the packages below it, but not `text` or `models`. It needs no torch. Offers plug-ins functions
+May import `recipe` and the packages below it, but not `text` or `models`. It needs no torch. Offers plug-ins functions
 that read the scores of a run and compute means.
 """
 

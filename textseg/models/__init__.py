@@ -1,6 +1,6 @@
 """Models: the segmenter, which contains every network, and attention, losses, stages of training, and cost.
 
-May import `levels` and the packages below it, but not `text` or `metrics`. Offers plug-ins attention, position
+May import `recipe` and the packages below it, but not `text` or `metrics`. Offers plug-ins attention, position
 encodings and the segmentation loss.
 """
 

@@ -1,6 +1,6 @@
 """Text: visible structures become prompts, and prompts become frozen text features.
 
-May import `levels` and the packages below it, but not `models` or `metrics`. It reads no image and no mask. Offers
+May import `recipe` and the packages below it, but not `models` or `metrics`. It reads no image and no mask. Offers
 plug-ins the base classes of prompt generators, and functions that create a `Visibility`.
 """
 

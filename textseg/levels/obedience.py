@@ -1,0 +1,225 @@
+"""Obedience: the share of structures whose names move by n levels when the text moves by n levels.
+
+Two label maps of one picture are compared: one predicted under a text, one under that text moved by whole levels. It is
+0 for a model that ignores its text and 1 for a model that follows it. The functions take arrays, so the label maps may
+come from anywhere: predictions of whole pictures or of windows, or masks of another tool.
+
+A caller predicts each picture twice, and passes the pairs on:
+
+    picture = obedience(right, moved, atlas, levels=-1)
+    compared = ComparedPicture(case_id, patient, shows_landmark(reference, atlas), picture)
+    summaries = summarise([compared, ...])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from textseg.contracts import Atlas
+from textseg.errors import DataError
+from textseg.levels.level_naming import SAME_PLACE, match_by_place, pairwise_dsc
+from textseg.metrics.scores import csv_text
+from textseg.metrics.statistics import Interval, macro_mean_interval
+from textseg.system.files import write_atomically
+from textseg.system.messages import counted
+from textseg.volumes.geometry import Array
+
+MINIMUM_VOXELS = 20  # size from which a structure counts; the place of a smaller piece says little
+FOLLOWS, IGNORES = 0.8, 0.2  # obedience from which the names follow the text, and up to which they ignore it
+
+POLICY = (
+    f"Obedience: a structure of the sequence (at least {MINIMUM_VOXELS} voxels) in the label map of the right text is "
+    f"matched by place with a structure under the moved text (DSC at least {SAME_PLACE:g}, one to one, whatever the "
+    "names). Its value is 1 if the name differs by as many levels as the text, else 0; a structure without a match has "
+    "vanished and counts as 0. A structure at the end of the atlas, without a successor, is left out. Mean over "
+    "structures, then over pictures, then over patients; the interval is a bootstrap over patients."
+)
+COLUMNS = ("case", "patient", "levels", "landmark", "structures", "followed", "vanished", "at_end", "obedience")
+
+
+@dataclass(frozen=True)
+class PictureObedience:
+    """The obedience in one picture.
+
+    Args:
+        levels: The number of levels by which the text was moved, downwards positive.
+        structures: The number of structures that count: those of the right text's label map that have a successor.
+        followed: The number of these whose name moved by exactly `levels`.
+        vanished: The number of these without a structure in their place under the moved text.
+        at_end: The number of structures that are left out, because the atlas ends before their successor.
+        names: The names under the right and the moved text of each structure that counts; None where it vanished.
+    """
+
+    levels: int
+    structures: int
+    followed: int
+    vanished: int
+    at_end: int
+    names: tuple[tuple[str, str | None], ...] = field(default=(), repr=False)
+
+    @property
+    def value(self) -> float:
+        """The share of structures that followed; NaN if no structure counts."""
+        return self.followed / self.structures if self.structures else math.nan
+
+
+@dataclass(frozen=True)
+class ComparedPicture:
+    """The obedience in one picture, with its case, its patient, and whether it shows a landmark of the atlas."""
+
+    case: str
+    patient: str
+    landmark: bool
+    obedience: PictureObedience
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The obedience of a group of pictures.
+
+    `levels` and `landmark` describe the group; None stands for pictures of every kind. `structures` and `vanished` are
+    sums over its pictures.
+    """
+
+    levels: int | None
+    landmark: bool | None
+    interval: Interval
+    pictures: int
+    structures: int
+    vanished: int
+
+
+def obedience(right: Array, moved: Array, atlas: Atlas, levels: int) -> PictureObedience:
+    """Compare two label maps [S, H, W] of one picture, predicted under texts that differ by some levels.
+
+    Args:
+        right: The class indices that were predicted under the right text.
+        moved: The class indices under the text moved by `levels`.
+        atlas: The structures. Without a sequence, no structure counts.
+        levels: The number of levels, downwards positive. Move a text only if each structure that it names has a
+            successor (`Atlas.neighbour`).
+
+    Raises DataError for label maps of different shapes.
+    """
+    if right.shape != moved.shape:
+        raise DataError(
+            f"The label map of the right text has the shape {right.shape}, that of the moved text {moved.shape}. "
+            "Obedience compares two label maps of one picture."
+        )
+    voxels, dsc = pairwise_dsc(right, moved, atlas.class_count)
+    sequence = [atlas[name].index for name in atlas.sequence]
+    shown = [index for index in sequence if voxels[index] >= MINIMUM_VOXELS]
+    # Match across groups, too: an atlas without groups then needs no special case, and place decides anyway.
+    matches = {atlas.names[f - 1]: atlas.names[s - 1] for f, s in match_by_place(dsc, shown, sequence)}
+    successors = {name: atlas.neighbour(name, levels) for name in (atlas.names[index - 1] for index in shown)}
+    names = tuple((name, matches.get(name)) for name, successor in successors.items() if successor)
+    return PictureObedience(
+        levels=levels,
+        structures=len(names),
+        followed=sum(successors[name] == new for name, new in names),
+        vanished=sum(new is None for _, new in names),
+        at_end=len(shown) - len(names),
+        names=names,
+    )
+
+
+def shows_landmark(label_map: Array, atlas: Atlas) -> bool:
+    """Return True if a label map shows a landmark of the atlas with at least `MINIMUM_VOXELS` voxels."""
+    voxels = np.bincount(label_map.ravel(), minlength=atlas.class_count)
+    return any(voxels[atlas[name].index] >= MINIMUM_VOXELS for name in atlas.landmarks)
+
+
+def summarise(pictures: Sequence[ComparedPicture]) -> list[Summary]:
+    """Return the obedience over all pictures, over those of each direction, and of each direction and landmark.
+
+    Pictures in which no structure counts are left out. The first summary is that over all pictures.
+    """
+    known = [picture for picture in pictures if picture.obedience.structures]
+    directions = sorted({picture.obedience.levels for picture in known})
+    groups: list[tuple[int | None, bool | None]] = [(None, None)]
+    groups += [(levels, landmark) for levels in directions for landmark in (None, True, False)]
+    summaries = []
+    for levels, landmark in groups:
+        chosen = [p for p in known if levels in (None, p.obedience.levels) and landmark in (None, p.landmark)]
+        if chosen or levels is None:
+            summaries.append(_summary(levels, landmark, chosen))
+    return summaries
+
+
+def _summary(levels: int | None, landmark: bool | None, pictures: Sequence[ComparedPicture]) -> Summary:
+    by_patient: dict[str, list[float]] = {}
+    for picture in pictures:
+        by_patient.setdefault(picture.patient, []).append(picture.obedience.value)
+    # Each patient counts once, whatever the number of its pictures.
+    means = np.array([[math.fsum(by_patient[patient]) / len(by_patient[patient])] for patient in sorted(by_patient)])
+    return Summary(
+        levels=levels,
+        landmark=landmark,
+        interval=macro_mean_interval(means.reshape(-1, 1), np.ones((len(means), 1))),
+        pictures=len(pictures),
+        structures=sum(picture.obedience.structures for picture in pictures),
+        vanished=sum(picture.obedience.vanished for picture in pictures),
+    )
+
+
+def conclusion(summary: Summary) -> str:
+    """Return one sentence with the number: the names follow the text, or they do not."""
+    value, low, high = summary.interval.value, summary.interval.low, summary.interval.high
+    if math.isnan(value):
+        return "obedience is not known: no picture was predicted under a moved text that all its names allow"
+    patients = counted(summary.interval.patients, "patient")
+    bounds = f"({patients})" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+    if value >= FOLLOWS:
+        meaning = "the names follow the text"
+    elif value > IGNORES:
+        meaning = "the names follow the text in part"
+    else:
+        meaning = "the names do not follow the text"
+    return f"obedience {value:.2f} {bounds}: {meaning}"
+
+
+def write_obedience(path: Path, pictures: Sequence[ComparedPicture]) -> None:
+    """Write obedience.csv atomically: a row for each picture and direction."""
+    rows = [
+        (
+            picture.case,
+            picture.patient,
+            picture.obedience.levels,
+            "yes" if picture.landmark else "no",
+            picture.obedience.structures,
+            picture.obedience.followed,
+            picture.obedience.vanished,
+            picture.obedience.at_end,
+            "" if math.isnan(picture.obedience.value) else picture.obedience.value,
+        )
+        for picture in pictures
+    ]
+    write_atomically(path, csv_text(COLUMNS, rows))
+
+
+def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """Return the summaries for run.json; undefined values are null."""
+    return [
+        {
+            "levels": summary.levels,
+            "landmark": summary.landmark,
+            "obedience": _null(summary.interval.value),
+            "low": _null(summary.interval.low),
+            "high": _null(summary.interval.high),
+            "patients": summary.interval.patients,
+            "pictures": summary.pictures,
+            "structures": summary.structures,
+            "vanished": summary.vanished,
+        }
+        for summary in summaries
+    ]
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
