@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,12 @@ def test_the_simulated_person_miscounts_as_often_as_the_recipe_says(prepared_cas
     assert 40 <= sum(visible != right for visible in third) <= 80  # binomial(200, 0.3) to three deviations
     assert 10 <= third.count(up) <= 50
     assert said(0.3) == third != said(0.3, seed=2)
+    upper = [prepared_case(f"upper{number}", [(1, 2)]) for number in range(20)]
+    knowledge = Knowledge(interactive_error=1.0)
+    visible = {slice_prompts(c, "interactive", speak, atlas, knowledge)[0].visibility.visible for c in upper}
+    assert visible == {("L2", "L3")}  # nothing is above L1, so that the error goes down
+    everything = replace(upper[0], present=(tuple(range(1, 8)),))
+    assert slice_prompts(everything, "interactive", speak, atlas, knowledge)[0].visibility.visible == names
     named = Knowledge(interactive_error=1.0, named={"case0": "L1:L2"})
     assert slice_prompts(many[0], "interactive", speak, atlas, named)[0].visibility.visible == ("L1", "L2")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,19 @@ def test_ground_truth_speaks_of_one_slice(small_atlas: Atlas) -> None:
         ground_truth_visibility(small_atlas, [25, 1, 5])
 
 
-def test_a_miscounted_stretch_moves_by_structures_of_one_kind_and_stays_in_the_row(small_atlas: Atlas) -> None:
+def test_a_miscounted_stretch_moves_by_structures_of_one_kind_and_is_never_cut(small_atlas: Atlas) -> None:
     assert shifted(small_atlas, "L1", "L1", 1) == "L2:L2"
-    assert shifted(small_atlas, "L1", "L2", 1) == "L2:L2"
-    assert shifted(small_atlas, "L1", "L1/L2", -1) == "L1:L1/L2"
+    assert shifted(small_atlas, "L2", "L2", -1) == "L1:L1"
+    assert shifted(small_atlas, "L1", "L2", 0) == "L1:L2"
+    assert shifted(small_atlas, "L2", "L2", 1) is None
+    assert shifted(small_atlas, "L1", "L2", 1) is None  # L1 could move, L2 could not
+    assert shifted(small_atlas, "L1", "L1/L2", -1) is None
     ungrouped = Atlas("bare", small_atlas.structures, small_atlas.sequence)
     assert shifted(ungrouped, "L1", "L1/L2", 1) == "L1/L2:L2"
+    # Each structure between the ends needs a successor, too: here the disc has none.
+    discs = replace(small_atlas, sequence=("L1/L2", "L1", "L2"))
+    assert shifted(discs, "L1", "L1", 1) == "L2:L2"
+    assert shifted(discs, "L1/L2", "L1", 1) is None
 
 
 def test_what_a_first_pass_may_predict(small_atlas: Atlas, heart: Atlas) -> None:

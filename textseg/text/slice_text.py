@@ -48,7 +48,8 @@ class Knowledge:
 
     Args:
         template_position: True if the template states the position of a slice in the stack, which needs no person.
-        interactive_error: probability that the simulated person has miscounted a volume by one level.
+        interactive_error: probability that the simulated person has miscounted a volume by one level. At an end of the
+            atlas the error goes the other way, and a stretch that can't be moved at all is named rightly.
         seed: of that error.
         named: statements of a real person, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
     """
@@ -126,7 +127,9 @@ def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge:
         return interactive_visibility(atlas, shown or atlas.names, facts)
     chance = simulated_person(knowledge.seed, case)
     levels = int(chance.choice((-1, 1))) if chance.random() < knowledge.interactive_error else 0
-    return interactive_visibility(atlas, shifted(atlas, stretch[0], stretch[-1], levels), facts)
+    # Where the atlas ends, only the opposite error is possible; a stretch that can't move at all is named rightly.
+    moved = (shifted(atlas, stretch[0], stretch[-1], move) for move in (levels, -levels, 0))
+    return interactive_visibility(atlas, next(names for names in moved if names), facts)
 
 
 @dataclass(frozen=True)

@@ -83,18 +83,16 @@ def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
     return statements
 
 
-def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str:
+def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str | None:
     """Return a stretch moved by some levels, as a person who miscounted names it; downwards where `levels` is positive.
 
-    A level is the next structure of the same group. Where the row ends, the stretch ends with it.
+    Returns None if a structure of the stretch has no successor (`Atlas.neighbour`): a stretch that is cut at the end of
+    the atlas would be a shorter list, not a wrong one.
     """
-    return f"{_neighbour(atlas, first, levels)}:{_neighbour(atlas, last, levels)}"
-
-
-def _neighbour(atlas: Atlas, name: str, levels: int) -> str:
-    row = next(([n for n in atlas.sequence if n in group] for group in atlas.groups.values() if name in group), None)
-    row = row or list(atlas.sequence)
-    return row[min(max(row.index(name) + levels, 0), len(row) - 1)]
+    stretch = [name for name in atlas.between(first, last) if name in atlas.sequence]
+    successors = {atlas.neighbour(name, levels) for name in stretch}
+    moved = [name for name in atlas.sequence if name in successors]
+    return None if None in successors else f"{moved[0]}:{moved[-1]}"
 
 
 def ground_truth_visibility(
