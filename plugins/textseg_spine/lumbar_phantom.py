@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textseg.data.phantoms import Anatomy, Level, Part, Patient, Series, SpinePhantom
-from textseg_spine.atlas import lumbar_spider
-from textseg_spine.spider import PARTIAL_OFFSET, Spider
+from textseg_spine.atlas import CANAL, VERTEBRAE, lumbar_spider
+from textseg_spine.spider import CANAL_VALUE, DISC_OFFSET, PARTIAL_OFFSET, Spider
 
 SUFFIXES = {"T1": "t1", "T2": "t2", "T2 SPACE": "t2_SPACE"}
 
@@ -83,16 +87,44 @@ LUMBAR = Anatomy(
 )
 
 
+def lumbar_anatomy(vertebrae: int) -> Anatomy:
+    """Return the anatomy of patients with four, five or six lumbar vertebrae, which are named from T12 downwards.
+
+    Counted from the sacrum, all patients look alike: a sixth vertebra has the form of L1, and with four L1 is missing.
+    """
+    thoracic, lumbar, sacral = LUMBAR.levels[:8], LUMBAR.levels[8:13], LUMBAR.levels[13:]
+    forms = (lumbar[0], *lumbar)[-vertebrae:]
+    names = [*(f"L{number}" for number in range(1, vertebrae + 1)), "S"]
+    labelled = zip(forms, pairwise(names), strict=True)
+    named = (replace(form, name=name, disc=f"{name}/{below}") for form, (name, below) in labelled)
+    return replace(LUMBAR, levels=(*thoracic, *named, *sacral), anchor=f"L{vertebrae}/S")
+
+
 class LumbarPhantom(SpinePhantom):
     """Synthetic sagittal T1, T2 and T2 SPACE series of lumbar spines, as files in SPIDER's layout.
 
     The files are written once, into a folder of `folder` that is named after a hash of the settings, when the first
     method is called; they then are read as SPIDER's are. `cases` counts series: some patients have T1 and T2. `size`
-    is H, W in pixels of `spacing_mm`. Raises RecipeError for impossible settings and DataError for a folder that
-    can't be written.
+    is H, W in pixels of `spacing_mm`.
+
+    The names of the levels are known: they are counted from T12 downwards. `lumbar_vertebrae` is 4, 5 or 6. The lowest
+    of six is L6, which the atlas does not have, so it is background; the disc below L5 keeps the atlas's name for it,
+    L5/S. With four, the lowest vertebra is L4, and the disc below it is the atlas's L4/L5. The masks count from the
+    sacrum as SPIDER's do, and numbering.csv gives the lowest level, as a user of SPIDER would write it. Counting from
+    the sacrum, or a model that was trained on patients with five, gives names that are wrong by one level.
+
+    `ends_above: L4` cuts the pictures above L4, so that no picture shows a landmark of the atlas; `begins_below: L1`
+    keeps the lower part of the spine, with the sacrum.
+
+    A picture shows these signs of a level, apart from the sacrum. The processes behind T12 have a thoracic form, and
+    those behind L1 a lumbar form. From T5 to L4, a body is up to 9 % and a disc up to 21 % higher than the one above,
+    while the size of patients differs by up to 30 %. The cord ends near the centre of L1 (standard deviation 14 mm,
+    half a level). The great vessels fork 40 mm above the sacrum, and the curve of the spine is steepest near it. There
+    are no ribs. A picture of L2 to L4 alone (`begins_below: L1`, `ends_above: L5`) shows the fewest of these signs.
+
+    Raises RecipeError for impossible settings and DataError for a folder that can't be written.
     """
 
-    anatomy = LUMBAR
     slab_mm = 52.0
     drawing = 1
 
@@ -105,17 +137,39 @@ class LumbarPhantom(SpinePhantom):
         size: tuple[int, int] = (160, 128),
         spacing_mm: float = 1.9,
         seed: int = 0,
+        lumbar_vertebrae: Literal[4, 5, 6] = 5,
+        begins_below: str | None = None,
+        ends_above: str | None = None,
     ) -> None:
+        self.lumbar_vertebrae = lumbar_vertebrae
+        self.anatomy = lumbar_anatomy(lumbar_vertebrae)
         super().__init__(
-            lumbar_spider(), folder=folder, cases=cases, slices=slices, size=size, spacing_mm=spacing_mm, seed=seed
+            lumbar_spider(),
+            folder=folder,
+            cases=cases,
+            slices=slices,
+            size=size,
+            spacing_mm=spacing_mm,
+            seed=seed,
+            begins_below=begins_below,
+            ends_above=ends_above,
         )
+
+    def values(self) -> Mapping[str, int]:
+        """Return SPIDER's values, which count vertebrae and discs from the lowest one upwards, as far as the atlas."""
+        names = [level.name for level in self.anatomy.levels]
+        annotated = self.anatomy.levels[names.index(VERTEBRAE[-1]) : names.index("S1")]
+        values = {CANAL: CANAL_VALUE}
+        for number, level in enumerate(reversed(annotated), start=1):
+            values |= {level.name: number, level.disc: DISC_OFFSET + number}
+        return values
 
     def read(self, folder: Path) -> Spider:
         """Return a reader of SPIDER's layout."""
         return Spider(folder=str(folder))
 
     def write(self, folder: Path) -> None:
-        """Write images/, masks/ and overview.csv."""
+        """Write images/, masks/ and overview.csv, and numbering.csv for patients without five lumbar vertebrae."""
         for name in ("images", "masks"):
             (folder / name).mkdir()
         with (folder / "overview.csv").open("w", encoding="utf-8", newline="") as file:
@@ -124,31 +178,28 @@ class LumbarPhantom(SpinePhantom):
             for patient in self.patients():
                 for series in self.series(patient):
                     table.writerow(self._write_series(folder, patient, series))
+        if self.lumbar_vertebrae != 5:
+            rows = [f"{patient.number},L{self.lumbar_vertebrae}\n" for patient in self.patients()]
+            (folder / "numbering.csv").write_text("patient,lowest_level\n" + "".join(rows), encoding="utf-8")
 
     def _write_series(self, folder: Path, patient: Patient, series: Series) -> tuple[str | int, ...]:
         """Write one series and return its row of overview.csv."""
         # In some patients the picture's edge turns a vertebra's value into that of a partial one
-        values = spider_values(series.mask, partial=patient.number % 2 == 0)
+        values = with_partial_vertebra(series.mask) if patient.number % 2 == 0 else series.mask
         stem = f"{patient.number}_{SUFFIXES[series.contrast.sequence]}"
-        self.store(series.image, folder / "images" / f"{stem}.mha", patient)
-        self.store(values, folder / "masks" / f"{stem}.mha", patient)
+        self.store(series.image, folder / "images" / f"{stem}.mha", patient, first_row=series.first_row)
+        self.store(values, folder / "masks" / f"{stem}.mha", patient, first_row=series.first_row)
         numbers = set(np.unique(values).tolist())
         vertebrae = len({value % 100 for value in numbers if value < 200} - {0})
         discs = sum(value > 200 for value in numbers)
         return stem, vertebrae, discs, f"{patient.sex} ", series.age, "validation" if patient.testing else "training"
 
 
-def spider_values(mask: NDArray[np.uint8], *, partial: bool = False) -> NDArray[np.uint8]:
-    """Class indices of the atlas `lumbar_spider` [S, H, W] as SPIDER's values.
+def with_partial_vertebra(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return SPIDER's values [S, H, W], with that of a partially visible vertebra where the first row cuts the highest.
 
-    With `partial`, vertebrae whose body the first row cuts take the values of partially visible ones.
+    `mask` has the values of complete vertebrae.
     """
-    values = np.zeros(20, np.uint8)
-    values[1:10], values[10:19], values[19] = range(1, 10), range(201, 210), 100
-    result = values[mask]
-    if partial:
-        cut = np.unique(result[:, 0])
-        highest = result[(result > 0) & (result < 10)].max(initial=0)
-        if highest and highest in cut:
-            result[result == highest] = PARTIAL_OFFSET + highest
-    return result
+    highest = mask[mask < CANAL_VALUE].max(initial=0)
+    cut = highest > 0 and bool((mask[:, 0] == highest).any())
+    return np.where(mask == highest, np.uint8(PARTIAL_OFFSET + highest), mask) if cut else mask

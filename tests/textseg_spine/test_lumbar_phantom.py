@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from scipy.ndimage import binary_dilation, center_of_mass
 
 from textseg.contracts import Case
 from textseg.errors import DataError, RecipeError
-from textseg_spine.lumbar_phantom import LumbarPhantom, spider_values
+from textseg_spine.lumbar_phantom import LUMBAR, LumbarPhantom, lumbar_anatomy, with_partial_vertebra
+from textseg_spine.spider import Spider
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +168,84 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         LumbarPhantom(folder=str(tmp_path / "file"), cases=1).cases()
 
 
-def test_values_are_spiders() -> None:
-    mask = np.array([[[0, 9], [1, 9], [10, 18], [19, 2]]], np.uint8)
-    assert spider_values(mask).tolist() == [[[0, 9], [1, 9], [201, 209], [100, 2]]]
-    assert spider_values(mask, partial=True).tolist() == [[[0, 109], [1, 109], [201, 209], [100, 2]]]
+def test_the_first_row_turns_the_highest_vertebra_into_a_partial_one() -> None:
+    mask = np.array([[[0, 9], [1, 9], [201, 209], [100, 2]]], np.uint8)
+    assert with_partial_vertebra(mask).tolist() == [[[0, 109], [1, 109], [201, 209], [100, 2]]]
+    assert with_partial_vertebra(mask[:, 2:]).tolist() == [[[201, 209], [100, 2]]]
+
+
+SMALL: dict[str, Any] = {"cases": 4, "slices": 3, "size": (96, 80), "spacing_mm": 3.0}
+
+
+def levels_by_case(phantom: LumbarPhantom) -> dict[str, list[str]]:
+    """Return the structures of the sequence in each mask, downwards, by the names of the reader."""
+    shown = {case.id: np.unique(classes(phantom, case)) for case in phantom.cases()}
+    return {
+        name: [level for level in phantom.atlas.sequence if phantom.atlas[level].index in present]
+        for name, present in shown.items()
+    }
+
+
+def test_default_settings_draw_the_masks_of_the_first_release(tmp_path: Path) -> None:
+    phantom = LumbarPhantom(folder=str(tmp_path), **SMALL)
+    digest = hashlib.sha256()
+    for case in phantom.cases():
+        digest.update(read(case.mask_path).tobytes())
+    assert phantom.folder.name == "fc83b0bed478"
+    assert digest.hexdigest()[:16] == "2ffbff01b5427bb0"
+
+
+def test_pictures_that_end_above_l4_show_no_landmark(tmp_path: Path) -> None:
+    whole = LumbarPhantom(folder=str(tmp_path), **SMALL)
+    upper = LumbarPhantom(folder=str(tmp_path), **SMALL, ends_above="L4")
+    lower = LumbarPhantom(folder=str(tmp_path), **SMALL, begins_below="L1")
+    for name, levels in levels_by_case(upper).items():
+        assert {"L3", "L2", "L1"} < set(levels) <= set(upper.atlas.between("T9", "L3/L4")), name
+    for name, levels in levels_by_case(lower).items():
+        assert levels[-4:] == ["L4", "L4/L5", "L5", "L5/S"], name
+        assert set(levels) <= set(lower.atlas.between("L1/L2", "L5/S")), name
+    for cut, case in zip(upper.cases(), whole.cases(), strict=True):
+        assert (cut.id, cut.facts) == (case.id, case.facts)
+        rows = read(cut.image_path).shape[1]
+        np.testing.assert_array_equal(read(cut.image_path), read(case.image_path)[:, :rows])
+
+
+@pytest.mark.parametrize(("vertebrae", "lowest", "absent"), [(4, "L4", {"L5", "L5/S"}), (6, "L6", set())])
+def test_names_are_counted_from_above_where_the_number_of_vertebrae_is_another(
+    tmp_path: Path, vertebrae: Literal[4, 6], lowest: str, absent: set[str]
+) -> None:
+    phantom = LumbarPhantom(folder=str(tmp_path), **SMALL, lumbar_vertebrae=vertebrae)
+    present = levels_by_case(phantom)
+    for case in phantom.cases():
+        values = read(case.mask_path)
+        names = [level for level in phantom.atlas.sequence if level not in absent]
+        assert present[case.id][-7:] == names[-7:]  # the upper end differs between patients
+        counted = {value % 100 for value in np.unique(values).tolist() if value != 100 and 0 < value < 200}
+        assert counted == set(range(1, max(counted) + 1))  # SPIDER's values, from the sacrum upwards
+        true_l3 = np.isin(values, (vertebrae - 2, 100 + vertebrae - 2))
+        np.testing.assert_array_equal(classes(phantom, case) == phantom.atlas["L3"].index, true_l3)
+        # What is counted from the sacrum is wrong by one level, unless the table is read
+        counting = Spider(folder=str(case.image_path.parent.parent))
+        counting.__dict__["_shifts"] = {}
+        wrong = counting.label_map(case)[vertebrae - 2]
+        assert phantom.atlas.names[wrong - 1] == {4: "L4", 6: "L2"}[vertebrae]
+    rows = (phantom.folder / "numbering.csv").read_text().splitlines()
+    assert rows[0] == "patient,lowest_level"
+    assert {row.partition(",")[2] for row in rows[1:]} == {lowest}
+    assert not (LumbarPhantom(folder=str(tmp_path), **SMALL).folder / "numbering.csv").exists()
+
+
+@pytest.mark.parametrize("vertebrae", [4, 6])
+def test_the_names_of_other_numbers_of_vertebrae_run_from_t12_to_the_sacrum(vertebrae: int) -> None:
+    anatomy = lumbar_anatomy(vertebrae)
+    lumbar = anatomy.levels[8:-5]
+    assert [level.name for level in lumbar] == [f"L{number}" for number in range(1, vertebrae + 1)]
+    assert lumbar[-1].disc == anatomy.anchor == f"L{vertebrae}/S"
+    assert [level.name for level in anatomy.levels[-5:]] == ["S1", "S2", "S3", "S4", "S5"]
+    for level, usual in zip(lumbar[::-1][:4], LUMBAR.levels[8:13][::-1], strict=False):
+        assert replace(level, name=usual.name, disc=usual.disc) == usual  # from the sacrum, all patients look alike
+
+
+def test_a_structure_that_the_patients_lack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="ends_above is 'L5'"):
+        LumbarPhantom(folder=str(tmp_path), lumbar_vertebrae=4, ends_above="L5")

@@ -70,8 +70,9 @@ class CervicalPhantom(SpinePhantom):
 
     The files are written once, into a folder of `folder` that is named after a hash of the settings, when the first
     method is called: images/, masks/ and cases.csv, which `nifti_folder` reads. `cases` counts series: some patients
-    have T1 and T2. `size` is H, W in pixels of `spacing_mm`. Raises RecipeError for impossible settings and DataError
-    for a folder that can't be written.
+    have T1 and T2. `size` is H, W in pixels of `spacing_mm`. `begins_below: C2` cuts the pictures below C2, so that
+    no picture shows the landmark of the atlas; `ends_above` cuts them at the lower end. Raises RecipeError for
+    impossible settings and DataError for a folder that can't be written.
     """
 
     anatomy = CERVICAL
@@ -87,9 +88,19 @@ class CervicalPhantom(SpinePhantom):
         size: tuple[int, int] = (144, 112),
         spacing_mm: float = 1.1,
         seed: int = 0,
+        begins_below: str | None = None,
+        ends_above: str | None = None,
     ) -> None:
         super().__init__(
-            cervical_spine(), folder=folder, cases=cases, slices=slices, size=size, spacing_mm=spacing_mm, seed=seed
+            cervical_spine(),
+            folder=folder,
+            cases=cases,
+            slices=slices,
+            size=size,
+            spacing_mm=spacing_mm,
+            seed=seed,
+            begins_below=begins_below,
+            ends_above=ends_above,
         )
 
     def read(self, folder: Path) -> Dataset:
@@ -109,7 +120,7 @@ class CervicalPhantom(SpinePhantom):
                 for series in self.series(patient):
                     sequence = series.contrast.sequence
                     stem = f"neck{patient.number:02}_{sequence.lower().replace(' ', '_')}"
-                    self.store(series.image, folder / "images" / f"{stem}.nii.gz", patient)
-                    self.store(series.mask, folder / "masks" / f"{stem}.nii.gz", patient)
+                    for name, volume in (("images", series.image), ("masks", series.mask)):
+                        self.store(volume, folder / name / f"{stem}.nii.gz", patient, first_row=series.first_row)
                     part = "test" if patient.testing else "train"
                     table.writerow((stem, patient.number, part, sequence, "sagittal", SEXES[patient.sex]))

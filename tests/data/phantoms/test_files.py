@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from textseg.contracts import Atlas, Case, LabelMap
+from textseg.contracts import Atlas, Case, LabelMap, Structure
+from textseg.data.phantoms import Anatomy, Level, SpinePhantom
 from textseg.data.phantoms.files import PhantomFiles, check_settings, write_drawn
 from textseg.errors import DataError, RecipeError
 
@@ -67,6 +68,77 @@ def test_a_drawing_that_fails_leaves_nothing_behind(tmp_path: Path, small_atlas:
     with pytest.raises(DataError, match=r"can't be written.*no space left.*dataset.folder"):
         OneFile(str(tmp_path), number=-1, atlas=small_atlas).cases()
     assert names_in(tmp_path) == set()
+
+
+class Back(SpinePhantom):
+    """Five equal vertebrae A to E, and the structures of an atlas among them."""
+
+    slab_mm, drawing = 30.0, 1
+
+    def __init__(self, folder: str, *, levels: str = "ABCDE", **ends: str | None) -> None:
+        self.anatomy = Anatomy(
+            levels=tuple(Level(name, f"{name}/", 20, 25, 30, 0.0, 6) for name in levels),
+            anchor="C/",
+            anchor_row=(0.5, 0.5),
+        )
+        sequence = ("B", "B/", "C", "C/", "D", "D/")
+        structures = tuple(Structure(name, "part of the back", index) for index, name in enumerate(sequence, start=1))
+        atlas = Atlas("back", structures, sequence)
+        super().__init__(atlas, folder=folder, cases=2, slices=3, size=(40, 24), spacing_mm=3.0, seed=0, **ends)
+
+    def write(self, folder: Path) -> None:
+        for patient in self.patients():
+            for series in self.series(patient):
+                name = f"{patient.number}_{series.contrast.sequence}"
+                for kind, volume in (("image", series.image), ("mask", series.mask)):
+                    self.store(volume, folder / f"{name}_{kind}.mha", patient, first_row=series.first_row)
+
+    def read(self, folder: Path) -> Reader:
+        return Reader(folder, self.atlas)
+
+    def drawn(self) -> dict[str, sitk.Image]:
+        self._generate()
+        return {path.stem: sitk.ReadImage(str(path)) for path in sorted(self.folder.glob("*.mha"))}
+
+
+@pytest.mark.parametrize(
+    ("ends", "shown"),
+    [
+        ({"ends_above": "D"}, {"B", "B/", "C", "C/"}),
+        ({"begins_below": "B"}, {"B/", "C", "C/", "D", "D/"}),
+        ({"begins_below": "B", "ends_above": "D/"}, {"B/", "C", "C/", "D"}),
+    ],
+)
+def test_a_cut_picture_has_the_pixels_of_the_whole_one_in_the_same_place(
+    tmp_path: Path, ends: dict[str, str], shown: set[str]
+) -> None:
+    whole, cut = Back(str(tmp_path)), Back(str(tmp_path), **ends)
+    pictures, windows = whole.drawn(), cut.drawn()
+    assert whole.folder != cut.folder
+    assert list(windows) == list(pictures)
+    for name, window in windows.items():
+        corner = pictures[name].TransformPhysicalPointToIndex(window.GetOrigin())
+        assert corner[0] == corner[2] == 0
+        assert window.GetSize()[1] < pictures[name].GetSize()[1]
+        part = sitk.RegionOfInterest(pictures[name], window.GetSize(), corner)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(part), sitk.GetArrayFromImage(window))
+        if name.endswith("mask"):
+            values = set(np.unique(sitk.GetArrayFromImage(window)).tolist()) - {0}
+            assert {cut.atlas.names[value - 1] for value in values} == shown
+
+
+def test_ends_between_which_nothing_lies_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"ends_above is 'E'.*Possible: B, B/, C, C/, D, D/"):
+        Back(str(tmp_path), ends_above="E")
+    with pytest.raises(RecipeError, match="begin below C and end above C/, and nothing lies between them"):
+        Back(str(tmp_path), begins_below="C", ends_above="C/")
+    with pytest.raises(DataError, match=r"patient 1 that begins below C and ends above D is less than 20 mm high"):
+        Back(str(tmp_path), begins_below="C", ends_above="D").drawn()
+
+
+def test_an_anatomy_that_lacks_a_structure_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no D, D/, which atlas 'back' has in its sequence"):
+        Back(str(tmp_path), levels="ABC").drawn()
 
 
 KILLED = """

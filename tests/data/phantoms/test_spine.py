@@ -16,6 +16,7 @@ ATLAS = Atlas(
     structures=tuple(Structure(name, "part of the neck", index) for index, name in enumerate(NAMES, start=1)),
     sequence=("C4", "C4/C5", "C5", "C5/C6", "C6", "C6/C7", "C7"),
 )
+VALUES = {structure.name: structure.index for structure in ATLAS.structures}
 PARTS = (Part(0.6, 28, 0, (4, 12, 3), 0.4), Part(-0.1, 8, 10, (4, 8, 3)))
 NECK = Anatomy(
     levels=tuple(
@@ -40,7 +41,7 @@ NECK = Anatomy(
 
 def neck(seed: int = 0, slices: int = 5, scale: float = 1.0) -> Phantom:
     return render(
-        ATLAS,
+        VALUES,
         NECK,
         (T2, T1),
         shape=(slices, 96, 80),
@@ -111,12 +112,19 @@ def test_scale_makes_the_patient_larger(phantom: Phantom) -> None:
     assert (larger.mask == name).sum() > 1.3 * (phantom.mask == name).sum()
 
 
-def test_an_anatomy_that_lacks_a_structure_is_refused() -> None:
-    short = Anatomy(levels=NECK.levels[:3], anchor="C4/C5", anchor_row=(0.5, 0.5))
-    with pytest.raises(DataError, match=r"no C6, C6/C7, C7, which atlas 'neck'"):
-        render(ATLAS, short, (T2,), shape=(1, 32, 32), spacing_mm=3, slice_distance_mm=4, seed=0)
+def test_structures_without_a_value_are_drawn_and_stay_background(phantom: Phantom) -> None:
+    fewer = render(
+        {name: value for name, value in VALUES.items() if name != "C5/C6"},
+        NECK,
+        (T2, T1),
+        shape=(5, 96, 80),
+        spacing_mm=1.4,
+        slice_distance_mm=4.0,
+        seed=0,
+    )
+    np.testing.assert_array_equal(fewer.mask, np.where(phantom.mask == VALUES["C5/C6"], 0, phantom.mask))
 
 
 def test_a_picture_that_shows_no_spine_is_refused() -> None:
     with pytest.raises(DataError, match="16 rows of 1 mm"):
-        render(ATLAS, NECK, (T2,), shape=(1, 16, 16), spacing_mm=1, slice_distance_mm=4, seed=0)
+        render(VALUES, NECK, (T2,), shape=(1, 16, 16), spacing_mm=1, slice_distance_mm=4, seed=0)

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.phantoms.spine import Phantom, render
 from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
-from textseg.errors import DataError, RecipeError
+from textseg.errors import DataError, RecipeError, suggestion
 from textseg.system.files import cache_folder, new_folder
 
 _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
+LOWEST_PICTURE_MM = 20.0
 ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
 
 
@@ -125,8 +126,9 @@ class Series:
 
     contrast: Contrast
     image: NDArray[np.int16]  # [S, H, W]
-    mask: NDArray[np.uint8]  # [S, H, W] class indices
+    mask: NDArray[np.uint8]  # [S, H, W] `values` of the phantom
     age: int
+    first_row: int = 0  # of the picture, in the picture that is not cut
 
 
 class SpinePhantom(PhantomFiles):
@@ -134,6 +136,9 @@ class SpinePhantom(PhantomFiles):
 
     A region is a subclass with an `anatomy`, a `slab_mm` and a `drawing`, that says in which layout `series` are
     stored. Raises RecipeError for impossible settings.
+
+    A picture that `begins_below` or `ends_above` a structure is the picture of the same patient without these
+    settings, with fewer rows: neither that structure nor any structure beyond it is in view.
 
     Args:
         atlas: Its sequence must be covered by the levels of `anatomy`.
@@ -143,21 +148,50 @@ class SpinePhantom(PhantomFiles):
         size: H, W in pixels.
         spacing_mm: Of rows and columns.
         seed: Of all chance.
+        begins_below: The lowest structure above the upper end of the pictures; None if the pictures are not cut there.
+        ends_above: The highest structure below the lower end of the pictures; None if the pictures are not cut there.
     """
 
-    anatomy: ClassVar[Anatomy]
+    anatomy: Anatomy
     slab_mm: ClassVar[float]  # from the first slice to the last
     drawing: ClassVar[int]  # increased whenever equal settings give different pictures
 
     def __init__(
-        self, atlas: Atlas, *, folder: str, cases: int, slices: int, size: tuple[int, int], spacing_mm: float, seed: int
+        self,
+        atlas: Atlas,
+        *,
+        folder: str,
+        cases: int,
+        slices: int,
+        size: tuple[int, int],
+        spacing_mm: float,
+        seed: int,
+        begins_below: str | None = None,
+        ends_above: str | None = None,
     ) -> None:
         check_settings(cases=cases, slices=slices, size=min(size), spacing_mm=spacing_mm, seed=seed)
         self.atlas = atlas
         self.count, self.slices, self.spacing_mm, self.seed = cases, slices, float(spacing_mm), seed
         self.size = (int(size[0]), int(size[1]))
+        self.begins_below, self.ends_above = begins_below, ends_above
+        self._check_ends()
         settings = [self.drawing, cases, slices, self.size, self.spacing_mm, seed, asdict(self.anatomy)]
-        super().__init__(folder, settings)
+        # Whole pictures keep the folder that they had before pictures could be cut
+        cut = [[begins_below, ends_above]] if begins_below or ends_above else []
+        super().__init__(folder, [*settings, *cut])
+
+    def values(self) -> Mapping[str, int]:
+        """Return the value in a mask of each structure: its class index, unless a subclass has other values.
+
+        Raises DataError if the anatomy lacks a structure of the atlas's sequence.
+        """
+        known = {name for level in self.anatomy.levels for name in (level.name, level.disc)}
+        if missing := [name for name in self.atlas.sequence if name not in known]:
+            raise DataError(
+                f"The phantom's anatomy has no {', '.join(missing)}, which atlas '{self.atlas.name}' has in its "
+                "sequence. Use an anatomy whose levels cover the atlas."
+            )
+        return {structure.name: structure.index for structure in self.atlas.structures}
 
     def patients(self) -> Iterator[Patient]:
         """Draw patients until they have `cases` series."""
@@ -180,7 +214,7 @@ class SpinePhantom(PhantomFiles):
         """A patient's series, drawn."""
         random = np.random.default_rng((self.seed, patient.number, 1))
         phantom: Phantom = render(
-            self.atlas,
+            self.values(),
             self.anatomy,
             patient.contrasts,
             shape=(self.slices, *self.size),
@@ -189,21 +223,62 @@ class SpinePhantom(PhantomFiles):
             seed=(self.seed, patient.number, 2),
             scale=1.02 if patient.sex == "F" else 1.09,
         )
+        rows = self._rows(phantom.mask, patient)
         for contrast, image in zip(patient.contrasts, phantom.images, strict=True):
             gain = random.uniform(250, 1200)
-            yield Series(contrast, (image * gain).astype(np.int16), phantom.mask, int(random.integers(25, 80)))
+            picture, age = (image[:, rows] * gain).astype(np.int16), int(random.integers(25, 80))
+            yield Series(contrast, picture, phantom.mask[:, rows], age, rows.start)
 
-    def store(self, volume: NDArray[np.generic], path: Path, patient: Patient) -> None:
-        """Write a volume [S, H, W] as the scanner placed it in the patient."""
+    def store(self, volume: NDArray[np.generic], path: Path, patient: Patient, *, first_row: int = 0) -> None:
+        """Write a volume [S, H, W] as the scanner placed it in the patient; `first_row` is that of its series."""
         sine, cosine = (turn(math.radians(patient.oblique_degrees)) for turn in (math.sin, math.cos))
+        below_mm = first_row * self.spacing_mm
         write_drawn(
             volume,
             path,
             spacing_mm=(self._slice_mm, self.spacing_mm, self.spacing_mm),
-            origin=(self.slab_mm / 2, *ORIGIN_MM),
+            origin=(self.slab_mm / 2, ORIGIN_MM[0] + below_mm * sine, ORIGIN_MM[1] - below_mm * cosine),
             direction=(0, 0, -1, cosine, sine, 0, sine, -cosine, 0),  # turned about the left-right axis
             orientation="LPS" if patient.stored_lps else None,
         )
+
+    def _check_ends(self) -> None:
+        """Raise RecipeError for ends of the pictures that the patients do not have, or between which nothing lies."""
+        ends = {"begins_below": self.begins_below, "ends_above": self.ends_above}
+        named = {key: name for key, name in ends.items() if name is not None}
+        if not named:
+            return
+        possible = [name for name in self.atlas.sequence if name in self.values()]
+        for key, name in named.items():
+            if name not in possible:
+                raise RecipeError(f"The phantom's {key} is '{name}'.{suggestion(name, possible)}")
+        if len(named) == 2 and possible.index(named["begins_below"]) + 1 >= possible.index(named["ends_above"]):
+            raise RecipeError(
+                f"The phantom's pictures begin below {self.begins_below} and end above {self.ends_above}, and nothing "
+                "lies between them. Set a higher `begins_below` or a lower `ends_above`."
+            )
+
+    def _rows(self, mask: NDArray[np.uint8], patient: Patient) -> slice:
+        """Return the rows of the picture, from the mask of the whole picture."""
+        sequence, values = self.atlas.sequence, self.values()
+
+        def rows_of(hidden: Sequence[str]) -> NDArray[np.intp]:
+            shown = np.isin(mask, [values[name] for name in hidden if name in values])
+            return np.flatnonzero(shown.any(axis=(0, 2)))
+
+        first, last = 0, mask.shape[1]
+        if self.begins_below and len(above := rows_of(sequence[: sequence.index(self.begins_below) + 1])):
+            first = int(above[-1]) + 1
+        if self.ends_above and len(below := rows_of(sequence[sequence.index(self.ends_above) :])):
+            last = int(below[0])
+        if (self.begins_below or self.ends_above) and (last - first) * self.spacing_mm < LOWEST_PICTURE_MM:
+            ends = [f"begins below {self.begins_below}"] if self.begins_below else []
+            ends += [f"ends above {self.ends_above}"] if self.ends_above else []
+            raise DataError(
+                f"The picture of patient {patient.number} that {' and '.join(ends)} is less than "
+                f"{LOWEST_PICTURE_MM:g} mm high. Set ends that are further apart, or use more rows or larger pixels."
+            )
+        return slice(first, last)
 
     @property
     def _slice_mm(self) -> float:

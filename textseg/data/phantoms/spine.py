@@ -6,7 +6,7 @@ Everything is drawn in coordinates that follow the spine: `along` its axis (down
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from textseg.contracts import Atlas
 from textseg.data.phantoms.spine_anatomy import Anatomy, Array, Contrast, Level, Space, Spine, Window
-from textseg.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,12 @@ class Phantom:
     """The images and the mask of a synthetic patient."""
 
     images: tuple[NDArray[np.float32], ...]  # [S, H, W] for each contrast, background about 0, brightest about 1
-    mask: NDArray[np.uint8]  # [S, H, W] class indices of the atlas
+    mask: NDArray[np.uint8]  # [S, H, W] the value of each structure
     spacing_mm: tuple[float, float, float]  # of slices, rows, columns
 
 
 def render(
-    atlas: Atlas,
+    values: Mapping[str, int],
     anatomy: Anatomy,
     contrasts: Sequence[Contrast],
     *,
@@ -39,21 +37,15 @@ def render(
     seed: int | Sequence[int],
     scale: float = 1.0,
 ) -> Phantom:
-    """Draw a patient of `atlas`, once for each contrast; the same arguments give the same arrays.
+    """Draw a patient, once for each contrast; the same arguments give the same arrays.
 
-    `shape` is S, H, W; `scale` makes the whole patient larger. Raises DataError where `anatomy` lacks a structure of
-    the atlas's sequence, or where the picture is lower than 20 mm.
+    `values` gives the value in the mask of each structure that the mask shows; other structures stay background.
+    `shape` is S, H, W; `scale` makes the whole patient larger. Raises DataError if the picture is lower than 20 mm.
     """
-    known = {name for level in anatomy.levels for name in (level.name, level.disc)}
-    if missing := [name for name in atlas.sequence if name not in known]:
-        raise DataError(
-            f"The phantom's anatomy has no {', '.join(missing)}, which atlas '{atlas.name}' has in its sequence. "
-            "Use an anatomy whose levels cover the atlas."
-        )
     random = np.random.default_rng(seed)
     spine = Spine(anatomy, random, scale)
     space = Space(spine, random, shape, spacing_mm, slice_distance_mm)
-    canvas = _Canvas(atlas, contrasts, space, spacing_mm)
+    canvas = _Canvas(values, contrasts, space, spacing_mm)
     _draw_surroundings(canvas, spine, random)
     for level, above in zip(spine.levels, [None, *spine.levels], strict=False):
         _draw_posterior(canvas, spine, level, above)
@@ -69,12 +61,13 @@ def render(
 class _Canvas:
     """The signal of each contrast and the mask, painted with soft edges, later over earlier."""
 
-    def __init__(self, atlas: Atlas, contrasts: Sequence[Contrast], space: Space, spacing_mm: float) -> None:
-        self.space, self.contrasts = space, contrasts
+    def __init__(
+        self, values: Mapping[str, int], contrasts: Sequence[Contrast], space: Space, spacing_mm: float
+    ) -> None:
+        self.values, self.space, self.contrasts = values, space, contrasts
         self.edge_mm = 0.8 * spacing_mm
         self.images = [np.zeros(space.beside.shape) for _ in contrasts]
         self.mask = np.zeros(space.beside.shape, np.uint8)
-        self.classes = {structure.name: structure.index for structure in atlas.structures}
 
     def paint(self, distance: Array, window: Window | None = None, **amounts: float | Array) -> None:
         """Mix tissues where `distance` (mm to the edge, negative inside) says so."""
@@ -84,8 +77,8 @@ class _Canvas:
             region += cover * (sum(getattr(contrast, tissue) * share for tissue, share in amounts.items()) - region)
 
     def label(self, name: str, inside: NDArray[np.bool_], window: Window | None = None) -> None:
-        if name in self.classes:
-            (self.mask[(..., *window)] if window else self.mask)[inside] = self.classes[name]
+        if name in self.values:
+            (self.mask[(..., *window)] if window else self.mask)[inside] = self.values[name]
 
 
 def _norm(power: float, *parts: Array) -> Array:
@@ -145,8 +138,8 @@ def _draw_posterior(canvas: _Canvas, spine: Spine, level: Level, above: Level | 
         aside = np.abs(beside) - part.beside_mm * spine.scale if part.beside_mm else beside
         block = (_norm(3, down / half[0], back / half[1], aside / half[2]) - 1) * half.min()
         distance = -1.5 * np.logaddexp(-distance / 1.5, -block / 1.5)  # a soft minimum: parts grow together
-    if above is not None and above.name in canvas.classes:
-        taken = canvas.mask[(..., *window)] == canvas.classes[above.name]
+    if above is not None and above.name in canvas.values:
+        taken = canvas.mask[(..., *window)] == canvas.values[above.name]
         distance = np.where(taken, np.maximum(distance, 0.5 * canvas.edge_mm), distance)
     canvas.paint(distance, window, cortex=1.0)
     canvas.paint(distance + 1.3, window, marrow=0.8, fat=0.15)
