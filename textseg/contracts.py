@@ -41,6 +41,7 @@ class Structure:
     family: str
     index: int
     snomed: str | None = None  # its concept in SNOMED CT, for files that name structures by codes
+    synonyms: tuple[str, ...] = ()  # other names that a person may write
 
 
 @dataclass(frozen=True)

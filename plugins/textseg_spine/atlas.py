@@ -36,6 +36,15 @@ SNOMED = {
 """Concepts of DICOM's context groups 7603 (vertebrae), 7604 (discs), 6115 (canal) and 4031 (sacrum)."""
 
 
+SYNONYMS = {
+    **{name: (name.replace("T", "Th"), name.replace("T", "D")) for name in VERTEBRAE if name.startswith("T")},
+    "L5/S": ("L5/S1", "L5/sacrum", "lumbosacral disc"),
+    CANAL: ("vertebral canal",),
+    SACRUM: ("S1",),
+}
+"""Names that reports use beside those of the data sets; `textseg.text.reading` adds "spinal canal" and "L4-5"."""
+
+
 def lumbar_spider() -> Atlas:
     """The 19 structures of SPIDER: L5 to T9, the disc below each, the spinal canal (ATM-Net, table 2)."""
     sequence = _downwards()
@@ -75,7 +84,10 @@ def _neighbours(sequence: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _structures(names: tuple[str, ...]) -> tuple[Structure, ...]:
-    return tuple(Structure(name, _family(name), index, SNOMED[name]) for index, name in enumerate(names, start=1))
+    return tuple(
+        Structure(name, _family(name), index, SNOMED[name], SYNONYMS.get(name, ()))
+        for index, name in enumerate(names, start=1)
+    )
 
 
 def _family(name: str) -> str:

@@ -8,9 +8,9 @@ import pytest
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PromptError
 from textseg.text.prompts import SequencePrompts, generate
+from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import (
     ground_truth_visibility,
-    interactive_visibility,
     template_visibility,
 )
 

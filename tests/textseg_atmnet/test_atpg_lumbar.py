@@ -7,7 +7,8 @@ import pytest
 
 from textseg.contracts import Atlas, Structure
 from textseg.text.prompts import SequencePrompts
-from textseg.text.visibility import interactive_visibility, template_visibility
+from textseg.text.reading import interactive_visibility
+from textseg.text.visibility import template_visibility
 from textseg_atmnet.atpg_lumbar import ATPGLumbar
 
 SEQUENCE = ("T10", "T10/T11", "T11", "T12", "L1", "L5", "L5/S", "S")

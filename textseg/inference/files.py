@@ -22,7 +22,8 @@ from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
 from textseg.registry.component import cause
 from textseg.system.files import write_atomically
-from textseg.text.visibility import read_statements, statement
+from textseg.text.reading import read_statements
+from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
 from textseg.volumes.dicom_series import DicomSeries, find_series, is_dicom
@@ -135,7 +136,7 @@ def plan_jobs(
 ) -> list[Job]:
     """Plan the mask of each input: its name, in `output`; with its folder's name before it where two are equal.
 
-    `suffix` is that of the masks, else each has its input's; `textseg.text.visibility.read_statements` reads `visible`.
+    `suffix` is that of the masks, else each has its input's; `textseg.text.reading.read_statements` reads `visible`.
     Raises DataError where two masks would have one name, a mask would take the place of an input, or is to be DICOM
     where the input is not.
     """

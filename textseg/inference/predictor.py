@@ -18,7 +18,8 @@ from textseg.inference.structure_finder import StructureFinder, find_structures,
 from textseg.inference.training_domain import outside_domain
 from textseg.levels.level_order import order_levels
 from textseg.runs.task_record import TaskRecord
-from textseg.text.visibility import interactive_visibility, template_visibility
+from textseg.text.reading import interactive_visibility
+from textseg.text.visibility import template_visibility
 from textseg.volumes.dicom_series import DicomSeries
 from textseg.volumes.files import Volume, file_hash, read_volume
 from textseg.volumes.geometry import Geometry

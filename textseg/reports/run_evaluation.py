@@ -119,7 +119,7 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
 
     The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
     contains the structures that a person named for `interactive` prompts; see
-    `textseg.text.visibility.read_statements`. Raises RunError for an unknown source, and for data that differ from
+    `textseg.text.reading.read_statements`. Raises RunError for an unknown source, and for data that differ from
     those of the training.
     """
     folder = RunFolder.existing(run)

@@ -25,8 +25,8 @@ from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
+from textseg.text.reading import read_statements
 from textseg.text.slice_text import Knowledge, Text, build_text
-from textseg.text.visibility import read_statements
 
 Progress = Callable[[int, int], None]
 

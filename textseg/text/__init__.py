@@ -5,6 +5,7 @@ plug-ins the base classes of prompt generators, and functions that create a `Vis
 """
 
 from textseg.text.prompts import RegionPrompts, SequencePrompts
-from textseg.text.visibility import interactive_visibility, template_visibility
+from textseg.text.reading import interactive_visibility
+from textseg.text.visibility import template_visibility
 
 __all__ = ["RegionPrompts", "SequencePrompts", "interactive_visibility", "template_visibility"]

@@ -15,9 +15,9 @@ from textseg.randomness import simulated_person
 from textseg.system.devices import Movable
 from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
 from textseg.text.prompts import generate
+from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import (
     ground_truth_visibility,
-    interactive_visibility,
     predicted_visibilities,
     shifted,
     template_visibility,

@@ -1,17 +1,16 @@
 """Visibilities: the structures that a prompt may call visible, for each source of that knowledge.
 
-The template names every structure, a person names some, a mask shows them, and a first pass predicts them.
+The template names every structure, a mask shows some, and a first pass predicts them. What a person names is read in
+`textseg.text.reading`.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 from textseg.contracts import Atlas, Visibility
-from textseg.errors import DataError, PromptError, suggestion
+from textseg.errors import DataError
 
 FEW = 6  # number of structures of an unordered atlas up to which a first pass may find any set
 
@@ -21,66 +20,12 @@ def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibili
     return Visibility(atlas.names, source="template", scope="volume", facts=facts)
 
 
-def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapping[str, str] = {}) -> Visibility:
-    """Return the visibility that a person states for a whole volume.
-
-    `named` is a stretch of an ordered atlas ("T10:L5", with all that is outside the sequence), a list in one text
-    ("L4, L5") or a list of names. Raises PromptError for unknown names and for stretches that the atlas doesn't have.
-    """
-    visible = _stretch(atlas, named) if isinstance(named, str) else _chosen(atlas, named)
-    return Visibility(visible, source="interactive", scope="volume", facts=facts)
-
-
-def _stretch(atlas: Atlas, named: str) -> tuple[str, ...]:
-    if ":" not in named:
-        return _chosen(atlas, [part.strip() for part in named.split(",") if part.strip()])
-    ends = [end.strip() for end in named.split(":")]
-    if len(ends) != 2 or not all(ends):
-        raise PromptError(
-            f"'{named}' is no stretch of structures; write FIRST:LAST with the upper structure first, or names "
-            f"separated by commas. Atlas '{atlas.name}' has {', '.join(atlas.names)}."
-        )
-    return atlas.between(*ends)
-
-
-def _chosen(atlas: Atlas, names: Sequence[str]) -> tuple[str, ...]:
-    if not names:
-        raise PromptError(
-            f"No visible structure is named; name at least one of atlas '{atlas.name}': {', '.join(atlas.names)}."
-        )
-    chosen = {atlas[name].name for name in names}
-    return tuple(name for name in atlas.names if name in chosen)
-
-
 def statement(atlas: Atlas, visible: Sequence[str]) -> str:
     """Return visible structures as a statement: "T10:L5" for an uninterrupted part of the sequence, else every name."""
     stretch = [name for name in atlas.sequence if name in visible]
     if stretch and set(visible) == set(atlas.between(stretch[0], stretch[-1])):
         return f"{stretch[0]}:{stretch[-1]}"
     return ", ".join(visible)
-
-
-def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
-    """Read the statement for each case: one text for all, or the columns `case` and `visible` of a CSV file.
-
-    Raises PromptError for a file that can't be read, or that lacks a case.
-    """
-    if not text.lower().endswith(".csv"):
-        return dict.fromkeys(case_ids, text)
-    try:
-        with Path(text).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PromptError(f"'{text}' can't be read as a table of visible structures: {error}.") from error
-    statements = {row["case"]: (row["visible"] or "").strip() for row in rows if row.get("case") and "visible" in row}
-    for case_id in case_ids:
-        if not statements.get(case_id):
-            near = suggestion(case_id, statements)
-            raise PromptError(
-                f"'{text}' has no row for case '{case_id}'.{near} It needs the columns case and visible, and a row "
-                "such as 12_t2,T10:L5 for each case."
-            )
-    return statements
 
 
 def shifted(atlas: Atlas, first: str, last: str, levels: int) -> str | None:

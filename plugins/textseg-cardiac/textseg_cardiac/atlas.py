@@ -6,6 +6,13 @@ from textseg.contracts import Atlas, Structure
 
 RV, MYO, LV = "right ventricle", "myocardium", "left ventricle"
 LA, RA = "left atrium", "right atrium"
+SYNONYMS = {
+    RV: ("RV", "right ventricular cavity"),
+    MYO: ("MYO", "left ventricular myocardium"),
+    LV: ("LV", "left ventricular cavity"),
+    LA: ("LA",),
+    RA: ("RA",),
+}
 ENCLOSED = ((LV, MYO),)  # what lies inside of what
 ACDC_VALUES = {1: RV, 2: MYO, 3: LV}
 
@@ -25,7 +32,10 @@ def _heart(name: str, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]
     touching = ((LV, MYO), (RV, MYO), (LV, LA), (RV, RA), (LA, RA))
     return Atlas(
         name=name,
-        structures=tuple(Structure(structure, structure, index) for index, structure in enumerate(names, start=1)),
+        structures=tuple(
+            Structure(structure, structure, index, synonyms=SYNONYMS[structure])
+            for index, structure in enumerate(names, start=1)
+        ),
         groups=groups,
         adjacent=tuple(pair for pair in touching if set(pair) <= set(names)),
         label_schemes={"acdc": ACDC_VALUES},

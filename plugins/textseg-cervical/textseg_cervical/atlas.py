@@ -9,6 +9,7 @@ from textseg.contracts import Atlas, Structure
 VERTEBRAE = ("C2", "C3", "C4", "C5", "C6", "C7", "T1", "T2")
 DISCS = tuple(f"{upper}/{lower}" for upper, lower in pairwise(VERTEBRAE))
 CORD = "spinal cord"
+SYNONYMS = {"C2": ("axis",), "T1": ("Th1", "D1"), "T2": ("Th2", "D2")}
 
 
 def cervical_spine() -> Atlas:
@@ -17,7 +18,10 @@ def cervical_spine() -> Atlas:
     names = (*VERTEBRAE, *DISCS, CORD)
     return Atlas(
         name="cervical_spine",
-        structures=tuple(Structure(name, _family(name), index) for index, name in enumerate(names, start=1)),
+        structures=tuple(
+            Structure(name, _family(name), index, synonyms=SYNONYMS.get(name, ()))
+            for index, name in enumerate(names, start=1)
+        ),
         sequence=sequence,
         groups={"vertebrae": VERTEBRAE, "discs": DISCS, "cord": (CORD,)},
         adjacent=tuple(pairwise(sequence)),
