@@ -315,8 +315,16 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert call(monkeypatch, "evaluate", "runs/x") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "ground_truth") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "interactive", "--visible", "T10:L5") == 0
-    given = [(None, None), ("ground_truth", None), ("interactive", "T10:L5")]
-    assert evaluation.calls == [((Path("runs/x"),), {"prompts": p, "visible": v}) for p, v in given]
+    assert call(monkeypatch, "evaluate", "runs/x", "--fields-of-view", "0.7,0.5") == 0
+    assert call(monkeypatch, "evaluate", "runs/x", "--fields-of-view", "half") == 2
+    given = [
+        (None, None, None),
+        ("ground_truth", None, None),
+        ("interactive", "T10:L5", None),
+        (None, None, [0.7, 0.5]),
+    ]
+    expected = [((Path("runs/x"),), {"prompts": p, "visible": v, "fields_of_view": f}) for p, v, f in given]
+    assert evaluation.calls == expected
 
 
 def test_compare_prints_what_comes_back(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,9 @@ from textseg.contracts import SegmenterOutput, TextFeatures
 from textseg.errors import RecipeError, RunError
 from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
+from textseg.metrics.window_scores import means_as_json, read_window_scores, summarise_windows
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.loading import load_recipe
+from textseg.recipe.loading import dump, load_recipe
 from textseg.reports import run_evaluation
 from textseg.reports.run_evaluation import evaluate_and_write, evaluate_run
 from textseg.runs.experiment import Experiment, build
@@ -181,3 +182,37 @@ def test_a_run_keeps_the_scores_of_groups_and_shows_them(finished_run: Path) -> 
     assert {row.structure for row in rows} == {"vertebrae", "discs", "canal"}
     assert {row.case for row in rows} == {row.case for row in read_scores(folder.scores)}
     assert "merged into one before scoring" in folder.report.read_text()
+
+
+def test_windows_are_added_to_a_finished_run(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, run = (copied / "scores.csv").read_bytes(), json.loads((copied / "run.json").read_text())
+    assert not (copied / "fields_of_view.csv").exists()
+    evaluate_run(copied, fields_of_view=[0.5])
+    assert (copied / "scores.csv").read_bytes() == scores
+    record = json.loads((copied / "run.json").read_text())
+    assert (record["test"], record["bound"]) == (run["test"], run["bound"])
+    assert record["evaluation"] == {**run["evaluation"], "fields_of_view": [0.5]}
+    rows = read_window_scores(copied / "fields_of_view.csv")
+    assert {row.share for row in rows} == {1.0, 0.5}
+    means = record["fields_of_view"]
+    assert means == json.loads(json.dumps(means_as_json(summarise_windows(rows, record["structures_in_training"]))))
+    assert {(row["share"], row["landmark"]) for row in means} >= {(1.0, "all"), (0.5, "yes"), (0.5, "no")}
+
+    # Other prompts leave the windows alone, and the recipe of the run asks for them from now on.
+    before = (copied / "fields_of_view.csv").read_bytes()
+    oracle = evaluate_run(copied, prompts="ground_truth")
+    assert not (oracle / "fields_of_view.csv").exists()
+    assert json.loads((oracle / "run.json").read_text())["fields_of_view"] is None
+    evaluate_run(copied)
+    assert (copied / "fields_of_view.csv").read_bytes() == before
+    with pytest.raises(RunError, match=r"--fields-of-view has its own texts, so it goes with no --prompts predicted"):
+        evaluate_run(copied, prompts="predicted", fields_of_view=[0.5])
+    with pytest.raises(RecipeError, match=r"evaluation\.fields_of_view"):
+        evaluate_run(copied, fields_of_view=[1.5])
+
+    # Without the setting, no windows of earlier settings stay.
+    recipe = copied / "recipe.yaml"
+    recipe.write_text(dump(load_recipe(recipe, ["evaluation.fields_of_view=null"])))
+    evaluate_run(copied)
+    assert not (copied / "fields_of_view.csv").exists()
+    assert json.loads((copied / "run.json").read_text())["fields_of_view"] is None

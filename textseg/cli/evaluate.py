@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from textseg.cli.options import numbers
+
 
 def evaluate(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
@@ -18,11 +20,16 @@ def evaluate(
         str | None,
         Option(metavar="FIRST:LAST", help="With --prompts interactive: what the volumes show, or a CSV file."),
     ] = None,
+    fields_of_view: Annotated[
+        str | None,
+        Option(metavar="SHARES", help="Also score windows with these shares of the rows, such as 0.7,0.5."),
+    ] = None,
 ) -> None:
     """Score the best checkpoint of a run again, also with other prompts.
 
     Example: textseg evaluate runs/quickstart/seed2025 --prompts ground_truth
     """
+    shares = None if fields_of_view is None else numbers(fields_of_view, "0.7,0.5", float)
     from textseg.reports.run_evaluation import evaluate_run
 
-    evaluate_run(run, prompts=prompts, visible=visible)
+    evaluate_run(run, prompts=prompts, visible=visible, fields_of_view=shares)

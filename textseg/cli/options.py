@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from typer import Argument, BadParameter, Option
 
@@ -12,6 +12,8 @@ from textseg.errors import DataError, RecipeError, suggestion
 
 if TYPE_CHECKING:
     from textseg.contracts import Dataset
+
+Number = TypeVar("Number", int, float)
 
 Recipe = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, or a name from `textseg recipes`.")]
 RecipeOverrides = Annotated[
@@ -73,9 +75,9 @@ def split_parts(path: Path | None) -> dict[str, list[str]] | None:
     return read_parts(path)
 
 
-def numbers(text: str, example: str) -> list[int]:
-    """Return the whole numbers in a text such as "1,2,3"."""
+def numbers(text: str, example: str, kind: type[Number]) -> list[Number]:
+    """Return the numbers of one kind in a text such as "1,2,3"."""
     try:
-        return [int(number) for number in text.split(",")]
+        return [kind(number) for number in text.split(",")]
     except ValueError as error:
         raise BadParameter(f"'{text}' must be numbers with commas between them, such as {example}.") from error

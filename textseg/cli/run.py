@@ -29,7 +29,7 @@ def run(
 
     Example: textseg run quickstart --set training.epochs=2 --seeds 1,2
     """
-    chosen: list[int | None] = [None] if seeds is None else [*dict.fromkeys(numbers(seeds, "1,2,3"))]
+    chosen: list[int | None] = [None] if seeds is None else [*dict.fromkeys(numbers(seeds, "1,2,3", int))]
     from textseg.registry.discovery import warn_of_faults
     from textseg.training.many_runs import plan_runs, run_all
 

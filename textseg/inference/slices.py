@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textseg.contracts import SegmenterOutput
 from textseg.data.preparation import PreparedCase
-from textseg.data.slice_geometry import highest
+from textseg.data.slice_geometry import PreparedVolume, highest
 from textseg.data.slices import SliceStack
 from textseg.models.segmenter import Segmenter
 
@@ -27,7 +27,7 @@ class CasePrediction:
 
 def predict_case(
     segmenter: Segmenter,
-    prepared: PreparedCase,
+    prepared: PreparedCase | PreparedVolume,
     stack: SliceStack,
     *,
     device: torch.device,
@@ -38,7 +38,7 @@ def predict_case(
 
     Args:
         segmenter: the model in evaluation mode, on `device`.
-        prepared: the case.
+        prepared: the case, or a volume that was prepared in memory.
         stack: the slices of the case, with their prompts.
         device: the device to compute on.
         batch_size: the number of slices at a time; a model that reads whole volumes gets all slices.

@@ -222,6 +222,14 @@ class EvaluationSettings(_Section):
     space: Literal["native", "prepared"] = "native"
     unit: Literal["mm", "pixel"] = "mm"
     tolerance: PositiveFloat | None = None  # of nsd, in the unit
+    fields_of_view: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None  # shares of the rows of the file
+
+    @field_validator("fields_of_view")
+    @classmethod
+    def _distinct(cls, fields_of_view: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if fields_of_view and len(set(fields_of_view)) < len(fields_of_view):
+            raise ValueError("a share is listed more than once. Keep one of each, such as [0.7, 0.5].")
+        return fields_of_view
 
     @model_validator(mode="after")
     def _tolerance(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,12 +21,14 @@ from textseg.evaluation.evaluate import (
     load_segmenter,
     stated_source,
 )
+from textseg.evaluation.fields_of_view import WindowEvaluation, evaluate_windows
 from textseg.inference.structure_finder import write_visible
 from textseg.levels.level_naming import write_level_naming
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, StatedSource, summarise, write_scores
+from textseg.metrics.window_scores import means_as_json, summarise_windows, write_window_scores
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.loading import load_recipe
+from textseg.recipe.loading import dump, load_recipe
 from textseg.reports.run_report import example_picture, write_report
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
@@ -33,6 +36,7 @@ from textseg.runs.saved_predictions import keeping
 from textseg.runs.task_record import write_task
 from textseg.system import distributed
 from textseg.system.devices import chosen_device
+from textseg.system.files import write_atomically
 from textseg.system.progress import counting, progress_bar
 from textseg.text.embeddings import write_prompt_table
 
@@ -53,11 +57,16 @@ def evaluate_and_write(
     structures that a person named for `interactive` prompts. Several processes share the cases. Only the first process
     writes, and the others return no scores.
     """
+    # Scores in windows have their own texts, so another source of prompts would only repeat them.
+    windowed = bool(experiment.recipe.evaluation.fields_of_view) and target.path == folder.path
     if distributed.rank():
         evaluate(experiment, segmenter, source=source, device=device, named=named)
+        if windowed:
+            evaluate_windows(experiment, segmenter, device=device)
         return []
+    count = len(experiment.cases["test"])
     with progress_bar() as bar, keeping(target, experiment.atlas) as keep:
-        task = bar.add_task("evaluating", total=len(experiment.cases["test"]))
+        task = bar.add_task("evaluating", total=count)
 
         def on_case(result: CaseResult) -> None:
             case = result.prepared.case
@@ -65,7 +74,11 @@ def evaluate_and_write(
             bar.update(task, advance=1)
 
         result = evaluate(experiment, segmenter, source=source, device=device, named=named, on_case=on_case)
-    record = _write_numbers(result, experiment, folder, target, source=source, named=named)
+    windows = None
+    if windowed:
+        with counting("evaluating fields of view") as report:
+            windows = evaluate_windows(experiment, segmenter, device=device, progress=report)
+    record = _write_numbers(result, windows, experiment, folder, target, source=source, named=named)
     typical = best_median_worst({case: example.dsc for case, example in result.examples.items()})
     # The report is written last: if it exists, the scores are complete.
     write_report(
@@ -83,6 +96,7 @@ def evaluate_and_write(
 
 def _write_numbers(
     result: EvaluationResult,
+    windows: WindowEvaluation | None,
     experiment: Experiment,
     folder: RunFolder,
     target: RunFolder,
@@ -93,16 +107,23 @@ def _write_numbers(
     """Write the tables of an evaluation and its part of run.json; returns the record."""
     write_scores(target.scores, result.scores)
     write_scores(target.group_scores, result.group_scores)
-    overall = summarise(result.scores, structures=experiment.structures_in_training).overall
+    trained = experiment.structures_in_training
+    overall = summarise(result.scores, structures=trained).overall
     facts = {
         **folder.read(),
         "evaluation": {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": result.prompts or "none"},
         "metrics_kernel": fastest_kernel(),
-        "structures_in_training": experiment.structures_in_training,
+        "structures_in_training": trained,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
         "enumeration": write_level_naming(target.enumeration, result.naming),
         "test": {metric: mean.value if mean.n else None for metric, mean in overall.items()},
     }
+    if windows is not None:
+        write_window_scores(target.fields_of_view, windows.scores)
+        facts["fields_of_view"] = means_as_json(summarise_windows(windows.scores, trained))
+    else:  # an earlier evaluation with other settings may have left its windows
+        target.fields_of_view.unlink(missing_ok=True)
+        facts |= {"fields_of_view": None} if facts.get("fields_of_view") else {}
     if named:
         facts["named"] = named
     if source in ("interactive", "predicted"):
@@ -114,21 +135,27 @@ def _write_numbers(
     return record
 
 
-def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None = None) -> Path:
+def evaluate_run(
+    run: Path, *, prompts: str | None = None, visible: str | None = None, fields_of_view: Sequence[float] | None = None
+) -> Path:
     """Evaluate a finished run again, with the prompts of its recipe or of another source.
 
     The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
     contains the structures that a person named for `interactive` prompts; see
-    `textseg.text.reading.read_statements`. Raises RunError for an unknown source, and for data that differ from
-    those of the training.
+    `textseg.text.reading.read_statements`. `fields_of_view` replaces the setting of the recipe, also in the run's
+    recipe.yaml. Raises RunError for an unknown source, and for data that differ from those of the training.
     """
     folder = RunFolder.existing(run)
-    recipe = load_recipe(folder.recipe)
+    recipe = load_recipe(folder.recipe, _overrides(fields_of_view))
     if prompts is not None and prompts not in get_args(Source):
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
     if prompts is not None and recipe.prompts is None:
         raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
     source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
+    if fields_of_view is not None and recipe.prompts is not None and source != recipe.prompts.evaluation:
+        raise RunError(
+            f"--fields-of-view has its own texts, so it goes with no --prompts {source}. Leave out one of them."
+        )
     if visible is not None and source != "interactive":
         raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts need no person.")
     with counting("preparing slices") as report:
@@ -140,10 +167,18 @@ def evaluate_run(run: Path, *, prompts: str | None = None, visible: str | None =
     stated = stated_source(source, visible)
     target = folder if source == experiment.evaluation_source else folder.evaluation(stated)
     with target.lock():
+        if fields_of_view is not None:  # the recipe says how the scores beside it were made
+            write_atomically(folder.recipe, dump(recipe))
         scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
     print(headline(scores, experiment.structures_in_training, stated))
     print(f"report: {target.report}")
     return target.path
+
+
+def _overrides(fields_of_view: Sequence[float] | None) -> list[str]:
+    if fields_of_view is None:
+        return []
+    return [f"evaluation.fields_of_view=[{', '.join(map(str, fields_of_view))}]"]
 
 
 def _prompt_examples(experiment: Experiment, prompts: StatedSource | None) -> list[dict[str, Any]]:

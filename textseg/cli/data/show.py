@@ -42,7 +42,7 @@ def show(
         cases = {candidate.id: candidate for candidate in source.cases()}
         if case not in cases:
             raise DataError(f"The data set has no case '{case}'.{suggestion(case, cases)}")
-        indices = None if slices is None else [number - 1 for number in numbers(slices, "7,8")]
+        indices = None if slices is None else [number - 1 for number in numbers(slices, "7,8", int)]
         target = output or Path(f"{case}.png")
         content = case_png(cases[case], source.label_map(cases[case]), source.atlas, indices)
     write_atomically(target, content)
