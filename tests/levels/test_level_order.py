@@ -1,14 +1,25 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Structure
-from textseg.errors import DataError
-from textseg.levels.level_order import SKIPPED, _assign, _Piece, order_levels
+from textseg.errors import DataError, PromptError
+from textseg.levels.level_order import (
+    CHANGED,
+    SKIPPED,
+    Click,
+    Stretch,
+    _assign,
+    _Objective,
+    order_levels,
+    rename_levels,
+    stated_stretch,
+)
 
 NAMES = ("L5", "L4", "L3", "L4/L5", "L3/L4", "SC")
 ATLAS = Atlas(
@@ -41,15 +52,15 @@ def logits_of(labels: NDArray[np.uint8], second: NDArray[np.uint8] | None = None
 
 def test_what_is_in_order_is_left_as_it_is() -> None:
     logits = logits_of(spine())
-    ordered, changes = order_levels(logits, ATLAS)
+    ordered, naming = order_levels(logits, ATLAS)
     assert np.array_equal(ordered, logits)
-    assert changes == []
+    assert naming.changes == ()
 
 
 def test_a_duplicate_gets_the_name_that_is_missing() -> None:
-    ordered, changes = order_levels(logits_of(spine(L3="L4"), spine()), ATLAS)
+    ordered, naming = order_levels(logits_of(spine(L3="L4"), spine()), ATLAS)
     assert np.array_equal(ordered.argmax(1), spine())
-    assert changes == ["105 voxels of L4 became L3"]
+    assert naming.changes == ("105 voxels of L4 became L3",)
 
 
 def test_two_that_are_exchanged_are_exchanged_back() -> None:
@@ -60,9 +71,9 @@ def test_two_that_are_exchanged_are_exchanged_back() -> None:
 def test_a_fragment_takes_the_name_of_the_piece_that_it_lies_on() -> None:
     labels = spine()
     labels[1, 10:12, 3:5] = NAMES.index("L5") + 1  # inside L4
-    ordered, changes = order_levels(logits_of(labels), ATLAS)
+    ordered, naming = order_levels(logits_of(labels), ATLAS)
     assert np.array_equal(ordered.argmax(1), spine())
-    assert changes == ["4 voxels of L5 became L4"]
+    assert naming.changes == ("4 voxels of L5 became L4",)
 
 
 def test_what_lies_behind_the_row_goes_by_the_name_of_its_body() -> None:
@@ -71,66 +82,271 @@ def test_what_lies_behind_the_row_goes_by_the_name_of_its_body() -> None:
         array[:, 11:15, 16:19] = NAMES.index("L4") + 1  # the posterior elements of L4, as large as a body
         array[0, 18:20, 17:19] = NAMES.index("L5") + 1
         array[:, 2:7, 3:10] = NAMES.index(name) + 1
-    ordered, changes = order_levels(logits_of(labels, spine()), ATLAS)
+    ordered, naming = order_levels(logits_of(labels, spine()), ATLAS)
     assert np.array_equal(ordered.argmax(1), expected)
-    assert changes == ["105 voxels of L4 became L3"]
+    assert naming.changes == ("105 voxels of L4 became L3",)
 
 
 def test_a_piece_too_many_becomes_background() -> None:
     labels = spine()
     labels[:, 21:24, 3:10] = NAMES.index("L5") + 1
     labels[:, 21:22, 3:10] = 0
-    ordered, changes = order_levels(logits_of(labels), ATLAS)
+    ordered, naming = order_levels(logits_of(labels), ATLAS)
     assert np.array_equal(ordered.argmax(1), spine())
-    assert changes == ["42 voxels of L5 became background"]
+    assert naming.changes == ("42 voxels of L5 became background",)
 
 
 def test_a_level_that_is_not_there_is_not_invented() -> None:
     labels = spine(L4="", L4_L5="")
-    ordered, changes = order_levels(logits_of(labels), ATLAS)
+    ordered, naming = order_levels(logits_of(labels), ATLAS)
     assert np.array_equal(ordered.argmax(1), labels)
-    assert changes == []
+    assert naming.changes == ()
     nothing = np.zeros_like(labels)
     assert not order_levels(logits_of(nothing), ATLAS)[0].argmax(1).any()
 
 
 def test_an_atlas_without_an_order_is_left_alone() -> None:
     logits = logits_of(spine(L3="L4"))
-    ordered, changes = order_levels(logits, Atlas("loose", ATLAS.structures, groups=ATLAS.groups))
+    ordered, naming = order_levels(logits, Atlas("loose", ATLAS.structures, groups=ATLAS.groups))
     assert np.array_equal(ordered, logits)
-    assert changes == []
+    assert naming.changes == ()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_choice_is_the_best_of_all(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(30))
+def test_the_choice_and_the_margins_are_those_of_all_assignments(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    names = dict(enumerate(NAMES, start=1))
-    group_of = {name: group for group, members in ATLAS.groups.items() for name in members}
-    row = []
-    for height in range(4):
-        label = int(generator.integers(1, 6))
-        places = (np.zeros(int(generator.integers(1, 9)), int),) * 3
-        row.append(_Piece(label, places, float(height), 0.0, 1.0, generator.random(len(NAMES) + 1)))
-    usual = {"vertebrae": 5.0, "discs": 3.0, "canal": 1.0}
-    levels = [ATLAS[name].index for name in ATLAS.sequence]
+    moves, pieces, levels = (1 + seed % 3, 4, 5)
+    gain = generator.random((moves, pieces, levels))
+    gain[generator.random(gain.shape) < 0.3] = -np.inf
+    gap = generator.integers(0, 3, (pieces, pieces)) * (seed % 2)
+    start, end = -0.5 * generator.random((moves, levels)), -0.5 * generator.random(levels)
 
     def worth(choice: tuple[int | None, ...]) -> float:
-        named = [(piece, level) for piece, level in zip(row, choice, strict=True) if level is not None]
-        if any(group_of[names[p.label]] != group_of[ATLAS.sequence[level]] for p, level in named):
-            return -np.inf
-        gaps = [after - before for (_, before), (_, after) in itertools.pairwise(named)]
-        if any(gap < 1 for gap in gaps):
-            return -np.inf
-        gained = sum(min(1.0, p.size / usual[group_of[names[p.label]]]) * p.evidence[levels[lv]] for p, lv in named)
-        return float(gained) - SKIPPED * sum(gap - 1 for gap in gaps)
+        named = [(piece, level) for piece, level in enumerate(choice) if level is not None]
+        if not named:
+            return 0.0
+        total = max(
+            start[along[0], named[0][1]]
+            + sum(gain[move, piece, level] for move, (piece, level) in zip(along, named, strict=True))
+            - CHANGED * sum(upper != lower for upper, lower in itertools.pairwise(along))
+            for along in itertools.product(range(moves), repeat=len(named))
+        )
+        for (upper, above), (lower, below) in itertools.pairwise(named):
+            if below <= above:
+                return -np.inf
+            total -= SKIPPED * abs(below - above - 1 - gap[upper, lower])
+        return float(total + end[named[-1][1]])
 
-    best = max(itertools.product([None, *range(5)], repeat=4), key=worth)
-    groups = {index: group_of.get(name, name) for index, name in names.items()}
-    result = _assign(row, ATLAS, groups, usual)
-    assert worth(tuple(levels.index(index) if index else None for index in result)) == pytest.approx(worth(best))
+    choices = {choice: worth(choice) for choice in itertools.product([None, *range(levels)], repeat=pieces)}
+    given, margins = _assign(_Objective(gain, gap, start, end))
+    assigned = [pair and pair[1] for pair in given]
+    best = max(choices.values())
+    assert choices[tuple(assigned)] == pytest.approx(best)
+    for piece in (piece for piece, level in enumerate(assigned) if level is not None):
+        rival = max(total for choice, total in choices.items() if choice[piece] != assigned[piece])
+        assert margins[piece] == pytest.approx(best - rival)
 
 
 def test_slices_that_are_not_sagittal_are_refused() -> None:
     axial = Atlas("axial", (Structure("a", "part", 1),), sequence=("a",), plane="axial")
     with pytest.raises(DataError, match="atlas 'axial' has axial ones. Leave out --ordered"):
         order_levels(np.zeros((1, 2, 4, 4), np.float32), axial)
+
+
+# A longer spine: five vertebrae, the discs between them and one below; the last disc is a landmark.
+VERTEBRAE = ("T11", "T12", "L1", "L2", "L3", "L4", "L5")
+DISCS = ("T11/T12", "T12/L1", "L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S")
+ROW = tuple(name for pair in zip(VERTEBRAE, DISCS, strict=True) for name in pair)
+LONG = Atlas(
+    "long",
+    tuple(Structure(name, name, index) for index, name in enumerate((*ROW, "SC"), start=1)),
+    sequence=ROW,
+    groups={"vertebrae": VERTEBRAE, "discs": DISCS, "canal": ("SC",)},
+    landmarks=("L5/S",),
+)
+
+
+def column(*names: str, missing: tuple[int, ...] = (), top: int = 14, bottom: int = 14) -> NDArray[np.uint8]:
+    """Vertebrae of 14 rows and discs of 6 with these names, downwards; an empty name leaves its rows empty.
+
+    `missing` are the positions that stay empty, `top` and `bottom` the rows of the first and the last structure.
+    """
+    heights = [6 if "/" in name else 14 for name in names]
+    heights[0], heights[-1] = min(top, heights[0]), min(bottom, heights[-1])
+    labels = np.zeros((2, sum(heights), 40), np.uint8)
+    ends = np.cumsum(heights)
+    for position, (name, end, height) in enumerate(zip(names, ends, heights, strict=True)):
+        if position not in missing:
+            labels[:, end - height : end, 4:18] = LONG[name].index
+    labels[:, :, 22:26] = LONG["SC"].index
+    return labels
+
+
+def stretch(first: str, last: str) -> tuple[str, ...]:
+    return ROW[ROW.index(first) : ROW.index(last) + 1]
+
+
+@pytest.mark.parametrize("levels", [-2, -1, 1])
+def test_a_stretch_moves_all_names_to_where_a_person_sees_them(levels: int) -> None:
+    expected = column(*stretch("L1", "L4"))
+    said = [LONG.neighbour(name, levels) or "" for name in stretch("L1", "L4")]
+    renamed, naming = rename_levels(column(*said), LONG, Stretch("L1", "L4"))
+    assert np.array_equal(renamed, expected)
+    assert naming.unnamed == ()
+    assert set(naming.margins) == set(stretch("L1", "L4"))
+    assert min(naming.margins.values()) > 0.5
+    assert len(naming.changes) == 7
+
+
+def test_what_fits_the_statement_is_left_as_it_is() -> None:
+    labels = column(*stretch("L1", "L4"))
+    renamed, naming = rename_levels(labels, LONG, Stretch("L1", "L4"))
+    assert np.array_equal(renamed, labels)
+    assert naming.changes == ()
+
+
+def test_logits_follow_a_statement_and_keep_the_outline() -> None:
+    labels = column(*stretch("L1", "L4"))
+    classes = np.arange(LONG.class_count)[None, :, None, None]
+    logits = (4.0 * (labels[:, None] == classes)).astype(np.float32)
+    ordered, naming = order_levels(logits, LONG, Stretch("L2", "L5"))
+    assert np.array_equal(ordered.argmax(1), column(*stretch("L2", "L5")))
+    assert naming.changes == rename_levels(labels, LONG, Stretch("L2", "L5"))[1].changes
+    assert np.array_equal(np.sort(ordered, axis=1), np.sort(logits, axis=1))
+
+
+def test_the_disc_below_the_last_vertebra_and_a_vertebra_that_is_cut_need_no_statement() -> None:
+    # A person says L1 to L3; the picture also shows T12/L1, a fifth of T12, L3/L4 and a fifth of L4.
+    names = stretch("T12", "L4")
+    moved = column(*(LONG.neighbour(name, 1) or "" for name in names), top=3, bottom=3)
+    renamed, naming = rename_levels(moved, LONG, Stretch("L1", "L3"))
+    assert np.array_equal(renamed, column(*names, top=3, bottom=3))
+    assert naming.unnamed == ()
+
+
+def test_a_vertebra_that_is_cut_may_be_the_first_one_named() -> None:
+    # Two fifths of the first vertebra are in the picture, and the person counted it.
+    moved = column(*stretch("L1", "L4"), top=6)
+    renamed, _ = rename_levels(moved, LONG, Stretch("T12", "L3"))
+    assert np.array_equal(renamed, column(*stretch("T12", "L3"), top=6))
+
+
+def test_a_whole_vertebra_beyond_the_statement_becomes_background_and_is_listed() -> None:
+    labels = column(*stretch("T12", "L4"))
+    renamed, naming = rename_levels(labels, LONG, Stretch("L1", "L4"))
+    assert naming.unnamed == ("T12 (392 voxels)",)
+    assert naming.changes == ("392 voxels of T12 became background",)
+    expected = np.where(labels == LONG["T12"].index, 0, labels)
+    assert np.array_equal(renamed, expected)
+
+
+def test_a_piece_too_many_within_the_row_becomes_background() -> None:
+    labels = column(*stretch("L1", "L4"))
+    labels[:, 6:8, 4:18] = 0  # L1 falls into two pieces, the lower one called T12
+    labels[:, 8:14, 4:18] = LONG["T12"].index
+    renamed, naming = rename_levels(labels, LONG, Stretch("L1", "L4"))
+    assert len(naming.unnamed) == 1
+    assert np.array_equal(renamed[:, 14:], column(*stretch("L1", "L4"))[:, 14:])
+
+
+def test_a_missing_vertebra_is_noticed_by_its_distance_where_names_are_counted() -> None:
+    # The tool missed L2 with the disc below it, and counted on: what it calls L2 is L3.
+    names = ("L1", "L1/L2", "", "L3/L4", "L2", "L2/L3", "L3", "L3/L4", "L4", "L4/L5")
+    counted = column(*names, missing=(2, 3))
+    expected = column(*stretch("L1", "L5/S"), missing=(2, 3))
+    renamed, _ = rename_levels(counted, LONG, Stretch("L1", "L5"))
+    assert np.array_equal(renamed, expected)
+
+
+def test_two_vertebrae_in_one_piece_do_not_move_the_others() -> None:
+    names = stretch("L1", "L5")
+    merged = column(*names)
+    rows = slice(14 + 6, 14 + 6 + 14 + 6 + 14)  # L2, L2/L3 and L3
+    merged[:, rows, 4:18] = LONG["L3"].index
+    renamed, _ = rename_levels(merged, LONG, Stretch("L1", "L5"))
+    assert np.array_equal(renamed, merged)
+    assert np.array_equal(rename_levels(np.where(merged == 0, 0, merged), LONG, Stretch("L1", "L5"))[0], merged)
+
+
+def test_posterior_elements_follow_their_body_and_the_row_where_the_picture_cuts_it_off() -> None:
+    def scene(*names: str, above: str) -> NDArray[np.uint8]:
+        labels = column(*names)
+        labels[:, 0:3, 32:38] = LONG[above].index  # its body lies above the picture
+        labels[:, 18:26, 32:38] = LONG[names[0]].index
+        return labels
+
+    shown = stretch("L1/L2", "L4")
+    labels = scene("L1/L2", *shown[1:], above="L1")
+    labels[:, 18:26, 32:38] = LONG["L2"].index
+    expected = np.zeros_like(labels)
+    for name in (*shown, "L1"):
+        expected[labels == LONG[name].index] = LONG[LONG.neighbour(name, 1) or ""].index
+    expected[labels == LONG["SC"].index] = LONG["SC"].index
+    renamed, naming = rename_levels(labels, LONG, Stretch("L3", "L5"))
+    assert np.array_equal(renamed, expected)
+    assert naming.unnamed == ()
+
+
+def test_a_click_names_one_structure_and_the_others_follow() -> None:
+    labels = column(*stretch("L1", "L4"))
+    renamed, naming = rename_levels(labels, LONG, Click("L3", (1, 24, 10)))  # on L2
+    assert np.array_equal(renamed, column(*stretch("L2", "L5")))
+    assert "L3" not in naming.margins
+    assert set(naming.margins) == set(stretch("L2", "L5")) - {"L3"}
+    unchanged, _ = rename_levels(labels, LONG, Click("L2", (1, 24, 10)))
+    assert np.array_equal(unchanged, labels)
+
+
+def test_a_click_can_push_the_end_of_a_row_out_of_the_atlas() -> None:
+    labels = column(*stretch("L3", "L5/S"))
+    renamed, naming = rename_levels(labels, LONG, Click("L5", (0, 22, 10)))  # on L4
+    assert naming.unnamed == ("L5 (392 voxels)", "L5/S (168 voxels)")
+    assert not (renamed == LONG["L3"].index).any()
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        (Click("L3", (0, 24, 1)), "lies on background; the nearest level is L2, 3 voxels away"),
+        (Click("L3", (0, 24, 23)), "lies on SC, which has no place in the row"),
+        (Click("L3", (0, 16, 10)), "lies on L1/L2, which belongs to the discs. Click on one of the vertebrae"),
+        (Click("L3", (0, 24, 99)), "lies outside the picture"),
+        (Click("SC", (0, 24, 10)), "'SC' is no level of atlas 'long'; possible are T11"),
+        (Click("L9", (0, 24, 10)), "no structure 'L9'"),
+        (Stretch("L4", "L1"), "runs upwards"),
+        (Stretch("L4", "S"), "no 'S' in the sequence"),
+    ],
+)
+def test_a_statement_that_does_not_fit_is_refused_with_the_reason(statement: Stretch | Click, message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        rename_levels(column(*stretch("L1", "L4")), LONG, statement)
+
+
+def test_a_landmark_that_contradicts_the_statement_is_reported() -> None:
+    labels = column(*stretch("L1", "L5/S"))
+    assert rename_levels(labels, LONG, Stretch("L1", "L5"))[1].contradictions == ()
+    renamed, naming = rename_levels(labels, LONG, Stretch("T12", "L4"))
+    assert np.array_equal(renamed, column(*stretch("T12", "L4/L5")))
+    assert naming.contradictions == (
+        "the picture contradicts the statement: it shows L5/S, which the statement makes L4/L5",
+    )
+    early = rename_levels(labels, LONG, Stretch("L1", "L3"))[1]
+    assert early.contradictions == (
+        "the picture contradicts the statement: it shows L5/S, which the statement leaves no room for",
+    )
+    beyond = column("L3", "L3/L4", "L4", "L5/S", "L5", "L4/L5")
+    assert rename_levels(beyond, LONG, Stretch("L3", "L4"))[1].contradictions
+
+
+def test_the_stretch_of_a_statement_is_its_first_and_last_level() -> None:
+    assert stated_stretch(LONG, ("SC", "L4", "L2", "L3")) == Stretch("L2", "L4")
+    assert stated_stretch(LONG, ("SC",)) is None
+
+
+def test_a_row_of_a_whole_spine_is_named_in_a_fraction_of_a_second() -> None:
+    pieces, levels, moves = 50, 50, 13
+    generator = np.random.default_rng(0)
+    gain = generator.random((moves, pieces, levels))
+    started = time.process_time()
+    _assign(_Objective(gain, np.zeros((pieces, pieces)), np.zeros((moves, levels)), np.zeros(levels)))
+    assert time.process_time() - started < 5

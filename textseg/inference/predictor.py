@@ -16,7 +16,7 @@ from textseg.errors import DataError, PromptError
 from textseg.inference.averaging import Change, average, views
 from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
 from textseg.inference.training_domain import outside_domain
-from textseg.levels.level_order import order_levels
+from textseg.levels.level_order import Naming, order_levels
 from textseg.runs.task_record import TaskRecord
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import template_visibility
@@ -177,16 +177,16 @@ class Predictor(ABC):
         """Return the mask of prepared slices, with prompts that state `visibility`."""
         finder = StructureFinder(self.atlas)
         logits = self.logits(prepared, visibility, test_time_augmentation=test_time_augmentation)
-        changes: list[str] = []
+        naming = Naming()
         if ordered:  # needs the whole volume in memory at once
-            ordered_logits, changes = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
+            ordered_logits, naming = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
             logits = iter(torch.from_numpy(ordered_logits)[:, None])
         restored = []
         for batch in logits:
             finder.add(batch)
             restored.append(prepared.slice_geometry.restore(batch).cpu())
         labels, confidence = torch.cat(restored).numpy(), finder.confidence()
-        return Mask(labels, geometry, self.atlas, confidence, visibility, remarks, tuple(changes))
+        return Mask(labels, geometry, self.atlas, confidence, visibility, remarks, naming.changes)
 
     def logits(
         self,

@@ -1,9 +1,14 @@
-"""Level order: pieces of a segmentation are renamed if their names contradict the order of the atlas."""
+"""Level order: the pieces of a segmentation get names that follow the atlas and what a person said.
+
+Without a statement, names that contradict the order of the atlas are repaired. With a statement, such as "T11 to L3",
+the names of the whole row are chosen so that they agree with it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,13 +17,53 @@ from scipy import ndimage
 from scipy.special import softmax
 
 from textseg.contracts import Atlas
-from textseg.errors import DataError
+from textseg.errors import DataError, PromptError
 from textseg.system.messages import counted
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
+CUT = 0.5  # of the usual size: below it, a piece may be one that the picture cuts and that nobody named
 SKIPPED = 0.1  # cost of leaving out a level between two pieces, against 1 for a piece that the model is sure of
+MOVED = 0.01  # cost of each level by which the names of the model are moved to agree with a statement
+CHANGED = 0.2  # cost of another move from a piece on, as after a vertebra that a tool missed or counted twice
+FARTHEST = 6  # levels by which the names of the model are moved at most
 
 Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A person's statement on the uppermost and the lowermost structure of the sequence that a picture shows."""
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Click:
+    """A person's statement on one structure: its name, and a voxel of it in an array [S, H, W]."""
+
+    name: str
+    position: tuple[int, int, int]
+
+
+Statement = Stretch | Click
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names that the pieces of a segmentation got.
+
+    `changes` lists in words every piece that was renamed, `unnamed` every piece of the row that became background.
+    `margins` holds, for each name of the row, how much lower the objective is if its piece bears any other name, or
+    none; 1 is the worth of one piece of usual size that the model is sure of. A structure that a click names has no
+    margin. `contradictions` lists landmarks of the picture that disagree with the statement.
+    """
+
+    changes: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    margins: Mapping[str, float] = field(default_factory=dict)
+    contradictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,78 +82,224 @@ class _Piece:
         return len(self.positions[0])
 
 
-def order_levels(logits: Floats, atlas: Atlas) -> tuple[Floats, list[str]]:
-    """Return logits [S, K, H, W] whose highest classes follow `atlas.sequence`, and in words what was changed.
+@dataclass(frozen=True)
+class _Objective:
+    """The worth of every assignment of levels to the P pieces of a row, for N moves of the model's names.
+
+    An assignment gives some pieces a move and a level each, levels increasing downwards. It is worth `start` of its
+    first level, `gain` of each piece at its level, and `end` of its last level. Between two pieces, each level that is
+    skipped beyond or short of `gap` costs SKIPPED, and another move costs CHANGED.
+    """
+
+    gain: Floats  # [N, P, L]; -inf where a piece can't have a level
+    gap: Floats  # [P, P], the levels that fit between two pieces
+    start: Floats  # [N, L]
+    end: Floats  # [L]
+
+
+def stated_stretch(atlas: Atlas, visible: Sequence[str]) -> Stretch | None:
+    """Return the stretch from the first to the last structure of the sequence among `visible`; None if it has none."""
+    row = [name for name in atlas.sequence if name in visible]
+    return Stretch(row[0], row[-1]) if row else None
+
+
+def order_levels(logits: Floats, atlas: Atlas, statement: Statement | None = None) -> tuple[Floats, Naming]:
+    """Return logits [S, K, H, W] whose highest classes follow `atlas.sequence` and the statement, and the naming.
 
     The row of levels consists of connected pieces (6 neighbours): the largest piece of each structure, and further
-    pieces of similar size on the same curve. Their names must increase from superior to inferior, each used once, so
-    that the sum of their mean probabilities is highest; each level that is left out between two pieces costs `SKIPPED`.
-    A piece that gets no name becomes background.
+    pieces of similar size on the same curve. Their names must increase from superior to inferior, each used once.
 
-    A piece outside the row takes the name of the piece of its group that it touches. Otherwise it follows the nearest
-    piece of its own name, as the posterior elements of a vertebra do where the pedicles are not in the picture.
+    Without a statement, the sum of the mean probabilities of their names is highest; each level that is left out
+    between two pieces costs `SKIPPED`.
+
+    With a statement, the names of the model count as relative ones: they may all be moved by some levels, each for
+    `MOVED`. A named piece counts half by itself, and half by the probability of its moved name, so that pieces keep
+    their names only if these fit. A stretch FIRST:LAST bounds the names: each of its levels that is left out at an end
+    costs `SKIPPED`. Beyond its ends only these are named: pieces below `CUT` of the usual size, which the picture may
+    cut; the structure of another group next to an end, such as the disc below the last vertebra; and landmarks next to
+    an end. A click fixes the name of one piece. Between two pieces, as many levels are expected to be left out as fit
+    into the distance, so a missing vertebra is noticed.
+
+    A piece of the row that gets no name becomes background. A piece outside the row takes the name of the piece of its
+    group that it touches. Otherwise it follows the nearest piece of its own name, as the posterior elements of a
+    vertebra do where the pedicles are not in the picture.
 
     A renamed piece has the logits of the two classes exchanged, so its outline stays. Raises DataError for slices that
-    are not sagittal.
+    are not sagittal, PromptError for a statement that does not fit the atlas or the picture.
     """
+    probability = softmax(logits, axis=1) if atlas.ordered else None
+    renamed, naming = _name(logits.argmax(axis=1), probability, atlas, statement)
+    result = np.array(logits)
+    for piece, new in renamed:
+        slices, rows, columns = piece.positions
+        old = result[slices, piece.label, rows, columns]
+        result[slices, piece.label, rows, columns] = result[slices, new, rows, columns]
+        result[slices, new, rows, columns] = old
+    return result, naming
+
+
+def rename_levels(label_map: Labels, atlas: Atlas, statement: Statement | None = None) -> tuple[Labels, Naming]:
+    """Return a label map [S, H, W] whose names follow `atlas.sequence` and the statement, and the naming.
+
+    It does what `order_levels` does, for a label map of class indices without probabilities: each voxel counts as sure.
+    """
+    renamed, naming = _name(label_map, None, atlas, statement)
+    result = np.array(label_map)
+    for piece, new in renamed:
+        result[piece.positions] = new
+    return result, naming
+
+
+def _name(
+    labels: Labels, probability: Floats | None, atlas: Atlas, statement: Statement | None
+) -> tuple[list[tuple[_Piece, int]], Naming]:
+    """Return the pieces whose class changes, each with its new class, and the naming."""
     if atlas.ordered and atlas.plane != "sagittal":
         raise DataError(
             f"Levels are put in order in sagittal slices only, and atlas '{atlas.name}' has {atlas.plane} ones. "
             "Leave out --ordered."
         )
+    _check(statement, atlas)
     # 1. Split the segmentation into pieces, and choose those that make the row.
-    labels = logits.argmax(axis=1)
     names = {structure.index: structure.name for structure in atlas.structures}
     group_of = {name: group for group, members in atlas.groups.items() for name in members}
     groups = {index: group_of.get(name, name) for index, name in names.items()}
-    probability = softmax(logits, axis=1)
-    pieces_of = {atlas[name].index: _pieces(labels, atlas[name].index, probability) for name in atlas.sequence}
+    boxes = ndimage.find_objects(labels, max_label=atlas.class_count - 1)
+    pieces_of = {
+        index: _pieces(labels, index, boxes[index - 1], probability, atlas.class_count)
+        for index in (atlas[name].index for name in atlas.sequence)
+    }
     usual = _usual_sizes(pieces_of, groups)
     row, others = _in_row(pieces_of, {index: usual[groups[index]] for index in pieces_of})
-    # 2. Give the row the best names in order.
-    new = dict(zip(map(id, row), _assign(row, atlas, groups, usual), strict=True))
     instances = np.zeros(labels.shape, np.int32)
     for number, piece in enumerate(row, start=1):
         instances[piece.positions] = number
-    # 3. Rename the row, then the other pieces after the piece of the row that they belong to.
-    changes: list[str] = []
-    result = np.array(logits)
-    for piece in row:
-        _rename(result, piece, new[id(piece)], names, changes)
+    # 2. Find the body of each piece outside the row: the piece of the row whose name it takes.
+    body_of: dict[int, _Piece | None] = {id(piece): piece for piece in row}
     for piece in others:
         same = [body for body in row if body.label == piece.label]
-        nearest = min(same, key=lambda body: abs(body.height - piece.height))
-        body = _neighbour(piece, instances, row, groups) or nearest
-        _rename(result, piece, new[id(body)], names, changes)
-    return result, changes
+        nearest = min(same, key=lambda body: abs(body.height - piece.height), default=None)
+        body_of[id(piece)] = _neighbour(piece, instances, row, groups) or nearest
+    # 3. Give the row the best names in order.
+    clicked = None
+    if isinstance(statement, Click):
+        body = body_of[id(_clicked_piece(statement, labels, [*row, *others], atlas, groups))]
+        clicked = next((number for number, piece in enumerate(row) if piece is body), None)
+        if clicked is None:
+            raise PromptError(f"The click on {statement.name} lies on a part whose body the picture doesn't show.")
+    weights = np.array([min(1.0, piece.size / usual[groups[piece.label]]) for piece in row])
+    moves = range(1) if statement is None else range(-FARTHEST, FARTHEST + 1)
+    assigned, margins = _assign(_objective(row, weights, atlas, groups, moves, statement, clicked))
+    levels = [atlas[name].index for name in atlas.sequence]
+    new = {id(piece): levels[given[1]] if given else 0 for piece, given in zip(row, assigned, strict=True)}
+    # 4. Rename the row, then the other pieces after their bodies. Without a body, a name moves as the nearest one does.
+    named = [(piece.height, moves[given[0]]) for piece, given in zip(row, assigned, strict=True) if given]
+    for piece in others:
+        body = body_of[id(piece)]
+        move = min((abs(height - piece.height), move) for height, move in [*named, (np.inf, 0)])[1]
+        name = atlas.neighbour(names[piece.label], move)
+        new[id(piece)] = new[id(body)] if body is not None else atlas[name].index if name else 0
+    renamed = [(piece, new[id(piece)]) for piece in (*row, *others) if new[id(piece)] != piece.label]
+    return renamed, Naming(
+        tuple(
+            f"{counted(piece.size, 'voxel')} of {names[piece.label]} became {names.get(index, 'background')}"
+            for piece, index in renamed
+        ),
+        tuple(f"{names[piece.label]} ({counted(piece.size, 'voxel')})" for piece in row if not new[id(piece)]),
+        {
+            names[new[id(piece)]]: round(margin, 4)
+            for number, (piece, margin) in enumerate(zip(row, margins, strict=True))
+            if new[id(piece)] and number != clicked
+        },
+        _contradictions(row, new, weights, atlas, groups) if statement is not None else (),
+    )
+
+
+def _check(statement: Statement | None, atlas: Atlas) -> None:
+    """Raise PromptError for a statement that does not fit the atlas."""
+    if statement is None:
+        return
+    if isinstance(statement, Stretch):
+        atlas.between(statement.first, statement.last)
+    elif statement.name not in atlas.sequence:
+        structure = atlas[statement.name]
+        raise PromptError(
+            f"'{structure.name}' is no level of atlas '{atlas.name}'; possible are {', '.join(atlas.sequence)}."
+        )
+
+
+def _clicked_piece(
+    click: Click, labels: Labels, pieces: Sequence[_Piece], atlas: Atlas, groups: Mapping[int, str]
+) -> _Piece:
+    """Return the piece that a click lies on; raises PromptError where it lies on none, or on one of another group."""
+    inside = all(0 <= side < size for side, size in zip(click.position, labels.shape, strict=True))
+    if not inside:
+        raise PromptError(f"The click on {click.name} lies outside the picture.")
+    label = int(labels[click.position])
+    for piece in pieces:
+        if piece.label == label and (np.stack(piece.positions, axis=1) == click.position).all(axis=1).any():
+            if groups[label] != groups[atlas[click.name].index]:
+                raise PromptError(
+                    f"The click on {click.name} lies on {atlas.names[label - 1]}, which belongs to the "
+                    f"{groups[label]}. Click on one of the {groups[atlas[click.name].index]}."
+                )
+            return piece
+    if label:
+        raise PromptError(f"The click on {click.name} lies on {atlas.names[label - 1]}, which has no place in the row.")
+    message = f"The click on {click.name} lies on background"
+    if not pieces:
+        raise PromptError(f"{message}, and the mask shows no level at all.")
+    distances = [float(np.square(np.stack(p.positions, axis=1) - click.position).sum(axis=1).min()) for p in pieces]
+    nearest = int(np.argmin(distances))
+    raise PromptError(
+        f"{message}; the nearest level is {atlas.names[pieces[nearest].label - 1]}, "
+        f"{distances[nearest] ** 0.5:.0f} voxels away. Click on the structure itself."
+    )
 
 
 def _in_row(pieces_of: dict[int, list[_Piece]], usual: dict[int, float]) -> tuple[list[_Piece], list[_Piece]]:
     """Return the pieces that make the row, from superior to inferior, and the remaining ones."""
     first = sorted((pieces[0] for pieces in pieces_of.values() if pieces), key=lambda piece: piece.height)
-    row, others = list(first), [piece for pieces in pieces_of.values() for piece in pieces[1:]]
-    if first:
-        heights, fronts = [piece.height for piece in first], [piece.front for piece in first]
-        depth = float(np.median([piece.depth for piece in first]))
-        # A further piece belongs to the row where it is large and lies near the curve through the largest ones.
-        for piece in others:
-            apart = abs(piece.front - float(np.interp(piece.height, heights, fronts)))
-            if piece.size >= SMALL * usual[piece.label] and apart < depth / 2:
-                row.append(piece)
-    return sorted(row, key=lambda piece: piece.height), [piece for piece in others if not any(piece is r for r in row)]
+    if not first:
+        return [], []
+    depth = float(np.median([piece.depth for piece in first]))
+    # Posterior elements whose body is not in the picture are small; they must not bend the curve.
+    large = [piece for piece in first if piece.size >= CUT * usual[piece.label]] or first
+
+    def apart(piece: _Piece) -> float:
+        """Return the columns between a piece and the curve through the large pieces of the other structures."""
+        curve = [body for body in large if body.label != piece.label] or first
+        expected = np.interp(piece.height, [body.height for body in curve], [body.front for body in curve])
+        return abs(piece.front - float(expected))
+
+    row, others = list[_Piece](), list[_Piece]()
+    for pieces in pieces_of.values():
+        # The largest piece may be the posterior elements, where the edge of the picture cuts off the body.
+        body = next((piece for piece in pieces if apart(piece) < depth), None)
+        for piece in pieces:
+            further = piece.size >= SMALL * usual[piece.label] and apart(piece) < depth / 2
+            (row if piece is body or further else others).append(piece)
+    return sorted(row, key=lambda piece: piece.height), others
 
 
-def _pieces(labels: NDArray[np.integer[Any]], index: int, probability: Floats) -> list[_Piece]:
-    """Return the connected pieces of a class, the largest first."""
-    marked, count = ndimage.label(labels == index)
+def _pieces(
+    labels: Labels, index: int, box: tuple[slice, ...] | None, probability: Floats | None, class_count: int
+) -> list[_Piece]:
+    """Return the connected pieces of a class, the largest first; `box` holds all of them."""
+    if box is None:
+        return []
+    marked, count = ndimage.label(labels[box] == index)
     pieces = []
-    for number, box in enumerate(ndimage.find_objects(marked, count), start=1):
-        inside = np.nonzero(marked[box] == number)
-        positions = tuple(axis + side.start for axis, side in zip(inside, box, strict=True))
+    for number, inner in enumerate(ndimage.find_objects(marked, count), start=1):
+        inside = np.nonzero(marked[inner] == number)
+        positions = tuple(axis + side.start + whole.start for axis, side, whole in zip(inside, inner, box, strict=True))
         rows, columns = positions[1], positions[2]
         front, middle = (float(value) for value in np.percentile(columns, (10, 50)))
         height = float(rows[columns <= middle].mean())
-        evidence = probability[positions[0], :, rows, columns].mean(axis=0)
+        if probability is None:
+            evidence: Floats = np.eye(1, class_count, index)[0]
+        else:
+            evidence = probability[positions[0], :, rows, columns].mean(axis=0)
         pieces.append(_Piece(index, positions, height, front, 2 * (middle - front) + 1, evidence))
     return sorted(pieces, key=lambda piece: -piece.size)
 
@@ -121,34 +312,166 @@ def _usual_sizes(pieces_of: dict[int, list[_Piece]], groups: dict[int, str]) -> 
     return {group: float(np.median(known)) if known else 1.0 for group, known in sizes.items()}
 
 
-def _assign(row: Sequence[_Piece], atlas: Atlas, groups: dict[int, str], usual: dict[str, float]) -> list[int]:
-    """Return the class of each piece, 0 for none, by dynamic programming over pieces and levels, both downwards."""
-    levels = [atlas[name].index for name in atlas.sequence]
-    gain = np.full((len(row), len(levels)), -np.inf)
-    for position, piece in enumerate(row):
-        weight = min(1.0, piece.size / usual[groups[piece.label]])
-        for level, index in enumerate(levels):
-            if groups[index] == groups[piece.label]:
-                gain[position, level] = weight * piece.evidence[index]
-    # best[p, l]: the highest sum of all assignments in which piece p is the last one with a name, and that name is l.
-    best = np.full(gain.shape, -np.inf)
-    before = np.full((*gain.shape, 2), -1)
-    for position in range(len(row)):
-        for level in range(len(levels)):
-            best[position, level] = gain[position, level]
-            for previous in range(position):
-                for upper in range(level):
-                    total = best[previous, upper] + gain[position, level] - SKIPPED * (level - upper - 1)
-                    if total > best[position, level]:
-                        best[position, level], before[position, level] = total, (previous, upper)
+def _objective(
+    row: Sequence[_Piece],
+    weights: Floats,
+    atlas: Atlas,
+    groups: Mapping[int, str],
+    moves: Sequence[int],
+    statement: Statement | None,
+    clicked: int | None,
+) -> _Objective:
+    """Return the worth of the assignments: see `order_levels`; `clicked` is the piece of the row that a click names."""
+    sequence = atlas.sequence
+    indices = [atlas[name].index for name in sequence]
+    same_group = np.array([[groups[index] == groups[piece.label] for index in indices] for piece in row], dtype=bool)
+    same_group = same_group.reshape(len(row), len(sequence))
+    # 1. The probability of each level, with the names of the model moved by some levels.
+    sources = [[atlas.neighbour(name, -move) for name in sequence] for move in moves]
+    evidence = np.array([[*piece.evidence] for piece in row]).reshape(len(row), atlas.class_count)
+    evidence[:, 0] = 0  # background stands for a level beyond the ends of the atlas
+    probability = np.stack([evidence[:, [atlas[n].index if n else 0 for n in names]] for names in sources])
+    worth = probability if statement is None else (1 + probability) / 2
+    gain = np.where(same_group, weights[:, None] * worth, -np.inf)
+    start = np.tile([[-MOVED * abs(move)] for move in moves], len(sequence))
+    end = np.zeros(len(sequence))
+    gap = np.zeros((len(row), len(row)))
+    if statement is None:
+        return _Objective(gain, gap, start, end)
+    # 2. What the statement adds.
+    if isinstance(statement, Click):
+        assert clicked is not None
+        level = sequence.index(statement.name)
+        gain[:, clicked, np.arange(len(sequence)) != level] = -np.inf
+        gain[:, clicked, level] += len(row) + SKIPPED * len(sequence) * len(row)  # more than all other pieces together
+    else:
+        first, last = sequence.index(statement.first), sequence.index(statement.last)
+        positions = np.arange(len(sequence))
+        start -= SKIPPED * np.maximum(0, positions - first)
+        end -= SKIPPED * np.maximum(0, last - positions)
+        outside = (positions < first) | (positions > last)
+        gain[:, (weights[:, None] >= CUT) & outside & ~_beyond(first, last, atlas, groups)] = -np.inf
+    # 3. How many levels fit between two pieces.
+    heights = np.array([piece.height for piece in row])
+    distance = _level_distance(row, weights, atlas, groups)
+    if distance is not None:
+        gap = np.maximum(0, np.abs(heights[:, None] - heights) / distance - 1)
+    return _Objective(gain, gap, start, end)
+
+
+def _beyond(first: int, last: int, atlas: Atlas, groups: Mapping[int, str]) -> NDArray[np.bool_]:
+    """Return True for the levels just beyond a stretch that a person does not name, but that are there."""
+    result = np.zeros(len(atlas.sequence), dtype=bool)
+    group = [groups[atlas[name].index] for name in atlas.sequence]
+    for end, step in ((first, -1), (last, 1)):
+        next_of_group = atlas.neighbour(atlas.sequence[end], step)
+        level = end + step
+        while 0 <= level < len(result):
+            # A disc next to a vertebra; nobody counts the sacrum.
+            result[level] = group[level] != group[end] or atlas.sequence[level] in atlas.landmarks
+            if atlas.sequence[level] == next_of_group or not result[level]:
+                break
+            level += step
+    return result
+
+
+def _level_distance(row: Sequence[_Piece], weights: Floats, atlas: Atlas, groups: Mapping[int, str]) -> float | None:
+    """Return the usual number of rows from a level of the sequence to the next; None in a row that is too short."""
+    distances = []
+    for group in {groups[piece.label] for piece in row}:
+        levels = [number for number, name in enumerate(atlas.sequence) if groups[atlas[name].index] == group]
+        heights = [
+            piece.height
+            for piece, weight in zip(row, weights, strict=True)
+            if groups[piece.label] == group and weight >= CUT
+        ]
+        if len(levels) > 1:
+            step = float(np.median(np.diff(levels)))
+            distances += [(lower - upper) / step for upper, lower in pairwise(heights)]
+    return float(np.median(distances)) or None if len(distances) > 1 else None
+
+
+def _assign(objective: _Objective) -> tuple[list[tuple[int, int] | None], list[float]]:
+    """Return the move of the names and the level of each piece, None for no name, and the margin of each name.
+
+    The best assignment is found by dynamic programming over pieces and levels, both downwards. The margin of a name is
+    the difference to the best assignment that gives the piece another level, or none.
+    """
+    gain, start, end = objective.gain, objective.start, objective.end
+    _, count, levels = gain.shape
+    skipped = np.arange(levels)[None] - np.arange(levels)[:, None] - 1.0  # [upper, lower]
+
+    def cost(upper: slice | int, lower: slice | int) -> Floats:
+        """Return the cost [pieces, upper level, lower level] between pieces; infinite where levels don't increase."""
+        gap = np.atleast_1d(objective.gap[upper, lower])
+        return np.where(skipped < 0, np.inf, SKIPPED * np.abs(skipped - gap[:, None, None]))
+
+    def changed(worth: Floats) -> Floats:
+        """Return the worth where the move of the names may change."""
+        best: Floats = np.maximum(worth, worth.max(axis=0) - CHANGED)
+        return best
+
+    # until[n, p, l]: the highest worth of all assignments in which piece p is the last one with a name, and that is l.
+    until = np.full(gain.shape, -np.inf)
+    for piece in range(count):
+        upper = changed(until[:, :piece])[..., None] - cost(slice(piece), piece)
+        until[:, piece] = gain[:, piece] + np.maximum(start, upper.max(axis=(1, 2), initial=-np.inf))
+    # after[n, p, l]: the highest worth of what follows piece p with level l.
+    # passing[p, q]: the highest worth of all assignments in which q is the next piece with a name after p.
+    after, passing = np.full(gain.shape, -np.inf), np.full((count, count), -np.inf)
+    for piece in reversed(range(count)):
+        below = slice(piece + 1, count)
+        lower = changed((gain + after)[:, below])[:, :, None] - cost(piece, below)
+        after[:, piece] = np.maximum(end, lower.max(axis=(1, 3), initial=-np.inf))
+        through = until[:, piece, None, :, None] + lower
+        passing[piece, below] = through.max(axis=(0, 2, 3), initial=-np.inf)
     # Follow the best assignment back from its last piece.
-    assigned = [0] * len(row)
-    if best.size and np.isfinite(best.max()):
-        position, level = (int(part) for part in np.unravel_index(int(best.argmax()), best.shape))
-        while position >= 0:
-            assigned[position] = levels[level]
-            position, level = (int(part) for part in before[position, level])
-    return assigned
+    assigned: list[tuple[int, int] | None] = [None] * count
+    total = float((until + end).max(initial=-np.inf))
+    if not np.isfinite(total):
+        return assigned, [0.0] * count
+    move, piece, level = (int(part) for part in np.unravel_index(int((until + end).argmax()), until.shape))
+    while True:
+        assigned[piece] = move, level
+        upper = (changed(until[:, :piece])[move, ..., None] - cost(slice(piece), piece))[:, :, level]
+        if start[move, level] >= upper.max(initial=-np.inf):
+            break
+        piece, level = (int(part) for part in np.unravel_index(int(upper.argmax()), upper.shape))
+        if until[move, piece, level] < until[:, piece, level].max() - CHANGED:
+            move = int(until[:, piece, level].argmax())
+    margins = []
+    for piece, chosen in enumerate(assigned):
+        rivals = (
+            np.delete((until + after)[:, piece], [] if chosen is None else chosen[1], axis=1),  # another level
+            (until + end)[:, :piece],  # the row ends before the piece
+            (gain + after + start[:, None])[:, piece + 1 :],  # the row begins after it
+            passing[:piece, piece + 1 :],  # the row passes it
+        )
+        # An assignment of nothing is worth nothing.
+        margins.append(total - max(0.0, *(float(worth.max(initial=-np.inf)) for worth in rivals)))
+    return assigned, margins
+
+
+def _contradictions(
+    row: Sequence[_Piece], new: Mapping[int, int], weights: Floats, atlas: Atlas, groups: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Return sentences on landmarks of the picture that the statement names otherwise, or that can't lie there."""
+    names = {structure.index: structure.name for structure in atlas.structures}
+    large = [piece for piece, weight in zip(row, weights, strict=True) if weight >= CUT]
+    sentences = []
+    for position, piece in enumerate(large):
+        name, called = names[piece.label], names.get(new[id(piece)])
+        if name not in atlas.landmarks:
+            continue
+        if called != name:
+            statement = f"which the statement makes {called}" if called else "which the statement leaves no room for"
+            sentences.append(f"the picture contradicts the statement: it shows {name}, {statement}")
+        for step, side, further in ((-1, "above", large[:position]), (1, "below", large[position + 1 :])):
+            same = any(groups[neighbour.label] == groups[piece.label] for neighbour in further)
+            if called == name and same and atlas.neighbour(name, step) is None:
+                others = f"others of the {groups[piece.label]}"
+                sentences.append(f"the picture contradicts the statement: it shows {others} {side} {name}")
+    return tuple(sentences)
 
 
 def _neighbour(
@@ -169,14 +492,3 @@ def _neighbour(
         if groups[candidate.label] == groups[piece.label]:
             return candidate
     return None
-
-
-def _rename(logits: Floats, piece: _Piece, new: int, names: dict[int, str], changes: list[str]) -> None:
-    """Exchange the logits of the piece's class and the new one, where the piece lies."""
-    if new == piece.label:
-        return
-    slices, rows, columns = piece.positions
-    old = logits[slices, piece.label, rows, columns]
-    logits[slices, piece.label, rows, columns] = logits[slices, new, rows, columns]
-    logits[slices, new, rows, columns] = old
-    changes.append(f"{counted(piece.size, 'voxel')} of {names[piece.label]} became {names.get(new, 'background')}")
