@@ -61,6 +61,7 @@ CPU = (
     Benchmark("Prediction", "prediction", "", "recipes/quickstart.yaml --pairs 1 --slices 2"),
     Benchmark("Engines", "engines", f"{RUN} {BUNDLE}", "", (QUICKSTART, f"export {RUN} --to onnx --output {BUNDLE}")),
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
+    Benchmark("Right and wrong texts", "phantom_text", RUN, f"{RUN} --smallest", (QUICKSTART,)),
 )
 TINY = "--side 64 --batch-size 2 --steps 1 --small"
 GPU = (

@@ -1,0 +1,201 @@
+"""Effect of right and wrong texts on synthetic patients, in whom the names of the levels are known.
+
+    python benchmarks/phantom_text.py RUN... [--cases 12] [--smallest]
+
+The runs or bundles read the atlas `lumbar_spider`; nothing is trained. The patients are drawn by `lumbar_phantom` with
+the settings of the run, if it was trained on it, and another seed. Some pictures end above L4 and show no landmark, and
+some patients have four or six lumbar vertebrae, so that a person or a model that counts from the sacrum is wrong.
+
+The right text is what a person says who knows the names: the first and the last structure with at least 30 % of its
+voxels in the picture, as `textseg predict --visible FIRST:LAST`. The wrong texts are the same, one level up or down; a
+picture in which a name has no successor in the atlas has no wrong text in this direction. DSC is the mean over the
+structures that the person names, then over pictures, then over patients. Obedience compares with the masks of the
+right text. "14 % errors" is the DSC if the person errs by one level in 14 % of the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import textseg
+from textseg.contracts import Atlas, Case
+from textseg.data.field_of_view import named_structures
+from textseg.data.preparation import map_labels
+from textseg.inference.predictor import Predictor
+from textseg.levels.level_naming import compare_names
+from textseg.levels.obedience import ComparedPicture, obedience, shows_landmark, summarise
+from textseg.metrics.definitions import score
+from textseg.metrics.statistics import Interval, macro_mean_interval
+from textseg.recipe.loading import load_recipe
+from textseg.runs.folder import RunFolder
+from textseg.text.visibility import shifted
+from textseg.volumes import read_labels
+from textseg_spine.lumbar_phantom import LumbarPhantom
+
+PICTURES: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "end above L4": {"ends_above": "L4"},
+    "L2 to L4 alone": {"begins_below": "L1", "ends_above": "L5"},
+    "six lumbar vertebrae": {"lumbar_vertebrae": 6},
+    "six, end above L4": {"lumbar_vertebrae": 6, "ends_above": "L4"},
+    "four lumbar vertebrae": {"lumbar_vertebrae": 4},
+}
+TEXTS = {"right": 0, "one level up": -1, "one level down": 1}
+ERRORS = 0.14  # share of patients whose lumbar levels were numbered wrongly (Korean J Radiol 2014)
+COLUMNS = ("run", "pictures", "text", "patients", "DSC (95 %)", "without names", "shifted", "obedience (95 %)")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A synthetic picture, its class indices, and the structures of the sequence that a person names in it."""
+
+    case: Case
+    reference: NDArray[np.uint8]
+    spacing: tuple[float, ...]
+    named: tuple[str, ...]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs or bundles")
+    parser.add_argument("--cases", type=int, default=12, help="pictures of each kind")
+    parser.add_argument("--seed", type=int, default=1000, help="of the patients")
+    parser.add_argument("--smallest", action="store_true", help="to try it: one picture of each kind")
+    options = parser.parse_args()
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for path in options.runs:
+        model = textseg.load(path, device="cpu")
+        settings = {**drawn_for(path), "cases": 1 if options.smallest else options.cases, "seed": options.seed}
+        for kind, cut in PICTURES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                pictures = list(drawn({**settings, "folder": folder}, cut))
+                for row in measured(model, pictures):
+                    print(f"| {' | '.join((path.parent.name or path.name, kind, *row))} |", flush=True)
+
+
+def drawn_for(path: Path) -> dict[str, Any]:
+    """Return the size of the phantom's pictures that a run was trained on; empty for other data and for a bundle."""
+    if not (path / "run.json").is_file():
+        return {}
+    dataset = load_recipe(RunFolder.existing(path).recipe).dataset
+    kept = ("slices", "size", "spacing_mm") if dataset.use == "lumbar_phantom" else ()
+    return {key: value for key, value in dataset.settings.items() if key in kept}
+
+
+def drawn(settings: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[Picture]:
+    """Draw pictures of one kind; what a person names in them follows from the whole pictures of the same patients."""
+    phantom = LumbarPhantom(**settings, **cut)
+    ends = {key: value for key, value in cut.items() if key not in ("begins_below", "ends_above")}
+    whole = LumbarPhantom(**settings, **ends)
+    for case, uncut in zip(phantom.cases(), whole.cases(), strict=True):
+        reference, spacing = read_classes(phantom, case)
+        before, after = (sizes(classes) for classes in (read_classes(whole, uncut)[0], reference))
+        named = named_structures(phantom.atlas, before, after)
+        yield Picture(case, reference, spacing, tuple(name for name in phantom.atlas.sequence if name in named))
+
+
+def read_classes(phantom: LumbarPhantom, case: Case) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """Return the class indices [S, H, W] and the spacing of a mask."""
+    assert case.mask_path is not None
+    labels = read_labels(case.mask_path, phantom.atlas.plane)
+    return map_labels(labels, phantom.label_map(case), case), labels.geometry.spacing_mm
+
+
+def sizes(classes: NDArray[np.uint8]) -> dict[int, float]:
+    """Return the voxels of each class."""
+    return dict(enumerate(np.bincount(classes.ravel()).astype(float).tolist()))
+
+
+def measured(model: Predictor, pictures: list[Picture]) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of one kind of pictures, without run and kind."""
+    if not model.reads_text:
+        masks = {picture.case.id: model(picture.case.image_path).array for picture in pictures}
+        yield row_of("none", model.atlas, pictures, masks)[0]
+        return
+    template = {picture.case.id: model(picture.case.image_path, prompts="template").array for picture in pictures}
+    yield row_of("template", model.atlas, pictures, template)[0]
+    right: dict[str, NDArray[np.uint8]] = {}
+    dsc: dict[str, dict[str, float]] = {}
+    for text, levels in TEXTS.items():
+        masks = {}
+        for picture in pictures:
+            statement = shifted(model.atlas, picture.named[0], picture.named[-1], levels)
+            if statement is not None:
+                masks[picture.case.id] = model(picture.case.image_path, visible=statement).array
+        right = masks if levels == 0 else right
+        if masks:
+            row, dsc[text] = row_of(text, model.atlas, pictures, masks, right, levels)
+            yield row
+    expected = {}
+    for picture in pictures:  # those that have a wrong text
+        name = picture.case.id
+        if wrong := [scores[name] for text, scores in dsc.items() if text != "right" and name in scores]:
+            expected[name] = (1 - ERRORS) * dsc["right"][name] + ERRORS * float(np.mean(wrong))
+    if expected:
+        by_patient = over_patients(pictures, expected)
+        yield "14 % errors", str(len(by_patient)), in_words(interval_of(by_patient)), "", "", ""
+
+
+def row_of(
+    text: str,
+    atlas: Atlas,
+    pictures: list[Picture],
+    masks: Mapping[str, NDArray[np.uint8]],
+    right: Mapping[str, NDArray[np.uint8]] = {},
+    levels: int = 0,
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """Return the cells of one text and the DSC of each picture that has a mask under it."""
+    dsc: dict[str, float] = {}
+    shifts, without_names, compared = [], [], []
+    for picture in pictures:
+        name, reference = picture.case.id, picture.reference
+        if name not in masks:
+            continue
+        structures = [index for index in (atlas[named].index for named in picture.named) if (reference == index).any()]
+        scores = score(masks[name], reference, spacing=picture.spacing, structures=structures, metrics=["dsc"])
+        dsc[name] = float(np.mean([result.values["dsc"] for result in scores.values()]))
+        naming = compare_names(masks[name], reference, atlas)
+        shifts.append(naming.shift != 0)
+        without_names.append(naming.dsc_without_names)
+        if levels:
+            followed = obedience(right[name], masks[name], atlas, levels)
+            compared.append(ComparedPicture(name, picture.case.patient, shows_landmark(reference, atlas), followed))
+    by_patient = over_patients(pictures, dsc)
+    obeyed = in_words(summarise(compared)[0].interval) if compared else ""
+    numbers = (in_words(interval_of(by_patient)), f"{np.mean(without_names):.3f}", f"{np.mean(shifts):.2f}")
+    return (text, str(len(by_patient)), *numbers, obeyed), dsc
+
+
+def over_patients(pictures: list[Picture], values: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of each patient over its pictures that have a value."""
+    by_patient: dict[str, list[float]] = defaultdict(list)
+    for picture in pictures:
+        if picture.case.id in values:
+            by_patient[picture.case.patient].append(values[picture.case.id])
+    return {patient: float(np.mean(dsc)) for patient, dsc in by_patient.items()}
+
+
+def interval_of(by_patient: Mapping[str, float]) -> Interval:
+    """Return the mean over patients, each of which counts once, with its interval."""
+    values = np.array(list(by_patient.values())).reshape(-1, 1)
+    return macro_mean_interval(values, np.ones_like(values))
+
+
+def in_words(interval: Interval) -> str:
+    """Return a mean and its interval, which a single patient does not have."""
+    bounds = "" if math.isnan(interval.low) else f" ({interval.low:.3f} to {interval.high:.3f})"
+    return f"{interval.value:.3f}{bounds}"
+
+
+if __name__ == "__main__":
+    main()
