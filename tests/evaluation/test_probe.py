@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
+import torch
 
-from textseg.evaluation.probe import measure_drops
+from textseg.data.slices import SliceStack
+from textseg.evaluation import probe as module
+from textseg.evaluation.probe import expected_scores, measure_drops, probe
+from textseg.evaluation.probe_texts import MOVED
+from textseg.inference.slices import CasePrediction
+from textseg.levels.obedience import as_json
 from textseg.metrics.scores import Score
+from textseg.metrics.window_scores import PERSON_ERRS
+from textseg.recipe.loading import load_recipe
+from textseg.runs.experiment import Experiment, build
+
+if TYPE_CHECKING:
+    from textseg.data.preparation import PreparedCase
 
 
 def row(patient: str, structure: str, value: float, source: str) -> Score:
@@ -28,3 +43,46 @@ def test_a_drop_is_the_mean_over_structures_of_the_patients_differences() -> Non
     noisy = drops["empty", None]
     assert noisy.low < 0.1 < noisy.high
     assert noisy.patients == 12
+
+
+def test_what_to_expect_of_a_person_who_errs() -> None:
+    scores = {
+        "interactive": [row(p, "L5", value, "interactive") for p, value in (("a", 0.9), ("b", 0.8), ("c", 0.7))],
+        "one_level_up": [row("a", "L5", 0.1, "one_level_up"), row("b", "L5", 0.2, "one_level_up")],
+        "one_level_down": [row("a", "L5", 0.3, "one_level_down")],
+    }
+    expected = {score.patient: score.value for score in expected_scores(scores)}
+    assert PERSON_ERRS == 0.14
+    # In both directions, only upwards, and in none: such a case is left out.
+    assert expected == {"a": pytest.approx(0.86 * 0.9 + 0.14 * 0.2), "b": pytest.approx(0.86 * 0.8 + 0.14 * 0.2)}
+
+
+@pytest.fixture(scope="module")
+def experiment(finished_run: Path, stranger: None) -> Experiment:
+    return build(load_recipe(finished_run / "recipe.yaml"), also=["interactive", "ground_truth"])
+
+
+@pytest.mark.parametrize(("follows", "value"), [(True, 1.0), (False, 0.0)])
+def test_a_model_whose_names_follow_its_text_and_one_that_ignores_it(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, follows: bool, value: float
+) -> None:
+    atlas = experiment.atlas
+
+    def predict(segmenter: Any, prepared: PreparedCase, slices: SliceStack, **settings: Any) -> CasePrediction:
+        """Return the annotation; a model that follows moves its names as the text does."""
+        reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+        condition = next(iter(slices.text.rows)) if slices.text else ""
+        levels = MOVED.get(condition, 0) if follows else 0
+        new = [0, *(atlas[atlas.neighbour(s.name, levels) or s.name].index for s in atlas.structures)]
+        return CasePrediction(reference, np.array(new, np.uint8)[reference])
+
+    monkeypatch.setattr(module, "predict_case", predict)
+    monkeypatch.setattr(module, "prompted_slices", lambda e, s, prepared, *rest: (SliceStack(prepared.image), None))
+    result = probe(experiment, None, torch.device("cpu"))  # type: ignore[arg-type]
+    (picture,) = result.obedience  # the one scan whose list can be moved: upwards only, since it shows L5/S
+    assert (picture.case, picture.obedience.levels, picture.landmark) == ("3_t2", -1, True)
+    assert picture.obedience.value == value
+    assert picture.obedience.structures >= 10
+    assert as_json(result.obedience)["by_patient"] == {"3": value}
+    cases = {name: len({score.case for score in rows}) for name, rows in result.scores.items()}
+    assert (cases["interactive"], cases["one_level_up"], cases["one_level_down"]) == (3, 1, 0)

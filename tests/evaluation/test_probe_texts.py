@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.evaluation.probe_texts import CONDITIONS, Subject
+from textseg.evaluation.probe_texts import CONDITIONS, Subject, probe_subject
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import Experiment, build
 from textseg.text.slice_text import slice_prompts
@@ -67,3 +67,22 @@ def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subj
     assert not set(words) & set(template[0].holistic.split())
     assert {prompt.holistic for prompt in empty(tested)} == {"."}
     assert all(name in paraphrased(tested)[0].holistic for name in template[0].visibility.visible)
+
+
+def test_a_moved_list_is_one_level_off_or_left_out(experiment: Experiment) -> None:
+    writers = {item.name: item.write_prompts for item in CONDITIONS}
+    ends: dict[str, list[tuple[str, str] | None]] = {"interactive": [], "one_level_up": [], "one_level_down": []}
+    for number in range(len(experiment.cases["test"])):
+        subject = probe_subject(experiment, number)
+        for name, stated in ends.items():
+            write = writers[name]
+            assert write is not None
+            prompts = write(subject)
+            visible = prompts[0].visibility.visible if prompts else ()
+            stretch = [structure for structure in experiment.atlas.sequence if structure in visible]
+            stated.append((stretch[0], stretch[-1]) if stretch else None)
+    assert ends == {
+        "interactive": [("T9", "L5/S"), ("T9", "L5/S"), ("T11", "L5/S")],
+        "one_level_up": [None, None, ("T10", "L4/L5")],
+        "one_level_down": [None, None, None],
+    }

@@ -13,13 +13,16 @@ from textseg.contracts import Atlas, Structure
 from textseg.errors import DataError
 from textseg.levels.obedience import (
     MINIMUM_VOXELS,
+    TABLE_HEADER,
     ComparedPicture,
     PictureObedience,
     as_json,
     conclusion,
+    direction,
     obedience,
     shows_landmark,
     summarise,
+    table_rows,
     write_obedience,
 )
 from textseg.volumes.geometry import Array
@@ -173,8 +176,10 @@ def test_directions_and_landmarks_have_rows_of_their_own() -> None:
         (1, False): 0.5,
     }
     assert math.isnan(rows[1, None].interval.low)  # one patient has no interval
-    written = json.loads(json.dumps(as_json(list(rows.values())), allow_nan=False))
-    assert written[4] == {
+    written = json.loads(json.dumps(as_json(pictures), allow_nan=False))
+    assert written["conclusion"].startswith("obedience 0.75 [")
+    assert written["by_patient"] == {"a": 0.5, "b": 1.0}
+    assert written["summaries"][4] == {
         "levels": 1,
         "landmark": None,
         "obedience": 0.5,
@@ -185,13 +190,21 @@ def test_directions_and_landmarks_have_rows_of_their_own() -> None:
         "structures": 4,
         "vanished": 1,
     }
+    cells = table_rows(written)
+    assert {len(row) for row in cells} == {len(TABLE_HEADER)}
+    assert cells[4] == ["one level down", "with and without a landmark", "0.50", "1", "1", "4", "1"]
+    assert cells[3][:3] == ["one level up", "without a landmark", "1.00 (1.00 to 1.00)"]
+    assert direction(-2) == "2 levels up"
 
 
 def test_nothing_to_compare() -> None:
     (total,) = summarise([compared("a", 0, of=0)])
     assert (total.pictures, total.interval.patients) == (0, 0)
     assert conclusion(total).startswith("obedience is not known")
-    json.dumps(as_json([total]), allow_nan=False)
+    record = as_json([compared("a", 0, of=0)])
+    json.dumps(record, allow_nan=False)
+    assert record["by_patient"] == {}
+    assert table_rows(record)[0][2] == "–"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from textseg.evaluation.probe_texts import CONDITIONS
 from textseg.metrics.scores import read_scores
 from textseg.metrics.statistics import Interval
 from textseg.reports.probe_report import probe_run, verdict
+from textseg.reports.run_report import show_obedience
+from textseg.runs.folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("stranger")
 
@@ -28,26 +32,58 @@ def test_the_template_scores_as_the_run_did(probed: tuple[Path, str], finished_r
 
 def test_every_condition_is_scored_and_what_needs_the_annotation_is_an_oracle(probed: tuple[Path, str]) -> None:
     sources = {row.prompt_source for row in read_scores(probed[0] / "probe.csv")}
-    assert sources == {c.label for c in CONDITIONS}
+    # Every test scan shows L5/S, the end of the atlas, so that no list can be moved downwards.
+    assert sources == {c.label for c in CONDITIONS if c.name != "one_level_down"}
     assert {source for source in sources if "(" in source} == {
         "interactive (simulated)",
-        "off_by_one (oracle)",
+        "one_level_up (oracle)",
         "ground_truth (oracle)",
         "claimed (oracle)",
         "denied (oracle)",
     }
-    assert "Verdict: the model" in probed[1]
+    assert re.match(r"Verdict: obedience \d\.\d\d \(1 patient\): the names .*\. The model ", probed[1])
     assert "patients: intervals and tests of fewer than 50 are rough" in probed[1]
     assert (probed[0] / "probe.png").read_bytes().startswith(b"\x89PNG")
-    assert (probed[0] / "probe.md").read_text().count("\n| ") == len(CONDITIONS) + 1
+    table, _, obedience = (probed[0] / "probe.md").read_text().partition("## Obedience")
+    lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines() if line[:2] == "| "}
+    assert len(lines) == len(CONDITIONS) + 2  # a header, and what to expect of a person who errs
+    assert [lines[name][3] for name in ("interactive", "one_level_up", "one_level_down")] == ["3", "1 of 3", "0 of 3"]
+    assert lines["expected"][3] == "1 of 3"
+    assert lines["one_level_down"][1] == "–"
+    assert "14.1 % of 1049 patients (Korean J Radiol 2014)" in table
+    assert "| all directions |" in obedience
     with (probed[0] / "drops.csv").open() as file:
         drops = list(csv.DictReader(file))
-    assert {row["condition"] for row in drops} == {c.name for c in CONDITIONS} - {"template"}
+    assert {row["condition"] for row in drops} == {c.name for c in CONDITIONS} - {"template"} | {"expected"}
+    with (probed[0] / "obedience.csv").open() as file:
+        (picture,) = csv.DictReader(file)
+    assert (picture["case"], picture["levels"], picture["landmark"]) == ("3_t2", "-1", "yes")
 
 
 def test_a_second_probe_says_the_same(probed: tuple[Path, str], finished_run: Path, tmp_path: Path) -> None:
     probe_run(finished_run, output=tmp_path)
     assert (tmp_path / "probe.csv").read_bytes() == (probed[0] / "probe.csv").read_bytes()
+
+
+def test_the_record_and_the_report_of_the_run_get_the_obedience(copied: Path) -> None:
+    folder = RunFolder(copied)
+    before = folder.report.read_text(encoding="utf-8")
+    assert "<h2>Obedience</h2>" not in before
+    probe_run(copied)
+    record = folder.read()["obedience"]
+    assert record["scored_step"] == folder.read()["scored_step"] == 15
+    assert list(record["by_patient"]) == ["3"]
+    assert [(row["levels"], row["landmark"]) for row in record["summaries"]] == [(None, None), (-1, None), (-1, True)]
+    report = folder.report.read_text(encoding="utf-8")
+    sentence = record["conclusion"].capitalize()
+    assert f"<h2>Obedience</h2>\n<p>{sentence}.</p>" in report
+    # A second probe replaces the section; the rest of the report stays.
+    show_obedience(folder, {**record, "conclusion": "obedience 1.00: a test"})
+    report = folder.report.read_text(encoding="utf-8")
+    assert report.count("<h2>Obedience</h2>") == 1
+    assert "<p>Obedience 1.00: a test.</p>" in report
+    begin, end = report.index("<!-- obedience -->"), report.index("<!-- end of obedience -->")
+    assert before == f"{report[:begin]}<!-- obedience -->{report[end:]}"
 
 
 def interval(value: float, width: float = 0.01) -> Interval:
@@ -59,6 +95,10 @@ def test_the_verdict_says_whether_words_matter() -> None:
     assert "does not rely on its text" in verdict(dict.fromkeys(names, interval(0.001)))
     leaning = verdict({**dict.fromkeys(names, interval(0.02)), "nonsense": interval(0.3)})
     assert leaning.startswith("Verdict: the model leans on its text: text without meaning (nonsense) costs 0.300 DSC;")
+    unmoved = {**dict.fromkeys(names, interval(0.02)), "one_level_down": Interval(math.nan, math.nan, math.nan, 0)}
+    text = verdict(unmoved, "obedience 0.83 [0.70, 0.90]: the names follow the text")
+    assert text.startswith("Verdict: obedience 0.83 [0.70, 0.90]: the names follow the text. The model relies little ")
+    assert "a list one level up costs 0.020 DSC; the true list" in text  # no list could be moved downwards
     gains = verdict({**dict.fromkeys(names, interval(0.02)), "ground_truth": interval(-0.05, 0.1)})
     assert "the true list (oracle) gains 0.050 DSC (not certain)" in gains
     assert "relies little on its text as such" in gains

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from textseg.contracts import TextEncoder
+from textseg.contracts import Atlas, Case, TextEncoder
 from textseg.data.slices import SliceStack
-from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, probe_subject
-from textseg.evaluation.scoring import score_case
+from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, MOVED, RIGHT, probe_subject
+from textseg.evaluation.scoring import compared_maps, score_case
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
+from textseg.levels.obedience import ComparedPicture, obedience, shows_landmark
 from textseg.metrics.scores import Score
 from textseg.metrics.statistics import Interval, macro_mean_interval
+from textseg.metrics.window_scores import PERSON_ERRS
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
 from textseg.system.files import cache_folder
 from textseg.system.progress import progress_bar
 from textseg.text.embeddings import build_text_table
 from textseg.text.slice_text import SlicePrompt, SliceText
+
+Maps = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # prediction and reference, in the space of the recipe
 
 
 @dataclass(frozen=True)
@@ -34,32 +39,76 @@ class Drop:
     interval: Interval
 
 
-def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) -> dict[str, list[Score]]:
-    """Return the scores of the test cases under each condition, with the protocol of the recipe's evaluation.
+@dataclass(frozen=True)
+class ProbeResult:
+    """The scores of the test cases under each condition, and their obedience to a moved text.
+
+    A condition has no scores of a case that it leaves out, because the list can't be moved within the atlas.
+    """
+
+    scores: dict[str, list[Score]]  # by condition
+    obedience: list[ComparedPicture]
+
+
+def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) -> ProbeResult:
+    """Score the test cases under each condition, with the protocol of the recipe's evaluation.
 
     `segmenter` is in evaluation mode, on `device`.
     """
     subjects = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
     prompts = {c.name: [c.write_prompts(subject) for subject in subjects] for c in CONDITIONS if c.write_prompts}
     texts = _encoded(experiment, prompts)
-    scores: dict[str, list[Score]] = {condition.name: [] for condition in CONDITIONS}
+    result = ProbeResult({condition.name: [] for condition in CONDITIONS}, [])
     with progress_bar() as bar:
         task = bar.add_task("probing", total=len(CONDITIONS) * len(subjects))
         for number, subject in enumerate(subjects):
             prepared = subject.prepared
             reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
+            compared: dict[str, Maps] = {}  # under the right list and the moved ones
             for condition in CONDITIONS:
                 if condition.write_prompts is None:
                     slices, _ = prompted_slices(experiment, segmenter, prepared, "predicted", device)
+                elif (text := texts[condition.name][number]) is not None:
+                    slices = SliceStack(prepared.image, text)
                 else:
-                    slices = SliceStack(prepared.image, texts[condition.name][number])
+                    bar.update(task, advance=1)
+                    continue
                 size, native = experiment.recipe.training.batch_size, experiment.recipe.evaluation.space == "native"
                 prediction = predict_case(segmenter, prepared, slices, device=device, batch_size=size, native=native)
                 label = condition.label
                 rows, _ = score_case(experiment, prepared, prediction, reference, source=label, metrics=("dsc",))
-                scores[condition.name] += rows
+                result.scores[condition.name] += rows
+                if condition.name in (RIGHT, *MOVED):
+                    compared[condition.name], _ = compared_maps(experiment, prepared, prediction, reference)
                 bar.update(task, advance=1)
-    return scores
+            result.obedience.extend(_obedience(experiment.atlas, prepared.case, compared))
+    return result
+
+
+def _obedience(atlas: Atlas, case: Case, compared: Mapping[str, Maps]) -> Iterator[ComparedPicture]:
+    """Yield the obedience of a case under each list that was moved."""
+    right, reference = compared[RIGHT]
+    for name, levels in MOVED.items():
+        if name in compared:
+            picture = obedience(right, compared[name][0], atlas, levels)
+            yield ComparedPicture(case.id, case.patient, shows_landmark(reference, atlas), picture)
+
+
+def expected_scores(scores: Mapping[str, Sequence[Score]]) -> list[Score]:
+    """Return the DSC to expect if a person miscounts by one level as often as `PERSON_ERRS` says.
+
+    Both directions are equally likely where the atlas allows both. Cases whose list can't be moved are left out, and so
+    are structures without a DSC under one of the texts.
+    """
+    moved: dict[tuple[str, int | None, str], list[float]] = {}
+    for name in MOVED:
+        for row in scores[name]:
+            moved.setdefault(row.place, []).append(row.value)
+    return [
+        replace(row, value=(1 - PERSON_ERRS) * row.value + PERSON_ERRS * float(np.mean(moved[row.place])))
+        for row in scores[RIGHT]
+        if row.place in moved
+    ]
 
 
 def measure_drops(scores: Mapping[str, Sequence[Score]], structures: Sequence[str]) -> list[Drop]:
@@ -91,27 +140,33 @@ def measure_drops(scores: Mapping[str, Sequence[Score]], structures: Sequence[st
 
 
 def _encoded(
-    experiment: Experiment, prompts: Mapping[str, Sequence[Sequence[SlicePrompt]]]
-) -> dict[str, list[SliceText]]:
-    """Return the features of every text, by condition and case; a text too long for the run is cut at its end."""
+    experiment: Experiment, prompts: Mapping[str, Sequence[Sequence[SlicePrompt] | None]]
+) -> dict[str, list[SliceText | None]]:
+    """Return the features of every text, by condition and case, None for a case that a condition leaves out.
+
+    A text that is too long for the run is cut at its end.
+    """
     settings, length = experiment.recipe.prompts, experiment.task.text_length
     assert settings is not None
     assert length is not None
     part = settings.text_encoder
     encoder: TextEncoder = experiment.registry.build("text_encoder", part.use, settings=part.settings)
-    by_slice = chain.from_iterable(chain.from_iterable(prompts.values()))
+    by_slice = chain.from_iterable(filter(None, chain.from_iterable(prompts.values())))
     every = dict.fromkeys(text for prompt in by_slice for text in (prompt.holistic, *prompt.classwise))
     fitting = {text: _cut(text, encoder, length) for text in every}
     table = build_text_table(encoder, fitting.values(), text_length=length, cache=cache_folder() / "text")
-    texts: dict[str, list[SliceText]] = {}
-    for name, by_case in prompts.items():
-        for slice_prompts in by_case:
-            cut = [
-                replace(p, holistic=fitting[p.holistic], classwise=tuple(fitting[text] for text in p.classwise))
-                for p in slice_prompts
-            ]
-            texts.setdefault(name, []).append(SliceText(table, experiment.atlas, {name: cut}))
-    return texts
+
+    def encoded(slices: Sequence[SlicePrompt], name: str) -> SliceText:
+        cut = [
+            replace(p, holistic=fitting[p.holistic], classwise=tuple(fitting[text] for text in p.classwise))
+            for p in slices
+        ]
+        return SliceText(table, experiment.atlas, {name: cut})
+
+    return {
+        name: [None if slices is None else encoded(slices, name) for slices in by_case]
+        for name, by_case in prompts.items()
+    }
 
 
 def _cut(text: str, encoder: TextEncoder, length: int) -> str:

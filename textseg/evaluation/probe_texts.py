@@ -13,12 +13,16 @@ from textseg.contracts import Source, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.metrics.scores import Mark
 from textseg.runs.experiment import Experiment
+from textseg.text.reading import interactive_visibility
 from textseg.text.slice_text import Knowledge, SlicePrompt, slice_prompts, volume_prompts
+from textseg.text.visibility import shifted
 
 BASELINE = "template"
+RIGHT: Source = "interactive"
+MOVED = {"one_level_up": -1, "one_level_down": 1}  # conditions with a wrong list: its levels, downwards positive
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
 
-WritePrompts = Callable[["Subject"], Sequence[SlicePrompt]]
+WritePrompts = Callable[["Subject"], Sequence[SlicePrompt] | None]  # None for a case that is left out
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,19 @@ def _of(source: Source) -> WritePrompts:
     return lambda case: case.prompts[source]
 
 
-def _off_by_one(case: Subject) -> Sequence[SlicePrompt]:
-    text, knowledge = case.experiment.text, Knowledge(interactive_error=1.0, seed=case.experiment.recipe.seed)
+def _moved(case: Subject, *, levels: int) -> Sequence[SlicePrompt] | None:
+    """Return the prompts of a person who miscounted; None if the atlas ends before the list that is moved by `levels`.
+
+    A list that is cut at the end of the atlas would be a shorter right list.
+    """
+    text, atlas, right = case.experiment.text, case.experiment.atlas, case.prompts[RIGHT][0].visibility
     assert text is not None
-    return slice_prompts(case.prepared, "interactive", text.generator, case.experiment.atlas, knowledge)
+    stretch = [name for name in atlas.sequence if name in right.visible]
+    moved = shifted(atlas, stretch[0], stretch[-1], levels) if stretch else None
+    if moved is None:
+        return None
+    visibility = interactive_visibility(atlas, moved, right.facts)
+    return volume_prompts(visibility, case.prepared.slice_count, text.generator, atlas)
 
 
 def _empty(case: Subject) -> Sequence[SlicePrompt]:
@@ -122,12 +135,23 @@ CONDITIONS = (
     Condition(BASELINE, "every structure is listed", "", _of("template")),
     Condition("predicted", "what a first pass found", "", None),
     Condition(
-        "interactive",
+        RIGHT,
         "first and last level, as a person names them (read off the annotation)",
         "simulated",
         _of("interactive"),
     ),
-    Condition("off_by_one", "the same, miscounted by one level", "oracle", _off_by_one),
+    Condition(
+        "one_level_up",
+        "the same, miscounted by one level upwards",
+        "oracle",
+        partial(_moved, levels=MOVED["one_level_up"]),
+    ),
+    Condition(
+        "one_level_down",
+        "the same, miscounted by one level downwards",
+        "oracle",
+        partial(_moved, levels=MOVED["one_level_down"]),
+    ),
     Condition("ground_truth", "what each slice shows", "oracle", _of("ground_truth")),
     Condition(
         "claimed",

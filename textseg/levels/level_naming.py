@@ -169,10 +169,11 @@ def as_json(namings: Mapping[str, LevelNaming]) -> dict[str, Any]:
     rows = [
         {"case": case, **{k: v for k, v in asdict(naming).items() if k != "names"}} for case, naming in namings.items()
     ]
-    return {"policy": POLICY, "totals": _null(totals(namings)), "cases": [_null(row) for row in rows]}
+    return {"policy": POLICY, "totals": without_nan(totals(namings)), "cases": [without_nan(row) for row in rows]}
 
 
-def _null(row: Mapping[str, Any]) -> dict[str, Any]:
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row for a JSON file, in which undefined numbers are null."""
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 

@@ -14,7 +14,7 @@ A caller predicts each picture twice, and passes the pairs on:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 
 from textseg.contracts import Atlas
 from textseg.errors import DataError
-from textseg.levels.level_naming import SAME_PLACE, match_by_place, pairwise_dsc
+from textseg.levels.level_naming import SAME_PLACE, match_by_place, pairwise_dsc, without_nan
 from textseg.metrics.scores import csv_text
 from textseg.metrics.statistics import Interval, macro_mean_interval
 from textseg.system.files import write_atomically
@@ -40,6 +40,7 @@ POLICY = (
     "vanished and counts as 0. A structure at the end of the atlas, without a successor, is left out. Mean over "
     "structures, then over pictures, then over patients; the interval is a bootstrap over patients."
 )
+TABLE_HEADER = ("text moved", "pictures of", "obedience (95 %)", "patients", "pictures", "structures", "vanished")
 COLUMNS = ("case", "patient", "levels", "landmark", "structures", "followed", "vanished", "at_end", "obedience")
 
 
@@ -153,26 +154,36 @@ def summarise(pictures: Sequence[ComparedPicture]) -> list[Summary]:
 
 
 def _summary(levels: int | None, landmark: bool | None, pictures: Sequence[ComparedPicture]) -> Summary:
-    by_patient: dict[str, list[float]] = {}
-    for picture in pictures:
-        by_patient.setdefault(picture.patient, []).append(picture.obedience.value)
-    # Each patient counts once, whatever the number of its pictures.
-    means = np.array([[math.fsum(by_patient[patient]) / len(by_patient[patient])] for patient in sorted(by_patient)])
     return Summary(
         levels=levels,
         landmark=landmark,
-        interval=macro_mean_interval(means.reshape(-1, 1), np.ones((len(means), 1))),
+        interval=patient_interval(patient_values(pictures)),
         pictures=len(pictures),
         structures=sum(picture.obedience.structures for picture in pictures),
         vanished=sum(picture.obedience.vanished for picture in pictures),
     )
 
 
+def patient_values(pictures: Sequence[ComparedPicture]) -> dict[str, float]:
+    """Return the mean obedience of each patient over its pictures, without pictures in which no structure counts."""
+    values: dict[str, list[float]] = {}
+    for picture in pictures:
+        if picture.obedience.structures:
+            values.setdefault(picture.patient, []).append(picture.obedience.value)
+    return {patient: math.fsum(values[patient]) / len(values[patient]) for patient in sorted(values)}
+
+
+def patient_interval(values: Mapping[str, float]) -> Interval:
+    """Return the mean of patients' values, each of which counts once, with its interval."""
+    means = np.array(list(values.values()), dtype=np.float64).reshape(-1, 1)
+    return macro_mean_interval(means, np.ones_like(means))
+
+
 def conclusion(summary: Summary) -> str:
     """Return one sentence with the number: the names follow the text, or they do not."""
     value, low, high = summary.interval.value, summary.interval.low, summary.interval.high
     if math.isnan(value):
-        return "obedience is not known: no picture was predicted under a moved text that all its names allow"
+        return "obedience is not known: in no picture could the text be moved and a structure be compared"
     patients = counted(summary.interval.patients, "patient")
     bounds = f"({patients})" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
     if value >= FOLLOWS:
@@ -203,15 +214,19 @@ def write_obedience(path: Path, pictures: Sequence[ComparedPicture]) -> None:
     write_atomically(path, csv_text(COLUMNS, rows))
 
 
-def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """Return the summaries for run.json; undefined values are null."""
-    return [
+def as_json(pictures: Sequence[ComparedPicture]) -> dict[str, Any]:
+    """Return the content of `obedience` in run.json; undefined values are null.
+
+    `by_patient` holds the mean of each patient, so that a leaderboard can put several runs together.
+    """
+    summaries = summarise(pictures)
+    rows = [
         {
             "levels": summary.levels,
             "landmark": summary.landmark,
-            "obedience": _null(summary.interval.value),
-            "low": _null(summary.interval.low),
-            "high": _null(summary.interval.high),
+            "obedience": summary.interval.value,
+            "low": summary.interval.low,
+            "high": summary.interval.high,
             "patients": summary.interval.patients,
             "pictures": summary.pictures,
             "structures": summary.structures,
@@ -219,7 +234,28 @@ def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
         }
         for summary in summaries
     ]
+    return {
+        "conclusion": conclusion(summaries[0]),
+        "summaries": [without_nan(row) for row in rows],
+        "by_patient": patient_values(pictures),
+    }
 
 
-def _null(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells below `TABLE_HEADER` for each summary of an `as_json`."""
+    rows = []
+    for row in record["summaries"]:
+        value, low, high = row["obedience"], row["low"], row["high"]
+        number = "–" if value is None else f"{value:.2f}" if low is None else f"{value:.2f} ({low:.2f} to {high:.2f})"
+        landmark = {None: "with and without a landmark", True: "with a landmark", False: "without a landmark"}
+        counts = (str(row[key]) for key in ("patients", "pictures", "structures", "vanished"))
+        rows.append([direction(row["levels"]), landmark[row["landmark"]], number, *counts])
+    return rows
+
+
+def direction(levels: int | None) -> str:
+    """Return the direction of a moved text in words, such as "one level up"; every direction for None."""
+    if levels is None:
+        return "all directions"
+    count = "one level" if abs(levels) == 1 else f"{abs(levels)} levels"
+    return f"{count} {'down' if levels > 0 else 'up'}"

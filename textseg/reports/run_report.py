@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from textseg.contracts import Atlas
 from textseg.drawing.page import render
 from textseg.drawing.pictures import OverlayPicture, line_chart, overlay_png
 from textseg.evaluation.evaluate import ExampleSlice
 from textseg.hookspecs import ReportSection
+from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
+from textseg.levels.obedience import TABLE_HEADER, table_rows
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, summarise
-from textseg.runs.folder import RunFolder
+from textseg.runs.folder import RunFolder, measured_obedience
 from textseg.system.files import write_atomically
 from textseg.volumes.files import read_volume
 
@@ -71,12 +75,33 @@ def write_report(
         only_test_summary=summarise(scores, structures=only_test),
         groups=groups,
         group_summary=summarise(group_scores, structures=groups),
+        obedience=_obedience_section(measured_obedience(run)),
         overlays=[{"png": overlay_png(picture), "title": picture.title} for picture in overlays],
         further=further,
         prompts=_prompts_by_source(prompts),
         fact_text=_fact_text,
     )
     write_atomically(RunFolder(run_folder).report, content)
+
+
+def show_obedience(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Write the obedience, as run.json has it, into the report of a run, if there is one."""
+    if folder.report.exists():
+        page = folder.report.read_text(encoding="utf-8")
+        begin, end = "<!-- obedience -->", "<!-- end of obedience -->"
+        section = f"{begin}{_obedience_section(record)}{end}"
+        write_atomically(folder.report, re.sub(f"{begin}.*?{end}", lambda match: section, page, flags=re.DOTALL))
+
+
+def _obedience_section(record: Mapping[str, Any] | None) -> Markup:
+    if not record:
+        return Markup()
+    conclusion = str(record["conclusion"])
+    rows = table_rows(record)
+    sentence = f"{conclusion[0].upper()}{conclusion[1:]}."
+    return Markup(
+        render("obedience.html.j2", conclusion=sentence, header=TABLE_HEADER, rows=rows, policy=OBEDIENCE_POLICY)
+    )
 
 
 def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> OverlayPicture:

@@ -196,6 +196,14 @@ class RunFolder:
             )
 
 
+def measured_obedience(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `obedience` of a run.json, or None without it and if it belongs to an earlier checkpoint."""
+    obedience = record.get("obedience")
+    if not isinstance(obedience, Mapping) or obedience.get("scored_step") != record.get("scored_step"):
+        return None
+    return dict(obedience)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the checkpoint in a file, plain Python and tensors; raises RunError for a damaged or missing file."""
     import torch
