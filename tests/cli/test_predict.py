@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from textseg import load
 from textseg.cli.entry import app
-from textseg.errors import DataError, RunError
+from textseg.errors import DataError, PromptError, RunError
 from textseg.inference.files import stem
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
@@ -40,6 +40,19 @@ def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(
     assert "1 was there already" in again.stdout
 
 
+def test_words_are_shown_as_they_were_read(finished_run: Path, scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "seen.csv").write_text(f'case,visible\n{stem(scan)},"L1 to L5, without the canal"\n')
+    arguments = ["predict", str(finished_run), str(scan), "--output", str(tmp_path / "out")]
+    for words, shown in (
+        ("t12 to l5", "read: T12:L5, 11 structures and the spinal canal\n"),
+        (str(tmp_path / "seen.csv"), "read: 9 structures: L5, L4, L3, L2, L1, L4/L5"),
+    ):
+        result = CliRunner().invoke(app, [*arguments, "--text", words], catch_exceptions=False)
+        assert (result.exit_code, result.stdout.startswith(shown)) == (0, True), result.stdout
+    sidecar = json.loads((tmp_path / "out" / f"{stem(scan)}.json").read_text())
+    assert sidecar["said"]["words"] == "L1 to L5, without the canal"
+
+
 def test_an_ensemble_says_of_whom_it_is_and_what_it_averaged(finished_run: Path, scan: Path, tmp_path: Path) -> None:
     another = tmp_path / "other"
     shutil.copytree(finished_run, another)
@@ -65,9 +78,13 @@ def test_an_ensemble_says_of_whom_it_is_and_what_it_averaged(finished_run: Path,
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--prompts", "ground_truth"], RunError, "a new scan has none. Name what you see with --visible"),
+        (["--prompts", "ground_truth"], RunError, "a new scan has none. Say what you see with --visible or --text"),
         (["--prompts", "temlate"], RunError, "no source 'temlate'. Did you mean 'template'"),
         (["--prompts", "template", "--visible", "T10:L5"], RunError, "exclude each other"),
+        (["--text", "T10 to L5", "--visible", "T10:L5"], RunError, "--visible and --text exclude each other"),
+        (["--text", "T10 to L5", "--prompts", "template"], RunError, "--prompts and --text exclude each other"),
+        (["--text", "T10 to L7"], PromptError, "--text: .*'T10 to L7': 'T10:L7': no 'L7' in the sequence"),
+        (["--text", ""], PromptError, "--text: .*No visible structure is named"),
         (["--labels", "spidr"], DataError, "Did you mean 'spider'"),
         (["--test-time-augmentation", "flip"], RunError, "there is no 'flip'"),
         (["--with", "nowhere"], RunError, "'nowhere' is no run"),

@@ -141,6 +141,14 @@ def test_a_text_that_was_not_frozen_says_what_was(bundle: Path, scan: Path) -> N
         textseg.load(bundle)(scan, visible=["L1", "L5"])
 
 
+def test_words_without_a_frozen_text_are_refused_before_a_volume_is_read(bundle: Path, finished_run: Path) -> None:
+    for words in ("T12:L3, no canal", "L1, L5"):
+        with pytest.raises(PromptError, match="holds no features for .* Name a stretch"):
+            textseg.load(bundle).visibility_of(words)
+        assert textseg.load(finished_run).visibility_of(words).source == "interactive"
+    assert textseg.load(bundle).visibility_of("T12 to L3").visible[-1] == "SC"
+
+
 def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -> None:
     texts = json.loads((bundle / "texts.json").read_text())
     assert len(texts) == len(set(texts))

@@ -14,7 +14,7 @@ from textseg.inference.files import (
     Job,
     Outcome,
     PredictionSettings,
-    check_names,
+    check_words,
     find_inputs,
     plan_jobs,
     predict_files,
@@ -83,16 +83,19 @@ def test_a_table_says_what_each_volume_shows(tmp_path: Path, model: TrainedModel
     (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L5\n1,T12:L3\n")
     jobs = plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv"))
     assert [job.visible for job in jobs] == ["T12:L3", "T10:L5"]
-    check_names(model, jobs)
+    assert check_words(model, jobs) == [
+        "1: read: T12:L3, 7 structures and the spinal canal",
+        "2: read: T10:L5, 15 structures and the spinal canal",
+    ]
     (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L9\n1,T12:L3\n")
     with pytest.raises(PromptError, match="--visible: 2: 'T10:L9'"):
-        check_names(model, plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv")))
+        check_words(model, plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv")))
 
 
 def test_a_mask_lies_on_its_volume_with_a_sidecar_that_says_what_it_is(
     model: TrainedModel, scan: Path, tmp_path: Path
 ) -> None:
-    [job] = plan_jobs([scan], tmp_path / "out", suffix=".nii.gz", visible="T12:L5")
+    [job] = plan_jobs([scan], tmp_path / "out", suffix=".nii.gz", visible="T12 to L5")
     [outcome] = outcomes(model, [job], labels="spider")
     assert outcome.state == "written"
     volume, mask = read_volume(scan), read_labels(job.mask)
@@ -100,11 +103,21 @@ def test_a_mask_lies_on_its_volume_with_a_sidecar_that_says_what_it_is(
     assert np.array_equal(mask.array, model(scan, visible="T12:L5").labelled("spider"))
     sidecar = json.loads(job.sidecar.read_text())
     assert sidecar["labels"]["100"] == "SC"
-    assert sidecar["said"] == {"source": "interactive", "visible": "T12:L5"}
+    assert sidecar["said"] == {"source": "interactive", "visible": "T12:L5", "words": "T12 to L5"}
     assert sidecar["made"]["prompts"] == "T12:L5"
     assert set(sidecar["confidence"]) == set(model.atlas.names)
     voxels = int((mask.array == 100).sum())
     assert sidecar["volume_ml"]["SC"] == pytest.approx(voxels * np.prod(mask.spacing_mm) / 1000, abs=1e-3)
+
+
+def test_other_words_for_the_same_structures_give_the_same_mask(
+    model: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    for words, state in (("T12:L5", "written"), ("from D12 to L5", "there"), ("T12 to L5, no canal", "written")):
+        [job] = plan_jobs([scan], tmp_path / "out", visible=words)
+        assert [outcome.state for outcome in outcomes(model, [job])] == [state]
+    with pytest.raises(PromptError, match="--text: .*: No visible structure is named"):
+        check_words(model, plan_jobs([scan], tmp_path / "out", visible=""), "--text")
 
 
 def test_what_is_done_is_not_done_again_unless_something_differs(

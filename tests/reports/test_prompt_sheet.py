@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.errors import DataError, RecipeError
+from textseg.errors import DataError, PromptError, RecipeError
 from textseg.recipe.loading import load_recipe
 from textseg.reports.prompt_sheet import PromptSheet, prompt_sheet
 
@@ -39,6 +39,14 @@ def test_what_a_person_names_and_the_slice_that_shows_most(tiny_recipe: Path) ->
     interactive = next(entry for entry in named.entries if entry.source == "interactive")
     assert "L2" not in interactive.prompt.visibility.visible
     assert "interactive, granularity 3: " in str(named)
+    assert "read:" not in str(sheet_of_nobody := prompt_sheet(recipe))
+    assert sheet_of_nobody.read == ""
+    words = prompt_sheet(recipe, named="from L3 to L5")
+    assert [entry.prompt for entry in words.entries] == [entry.prompt for entry in named.entries]
+    assert "\nread: L3:L5, 5 structures and the spinal canal\n" in str(words)
+    assert "<p>read: L3:L5, 5 structures and the spinal canal</p>" in words.page()
+    with pytest.raises(PromptError, match="No visible structure is named"):
+        prompt_sheet(recipe, named="")
     assert named.slice_index == 2  # the middle of five shows the canal, too
 
 

@@ -14,7 +14,7 @@ import torch
 from textseg.comparison.compare import compare
 from textseg.comparison.text import as_text
 from textseg.contracts import SegmenterOutput, TextFeatures
-from textseg.errors import RecipeError, RunError
+from textseg.errors import PromptError, RecipeError, RunError
 from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
 from textseg.metrics.window_scores import means_as_json, read_window_scores, summarise_windows
@@ -130,6 +130,16 @@ def test_interactive_prompts(copied: Path) -> None:
     assert [row.value for row in read_scores(named / "scores.csv")] == pytest.approx(
         [row.value for row in read_scores(target / "scores.csv")], nan_ok=True
     )
+
+
+def test_words_of_a_person_are_shown_as_they_were_read(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = evaluate_run(copied, prompts="interactive", visible="D12 to L5")
+    assert "read: T12:L5, 11 structures and the spinal canal\n" in capsys.readouterr().out
+    with (target / "visible.csv").open() as file:
+        assert {row["visible"] for row in csv.DictReader(file)} == {"T12:L5"}
+    for words, message in (("L5 to T12", "case '.*': 'L5 to T12': .* runs upwards"), ("", "No visible structure")):
+        with pytest.raises(PromptError, match=message):
+            evaluate_run(copied, prompts="interactive", visible=words)
 
 
 def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:

@@ -204,6 +204,12 @@ STRUCTURES = (Structure("L2", "vertebra", 1), Structure("L1", "vertebra", 2), St
         (Atlas("x", ()), "structures", "at least one structure, came none"),
         (Atlas("x", (Structure("L1:L2", "vertebra", 1),)), "structures", "names without ':' and ','"),
         (Atlas("x", (Structure("L1", "", 1),)), "structures", "a family of 'L1', the words that prompts say"),
+        (Atlas("x", (Structure("L1", "vertebra", 1, synonyms=("L,1",)),)), "structures", "names without ':' and ','"),
+        (
+            Atlas("x", (Structure("LV", "ventricle", 1), Structure("vein", "vein", 2, synonyms=("lv",)))),
+            "structures",
+            "one structure for each name and synonym, in any case, came 'lv' names two",
+        ),
         (
             Atlas("x", tuple(Structure(f"s{n}", "many", n) for n in range(1, 257))),
             "structures",

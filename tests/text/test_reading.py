@@ -183,6 +183,10 @@ def test_names_may_have_words_of_the_grammar_in_them() -> None:
         interactive_visibility(atlas, "white and grey matter cyst")
 
 
+def test_a_structure_without_a_family_is_read_by_its_name() -> None:
+    assert interactive_visibility(Atlas("bare", (Structure("L1", "", 1),)), "the L1").visible == ("L1",)
+
+
 def test_a_name_comes_before_a_synonym_of_another_structure() -> None:
     structures = (Structure("RV", "vein", 1, synonyms=("portal vein", "LV")), Structure("LV", "ventricle", 2))
     atlas = Atlas("mixed", structures)

@@ -21,9 +21,15 @@ def predict(
         str | None,
         Option(metavar="FIRST:LAST", help="The structures that a person sees in the volumes, or a CSV file."),
     ] = None,
+    text: Annotated[
+        str | None,
+        Option(metavar="WORDS", help="In place of --visible: the same in words, such as 'T11 to L3, no canal'."),
+    ] = None,
     prompts: Annotated[
         str | None,
-        Option(metavar="SOURCE", help="Without --visible: template or predicted. Default: as the recipe says."),
+        Option(
+            metavar="SOURCE", help="Without --visible and --text: template, predicted. Default: as the recipe says."
+        ),
     ] = None,
     labels: Annotated[str, Option(metavar="SCHEME", help="Label values: atlas, or a scheme such as spider.")] = "atlas",
     ordered: Annotated[bool, Option("--ordered", help="Rename levels that contradict the order of the atlas.")] = False,
@@ -50,7 +56,7 @@ def predict(
     """
     from textseg.errors import DataError, RunError, suggestion
     from textseg.inference.averaging import checked_changes
-    from textseg.inference.files import PredictionSettings, check_names, find_inputs, plan_jobs, predict_files
+    from textseg.inference.files import PredictionSettings, check_words, find_inputs, plan_jobs, predict_files
     from textseg.inference.loading import load
     from textseg.inference.onnx_networks import checked_engine
     from textseg.inference.predictor import Prompting
@@ -62,15 +68,19 @@ def predict(
 
     if prompts == "ground_truth":
         raise RunError(
-            "--prompts: 'ground_truth' reads the annotation, and a new scan has none. Name what you see with --visible."
+            "--prompts: 'ground_truth' reads the annotation, and a new scan has none. Say what you see with --visible "
+            "or --text."
         )
     if prompts is not None and prompts not in get_args(Prompting):
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Prompting))}")
-    if prompts is not None and visible is not None:
-        raise RunError("--prompts and --visible exclude each other: a person has said what the prompts say.")
+    if visible is not None and text is not None:
+        raise RunError("--visible and --text exclude each other: both state what the volumes show. Leave out one.")
+    option, words = ("--visible", visible) if text is None else ("--text", text)
+    if prompts is not None and words is not None:
+        raise RunError(f"--prompts and {option} exclude each other: a person has said what the prompts say.")
     source = cast("Prompting | None", prompts)
     changes = checked_changes(augmentation) if augmentation is not None else ()
-    jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=visible)
+    jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=words)
     if any(job.mask.suffix == DICOM for job in jobs):
         require_highdicom()
         if labels != "atlas":
@@ -81,7 +91,8 @@ def predict(
     if prompts is None and any(job.visible is None for job in jobs):
         _ = trained.default_prompts  # which an ensemble may not agree on
     label_values(trained.atlas, labels)  # refuses labels that the atlas does not have
-    check_names(trained, jobs)
+    for line in check_words(trained, jobs, option):
+        print(line)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -76,12 +76,17 @@ class FrozenTexts:
 
     def __call__(self, texts: Sequence[str]) -> TextTable:
         """Return the table; raises PromptError for a text that the bundle lacks."""
+        self.require(texts)
+        return self.table
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Raise PromptError for texts that the bundle has no features for."""
         if missing := [text for text in texts if text not in self.known]:
             raise PromptError(
-                f"The bundle '{self.path}' holds no features for '{missing[0][:80]}...': it knows prompts that name "
-                "everything, or one stretch of the sequence. Name a stretch, or predict with the run it came from."
+                f"The bundle '{self.path}' holds no features for '{missing[0][:80]}...': it has those of prompts "
+                "that name everything, or one stretch of the sequence with all that is outside the sequence. Name a "
+                "stretch, such as 'FIRST to LAST', or predict with the run that the bundle comes from."
             )
-        return self.table
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
 from textseg.registry.component import cause
 from textseg.system.files import write_atomically
-from textseg.text.reading import read_statements
+from textseg.text.reading import read_statements, readings
 from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
@@ -42,7 +42,7 @@ class Job:
 
     input: Input
     mask: Path
-    visible: str | None  # the statement of a person
+    visible: str | None  # the words of a person
 
     @property
     def sidecar(self) -> Path:
@@ -151,7 +151,7 @@ def plan_jobs(
     if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
         same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
         raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
-    statements = read_statements(visible, names) if visible else {}
+    statements = read_statements(visible, names) if visible is not None else {}
     jobs = []
     for volume, name in zip(inputs, names, strict=True):
         mask = output / f"{name}{suffix or _own_suffix(volume)}"
@@ -239,7 +239,7 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
             "labels": {str(value): name for name, value in mask.values(settings.labels).items()},
             "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
             "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
-            "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility),
+            "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility, job.visible),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
             "made": _made(model, read.hash, job, settings),
@@ -251,14 +251,18 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
     return Outcome(job, "written", remarks=mask.remarks)
 
 
-def stated(atlas: Atlas, visibility: Visibility) -> dict[str, str]:
-    """Return the statement of the prompts on a volume, and its source."""
-    return {"source": visibility.source, "visible": statement(atlas, visibility.visible)}
+def stated(atlas: Atlas, visibility: Visibility, words: str | None) -> dict[str, str]:
+    """Return the statement of the prompts on a volume, its source, and the words of the person where there is one."""
+    written = {} if words is None else {"words": words}
+    return {"source": visibility.source, "visible": statement(atlas, visibility.visible), **written}
 
 
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
     """Return all facts that determine a mask: equal facts give an equal mask."""
-    prompts = job.visible or settings.prompts or (model.default_prompts if model.reads_text else "none")
+    if job.visible is not None:
+        prompts = statement(model.atlas, model.visibility_of(job.visible).visible)  # other words may state the same
+    else:
+        prompts = settings.prompts or (model.default_prompts if model.reads_text else "none")
     members = model.members if isinstance(model, Ensemble) else ()
     return {
         "input": job.input.name,
@@ -283,11 +287,16 @@ def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_names(model: Predictor, jobs: Sequence[Job]) -> None:
-    """Check the statements of all jobs before the first volume is read. Raises PromptError for unknown names."""
+def check_words(model: Predictor, jobs: Sequence[Job], option: str = "--visible") -> list[str]:
+    """Read the words of all jobs before the first volume is read, and return lines that show what was read.
+
+    Raises PromptError for words that the model can't use; the message begins with the option that they come from.
+    """
+    read = {}
     for job in jobs:
         if job.visible is not None:
             try:
-                model.visibility_of(job.visible)
+                read[name_of(job.input)] = model.visibility_of(job.visible)
             except PromptError as error:
-                raise PromptError(f"--visible: {name_of(job.input)}: {error}") from None
+                raise PromptError(f"{option}: {name_of(job.input)}: {error}") from None
+    return readings(model.atlas, read)

@@ -28,7 +28,7 @@ from textseg.volumes.mask import Mask
 if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
 
-_READS_NO_TEXT = "'{}' reads no text, so visible structures have no effect. Leave out --visible and --prompts."
+_READS_NO_TEXT = "'{}' reads no text, so visible structures have no effect. Leave out --visible, --text and --prompts."
 
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]
@@ -101,16 +101,16 @@ class Predictor(ABC):
 
         Args:
             volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation.
-            visible: what a person sees in it: "T10:L5" or ("T10", "L5") for all from the first to the last in an
-                ordered atlas, "L4, L5" or a list for these.
+            visible: what a person sees in it: "T10:L5", "T10 to L5" or ("T10", "L5") for all from the first to the last
+                in an ordered atlas, "L4, L5" or a list for these; see `textseg.text.reading`.
             prompts: without `visible`, the source of the prompts: "template" or "predicted"; the default is that of the
                 recipe's evaluation.
             ordered: rename pieces that contradict the order of the atlas: see `textseg.levels.level_order`.
             test_time_augmentation: "shift", "scale", "gamma": average over views of the volume, none of them mirrored:
                 see `textseg.inference.averaging`.
 
-        Raises DataError for a volume that can't be read, PromptError for names that the atlas does not have and for
-        `visible` to a model that reads no text.
+        Raises DataError for a volume that can't be read, PromptError for words that can't be read as structures of the
+        atlas and for `visible` to a model that reads no text.
         """
         scan = volume if isinstance(volume, Volume) else read_volume(volume, self.atlas.plane)
         if scan.geometry.plane != self.atlas.plane:
@@ -150,9 +150,16 @@ class Predictor(ABC):
         return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
 
     def visibility_of(self, visible: Named) -> Visibility:
-        """Return the visibility that `visible` states; raises PromptError for names that the atlas does not have."""
+        """Return the visibility that `visible` states.
+
+        Raises PromptError for words that can't be read as structures of the atlas, and for prompts that a bundle has no
+        features for.
+        """
         self._require_reader()
-        return interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
+        visibility = interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
+        for model in self.readers:
+            model.require_texts(visibility)
+        return visibility
 
     def _require_reader(self) -> None:
         if not self.reads_text:

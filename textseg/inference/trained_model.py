@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +23,20 @@ from textseg.registry.discovery import Registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder
 from textseg.text.embeddings import TextTable, build_text_table
+from textseg.text.prompts import generate
 from textseg.text.slice_text import SliceText, volume_prompts
 
 AT_ONCE = 16  # slices at a time on a GPU; more do not make it faster
 
-Texts = Callable[[Sequence[str]], TextTable]
+
+class Texts(Protocol):
+    """The features of texts, from a text encoder or from a bundle."""
+
+    def __call__(self, texts: Sequence[str]) -> TextTable:
+        """Return a table that holds `texts`."""
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Raise PromptError for texts without features."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class TrainedModel(Predictor):
     record: TaskRecord
     segmenter: Segmenter
     generator: PromptGenerator | None
-    texts: Texts | None  # gives a table that holds these texts
+    texts: Texts | None
     device: torch.device
 
     @property
@@ -80,6 +89,13 @@ class TrainedModel(Predictor):
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
         return SliceStack(image, SliceText(table, self.atlas, {visibility.source: prompts}))
 
+    def require_texts(self, visibility: Visibility) -> None:
+        """Raise PromptError if there are no features for the prompts that state `visibility`."""
+        assert self.generator is not None
+        assert self.texts is not None
+        prompts = generate(self.generator, self.atlas, visibility)
+        self.texts.require([prompts.holistic, *prompts.classwise])
+
 
 def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:
     """Build the prompt generator of a recipe; None for a model that reads no text."""
@@ -105,3 +121,6 @@ class EncodedTexts:
         """Return a table that holds `texts`."""
         assert self.task.text_length is not None
         return build_text_table(self._encoder, texts, text_length=self.task.text_length, cache=cache_folder() / "text")
+
+    def require(self, texts: Sequence[str]) -> None:
+        """Do nothing: the text encoder gives features for every text."""

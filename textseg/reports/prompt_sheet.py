@@ -16,7 +16,9 @@ from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
+from textseg.text.reading import interactive_visibility, summary
 from textseg.text.slice_text import AVAILABLE, Knowledge, SlicePrompt, slice_prompts
+from textseg.text.visibility import statement
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class PromptSheet:
     slice_count: int
     max_tokens: int
     entries: Sequence[Entry]
+    read: str = ""  # what was read from the words of a person
 
     def __str__(self) -> str:
         facts = ", ".join(f"{key} {value}" for key, value in self.case.facts.items())
         case = f"case {self.case.id}, slice {self.slice_index + 1} of {self.slice_count}"
-        lines = ["; ".join(filter(None, (case, facts)))]
+        lines = ["; ".join(filter(None, (case, facts))), *([f"read: {self.read}"] if self.read else [])]
         for entry in self.entries:
             lines += ["", entry.title, f"  {entry.prompt.holistic}"]
         for entry in self.by_source:
@@ -94,7 +97,7 @@ def prompt_sheet(
         recipe: with a section `prompts`.
         case_id: a case with a mask; the first one by default.
         slice_number: counted from 1; by default the slice that shows most structures.
-        named: what a person names as visible, for `interactive` prompts; by default it is read from the annotation.
+        named: the words of a person on what is visible, for `interactive` prompts; by default the annotation is read.
 
     `predicted` prompts are left out, since they need a trained model. Raises RecipeError for a recipe without prompts,
     and DataError for an unknown case or slice.
@@ -109,7 +112,11 @@ def prompt_sheet(
         raise DataError(f"--slice {slice_number}: case '{prepared.case.id}' has slices 1 to {count}.")
     most = max(range(count), key=lambda index: (len(prepared.present[index]), -abs(index - count // 2)))
     index = most if slice_number is None else slice_number - 1
-    part, persons = settings.text_encoder, {prepared.case.id: named} if named else {}
+    part, persons, read = settings.text_encoder, {}, ""
+    if named is not None:
+        stated = interactive_visibility(dataset.atlas, named)
+        persons[prepared.case.id] = statement(dataset.atlas, stated.visible)
+        read = summary(dataset.atlas, stated.visible)
     encoder: TextEncoder = registry.build("text_encoder", part.use, settings=part.settings)
     knowledge = Knowledge(template_position=settings.template_position, named=persons)
     entries = []
@@ -117,8 +124,8 @@ def prompt_sheet(
         for granularity, generator in _generators(recipe, registry, dataset.atlas):
             prompt = slice_prompts(prepared, source, generator, dataset.atlas, knowledge)[index]
             tokens = encoder.count_tokens([prompt.holistic])[0]
-            entries.append(Entry(source, granularity, prompt, tokens, source == "interactive" and not named))
-    return PromptSheet(dataset.atlas, prepared.case, dataset, index, count, encoder.max_tokens, entries)
+            entries.append(Entry(source, granularity, prompt, tokens, source == "interactive" and named is None))
+    return PromptSheet(dataset.atlas, prepared.case, dataset, index, count, encoder.max_tokens, entries, read)
 
 
 def _prepared(recipe: Recipe, dataset: Dataset, case_id: str | None) -> PreparedCase:

@@ -39,6 +39,7 @@ from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
 from textseg.system.progress import counting, progress_bar
 from textseg.text.embeddings import write_prompt_table
+from textseg.text.reading import read_cases, readings
 
 
 def evaluate_and_write(
@@ -142,7 +143,7 @@ def evaluate_run(
 
     The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
     contains the structures that a person named for `interactive` prompts; see
-    `textseg.text.reading.read_statements`. `fields_of_view` replaces the setting of the recipe, also in the run's
+    `textseg.text.reading.read_cases`. `fields_of_view` replaces the setting of the recipe, also in the run's
     recipe.yaml. Raises RunError for an unknown source, and for data that differ from those of the training.
     """
     folder = RunFolder.existing(run)
@@ -160,6 +161,10 @@ def evaluate_run(
         raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts need no person.")
     with counting("preparing slices") as report:
         experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
+    if visible is not None:
+        test_cases = [prepared.case.id for prepared in experiment.cases["test"]]
+        for line in readings(experiment.atlas, read_cases(experiment.atlas, visible, test_cases)):
+            print(line)
     check_data(experiment, folder)
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
     device = chosen_device()

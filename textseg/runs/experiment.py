@@ -25,8 +25,9 @@ from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
-from textseg.text.reading import read_statements
+from textseg.text.reading import read_cases
 from textseg.text.slice_text import Knowledge, Text, build_text
+from textseg.text.visibility import statement
 
 Progress = Callable[[int, int], None]
 
@@ -130,7 +131,7 @@ def build(
     Args:
         recipe: checked.
         also: prompt sources beyond those of the recipe.
-        named: the structures that a person names in the test cases, for `interactive` prompts: see `read_statements`;
+        named: the structures that a person names in the test cases, for `interactive` prompts: see `read_cases`;
             without it the person is simulated.
         progress: called with the number of prepared cases and of all cases.
 
@@ -246,7 +247,8 @@ def _text(
     for sources in needed.values():
         if "predicted" in sources:  # they come from a first pass with the template
             sources.add("template")
-    statements = read_statements(named, [case.case.id for case in cases["test"]]) if named else {}
+    read = {} if named is None else read_cases(atlas, named, [case.case.id for case in cases["test"]])
+    statements = {case_id: statement(atlas, visibility.visible) for case_id, visibility in read.items()}
     return build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
         registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings),

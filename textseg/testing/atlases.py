@@ -32,15 +32,20 @@ def _surroundings(subject: Subject) -> None:
 
 @check("structures", KIND)
 def _structures(subject: Subject) -> None:
-    """Check that names suit tables and commands, each structure has a family, and a byte can hold the classes."""
+    """Check that names suit tables and commands, each has one meaning, and a byte can hold the classes."""
     atlas: Atlas = subject.build()
     promise(atlas.structures, "at least one structure", "none")
     promise(atlas.class_count - 1 <= LARGEST_CLASS, f"at most {LARGEST_CLASS} structures", len(atlas.structures))
     for structure in atlas.structures:
-        name = structure.name
-        usable = name and name == name.strip() and not set(name) & set(':,;"\n\t')
-        promise(usable, "names without ':' and ',', which commands and tables put between names", repr(name))
-        promise(structure.family.strip(), f"a family of '{name}', the words that prompts say", "an empty one")
+        for name in (structure.name, *structure.synonyms):
+            usable = name and name == name.strip() and not set(name) & set(':,;"\n\t')
+            promise(usable, "names without ':' and ',', which commands and tables put between names", repr(name))
+        words = f"a family of '{structure.name}', the words that prompts say"
+        promise(structure.family.strip(), words, "an empty one")
+    names = [(spelled.casefold(), s.name) for s in atlas.structures for spelled in (s.name, *s.synonyms)]
+    meanings = dict(names)
+    twice = sorted({spelled for spelled, name in names if meanings[spelled] != name})
+    promise(not twice, "one structure for each name and synonym, in any case", f"'{', '.join(twice)}' names two")
 
 
 @check("order", KIND)

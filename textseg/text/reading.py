@@ -127,17 +127,18 @@ class _Reader:
         self.sets: dict[str, set[str]] = {group.casefold(): set(names) for group, names in atlas.groups.items()}
         for structure in atlas.structures:
             self.spellings[structure.name.casefold()] = structure.name
-            first, last = structure.family.split()[0], structure.family.split()[-1]
-            for words in dict.fromkeys((structure.family, first, last)):
+            family = structure.family.strip() or structure.name
+            first, last = family.split()[0], family.split()[-1]
+            for words in dict.fromkeys((family, first, last)):
                 for form in (words.casefold(), _plural(words).casefold()):
                     self.kinds.setdefault(form, set()).add(structure.name)
                     if words != last:  # "vertebra 4" may be L4 or the fourth one in the image
                         self.numbered.add(form)
-            for form in (_plural(structure.family), _plural(last)):
+            for form in (_plural(family), _plural(last)):
                 self.sets.setdefault(form.casefold(), set()).add(structure.name)
         for structure in atlas.structures:  # a name of any structure comes before a synonym of another one
-            kinds = (structure.family, structure.family.split()[-1])
-            unique = (words for words in kinds if self.kinds[words.casefold()] == {structure.name})
+            kinds = (structure.family, *structure.family.split()[-1:])
+            unique = (words for words in kinds if self.kinds.get(words.casefold()) == {structure.name})
             for words in (*structure.synonyms, *unique):
                 self.spellings.setdefault(words.casefold(), structure.name)
         letters = {match[1] for words in self.spellings if (match := _LEVEL.fullmatch(words))}

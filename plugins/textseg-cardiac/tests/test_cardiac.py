@@ -78,6 +78,19 @@ def test_prompts_say_where_the_slice_lies_and_what_encloses_what() -> None:
     assert "third" not in generator(turned).holistic
 
 
+def test_words_are_read_with_the_names_of_the_field() -> None:
+    atlas = heart_short_axis()
+    for words, visible in (
+        ("LV and myo, no right ventricle", ("myocardium", "left ventricle")),
+        ("everything without the atria", ("right ventricle", "myocardium", "left ventricle")),
+        ("RA is not visible; LA, RV", ("right ventricle", "left atrium")),
+    ):
+        assert interactive_visibility(atlas, words).visible == visible
+    for words, message in (("LV to RA", "has no order"), ("no RV", "only right ventricle is named, as not visible")):
+        with pytest.raises(PromptError, match=message):
+            interactive_visibility(atlas, words)
+
+
 def test_prompts_relate_only_what_is_visible() -> None:
     atlas = heart_short_axis()
     generator = CardiacPrompts(atlas)

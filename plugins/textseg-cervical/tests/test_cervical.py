@@ -43,6 +43,19 @@ def test_the_atlas_runs_from_c2_to_t2_and_knows_the_cord_apart() -> None:
     assert atlas.between("C7", "T1") == ("C7", "T1", "C7/T1", "spinal cord")
 
 
+def test_words_are_read_with_the_names_of_the_field() -> None:
+    atlas = cervical_spine()
+    for words, visible in (
+        ("the axis to D1", atlas.between("C2", "T1")),
+        ("C5-7", atlas.between("C5", "C7")),
+        ("C7/Th1", ("C7/T1",)),
+        ("C2, the cord", ("C2", "spinal cord")),
+    ):
+        assert interactive_visibility(atlas, words).visible == visible
+    with pytest.raises(PromptError, match="no 'C1' in the sequence"):
+        interactive_visibility(atlas, "C1 to C4")
+
+
 def test_the_values_of_totalspineseg_name_levels_of_the_atlas_or_what_lies_beyond() -> None:
     atlas = cervical_spine()
     scheme = atlas.label_schemes["totalspineseg"]
