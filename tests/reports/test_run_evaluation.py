@@ -208,6 +208,13 @@ def test_windows_are_added_to_a_finished_run(copied: Path, capsys: pytest.Captur
     assert means == json.loads(json.dumps(means_as_json(summarise_windows(rows, record["structures_in_training"]))))
     assert {(row["share"], row["landmark"]) for row in means} >= {(1.0, "all"), (0.5, "yes"), (0.5, "no")}
 
+    report = (copied / "report.html").read_text()
+    assert "Fields of view" in report
+    assert re.search(r'<tr><th scope="row">50 % of the rows</th><td>without</td><td>right \(simulated\)</td>', report)
+    titles = re.findall(r'alt="(\w+: case [^"]*) of the rows, slice [^"]*: image, reference and the prediction', report)
+    assert [title.split(":")[0] for title in titles] == ["best", "median", "worst"]
+    assert "fields of view" not in report.partition("Provenance")[2]
+
     # Other prompts leave the windows alone, and the recipe of the run asks for them from now on.
     before = (copied / "fields_of_view.csv").read_bytes()
     oracle = evaluate_run(copied, prompts="ground_truth")

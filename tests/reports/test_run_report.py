@@ -4,16 +4,35 @@ import base64
 import io
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from textseg.contracts import Case
+from textseg.data.field_of_view import Window
+from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import SliceGeometry
 from textseg.drawing.tables import format_value, markdown_table, metric_title
+from textseg.evaluation.fields_of_view import ExampleWindow
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score
-from textseg.reports.run_report import OverlayPicture, write_report
+from textseg.reports import run_report
+from textseg.reports.run_report import OverlayPicture, window_picture, write_report
+from textseg.volumes.files import Volume
 
+PREPARED = PreparedCase(
+    case=Case("c1", "p1", Path("scan.mha")),
+    folder=Path(),
+    key="",
+    slice_geometry=SliceGeometry(0, 0, 12, 4, (12, 4)),
+    spacing_mm=(4.0, 1.0, 2.0),
+    native_spacing_mm=(4.0, 1.0, 2.0),
+    intensities=(),
+    present=((), (1,), ()),
+    image_hash="",
+)
 EVIL = '<script>alert("x")</script>&'
 
 
@@ -219,3 +238,31 @@ def test_markdown_table_cannot_be_broken_out_of():
 def test_what_is_no_number_in_the_log_is_left_out(report, tmp_path, value):
     _, page = report(tmp_path, history=[*HISTORY, {"epoch": "2", "train_loss": value}])
     assert page.tags.count("svg") == 3
+
+
+def window_example(predictions):
+    shown = np.zeros((6, 4), np.uint8)
+    shown[2:4] = 1
+    statements = {"simulated": "T12:L3", "moved down": "L1:L4"}
+    return ExampleWindow(
+        case=PREPARED,
+        share=0.5,
+        location="lower",
+        window=Window(6, 0, 6, 4),
+        index=1,
+        reference=shown,
+        predictions=dict.fromkeys(predictions, shown),
+        statements={author: statements.get(author, "") for author in predictions},
+        dsc=0.5,
+    )
+
+
+def test_a_window_is_drawn_under_each_text_beside_its_reference(small_atlas, monkeypatch):
+    volume = np.arange(3 * 12 * 4, dtype=np.float32).reshape(3, 12, 4)
+    monkeypatch.setattr(run_report, "read_volume", lambda path, plane: Volume(volume, (4.0, 1.0, 2.0), None))
+    panels = window_picture(window_example(["template", "simulated", "moved down"]), small_atlas, "best")
+    assert list(panels.masks) == ["image", "reference", "right: T12:L3", "template", "one level down: L1:L4"]
+    assert panels.title == "best: case c1, lower 50 % of the rows, slice 2 of 3, mean DSC 0.500"
+    np.testing.assert_array_equal(panels.image, volume[1, 6:])
+    assert panels.pixel_aspect == 0.5
+    assert list(window_picture(window_example(["none"]), small_atlas).masks) == ["image", "reference", "prediction"]

@@ -26,10 +26,10 @@ from textseg.inference.structure_finder import write_visible
 from textseg.levels.level_naming import write_level_naming
 from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, StatedSource, summarise, write_scores
-from textseg.metrics.window_scores import means_as_json, summarise_windows, write_window_scores
+from textseg.metrics.window_scores import WindowMeans, means_as_json, summarise_windows, write_window_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import dump, load_recipe
-from textseg.reports.run_report import example_picture, write_report
+from textseg.reports.run_report import example_picture, window_picture, write_report
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
@@ -79,7 +79,14 @@ def evaluate_and_write(
     if windowed:
         with counting("evaluating fields of view") as report:
             windows = evaluate_windows(experiment, segmenter, device=device, progress=report)
-    record = _write_numbers(result, windows, experiment, folder, target, source=source, named=named)
+    means, window_pictures = [], []
+    if windows is not None:
+        means = summarise_windows(windows.scores, experiment.structures_in_training)
+        ranked = best_median_worst({case: example.dsc for case, example in windows.examples.items()})
+        window_pictures = [
+            window_picture(windows.examples[case], experiment.atlas, rank) for case, rank in ranked.items()
+        ]
+    record = _write_numbers(result, windows, means, experiment, folder, target, source=source, named=named)
     typical = best_median_worst({case: example.dsc for case, example in result.examples.items()})
     # The report is written last: if it exists, the scores are complete.
     write_report(
@@ -90,6 +97,8 @@ def evaluate_and_write(
         overlays=[example_picture(result.examples[case], experiment.atlas, rank) for case, rank in typical.items()],
         prompts=_prompt_examples(experiment, result.prompts),
         history=folder.read_history(),
+        windows=means,
+        window_pictures=window_pictures,
         further=experiment.registry.report_sections(experiment.run(target.path, record)),
     )
     return result.scores
@@ -98,6 +107,7 @@ def evaluate_and_write(
 def _write_numbers(
     result: EvaluationResult,
     windows: WindowEvaluation | None,
+    window_means: Sequence[WindowMeans],
     experiment: Experiment,
     folder: RunFolder,
     target: RunFolder,
@@ -121,7 +131,7 @@ def _write_numbers(
     }
     if windows is not None:
         write_window_scores(target.fields_of_view, windows.scores)
-        facts["fields_of_view"] = means_as_json(summarise_windows(windows.scores, trained))
+        facts["fields_of_view"] = means_as_json(window_means)
     else:  # an earlier evaluation with other settings may have left its windows
         target.fields_of_view.unlink(missing_ok=True)
         facts |= {"fields_of_view": None} if facts.get("fields_of_view") else {}

@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from textseg.contracts import Atlas
 from textseg.drawing.page import render
-from textseg.drawing.pictures import OverlayPicture, line_chart, overlay_png
+from textseg.drawing.pictures import OverlayPicture, Panels, line_chart, overlay_png, panels_png
+from textseg.drawing.tables import TEXTS, share_title, window_table
 from textseg.evaluation.evaluate import ExampleSlice
+from textseg.evaluation.fields_of_view import ExampleWindow
 from textseg.hookspecs import ReportSection
 from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.levels.obedience import TABLE_HEADER, table_rows
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, summarise
+from textseg.metrics.window_scores import MOVED, WindowMeans
+from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
 from textseg.runs.folder import RunFolder, measured_obedience
 from textseg.system.files import write_atomically
 from textseg.volumes.files import read_volume
@@ -33,6 +38,7 @@ _SOURCES = {
     "none": "the model reads no text",
 }
 _MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED"}  # they use the annotation, so they are never ranked
+_WINDOW_INCHES = 3.0  # width of each panel of a window; five lie side by side
 _EXAMPLES = 3  # class-wise prompts shown of each source
 
 
@@ -45,6 +51,8 @@ def write_report(
     overlays: Sequence[OverlayPicture],
     prompts: Sequence[Mapping[str, Any]],
     history: Sequence[Mapping[str, Any]],
+    windows: Sequence[WindowMeans] = (),
+    window_pictures: Sequence[Panels] = (),
     further: Sequence[ReportSection] = (),
 ) -> None:
     """Write report.html, one file that works offline, from run.json, the scores, prompts.jsonl and the log.
@@ -77,6 +85,12 @@ def write_report(
         group_summary=summarise(group_scores, structures=groups),
         obedience=_obedience_section(measured_obedience(run)),
         overlays=[{"png": overlay_png(picture), "title": picture.title} for picture in overlays],
+        windows=window_table(windows),
+        window_policy=WINDOW_POLICY,
+        window_pictures=[
+            {"png": panels_png([panels], columns=len(panels.masks), panel_inches=_WINDOW_INCHES), "title": panels.title}
+            for panels in window_pictures
+        ],
         further=further,
         prompts=_prompts_by_source(prompts),
         fact_text=_fact_text,
@@ -117,6 +131,29 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
         prediction=example.prediction,
         names={structure.index: structure.name for structure in atlas.structures},
         pixel_aspect=spacing_mm[1] / spacing_mm[2],
+    )
+
+
+def window_picture(example: ExampleWindow, atlas: Atlas, rank: str = "") -> Panels:
+    """Return a window under the right text, the template and a text one level off, to be drawn beside the reference."""
+    prepared, statements = example.case, example.statements
+    volume = read_volume(prepared.case.image_path, prepared.plane).array
+    moved = next((author for author in MOVED if author in example.predictions), None)
+    masks: dict[str, NDArray[np.uint8] | None] = {"image": None, "reference": example.reference}
+    for author in ("none", "simulated", "template", moved):
+        if author is not None and author in example.predictions:
+            heading = "prediction" if author == "none" else TEXTS[author].removesuffix(" (simulated)")
+            if statements[author]:
+                heading += f": {statements[author]}"
+            masks[heading] = example.predictions[author]
+    position = f"{example.location} {share_title(example.share)}, slice {example.index + 1} of {prepared.slice_count}"
+    title = f"{rank}: case {prepared.case.id}, {position}, mean DSC {example.dsc:.3f}"
+    return Panels(
+        title=title,
+        image=np.asarray(volume[example.window.slices][example.index], np.float32),
+        masks=masks,
+        names={structure.index: structure.name for structure in atlas.structures},
+        pixel_aspect=prepared.native_spacing_mm[1] / prepared.native_spacing_mm[2],
     )
 
 
