@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from textseg.comparison.compare import compare
 from textseg.comparison.text import as_text
 from textseg.contracts import Dataset
 from textseg.errors import DataError, RunError
-from textseg.evaluation.masks import evaluate_masks
+from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
 from textseg.metrics.scores import read_scores
 from textseg.recipe.schema import EvaluationSettings
 from textseg.registry.discovery import installed_registry
@@ -141,6 +142,77 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
+def move(dataset: Dataset, folder: Path, levels: int) -> Path:
+    """The references with names moved by some levels; a structure without a successor keeps its name."""
+    atlas = dataset.atlas
+    for case in dataset.cases():
+        if case.mask_path is not None:
+            labels, meaning = read_labels(case.mask_path), dataset.label_map(case)
+            value_of = {index: value for value, index in meaning.items()}
+            array = labels.array.copy()
+            for value, index in meaning.items():
+                successor = atlas.neighbour(atlas.names[index - 1], levels) if index else None
+                if successor and atlas[successor].index in value_of:
+                    array[labels.array == value] = value_of[atlas[successor].index]
+            write_labels(array, labels.geometry, folder / f"{case.id}.nii.gz")
+    return folder
+
+
+def test_the_obedience_of_masks_under_a_moved_text(dataset: Dataset, tmp_path: Path) -> None:
+    right, up = predict(dataset, tmp_path / "right", rows=2), move(dataset, tmp_path / "up", -1)
+    pictures, left_out = compare_moved_masks(right, up, dataset, -1)
+    assert left_out == []
+    assert [picture.case for picture in pictures] == [c.id for c in dataset.cases() if c.mask_path is not None]
+    assert {picture.obedience.value for picture in pictures} == {1.0}
+    assert {picture.landmark for picture in pictures} == {True}  # each shows L5/S
+    evaluate_masks(right, dataset, "other", SETTINGS, tmp_path / "out", compared=pictures)
+    record = json.loads((tmp_path / "out/run.json").read_text())["obedience"]
+    assert record["summaries"][0]["obedience"] == 1.0
+    assert (tmp_path / "out/obedience.csv").read_text().count("\n") == 1 + len(pictures)
+    # The names are those of the right text: a tool that ignores its text.
+    (up / f"{first_case(dataset)}.nii.gz").unlink()
+    pictures, left_out = compare_moved_masks(right, right, dataset, -1)
+    assert {picture.obedience.value for picture in pictures} == {0.0}
+    pictures, left_out = compare_moved_masks(right, up, dataset, -1)
+    assert left_out == [first_case(dataset)]
+    # A later score without the moved masks says nothing about obedience.
+    evaluate_masks(right, dataset, "other", SETTINGS, tmp_path / "out")
+    assert json.loads((tmp_path / "out/run.json").read_text())["obedience"] is None
+    assert not (tmp_path / "out/obedience.csv").exists()
+
+
+def test_moved_masks_that_can_not_be_compared(
+    dataset: Dataset,
+    references: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    right, case = predict(dataset, tmp_path / "right"), first_case(dataset)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (right / f"{case.upper()}.nii.gz").rename(alone / f"{case}.nii.gz")
+    (tmp_path / "foreign").mkdir()
+    shutil.copy(alone / f"{case}.nii.gz", tmp_path / "foreign" / "999_t2.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    options = ("right", "--dataset", "spider", "--references", str(references))
+    for arguments, message in (
+        (("--moved", "alone", "--levels", "1"), "'right' and 'alone' have no case in common"),
+        (("--moved", "foreign", "--levels", "1"), "No file in 'foreign' bears the name of a case"),
+        (("--moved", "nowhere", "--levels", "1"), "There is no folder 'nowhere'"),
+        (("--moved", "right", "--levels", "0"), "moved by 0 levels is the right one"),
+        (("--moved", "right"), "--moved and --levels go together"),
+        (("--levels", "1"), "--moved and --levels go together"),
+    ):
+        assert call(monkeypatch, *options, *arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not (tmp_path / "runs").exists()
+    unordered = replace(dataset.atlas, sequence=())
+    monkeypatch.setattr(dataset, "atlas", unordered)
+    with pytest.raises(DataError, match="has no order of levels"):
+        compare_moved_masks(right, right, dataset, 1)
+
+
 def test_the_command_line(
     dataset: Dataset,
     references: Path,
@@ -152,8 +224,11 @@ def test_the_command_line(
     (predictions / f"{first_case(dataset).upper()}.nii.gz").unlink()
     monkeypatch.chdir(tmp_path)
     options = ("other_tool", "--dataset", "spider", "--references", str(references))
-    assert call(monkeypatch, *options) == 0
+    assert call(monkeypatch, *options, "--moved", "other_tool", "--levels", "-1") == 0
     out = capsys.readouterr().out
+    assert f"not in both folders, so not in the obedience: {first_case(dataset)}" in out
+    assert ": the names do not follow the text\n" in out
+    assert "| one level up | with a landmark | 0.00" in out
     assert f"every structure is missed: {first_case(dataset)}" in out
     assert "structures in the references" in out
     assert (tmp_path / "runs/other_tool/scores.csv").exists()

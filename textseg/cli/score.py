@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from textseg.cli.options import dataset_of, split_parts
+
+if TYPE_CHECKING:
+    from textseg.levels.obedience import ComparedPicture
 
 
 def score(
@@ -16,21 +19,46 @@ def score(
     references: Annotated[Path | None, Option(metavar="DIR", help="Folder of the data, as for `textseg data`.")] = None,
     split: Annotated[Path | None, Option(metavar="FILE", help="Score only test patients of this split file.")] = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Folder of scores. Default: runs/<name of DIR>.")] = None,
+    moved: Annotated[
+        Path | None, Option(metavar="DIR", help="Masks of the same cases under a moved text, to measure obedience.")
+    ] = None,
+    levels: Annotated[
+        int | None, Option(metavar="N", help="With --moved: levels by which that text was moved, downwards positive.")
+    ] = None,
 ) -> None:
     """Score masks that another tool made, with the same code as a run; `textseg compare` then compares them.
 
     Example: textseg score nnunet_masks --dataset spider
     """
+    from textseg.drawing.tables import markdown_table
     from textseg.evaluation.evaluate import headline
-    from textseg.evaluation.masks import evaluate_masks
+    from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
+    from textseg.levels.obedience import TABLE_HEADER, as_json, table_rows
     from textseg.recipe.schema import EvaluationSettings
     from textseg.system.progress import counting
 
+    if (moved is None) != (levels is None):
+        raise BadParameter(
+            "--moved and --levels go together: --moved DIR --levels 1 for a text moved down by one level."
+        )
     truth, parts = dataset_of(dataset, references, None), split_parts(split)
-    folder = output or Path("runs") / masks.name
+    folder, patients = output or Path("runs") / masks.name, parts and parts["test"]
+    compared: list[ComparedPicture] = []
+    if moved is not None and levels is not None:
+        with counting("comparing cases", transient=True) as progress:
+            compared, left_out = compare_moved_masks(masks, moved, truth, levels, patients=patients, progress=progress)
+        if left_out:
+            print(f"not in both folders, so not in the obedience: {', '.join(left_out)}")
     with counting("scoring cases", transient=True) as progress:
         scores, missing, extra = evaluate_masks(
-            masks, truth, folder.name, EvaluationSettings(), folder, patients=parts and parts["test"], progress=progress
+            masks,
+            truth,
+            folder.name,
+            EvaluationSettings(),
+            folder,
+            patients=patients,
+            compared=compared,
+            progress=progress,
         )
     if missing:
         print(f"no mask, so every structure is missed: {', '.join(missing)}")
@@ -38,4 +66,7 @@ def score(
         print(f"of no case, left out: {', '.join(extra)}")
     shown = {row.structure for row in scores if row.status in ("ok", "missed")}
     print(headline(scores, [name for name in truth.atlas.names if name in shown], None, of="in the references"))
+    if compared:
+        record = as_json(compared)
+        print(f"\n{record['conclusion']}\n\n{markdown_table(TABLE_HEADER, table_rows(record))}")
     print(folder)

@@ -44,7 +44,7 @@ class RunFolder:
         self.predictions, self.predictions_index = path / "predictions", path / "predictions" / "cases.json"
         self.scores, self.group_scores = path / "scores.csv", path / "group_scores.csv"
         self.enumeration, self.report = path / "enumeration.json", path / "report.html"
-        self.fields_of_view = path / "fields_of_view.csv"
+        self.fields_of_view, self.obedience = path / "fields_of_view.csv", path / "obedience.csv"
 
     @classmethod
     def of(cls, recipe: Recipe, output: Path) -> RunFolder:
