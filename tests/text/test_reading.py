@@ -26,7 +26,7 @@ def heart() -> Atlas:
 
 ATLASES = {"spider": lumbar_spider(), "mrspineseg": lumbar_mrspineseg(), "heart": heart()}
 T11_L3 = "T11:L3, 9 structures and the spinal canal"
-WITHOUT_CANAL = "9 structures: L3, L2, L1, T12, T11, L2/L3, L1/L2, T12/L1, T11/T12"
+WITHOUT_CANAL = "T11:L3, 9 structures without the spinal canal"
 
 READ = [
     # Stretches.
@@ -57,11 +57,11 @@ READ = [
     ("spider", "L5-S1", "1 structure: L5/S"),
     ("mrspineseg", "L5/S1 disk", "1 structure: L5/S"),
     # Lists, which name exactly these structures.
-    ("spider", "L4, L5 and the spinal canal", "3 structures: L5, L4, SC"),
-    ("spider", "L1, 2 and 3", "3 structures: L3, L2, L1"),
+    ("spider", "L4, L5 and the spinal canal", "3 structures: L4, L5, SC"),
+    ("spider", "L1, 2 and 3", "3 structures: L1, L2, L3"),
     ("spider", "vertebra L4", "1 structure: L4"),
     ("spider", "lumbar 4", "1 structure: L4"),
-    ("spider", "all vertebrae", "9 structures: L5, L4, L3, L2, L1, T12, T11, T10, T9"),
+    ("spider", "all vertebrae", "9 structures: T9, T10, T11, T12, L1, L2, L3, L4, L5"),
     ("heart", "LV and MYO", "2 structures: myocardium, left ventricle"),
     ("heart", "both ventricles", "2 structures: right ventricle, left ventricle"),
     # Negations.
@@ -224,6 +224,20 @@ def test_statements_in_a_table(tmp_path: Path, small_atlas: Atlas) -> None:
         read_statements(str(table), ["a"])
     with pytest.raises(PromptError, match=r"missing.csv' can't be read"):
         read_statements(str(tmp_path / "missing.csv"), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("atlas", "visible", "shown"),
+    [
+        ("spider", ("T12", "T12/L1"), "T12:T12/L1, 2 structures without the spinal canal"),
+        ("spider", ("L4", "SC"), "L4:L4, 1 structure and the spinal canal"),
+        ("spider", ("L2", "L4", "SC"), "3 structures: L2, L4, SC"),
+        ("heart", ("left ventricle",), "1 structure: left ventricle"),
+        ("heart", ("right ventricle", "myocardium"), "2 structures: right ventricle, myocardium"),
+    ],
+)
+def test_a_summary_has_the_short_form_for_a_stretch(atlas: str, visible: tuple[str, ...], shown: str) -> None:
+    assert summary(ATLASES[atlas], visible) == shown
 
 
 def test_what_was_read_is_shown_once_where_it_is_equal_for_all(small_atlas: Atlas) -> None:

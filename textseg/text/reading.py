@@ -20,7 +20,6 @@ from pathlib import Path
 from textseg.contracts import Atlas, Visibility
 from textseg.errors import PromptError, suggestion
 from textseg.system.messages import counted
-from textseg.text.visibility import statement
 
 # Words without content. They are removed first, so that "is not visible" becomes "not visible".
 _EMPTY = (
@@ -67,11 +66,16 @@ def interactive_visibility(atlas: Atlas, named: str | Sequence[str], facts: Mapp
 
 def summary(atlas: Atlas, visible: Sequence[str]) -> str:
     """Return what was read, for a person who checks it: "T11:L3, 9 structures and the spinal canal"."""
-    text, row = statement(atlas, visible), [name for name in visible if name in atlas.sequence]
-    if ":" not in text or len(visible) == 1:
-        return f"{counted(len(visible), 'structure')}: {', '.join(visible)}"
-    outside = [structure.family for structure in atlas.structures if structure.name not in atlas.sequence]
-    return f"{text}, {counted(len(row), 'structure')}{''.join(f' and the {family}' for family in outside)}"
+    row = [name for name in atlas.sequence if name in visible]
+    outside = [structure for structure in atlas.structures if structure.name not in atlas.sequence]
+    seen = [structure for structure in outside if structure.name in visible]
+    # A stretch has no gaps. One structure alone is not called a stretch unless the structures outside are with it.
+    start = atlas.sequence.index(row[0]) if row else 0
+    unbroken = row == list(atlas.sequence[start : start + len(row)])
+    if not row or not unbroken or len(visible) == 1 or (len(row) == 1 and seen != outside):
+        return f"{counted(len(visible), 'structure')}: {', '.join([*row, *(structure.name for structure in seen)])}"
+    others = [f" {'and' if structure in seen else 'without'} the {structure.family}" for structure in outside]
+    return f"{row[0]}:{row[-1]}, {counted(len(row), 'structure')}{''.join(others)}"
 
 
 def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
