@@ -162,6 +162,18 @@ def test_a_baseline_differs_in_its_method_alone(path: Path) -> None:
     assert recipe_of(path).training.model_dump(exclude=free) == recipe_of(partner).training.model_dump(exclude=free)
 
 
+def test_the_visual_twin_differs_in_its_text_alone() -> None:
+    path = FOLDER / "small" / "atmnet_spider_small_visual.yaml"
+    partner = path.with_stem("atmnet_spider_small")
+    compare(path, partner, METHOD)
+    recipe, guided = recipe_of(path), recipe_of(partner)
+    assert (recipe.prompts, recipe.auxiliary_losses) == (None, ())
+    assert recipe.model.vision_encoder == guided.model.vision_encoder
+    assert recipe.model.fusion is not None
+    assert guided.model.fusion is not None
+    assert recipe.model.fusion.model_dump() == {**guided.model.fusion.model_dump(), "stages": 0}
+
+
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("_mrspineseg")], ids=stem)
 def test_the_experiment_is_the_same_on_both_data_sets(path: Path) -> None:
     compare(path, path.with_stem(path.stem.replace("mrspineseg", "spider")), {"name", "dataset"})

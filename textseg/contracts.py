@@ -298,7 +298,11 @@ class VisionEncoder(Protocol):
 
 
 class Fusion(Protocol):
-    """`(task, features, *, ...)`: an `nn.Module` that combines the pyramid with text."""
+    """`(task, features, *, ...)`: an `nn.Module` that combines the pyramid with text.
+
+    A fusion that reads no text has an attribute `uses_text` that is False. It gets None instead of text where the task
+    has none. Any other builder raises RecipeError for a task without text.
+    """
 
     features: Features  # of its output
 

@@ -220,6 +220,11 @@ class HASF(nn.Module):
             )
         )
 
+    @property
+    def uses_text(self) -> bool:
+        """True if some level is guided by the text."""
+        return bool(self.stages)
+
     def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
         """L maps [B, C_l, H_l, W_l], text -> L maps of the same shapes, finest first."""
         fused: list[Tensor] = []

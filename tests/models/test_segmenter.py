@@ -123,6 +123,23 @@ def test_a_composition_without_text_is_refused(small_atlas: Atlas) -> None:
         Segmenter(TextGuidedNetwork(task, Encoder(), Addition()))(torch.zeros(1, 1, 8, 8))
 
 
+class Decoder(Addition):
+    """A fusion that reads no text."""
+
+    def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures | None) -> tuple[Tensor, ...]:
+        assert text is None
+        return image_features
+
+
+def test_a_composition_for_a_task_without_text_reads_none(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas)
+    segmenter = Segmenter(TextGuidedNetwork(task, Encoder(), Decoder()))
+    assert not segmenter.uses_text
+    output = segmenter(torch.zeros(1, 1, 8, 8), some_text(1))
+    assert output.text is None
+    assert output.logits.shape == (1, task.class_count, 8, 8)
+
+
 class Planned(nn.Module):
     """A fusion with a schedule of its own."""
 

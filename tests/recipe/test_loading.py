@@ -330,11 +330,6 @@ def test_prompts_that_know_the_annotation_need_the_explicit_flag(load: Loader, s
     assert line.endswith(f"textseg evaluate RUN --prompts {source}")
 
 
-def test_a_guided_model_needs_prompts(load: Loader) -> None:
-    (line,) = load.mistakes(GUIDED, "prompts=null", name="guided")
-    assert line.startswith("--set prompts=null: required by vision_encoder and fusion but missing;")
-
-
 @pytest.mark.parametrize("text", ["- 1", "3", ""])
 def test_what_is_no_mapping_is_no_recipe(load: Loader, text: str) -> None:
     assert load.mistakes(text, name="odd")[0].startswith("odd.yaml")

@@ -13,6 +13,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.runs import experiment as module
 from textseg.runs.experiment import Experiment, build
 from textseg.text.visibility import shifted
+from textseg_atmnet.hasf import HASF
 
 WITHOUT_TEXT = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: plain}}")
 
@@ -34,7 +35,7 @@ def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
             ("auxiliary_losses=[{use: ccae, weight: 1.0}, {use: ccae, weight: 0.5}]",),
             "auxiliary_losses: ccae is listed more than once",
         ),
-        (WITHOUT_TEXT[:1], "required by vision_encoder and fusion but missing"),
+        (WITHOUT_TEXT[:1], "hasf reads text, and the recipe has no prompts"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_before_preparation(
@@ -46,6 +47,18 @@ def test_parts_that_do_not_go_together_are_refused_before_preparation(
     monkeypatch.setattr(module, "prepare", called)
     with pytest.raises(RecipeError, match=message):
         build(load_recipe(tiny_recipe, overrides))
+
+
+def test_a_fusion_needs_prompts_unless_it_says_that_it_reads_no_text(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny_recipe, ["prompts=null", "auxiliary_losses=[]", "model.fusion.stages=0"])
+    experiment = build(recipe)
+    assert experiment.text is None
+    assert not experiment.segmenter().uses_text
+    monkeypatch.delattr(HASF, "uses_text")
+    with pytest.raises(RecipeError, match="prompts: required by vision_encoder and fusion but missing"):
+        build(recipe)
 
 
 def test_a_network_that_only_knows_when_built_is_refused_then(tiny_recipe: Path, experiment: Experiment) -> None:

@@ -31,9 +31,10 @@ FROZEN = "frozen"  # key of a state for the fingerprint of the parameters that i
 
 
 class TextGuidedNetwork(nn.Module):
-    """A vision encoder, a fusion, and one convolution from the finest fused level to K classes."""
+    """A vision encoder, a fusion, and one convolution from the finest fused level to K classes.
 
-    uses_text = True
+    It reads no text if the task has none. The fusion then gets None in place of the text.
+    """
 
     def __init__(self, task: Task, vision_encoder: VisionEncoder, fusion: Fusion) -> None:
         super().__init__()
@@ -41,13 +42,14 @@ class TextGuidedNetwork(nn.Module):
         self.fusion = fusion
         self.head = nn.Conv2d(fusion.features.channels[0], task.class_count, kernel_size=1)
         self.size_multiple = vision_encoder.size_multiple
+        self.uses_text = task.text_length is not None
 
     def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
-        """Return logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError without text."""
-        if text is None:
+        """Return logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError if a text is missing."""
+        if text is None and self.uses_text:
             raise ValueError("A text-guided network needs text features.")
         image_features = self.vision_encoder(image)
-        fused_features = self.fusion(image_features, text)
+        fused_features = self.fusion(image_features, cast(TextFeatures, text))
         return SegmenterOutput(
             self.head(fused_features[0]), image_features=image_features, fused_features=fused_features, text=text
         )

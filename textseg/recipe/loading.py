@@ -101,11 +101,9 @@ def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str,
 
 
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:
-    name, model = data.get("name"), data.get("model")
+    name = data.get("name")
     if isinstance(name, str) and stem not in (name, "recipe"):
         yield ("name",), f"'{name}' must be the name of its file: write '{stem}', or rename the file."
-    if isinstance(model, dict) and (model.get("vision_encoder") or model.get("fusion")) and not data.get("prompts"):
-        yield ("prompts",), "required by vision_encoder and fusion but missing; give a generator and a text_encoder."
 
 
 def _keys(path: KeyPath) -> list[str]:

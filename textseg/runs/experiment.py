@@ -143,6 +143,8 @@ def build(
     _check_parts(recipe, registry)
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
+    if recipe.prompts is None and recipe.model.fusion is not None:
+        _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
     # 3. Their slices, and the part of the split that each belongs to.
     split, prepared = _prepare_and_split(recipe, dataset, cases, progress)
@@ -288,6 +290,16 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
     encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
     fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
     return Segmenter(TextGuidedNetwork(task, encoder, fusion))
+
+
+def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
+    """Raise RecipeError if the fusion of a recipe without prompts reads text, which only the built fusion knows."""
+    segmenter = build_segmenter(recipe, registry, Task(1, recipe.preparation.size, atlas.class_count, atlas))
+    if getattr(cast(TextGuidedNetwork, segmenter.network).fusion, "uses_text", True):
+        raise RecipeError(
+            "prompts: required by vision_encoder and fusion but missing; give a generator and a text_encoder, or use "
+            "a fusion that reads no text."
+        )
 
 
 def _check_text(recipe: Recipe, *, uses_text: bool) -> None:
