@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from textseg.comparison.text import as_text
 from textseg.errors import RunError
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score, write_scores
+from textseg.metrics.window_scores import WindowScore, write_window_scores
 
 FACTS = {
     "name": "run",
@@ -454,3 +456,35 @@ def test_published_results_stand_beside_and_are_never_ranked(tmp_path):
     assert {row["rank"] for row in table_of(tmp_path / "out") if row["table"] == "published"} == {""}
     with pytest.raises(RunError, match="no published results of 'x'"):
         compare([run], published="x")
+
+
+def test_windows_get_columns_in_every_file_and_are_never_ranked(tmp_path):
+    reader = make(tmp_path / "reader/seed1", CAREFUL, name="reader")
+    plain = make(tmp_path / "plain/seed1", HASTY, name="plain")
+    base = WindowScore("c1", "p_c1", 0.5, "upper", "no", "", "template", "L4", "dsc", 0.25)
+    right = replace(base, stated_by="simulated", statement="L4:L5", value=0.75)
+    whole = replace(base, structure="", metric="dsc_without_names", value=0.5)
+    write_window_scores(reader / "fields_of_view.csv", [base, right, whole])
+    compare([reader, plain], output=tmp_path / "out")
+    first, second = table_of(tmp_path / "out")
+    assert (first["run"], first["dsc_at_50_no_person"], first["dsc_at_50_simulated"]) == ("reader", "0.25", "0.75")
+    assert (second["dsc_at_50_no_person"], second["rank"]) == ("", "2")
+    rows = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["tables"][0]["rows"]
+    assert [mean["dsc"]["value"] for mean in rows[0]["fields_of_view"]] == [0.75, 0.25]
+    assert rows[1]["fields_of_view"] == []
+    page = (tmp_path / "out" / "leaderboard.html").read_text()
+    assert page.count("DSC at 50 %, right text (simulated)") == 3  # once for each way to count a miss
+    markdown = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "| DSC at 50 %, no person | DSC at 50 %, right text (simulated) |" in markdown
+    line = next(line for line in markdown.split("\n") if line.startswith("| reader") and "template | 1 |" in line)
+    assert line.split(" | ")[1:7] == ["50 % of the rows", "", "template", "1", "0.250", "0.500"]
+    latex = (tmp_path / "out" / "leaderboard.tex").read_text()
+    header = next(line for line in latex.split("\n") if line.startswith("Method"))
+    lines = [line for line in latex.split("\n") if line.startswith(("reader", "plain"))]
+    assert [line.count("&") for line in lines] == [header.count("&")] * 2
+    assert "& 0.250 & 0.750 &" in lines[0]
+    assert "& -- & -- &" in lines[1]
+
+    (reader / "fields_of_view.csv").write_text("case,patient\n")
+    with pytest.raises(RunError, match="is not a table of scores in windows"):
+        compare([reader, plain])

@@ -14,6 +14,7 @@ from textseg.comparison.leaderboard import make_leaderboard
 from textseg.errors import RunError
 from textseg.metrics.aggregation import AGGREGATES
 from textseg.metrics.scores import Score, summarise
+from textseg.metrics.window_scores import WindowScore
 
 GROUPS = {"vertebrae": ["L4", "L5"], "canal": ["SC"], "discs": ["L4/L5"]}
 
@@ -225,3 +226,42 @@ def test_names_and_costs_over_repeats():
                         "peak_memory_bytes": 4}  # fmt: skip
     parts[0].facts.pop("enumeration")
     assert only(board(parts))[0].level_naming is None
+
+
+WINDOW = WindowScore("0", "p0", 0.5, "upper", "no", "", "template", "L4", "dsc", 0.25)
+
+
+def in_windows(finished_run, **values):
+    """Return a run with a window of each patient; `values` are its DSC by the author of the text."""
+    cases = [str(case) for case in range(4)]
+    base = [replace(WINDOW, case=case, patient=f"p{case}") for case in cases]
+    rows = [replace(row, stated_by=author, value=value) for author, value in values.items() for row in base]
+    return replace(finished_run, windows=[*rows, *(replace(row, share=1.0, value=0.9) for row in rows)])
+
+
+def test_windows_are_means_of_their_own_and_change_no_rank():
+    plain = [run("a", drawn(0)), run("b", drawn(1))]
+    reader = in_windows(plain[0], template=0.25, simulated=0.75)
+    visual = in_windows(plain[1], none=0.5)
+    result = board(reader, visual)
+    before, after = only(board(*plain)), only(result)
+    assert [str((row.rank, row.means)) for row in after] == [str((row.rank, row.means)) for row in before]
+    assert result.has_windows
+    assert not board(*plain).has_windows
+    template, right = next(row for row in after if row.finished.first.name == "a").window_dsc
+    assert (template.value, right.value, right.patients) == (0.25, 0.75, 4)
+    unaided, right = next(row for row in after if row.finished.first.name == "b").window_dsc
+    assert (unaided.value, right) == (0.5, None)
+    assert {mean.share for mean in after[0].windows} == {1.0, 0.5}
+
+
+def test_folds_with_other_windows_give_no_mean():
+    folds = [run("a", drawn(0), fold=0), run("a", {("9", "L4"): (0.5, 1.0)}, fold=1)]
+    first, second = (in_windows(fold, template=0.25) for fold in folds)
+    (row,) = only(board([first, second]))
+    assert row.window_dsc[0].value == 0.25
+    (row,) = only(board([first, folds[1]]))
+    assert row.window_dsc == (None, None)
+    other_shares = replace(second, windows=[row for row in second.windows if row.share == 1])
+    (row,) = only(board([first, other_shares]))
+    assert not row.windows

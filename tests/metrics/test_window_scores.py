@@ -46,6 +46,7 @@ def test_means_by_hand() -> None:
     assert (right.level_shift_rate.value, up.level_shift_rate.value) == (0, 1)
     assert up.obedience.value == pytest.approx(0.75)  # each patient counts once, whatever the number of windows
     assert right.expected_dsc.value == pytest.approx(0.86 * 0.75 + 0.14 * 0.25)
+    assert (right.expected_windows, up.expected_windows) == (3, 0)
     assert math.isnan(up.expected_dsc.value)
     assert math.isnan(right.obedience.value)
     (json_row, *_) = means_as_json([right])

@@ -262,7 +262,7 @@ def test_a_window_is_drawn_under_each_text_beside_its_reference(small_atlas, mon
     monkeypatch.setattr(run_report, "read_volume", lambda path, plane: Volume(volume, (4.0, 1.0, 2.0), None))
     panels = window_picture(window_example(["template", "simulated", "moved down"]), small_atlas, "best")
     assert list(panels.masks) == ["image", "reference", "right: T12:L3", "template", "one level down: L1:L4"]
-    assert panels.title == "best: case c1, lower 50 % of the rows, slice 2 of 3, mean DSC 0.500"
+    assert panels.title == "best: case c1, lower 50 % of the rows, slice 2 of 3, mean DSC 0.500 under the right text"
     np.testing.assert_array_equal(panels.image, volume[1, 6:])
     assert panels.pixel_aspect == 0.5
     assert list(window_picture(window_example(["none"]), small_atlas).masks) == ["image", "reference", "prediction"]

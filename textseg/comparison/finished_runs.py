@@ -12,6 +12,7 @@ import yaml
 
 from textseg.errors import RunError, TextsegError
 from textseg.metrics.scores import Mark, Score, read_scores
+from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.runs.folder import RunFolder, flat
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
@@ -27,6 +28,7 @@ class Run:
     facts: Mapping[str, Any]  # run.json
     scores: Sequence[Score]
     declared: frozenset[str] = frozenset()  # sources of prompts that its other files name
+    windows: Sequence[WindowScore] = ()  # none if the evaluation had no fields of view
 
     @property
     def name(self) -> str:
@@ -114,6 +116,12 @@ class FinishedRuns:
         return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
 
     @property
+    def windows(self) -> list[WindowScore]:
+        """The scores in windows of all runs; none unless every run has windows of the same shares."""
+        shares = {frozenset(row.share for row in run.windows) for run in self.runs}
+        return [row for run in self.runs for row in run.windows] if len(shares) == 1 else []
+
+    @property
     def trained_on(self) -> list[str]:
         """The structures that occur in the training data of every run."""
         shown = [list(run.value("structures_in_training") or ()) for run in self.runs]
@@ -172,7 +180,8 @@ def _read(folder: Path) -> Run:
             f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
             f"textseg evaluate {here.trained_in.path} --prompts {PERSON if folder.name == SIMULATED else folder.name}"
         )
-    return Run(folder, facts, scores, _declared(here))
+    windows = read_window_scores(here.fields_of_view) if here.fields_of_view.exists() else []
+    return Run(folder, facts, scores, _declared(here), windows)
 
 
 def _declared(folder: RunFolder) -> frozenset[str]:

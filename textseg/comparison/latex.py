@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from textseg.comparison.leaderboard import Leaderboard, Table, prompts_of
 from textseg.comparison.published import PublishedRow
-from textseg.comparison.sections import cost_cells, interval_of, mark, picks, title_of, with_unit
-from textseg.drawing.tables import format_value
+from textseg.comparison.sections import cost_cells, interval_of, mark, picks, title_of, window_titles, with_unit
+from textseg.drawing.tables import format_interval, format_value
 from textseg.metrics.aggregation import Aggregate
 from textseg.metrics.definitions import lower_is_better
 from textseg.system.messages import counted
@@ -37,7 +37,17 @@ def as_latex(board: Leaderboard) -> str:
     A distance stands twice: as published, and over what every run of the table found.
     """
     columns = [(m, a) for m in board.metrics for a in _aggregates(m)]
-    header = ["Method", *(_heading(board, m, a) for m, a in columns), "Missed", "Prompts", "Par. (M)", "MACs (G)", "ms"]
+    windows = [f"{escape(title)} $\\uparrow$" for title in window_titles(board)]
+    header = [
+        "Method",
+        *(_heading(board, m, a) for m, a in columns),
+        *windows,
+        "Missed",
+        "Prompts",
+        "Par. (M)",
+        "MACs (G)",
+        "ms",
+    ]
     span = len(header)
     lines = []
     for table in board.tables:
@@ -91,6 +101,7 @@ def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggrega
                 text += f" {{\\scriptsize {interval_of(number)}}}"
             cells[index].append(text)
     for row, line in zip(table.rows, cells, strict=True):
+        line += [escape(format_interval(dsc)) for dsc in row.window_dsc] if board.has_windows else []
         line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.finished))]
         line += map(escape, cost_cells(row)[:3])  # without the memory
     return [f"{' & '.join(line)} \\\\" for line in cells]
@@ -99,6 +110,7 @@ def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggrega
 def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[str, Aggregate]]) -> str:
     cells = [f"\\emph{{{escape(row.method)}}}"]
     cells += [escape(with_unit(board, m, row.value(m, aggregate), row.unit(m))) for m, aggregate in columns]
+    cells += ["--"] * len(window_titles(board))
     parameters = "--" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
     speed = "--" if row.milliseconds_per_slice is None else f"{row.milliseconds_per_slice:.1f}"
     return f"{' & '.join([*cells, '--', 'not stated', parameters, '--', speed])} \\\\"

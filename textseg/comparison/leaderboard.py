@@ -33,7 +33,8 @@ from textseg.metrics.aggregation import (
 )
 from textseg.metrics.definitions import lower_is_better
 from textseg.metrics.scores import Mean
-from textseg.metrics.statistics import Floats, macro_mean, macro_mean_interval
+from textseg.metrics.statistics import Floats, Interval, macro_mean, macro_mean_interval
+from textseg.metrics.window_scores import WindowMeans, summarise_windows
 
 Kind = Literal["ranked", "simulated", "oracle"]
 TITLES: Mapping[Kind, str] = {
@@ -42,6 +43,7 @@ TITLES: Mapping[Kind, str] = {
     "oracle": "Oracle runs (prompts from the ground truth), not ranked",
 }
 NumberKey = tuple[str, Aggregate, str]  # name of a scope, aggregate, metric
+WINDOW_SHARE = 0.5  # of the rows; the windows that get columns
 STRUCTURES, CASES, WITHOUT_RARE = "structures", "cases", "without_rare"
 
 
@@ -81,6 +83,13 @@ class Row:
     by_patient: Mapping[Aggregate, Mapping[str, Floats]]  # by metric: [P], means of `Leaderboard.patients`
     cost: Mapping[str, float | None]
     level_naming: Mapping[str, float] | None
+    windows: Sequence[WindowMeans]  # of fields_of_view.csv, over `Leaderboard.structures`
+
+    @property
+    def window_dsc(self) -> tuple[Interval | None, Interval | None]:
+        """The DSC in windows of `WINDOW_SHARE` without a person, and under the right text; None if not measured."""
+        by_author = {m.stated_by: m.dsc for m in self.windows if (m.share, m.landmark) == (WINDOW_SHARE, "all")}
+        return by_author.get("template", by_author.get("none")), by_author.get("simulated")
 
     def number(self, metric: str, aggregate: Aggregate, scope: str = STRUCTURES) -> Number:
         """Return one mean."""
@@ -106,6 +115,11 @@ class Table:
         return self.kind == "ranked"
 
     @property
+    def has_windows(self) -> bool:
+        """Return True if a method was tested in windows of `WINDOW_SHARE`."""
+        return any(mean.share == WINDOW_SHARE for row in self.rows for mean in row.windows)
+
+    @property
     def badge(self) -> str:
         """Return the mark beside the label of each row; empty for ranked rows."""
         return "" if self.ranked else self.kind.upper()
@@ -127,6 +141,11 @@ class Leaderboard:
     settings: Mapping[str, Any]  # dataset, and what run.json says under evaluation, of the first run
     mismatches: Sequence[Mismatch]  # what a forced comparison passes over
     published: Sequence[PublishedRow]
+
+    @property
+    def has_windows(self) -> bool:
+        """Return True if a method of any table was tested in windows of `WINDOW_SHARE`."""
+        return any(table.has_windows for table in self.tables)
 
     @property
     def unit(self) -> Mapping[str, str]:
@@ -250,6 +269,7 @@ def _table(
                 by_patient={a: {m: patient_means(*pair) for m, pair in own_sums[a].items()} for a in AGGREGATES},
                 cost=_cost(finished),
                 level_naming=_level_naming(finished),
+                windows=summarise_windows(finished.windows, scores.structures),
             )
         )
     tested, ranked = {}, {}

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from textseg.comparison.charts import Strip, heat_map, rank_plot, significance_matrix, strips
 from textseg.comparison.leaderboard import Leaderboard, Row, Table, prompts_of
-from textseg.comparison.sections import cost_cells, further_sections, mark, notes, picks, published_section, title_of
+from textseg.comparison.sections import (
+    cost_cells,
+    further_sections,
+    mark,
+    notes,
+    picks,
+    published_section,
+    title_of,
+    window_titles,
+)
 from textseg.drawing.page import image_address, render
 from textseg.drawing.pictures import grey, label_place, painted
 from textseg.drawing.side_by_side import SharedSlice, best_median_worst, shared_slice
@@ -66,6 +75,7 @@ def as_html(board: Leaderboard) -> str:
         metric_choices=[(metric, title_of(board, metric), METRICS.get(metric, "")) for metric in board.metrics],
         columns_of=lambda table: _columns(board, table),
         picks_of=lambda table, aggregate: {m: picks(board, table, m, aggregate) for m in board.metrics},
+        windows_of=lambda table, row: row.window_dsc if table.has_windows else (),
         costs_of=lambda row: zip(row.cost.values(), cost_cells(row), strict=True),
         prompts_of=prompts_of,
         title_of=title_of,
@@ -95,6 +105,7 @@ def _columns(board: Leaderboard, table: Table) -> list[tuple[str, str]]:
     """Return the heading of each column, and the order in which it is sorted first."""
     costs = ("M parameters", "G mult.-acc.", "ms per slice", "peak MiB")
     titles = {title_of(board, m): "ascending" if lower_is_better(m) else "descending" for m in board.metrics}
+    titles |= dict.fromkeys(window_titles(table), "descending")
     names = ["method", *["rank"] * table.ranked, *titles, "missed", "spurious", "prompts", *costs]
     return [(name, titles.get(name, "ascending")) for name in names]
 

@@ -6,15 +6,26 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from textseg.comparison.leaderboard import CASES, STRUCTURES, WITHOUT_RARE, Leaderboard, Number, Row, Table, prompts_of
+from textseg.comparison.leaderboard import (
+    CASES,
+    STRUCTURES,
+    WINDOW_SHARE,
+    WITHOUT_RARE,
+    Leaderboard,
+    Number,
+    Row,
+    Table,
+    prompts_of,
+)
 from textseg.comparison.published import published_means, ranks
 from textseg.comparison.significance import ALPHA, SCHEMES
-from textseg.drawing.tables import format_value, metric_title
+from textseg.drawing.tables import format_interval, format_value, metric_title, window_table
 from textseg.hookspecs import PublishedTable
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
 from textseg.metrics.definitions import POLICY, lower_is_better
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
+from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
 from textseg.system.messages import counted
 
 MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
@@ -149,13 +160,15 @@ def sections(board: Leaderboard) -> Iterator[Section]:
 
 
 def further_sections(board: Leaderboard, table: Table) -> Iterator[Section]:
-    """Yield the tables on which a mean depends: how misses count, over what is averaged, seeds, folds and names."""
+    """Yield the tables behind a mean: how misses count, over what is averaged, seeds and folds, names, windows."""
     yield _aggregates(board, table)
     yield _scopes(board, table)
     if any(len(row.finished.runs) > 1 for row in table.rows):
         yield _seeds_and_folds(board, table)
     if any(row.level_naming for row in table.rows):
         yield _names(table)
+    if any(row.windows for row in table.rows):
+        yield _windows(table)
 
 
 def mark(board: Leaderboard) -> list[str]:
@@ -191,12 +204,19 @@ def _main(board: Leaderboard, table: Table) -> Section:
     for row in table.rows:
         first = row.number(board.metrics[0], MAIN)
         cells = [row.label, _rank(row), *(_mean_cell(board, row, m, interval=True) for m in board.metrics)]
+        cells += map(format_interval, row.window_dsc if table.has_windows else ())
         rows.append([*cells, str(first.missed), str(first.spurious), prompts_of(row.finished)])
-    header = ["run", "rank", *titles, "missed", "spurious", "prompts"]
+    header = ["run", "rank", *titles, *window_titles(table), "missed", "spurious", "prompts"]
     best, second = _picked_cells(board, table, board.metrics, rows=len(rows))
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
     note = "The brackets contain the 95 % interval of each mean (as_published)."
     return Section(title, header, rows, best, second, [*table.warnings, note])
+
+
+def window_titles(shown: Table | Leaderboard) -> list[str]:
+    """Return the headings of the columns for windows; none if no method was tested in such windows."""
+    title = f"DSC at {100 * WINDOW_SHARE:g} %"
+    return [f"{title}, no person", f"{title}, right text (simulated)"] if shown.has_windows else []
 
 
 def _rank(row: Row) -> str:
@@ -314,6 +334,15 @@ def _names(table: Table) -> Section:
         cells += [f"{naming[f'{key}_per_case']:.2f}" for key in ("order_violations", "duplicates")]
         rows.append([row.label, *cells, *(format_value(naming[key]) for key in ("dsc", "dsc_without_names"))])
     return Section("Names", [*header, "DSC per case", "without names"], rows, notes=[NAMES_POLICY])
+
+
+def _windows(table: Table) -> Section:
+    rows, parts, header = list[list[str]](), set[int](), list[str]()
+    for row in (row for row in table.rows if row.windows):
+        header, cells = window_table(row.windows)
+        parts.add(len(rows))
+        rows += [[row.label, *line] for line in cells]
+    return Section("Fields of view", ["run", *header], rows, notes=[WINDOW_POLICY], parts=frozenset(parts))
 
 
 def _cost(table: Table) -> Section:

@@ -44,8 +44,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
 
 
-def format_interval(interval: Interval) -> str:
+def format_interval(interval: Interval | None) -> str:
     """Return a mean with its bounds as text, such as "0.812 [0.774, 0.846]"; a dash for an undefined number."""
+    if interval is None:
+        return "–"
     value, low, high = ("–" if math.isnan(n) else f"{n:.3f}" for n in (interval.value, interval.low, interval.high))
     return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
@@ -53,12 +55,14 @@ def format_interval(interval: Interval) -> str:
 def window_table(means: Iterable[WindowMeans]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the scores in windows, a row for each share, landmark and text."""
     header = ["picture", "landmark", "text", "windows", "DSC [95 %]", "DSC without names", "level shift", "obedience"]
-    header.append(f"DSC at {PERSON_ERRS:.0%} errors")
+    header.append(f"DSC at {100 * PERSON_ERRS:g} % errors")
     rows = []
     for row in means:
         numbers = (row.dsc, row.dsc_without_names, row.level_shift_rate, row.obedience, row.expected_dsc)
         cells = [share_title(row.share), LANDMARKS[row.landmark], TEXTS[row.stated_by], str(row.windows)]
+        part = f" ({row.expected_windows} of {row.windows} windows)" if 0 < row.expected_windows < row.windows else ""
         rows.append([*cells, *map(format_interval, numbers)])
+        rows[-1][-1] += part
     return header, rows
 
 

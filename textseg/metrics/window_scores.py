@@ -29,8 +29,8 @@ POLICY = (
     "the last structure of the row with at least 30 % of their voxels in the window, and all between them; "
     "others are neither named nor scored. Texts: 'simulated' names them correctly; 'moved up' and 'moved down' move "
     "every name by one level; 'template' is the text without a person; 'none' is a model without text. The expected "
-    f"DSC assumes a person who errs by one level in {PERSON_ERRS:.0%} of the cases; it covers the windows whose text "
-    "can be moved."
+    f"DSC assumes a person who errs by one level in {100 * PERSON_ERRS:g} % of the cases; it covers the windows whose "
+    "text can be moved."
 )
 
 
@@ -76,6 +76,7 @@ class WindowMeans:
     level_shift_rate: Interval
     obedience: Interval  # of a moved text against the right one
     expected_dsc: Interval  # of the right text, if the person errs as often as PERSON_ERRS says
+    expected_windows: int  # the windows of `expected_dsc`: those whose text can be moved
 
 
 def write_window_scores(path: Path, rows: Iterable[WindowScore]) -> None:
@@ -136,12 +137,13 @@ def _means(rows: Sequence[WindowScore], share: float, landmark: str, author: Sta
         share=share,
         landmark=landmark,
         stated_by=author,
-        windows=len({position[:3] for position in values["level_shift"]}),
+        windows=len({position[:3] for position in values["dsc_without_names"]}),
         dsc=interval_over_patients(values["dsc"], patients),
         dsc_without_names=interval_over_patients(values["dsc_without_names"], patients),
         level_shift_rate=interval_over_patients(shifted, patients),
         obedience=interval_over_patients(values["obedience"], patients),
         expected_dsc=interval_over_patients(expected, patients),
+        expected_windows=len({position[:3] for position in expected}),
     )
 
 

@@ -147,7 +147,8 @@ def window_picture(example: ExampleWindow, atlas: Atlas, rank: str = "") -> Pane
                 heading += f": {statements[author]}"
             masks[heading] = example.predictions[author]
     position = f"{example.location} {share_title(example.share)}, slice {example.index + 1} of {prepared.slice_count}"
-    title = f"{rank}: case {prepared.case.id}, {position}, mean DSC {example.dsc:.3f}"
+    text = "" if "none" in statements else " under the right text"
+    title = f"{rank}: case {prepared.case.id}, {position}, mean DSC {example.dsc:.3f}{text}"
     return Panels(
         title=title,
         image=np.asarray(volume[example.window.slices][example.index], np.float32),
