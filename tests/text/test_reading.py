@@ -68,9 +68,9 @@ READ = [
     ("spider", "T11 to L3, no canal", WITHOUT_CANAL),
     ("spider", "T11:L3 without the spinal canal", WITHOUT_CANAL),
     ("spider", "T11 to L3; SC isn't visible", WITHOUT_CANAL),
-    ("spider", "T11 to L3 but not L4 or L5", T11_L3),
+    ("spider", "T11 to L3 but not L4 to L5", T11_L3),
     ("spider", "L4 and L5 are not visible. T11 to L3 can be seen.", T11_L3),
-    ("spider", "everything except T9, no T9/T10, no L5/S", "T10:L5, 15 structures and the spinal canal"),
+    ("spider", "everything except T9, no T9/T10 or L5/S", "T10:L5, 15 structures and the spinal canal"),
     ("heart", "left ventricle, myocardium, no right ventricle", "2 structures: myocardium, left ventricle"),
     ("heart", "all but the RV", "2 structures: myocardium, left ventricle"),
 ]
@@ -95,7 +95,7 @@ REFUSED = [
     ("spider", "L4 visible, L4 not visible", "'L4' is named as visible and as not visible"),
     ("spider", "T11/T12/L1", "can be read in 2 ways"),
     ("spider", "no L4, L5", "'L5' follows a negation"),
-    ("spider", "L3, L4 and L5 are not visible", "may be the end of a longer list"),
+    ("spider", "L3, L4 not visible", "may be the end of a longer list"),
     ("spider", "disc L4", "'disc L4': L4 is a structure of the kind 'lumbar vertebra'"),
     ("spider", "T11 to L3, no", "'no' ends with a negation"),
     ("heart", "LV to RV", "has no order"),
@@ -138,6 +138,8 @@ def test_a_statement_is_refused(atlas: str, text: str, message: str) -> None:
         ("L1?", "has no structure 'L1[?]'"),
         ("L1 is not not visible", "has two negations"),
         ("no not L1", "has two negations"),
+        ("SC, L1, and L2 are not visible", "may be the end of a longer list"),
+        ("L1 without L2 with SC", "has no structure 'L2 with SC'"),
         ("L1 visible L2", "is not clear; write a comma"),
         ("lumbar vertebra", "may be any of L2, L1"),
         ("vertebra 2", "has no structure 'vertebra 2'"),  # the second of those in view, or L2
@@ -174,7 +176,10 @@ def test_facts_go_with_what_was_read(small_atlas: Atlas) -> None:
 
 def test_names_may_have_words_of_the_grammar_in_them() -> None:
     names = ("white and grey matter", "tumor without necrosis", "non-enhancing tumor", "A", "way to the_eye", "s")
-    atlas = Atlas("head", tuple(Structure(name, name, index) for index, name in enumerate(names, start=1)))
+    synonyms = {"s": ("stem and pons",)}
+    structures = (Structure(name, name, i, synonyms=synonyms.get(name, ())) for i, name in enumerate(names, start=1))
+    atlas = Atlas("head", tuple(structures))
+    assert interactive_visibility(atlas, "A; stem and pons").visible == ("A", "s")
     for name in names:
         assert interactive_visibility(atlas, name).visible == (name,)
     text = "white and grey matter, A and the way to the_eye, no tumor without necrosis"
@@ -185,6 +190,12 @@ def test_names_may_have_words_of_the_grammar_in_them() -> None:
 
 def test_a_structure_without_a_family_is_read_by_its_name() -> None:
     assert interactive_visibility(Atlas("bare", (Structure("L1", "", 1),)), "the L1").visible == ("L1",)
+
+
+def test_names_that_differ_in_case_alone_are_read_exactly() -> None:
+    atlas = Atlas("cases", (Structure("s", "part", 1), Structure("S", "part", 2)))
+    assert interactive_visibility(atlas, ["s"]).visible == interactive_visibility(atlas, "s").visible == ("s",)
+    assert interactive_visibility(atlas, "S").visible == ("S",)
 
 
 def test_a_name_comes_before_a_synonym_of_another_structure() -> None:

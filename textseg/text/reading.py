@@ -45,7 +45,7 @@ _MARK = re.compile(
 )
 _SENTENCE = re.compile(r"[;!\n]|\.(?=\s|$)")
 _AND = re.compile(r"\band\b|\bas well as\b|\bplus\b|\bwith\b|\bincluding\b|[&+]", re.IGNORECASE)
-_AND_OR = re.compile(rf"{_AND.pattern}|\bor\b", re.IGNORECASE)
+_OR = re.compile(r"\band\b|\bor\b|[&+]", re.IGNORECASE)  # in "without L4 and L5"; "without L4 with L5" is refused
 _TO = re.compile(r"\b(?:down |up )?(?:to|through|thru|until|till)\b|:", re.IGNORECASE)
 _ALL = ("everything", "all", "all structures", "every structure")
 _LEVEL = re.compile(r"([a-z]+)(\d+)", re.IGNORECASE)  # "L4"
@@ -167,10 +167,13 @@ class _Reader:
 
     def _normal(self, text: str) -> str:
         """Return a text in one spelling; a name that has words of the grammar in it becomes a placeholder."""
-        for name in sorted(self.atlas.names, key=len, reverse=True):
-            if _spell(name) != name or _MARK.search(name) or _AND_OR.search(name) or _TO.search(name):
+        structures = self.atlas.structures
+        names = [spelling for structure in structures for spelling in (structure.name, *structure.synonyms)]
+        for name in sorted(names, key=len, reverse=True):
+            if _spell(name) != name or any(pattern.search(name) for pattern in (_MARK, _AND, _OR, _TO)):
                 placeholder = chr(_FIRST_PLACEHOLDER + len(self.placeholders))
-                self.placeholders[placeholder] = self.spellings[placeholder] = name
+                self.placeholders[placeholder] = name
+                self.spellings[placeholder] = self.spellings[name.casefold()]
                 text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", placeholder, text)
         return self.prefix.sub(r"\1", _spell(text))
 
@@ -180,7 +183,7 @@ class _Reader:
         explicit: list[str] = []  # visible structures that the text names, alone or as the end of a stretch
         previous = ""
         for part, is_visible in _parts(text):
-            for words in (_AND if is_visible else _AND_OR).split(part):
+            for words in (_AND if is_visible else _OR).split(part):
                 if not words.strip():
                     continue
                 names, named = self._item(words.strip(), previous)
@@ -297,7 +300,7 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
     """
     for sentence in _SENTENCE.split(text):
         open_denial = False  # "no L4, L5": does the word apply to L5, too?
-        open_list = False  # "L3, L4 and L5 are not visible": do the last words apply to L3, too?
+        open_list = False  # "L3, L4 not visible": do the last words apply to L3, too?
         for phrase in sentence.split(","):
             parts = list(_phrase_parts(phrase))
             for part, visible, mark in parts:
@@ -306,14 +309,15 @@ def _parts(text: str) -> Iterator[tuple[str, bool]]:
                         f"'{part}' follows a negation, so it may be visible or not. Name visible structures first, and "
                         "write 'no' before each structure that is not visible."
                     )
-                if not visible and mark == "after" and open_list and _AND.search(part):
+                if not visible and mark == "after" and open_list:
                     raise PromptError(
                         f"'{part}' may be the end of a longer list of structures that are not visible. Write 'no' "
-                        "before each structure that is not visible."
+                        "before each structure that is not visible, or end the sentence before it."
                     )
                 yield part, visible
             open_denial |= any(not visible and mark == "before" for _, visible, mark in parts)
-            open_list = bool(parts) and parts[-1][1] and parts[-1][2] == "none"
+            if parts:
+                open_list = parts[-1][1] and parts[-1][2] == "none"
 
 
 def _phrase_parts(phrase: str) -> Iterator[tuple[str, bool, str]]:
