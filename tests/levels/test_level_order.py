@@ -189,8 +189,8 @@ def stretch(first: str, last: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("levels", [-2, -1, 1])
 def test_a_stretch_moves_all_names_to_where_a_person_sees_them(levels: int) -> None:
     expected = column(*stretch("L1", "L4"))
-    said = [LONG.neighbour(name, levels) or "" for name in stretch("L1", "L4")]
-    renamed, naming = rename_levels(column(*said), LONG, Stretch("L1", "L4"))
+    labelled = [LONG.neighbour(name, levels) or "" for name in stretch("L1", "L4")]
+    renamed, naming = rename_levels(column(*labelled), LONG, Stretch("L1", "L4"))
     assert np.array_equal(renamed, expected)
     assert naming.unnamed == ()
     assert set(naming.margins) == set(stretch("L1", "L4"))

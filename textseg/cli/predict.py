@@ -32,7 +32,9 @@ def predict(
         ),
     ] = None,
     labels: Annotated[str, Option(metavar="SCHEME", help="Label values: atlas, or a scheme such as spider.")] = "atlas",
-    ordered: Annotated[bool, Option("--ordered", help="Rename levels that contradict the order of the atlas.")] = False,
+    ordered: Annotated[
+        bool, Option("--ordered", help="Rename levels that contradict the order of the atlas, or --visible or --text.")
+    ] = False,
     augmentation: Annotated[
         str | None,
         Option(
@@ -91,7 +93,7 @@ def predict(
     if prompts is None and any(job.visible is None for job in jobs):
         _ = trained.default_prompts  # which an ensemble may not agree on
     label_values(trained.atlas, labels)  # refuses labels that the atlas does not have
-    for line in check_words(trained, jobs, option):
+    for line in check_words(trained, jobs, option, ordered=ordered):
         print(line)
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -198,8 +198,8 @@ def _computed(
         read = reading.result()
         if read is None:
             return writer.submit(Outcome, job, "there")
-        visibility = model.visibility(read.prepared, job.visible, settings.prompts)
         ordered, augmentation = settings.ordered, settings.test_time_augmentation
+        visibility = model.visibility(read.prepared, job.visible, settings.prompts, ordered=ordered)
         mask = model.segment(
             read.prepared, read.geometry, visibility, read.remarks, ordered=ordered, test_time_augmentation=augmentation
         )
@@ -242,6 +242,8 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
             "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility, job.visible),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
+            "unnamed": list(mask.unnamed),
+            "margins": dict(mask.margins),
             "made": _made(model, read.hash, job, settings),
             "warning": "Not a medical device: for research only.",
         }
@@ -260,7 +262,8 @@ def stated(atlas: Atlas, visibility: Visibility, words: str | None) -> dict[str,
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
     """Return all facts that determine a mask: equal facts give an equal mask."""
     if job.visible is not None:
-        prompts = statement(model.atlas, model.visibility_of(job.visible).visible)  # other words may state the same
+        visibility = model.visibility_of(job.visible, ordered=settings.ordered)
+        prompts = statement(model.atlas, visibility.visible)  # other words may state the same
     else:
         prompts = settings.prompts or (model.default_prompts if model.reads_text else "none")
     members = model.members if isinstance(model, Ensemble) else ()
@@ -287,7 +290,9 @@ def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
         return False
 
 
-def check_words(model: Predictor, jobs: Sequence[Job], option: str = "--visible") -> list[str]:
+def check_words(
+    model: Predictor, jobs: Sequence[Job], option: str = "--visible", *, ordered: bool = False
+) -> list[str]:
     """Read the words of all jobs before the first volume is read, and return lines that show what was read.
 
     Raises PromptError for words that the model can't use; the message begins with the option that they come from.
@@ -296,7 +301,7 @@ def check_words(model: Predictor, jobs: Sequence[Job], option: str = "--visible"
     for job in jobs:
         if job.visible is not None:
             try:
-                read[name_of(job.input)] = model.visibility_of(job.visible)
+                read[name_of(job.input)] = model.visibility_of(job.visible, ordered=ordered)
             except PromptError as error:
                 raise PromptError(f"{option}: {name_of(job.input)}: {error}") from None
     return readings(model.atlas, read)

@@ -16,7 +16,7 @@ from textseg.errors import DataError, PromptError
 from textseg.inference.averaging import Change, average, views
 from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
 from textseg.inference.training_domain import outside_domain
-from textseg.levels.level_order import Naming, order_levels
+from textseg.levels.level_order import Naming, find_contradictions, order_levels, stated_stretch
 from textseg.runs.task_record import TaskRecord
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import template_visibility
@@ -28,7 +28,10 @@ from textseg.volumes.mask import Mask
 if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
 
-_READS_NO_TEXT = "'{}' reads no text, so visible structures have no effect. Leave out --visible, --text and --prompts."
+_READS_NO_TEXT = (
+    "'{}' reads no text, so visible structures have no effect. Leave out --visible, --text and --prompts, or add "
+    "--ordered: it names the levels afterwards as --visible and --text say."
+)
 
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]
@@ -105,12 +108,13 @@ class Predictor(ABC):
                 in an ordered atlas, "L4, L5" or a list for these; see `textseg.text.reading`.
             prompts: without `visible`, the source of the prompts: "template" or "predicted"; the default is that of the
                 recipe's evaluation.
-            ordered: rename pieces that contradict the order of the atlas: see `textseg.levels.level_order`.
+            ordered: rename pieces that contradict the order of the atlas, or the first and last level of `visible`,
+                also for a model that reads no text: see `textseg.levels.level_order`.
             test_time_augmentation: "shift", "scale", "gamma": average over views of the volume, none of them mirrored:
                 see `textseg.inference.averaging`.
 
         Raises DataError for a volume that can't be read, PromptError for words that can't be read as structures of the
-        atlas and for `visible` to a model that reads no text.
+        atlas and for `visible` without `ordered` to a model that reads no text.
         """
         scan = volume if isinstance(volume, Volume) else read_volume(volume, self.atlas.plane)
         if scan.geometry.plane != self.atlas.plane:
@@ -120,7 +124,8 @@ class Predictor(ABC):
             )
         content = None if isinstance(volume, Volume) else file_hash(volume)
         prepared = self.prepare(scan)
-        visibility, remarks = self.visibility(prepared, visible, prompts), self.remarks_on(scan, prepared, content)
+        visibility = self.visibility(prepared, visible, prompts, ordered=ordered)
+        remarks = self.remarks_on(scan, prepared, content)
         return self.segment(
             prepared, scan.geometry, visibility, remarks, ordered=ordered, test_time_augmentation=test_time_augmentation
         )
@@ -130,16 +135,17 @@ class Predictor(ABC):
         return prepare_volume(volume, self.models[0].recipe.preparation)
 
     def visibility(
-        self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None
+        self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None, *, ordered: bool = False
     ) -> Visibility | None:
-        """Return what the prompts will state about a volume; None for a model that reads no text.
+        """Return what is stated about a volume; None if nobody states anything and the model reads no text.
 
-        Raises PromptError for names that the atlas does not have, and for `visible` or `prompts` without a reader.
+        Raises PromptError for names that the atlas does not have, for `prompts` without a reader, and for `visible`
+        without a reader where the levels are not `ordered` either.
         """
         if not self.reads_text and visible is None and prompts is None:
             return None
         if visible is not None:
-            return self.visibility_of(visible)
+            return self.visibility_of(visible, ordered=ordered)
         self._require_reader()
         template = template_visibility(self.atlas)
         if (prompts or self.default_prompts) == "template":
@@ -149,16 +155,21 @@ class Predictor(ABC):
         first_pass = find_structures(self.logits(prepared, template), self.atlas)
         return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
 
-    def visibility_of(self, visible: Named) -> Visibility:
-        """Return the visibility that `visible` states.
+    def visibility_of(self, visible: Named, *, ordered: bool = False) -> Visibility:
+        """Return the visibility that `visible` states; `ordered` if it names the levels of the prediction.
 
-        Raises PromptError for words that can't be read as structures of the atlas, and for prompts that a bundle has no
-        features for.
+        Raises PromptError for words that can't be read as structures of the atlas, for prompts that a bundle has no
+        features for, and for words that neither a model nor the order can use.
         """
-        self._require_reader()
+        if not ordered:
+            self._require_reader()
         visibility = interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
         for model in self.readers:
             model.require_texts(visibility)
+        if not self.reads_text and stated_stretch(self.atlas, visibility.visible) is None:
+            levels = f"none of its levels ({', '.join(self.atlas.sequence)}) is named"
+            reason = levels if self.atlas.ordered else f"the structures of atlas '{self.atlas.name}' have no order"
+            raise PromptError(f"'{self.name}' reads no text, and {reason}: --ordered can't name anything.")
         return visibility
 
     def _require_reader(self) -> None:
@@ -181,19 +192,37 @@ class Predictor(ABC):
         ordered: bool = False,
         test_time_augmentation: Sequence[Change] = (),
     ) -> Mask:
-        """Return the mask of prepared slices, with prompts that state `visibility`."""
+        """Return the mask of prepared slices, with prompts that state `visibility`.
+
+        With `ordered`, the levels that a person states also name the pieces of the prediction.
+        """
+        statement = None
+        if visibility is not None and visibility.source == "interactive":
+            statement = stated_stretch(self.atlas, visibility.visible)
         finder = StructureFinder(self.atlas)
         logits = self.logits(prepared, visibility, test_time_augmentation=test_time_augmentation)
         naming = Naming()
         if ordered:  # needs the whole volume in memory at once
-            ordered_logits, naming = order_levels(torch.cat([batch.cpu() for batch in logits]).numpy(), self.atlas)
+            all_logits = torch.cat([batch.cpu() for batch in logits]).numpy()
+            ordered_logits, naming = order_levels(all_logits, self.atlas, statement)
             logits = iter(torch.from_numpy(ordered_logits)[:, None])
         restored = []
         for batch in logits:
             finder.add(batch)
             restored.append(prepared.slice_geometry.restore(batch).cpu())
-        labels, confidence = torch.cat(restored).numpy(), finder.confidence()
-        return Mask(labels, geometry, self.atlas, confidence, visibility, remarks, naming.changes)
+        labels = torch.cat(restored).numpy()
+        contradictions = naming.contradictions if ordered else find_contradictions(labels, self.atlas, statement)
+        return Mask(
+            labels,
+            geometry,
+            self.atlas,
+            finder.confidence(),
+            visibility,
+            (*remarks, *contradictions),
+            naming.changes,
+            naming.unnamed,
+            naming.margins,
+        )
 
     def logits(
         self,

@@ -21,6 +21,7 @@ from textseg.errors import DataError, PromptError
 from textseg.system.messages import counted
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
+TOUCHED = 1 / 3  # of the faces of a fragment: from here on, it belongs to the piece that has them
 CUT = 0.5  # of the usual size: below it, a piece may be one that the picture cuts and that nobody named
 SKIPPED = 0.1  # cost of leaving out a level between two pieces, against 1 for a piece that the model is sure of
 MOVED = 0.01  # cost of each level by which the names of the model are moved to agree with a statement
@@ -73,6 +74,7 @@ class _Piece:
     label: int
     positions: tuple[NDArray[np.intp], ...]  # slices, rows, columns
     height: float  # mean row of its anterior half, where a vertebra has its body
+    rows: tuple[int, int]  # first and last row of that half
     front: float  # column that a tenth of it lies before
     depth: float  # columns of that half, twice
     evidence: Floats  # [K], mean probability of each class
@@ -114,14 +116,15 @@ def order_levels(logits: Floats, atlas: Atlas, statement: Statement | None = Non
 
     With a statement, the names of the model count as relative ones: they may all be moved by some levels, each for
     `MOVED`. A named piece counts half by itself, and half by the probability of its moved name, so that pieces keep
-    their names only if these fit. A stretch FIRST:LAST bounds the names: each of its levels that is left out at an end
-    costs `SKIPPED`. Beyond its ends only these are named: pieces below `CUT` of the usual size, which the picture may
-    cut; the structure of another group next to an end, such as the disc below the last vertebra; and landmarks next to
-    an end. A click fixes the name of one piece. Between two pieces, as many levels are expected to be left out as fit
+    their names only if these fit. From a piece on, the names may be moved by another number of levels, for `CHANGED`.
+    A stretch FIRST:LAST bounds the names: each of its levels that is left out at an end costs as much as one between
+    two pieces. Beyond its ends only these are named: pieces below `CUT` of the usual size, which the picture may cut;
+    the structure of another group next to an end, such as the disc below the last vertebra; and landmarks next to an
+    end. A click fixes the name of one piece. Between two pieces, as many levels are expected to be left out as fit
     into the distance, so a missing vertebra is noticed.
 
     A piece of the row that gets no name becomes background. A piece outside the row takes the name of the piece of its
-    group that it touches. Otherwise it follows the nearest piece of its own name, as the posterior elements of a
+    group that encloses it. Otherwise it follows the nearest piece of its own name, as the posterior elements of a
     vertebra do where the pedicles are not in the picture.
 
     A renamed piece has the logits of the two classes exchanged, so its outline stays. Raises DataError for slices that
@@ -148,6 +151,19 @@ def rename_levels(label_map: Labels, atlas: Atlas, statement: Statement | None =
     for piece, new in renamed:
         result[piece.positions] = new
     return result, naming
+
+
+def find_contradictions(label_map: Labels, atlas: Atlas, statement: Statement | None) -> tuple[str, ...]:
+    """Return sentences on landmarks of a label map [S, H, W] that contradict a statement; see `Naming`.
+
+    A landmark contradicts a statement if the names that follow from the statement give it another name, or none, and if
+    the picture shows levels of its group beyond it although the atlas has none there. A contradiction that the model
+    hides because it follows the text in everything is not noticed.
+    """
+    landmarks = [atlas[name].index for name in atlas.landmarks if name in atlas.sequence]
+    if statement is None or atlas.plane != "sagittal" or not np.isin(label_map, landmarks).any():
+        return ()
+    return rename_levels(label_map, atlas, statement)[1].contradictions
 
 
 def _name(
@@ -179,7 +195,7 @@ def _name(
     for piece in others:
         same = [body for body in row if body.label == piece.label]
         nearest = min(same, key=lambda body: abs(body.height - piece.height), default=None)
-        body_of[id(piece)] = _neighbour(piece, instances, row, groups) or nearest
+        body_of[id(piece)] = _neighbour(piece, labels, instances, row, groups) or nearest
     # 3. Give the row the best names in order.
     clicked = None
     if isinstance(statement, Click):
@@ -277,8 +293,10 @@ def _in_row(pieces_of: dict[int, list[_Piece]], usual: dict[int, float]) -> tupl
         # The largest piece may be the posterior elements, where the edge of the picture cuts off the body.
         body = next((piece for piece in pieces if apart(piece) < depth), None)
         for piece in pieces:
+            # A second piece is a level of its own where it is large, on the curve, and not beside the first.
             further = piece.size >= SMALL * usual[piece.label] and apart(piece) < depth / 2
-            (row if piece is body or further else others).append(piece)
+            beside = body is not None and body.rows[0] <= piece.rows[1] and piece.rows[0] <= body.rows[1]
+            (row if piece is body or (further and not beside) else others).append(piece)
     return sorted(row, key=lambda piece: piece.height), others
 
 
@@ -295,12 +313,13 @@ def _pieces(
         positions = tuple(axis + side.start + whole.start for axis, side, whole in zip(inside, inner, box, strict=True))
         rows, columns = positions[1], positions[2]
         front, middle = (float(value) for value in np.percentile(columns, (10, 50)))
-        height = float(rows[columns <= middle].mean())
+        anterior = rows[columns <= middle]
         if probability is None:
             evidence: Floats = np.eye(1, class_count, index)[0]
         else:
             evidence = probability[positions[0], :, rows, columns].mean(axis=0)
-        pieces.append(_Piece(index, positions, height, front, 2 * (middle - front) + 1, evidence))
+        height, ends = float(anterior.mean()), (int(anterior.min()), int(anterior.max()))
+        pieces.append(_Piece(index, positions, height, ends, front, 2 * (middle - front) + 1, evidence))
     return sorted(pieces, key=lambda piece: -piece.size)
 
 
@@ -347,8 +366,10 @@ def _objective(
     else:
         first, last = sequence.index(statement.first), sequence.index(statement.last)
         positions = np.arange(len(sequence))
-        start -= SKIPPED * np.maximum(0, positions - first)
-        end -= SKIPPED * np.maximum(0, last - positions)
+        # A structure of another group next to an end must not make up for a part of a missing level.
+        above, below = _step(atlas, first), _step(atlas, last)
+        start -= SKIPPED * above * np.ceil(np.maximum(0, positions - first) / above)
+        end -= SKIPPED * below * np.ceil(np.maximum(0, last - positions) / below)
         outside = (positions < first) | (positions > last)
         gain[:, (weights[:, None] >= CUT) & outside & ~_beyond(first, last, atlas, groups)] = -np.inf
     # 3. How many levels fit between two pieces.
@@ -357,6 +378,12 @@ def _objective(
     if distance is not None:
         gap = np.maximum(0, np.abs(heights[:, None] - heights) / distance - 1)
     return _Objective(gain, gap, start, end)
+
+
+def _step(atlas: Atlas, level: int) -> int:
+    """Return the number of positions in the sequence from a structure to the next one of its group."""
+    neighbours = (atlas.neighbour(atlas.sequence[level], levels) for levels in (-1, 1))
+    return min((abs(atlas.sequence.index(name) - level) for name in neighbours if name), default=1)
 
 
 def _beyond(first: int, last: int, atlas: Atlas, groups: Mapping[int, str]) -> NDArray[np.bool_]:
@@ -475,19 +502,24 @@ def _contradictions(
 
 
 def _neighbour(
-    piece: _Piece, instances: NDArray[np.int32], row: Sequence[_Piece], groups: dict[int, str]
+    piece: _Piece, labels: Labels, instances: NDArray[np.int32], row: Sequence[_Piece], groups: dict[int, str]
 ) -> _Piece | None:
-    """Return the piece of the row, of the same group, that shares most voxel faces with a fragment."""
-    contacts = np.zeros(len(row) + 1, dtype=np.int64)
+    """Return the piece of the row, of the same group, that shares most voxel faces with a fragment.
+
+    It has at least TOUCHED of the faces of the fragment: posterior elements that touch the next vertebra are not of it.
+    """
+    contacts, faces = np.zeros(len(row) + 1, dtype=np.int64), 0
     for axis in range(3):
         for step in (-1, 1):
             beside = [*piece.positions]
             beside[axis] = beside[axis] + step
             inside = (beside[axis] >= 0) & (beside[axis] < instances.shape[axis])
-            contacts += np.bincount(instances[tuple(side[inside] for side in beside)], minlength=len(row) + 1)
+            voxels = tuple(side[inside] for side in beside)
+            faces += int((labels[voxels] != piece.label).sum())
+            contacts += np.bincount(instances[voxels], minlength=len(row) + 1)
     for number in np.argsort(-contacts[1:], kind="stable"):
         candidate: _Piece = row[number]
-        if not contacts[number + 1]:
+        if not contacts[number + 1] or contacts[number + 1] < TOUCHED * faces:
             return None
         if groups[candidate.label] == groups[piece.label]:
             return candidate

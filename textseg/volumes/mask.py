@@ -29,8 +29,9 @@ class Mask:
     `array` holds class indices [S, H, W] in the canonical order of `textseg.volumes.files`; `names` says what
     they mean.
     `confidence` is the confidence of the model in each structure, from 0 to 1. `visibility` is the statement of the
-    prompts, None for a model that reads no text. `remarks` are sentences on reasons to doubt the result, `changes`
-    sentences on structures that were renamed to be in order.
+    prompts or of the person who named the levels, None if there is none. `remarks` are sentences on reasons to doubt
+    the result. Where levels were put in order, `changes` are sentences on structures that were renamed, `unnamed` the
+    pieces that became background, and `margins` says how sure each name is: see `textseg.levels.level_order.Naming`.
     """
 
     array: NDArray[np.uint8] = field(repr=False)
@@ -40,6 +41,8 @@ class Mask:
     visibility: Visibility | None
     remarks: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> dict[int, str]:
