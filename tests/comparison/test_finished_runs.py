@@ -45,6 +45,14 @@ def test_seeds_and_folds_of_one_name_are_one_row(tmp_path):
     assert again.label == row.label
 
 
+def test_the_probe_of_a_run_belongs_to_all_its_evaluations(tmp_path):
+    folder = write(tmp_path / "net" / "seed1", obedience={"by_patient": {"p": 0.5}})
+    evaluation = write(folder / "evaluations/simulated", source="simulated")  # scored before the probe
+    runs = read_runs([folder, evaluation])
+    assert [run.facts["obedience"] for run in runs] == [{"by_patient": {"p": 0.5}}] * 2
+    assert read_runs([write(tmp_path / "other" / "seed1")])[0].facts["obedience"] is None
+
+
 def test_what_counts_as_a_repeat(tmp_path):
     seeds = [write(tmp_path / "net" / f"seed{seed}", seed=seed) for seed in (1, 2, 3)]
     assert [row.label for row in rows_of(tmp_path / "net")] == ["net (3 seeds)"]

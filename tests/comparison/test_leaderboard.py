@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import csv
+import json
 import math
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from textseg.comparison.data_files import as_csv, as_json
 from textseg.comparison.finished_runs import FinishedRuns, Run
+from textseg.comparison.latex import as_latex
 from textseg.comparison.leaderboard import make_leaderboard
+from textseg.comparison.page import as_html
+from textseg.comparison.sections import sections, short_section
 from textseg.errors import RunError
 from textseg.metrics.aggregation import AGGREGATES
 from textseg.metrics.scores import Score, summarise
@@ -253,6 +260,48 @@ def test_windows_are_means_of_their_own_and_change_no_rank():
     unaided, right = next(row for row in after if row.finished.first.name == "b").window_dsc
     assert (unaided.value, right) == (0.5, None)
     assert {mean.share for mean in after[0].windows} == {1.0, 0.5}
+
+
+def probed(finished_run, **by_patient):
+    return replace(finished_run, facts={**finished_run.facts, "obedience": {"by_patient": by_patient}})
+
+
+def test_obedience_is_a_column_of_methods_that_were_probed():
+    plain = [run("a", drawn(0)), run("b", drawn(1))]
+    result = board(probed(plain[0], p0=1.0, p1=0.5), plain[1])
+    values = {row.finished.first.name: row.obedience for row in only(result)}
+    assert (values["a"].value, values["a"].patients, values["b"]) == (0.75, 2, None)
+    assert values["a"].low < 0.75 < values["a"].high
+    assert result.has_obedience
+    assert not board(*plain).has_obedience
+    # Repeats of a patient count once; a method with a run that was not probed has no obedience.
+    seeds = [run("a", drawn(seed), seed=seed) for seed in (1, 2)]
+    (row,) = only(board([probed(seeds[0], p0=1.0, p1=0.0), probed(seeds[1], p0=0.0)]))
+    assert (row.obedience.value, row.obedience.patients) == (0.25, 2)
+    (row,) = only(board([probed(seeds[0], p0=1.0), seeds[1]]))
+    assert row.obedience is None
+    # The probe of an earlier checkpoint doesn't count, and neither does one in which no text could be moved.
+    assert not board(replace(plain[0], facts={**probed(plain[0], p0=1.0).facts, "scored_step": 7})).has_obedience
+    assert not board(probed(plain[0])).has_obedience
+
+
+def test_every_format_shows_the_obedience():
+    result = board(probed(run("a", drawn(0)), p0=1.0, p1=0.5), run("b", drawn(1)))
+    rows = list(csv.DictReader(StringIO(as_csv(result))))
+    assert sorted(row["obedience"] for row in rows) == ["", "0.75"]
+    written = json.loads(as_json(result))["tables"][0]["rows"]
+    assert sorted((row["name"], row["obedience"] and row["obedience"]["value"]) for row in written) == [
+        ("a", 0.75),
+        ("b", None),
+    ]
+    for section in (next(sections(result)), short_section(result, 200)):
+        column = section.header.index("obedience")
+        assert sorted(cells[column][:4] for cells in section.rows) in (["0.75", "–"],)
+    page = as_html(result)
+    assert '<button type="button">obedience</button>' in page
+    assert '<td class="mean" data-value="0.75"><span>0.7500</span>' in page
+    assert "& obedience $\\uparrow$ &" in as_latex(result)
+    assert "obedience" not in as_latex(board(run("a", drawn(0))))
 
 
 def test_folds_with_other_windows_give_no_mean():

@@ -12,6 +12,7 @@ from pydantic_core import to_jsonable_python
 from textseg.comparison.leaderboard import CASES, STRUCTURES, WINDOW_SHARE, WITHOUT_RARE, Leaderboard, Row, Table
 from textseg.comparison.significance import SCHEMES
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
+from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
 from textseg.metrics.definitions import METRICS, POLICY, lower_is_better
 from textseg.metrics.scores import csv_text
@@ -45,8 +46,9 @@ def as_csv(board: Leaderboard) -> str:
             name = "_".join(filter(None, (metric, board.unit[metric], aggregate)))
             header += [name, *(f"{name}_{part}" for part in ("low", "high", "n", "rank"))]
         header += [f"{metric}_seed_sd", f"{metric}_fold_sd"]
-    windows = [f"dsc_at_{100 * WINDOW_SHARE:g}_{text}" for text in ("no_person", "simulated")] * board.has_windows
-    header += [f"{name}{part}" for name in windows for part in ("", "_low", "_high")]
+    further = [f"dsc_at_{100 * WINDOW_SHARE:g}_{text}" for text in ("no_person", "simulated")] * board.has_windows
+    further += ["obedience"] * board.has_obedience
+    header += [f"{name}{part}" for name in further for part in ("", "_low", "_high")]
     costs = list(board.tables[0].rows[0].cost)
     header += ["missed", "spurious", *costs, "per", "space", "test_patients", "not_comparable"]
     lines = [_line(board, table, row) for table in board.tables for row in table.rows]
@@ -55,7 +57,7 @@ def as_csv(board: Leaderboard) -> str:
         for metric in board.metrics:
             mean = published.value(metric) if published.unit(metric) == board.unit[metric] else math.nan
             line += [mean, *[""] * (5 * len(AGGREGATES) - 1), "", ""]
-        line += [""] * 3 * len(windows)
+        line += [""] * 3 * len(further)
         line += ["", "", published.parameters, "", published.milliseconds_per_slice, "", "", "", ""]
         lines.append([*line, "another protocol"])
     return csv_text(header, lines)
@@ -74,8 +76,8 @@ def _line(board: Leaderboard, table: Table, row: Row) -> list[object]:
             line += [number.value, number.low, number.high, number.used, rank]
         number = row.number(metric, AGGREGATES[0])
         line += [number.seed_sd, number.fold_sd]
-    for dsc in row.window_dsc if board.has_windows else ():
-        line += ["", "", ""] if dsc is None else [dsc.value, dsc.low, dsc.high]
+    for mean in row.further(board):
+        line += ["", "", ""] if mean is None else [mean.value, mean.low, mean.high]
     first = row.number(board.metrics[0], AGGREGATES[0])
     evaluation = [finished.first.value("evaluation", key) for key in ("per", "space")]
     keys = "+".join(dict.fromkeys(mismatch.key for mismatch in board.mismatches))
@@ -101,6 +103,7 @@ def as_json(board: Leaderboard) -> str:
             "policy": POLICY,
             "names": NAMES_POLICY,
             "fields_of_view": WINDOW_POLICY,
+            "obedience": OBEDIENCE_POLICY,
             "metrics": {m: {"definition": METRICS.get(m, ""), "lower_is_better": lower_is_better(m)}
                         for m in board.metrics},
             "aggregates": DEFINITIONS,
@@ -162,6 +165,7 @@ def _table(board: Leaderboard, table: Table) -> dict[str, Any]:
                 "cost": row.cost,
                 "enumeration": row.level_naming,
                 "fields_of_view": row.windows,
+                "obedience": row.obedience,
             }
             for row in table.rows
         ],

@@ -175,11 +175,14 @@ def _read(folder: Path) -> Run:
     scores = read_scores(here.scores)
     if not scores:
         raise RunError(f"'{here.scores}' holds no score: evaluate with `textseg evaluate {folder}`.")
-    if here.trained_in.read().get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
+    trained = here.trained_in.read()
+    if trained.get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
         raise RunError(
             f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
             f"textseg evaluate {here.trained_in.path} --prompts {PERSON if folder.name == SIMULATED else folder.name}"
         )
+    # The probe belongs to the weights, so all evaluations of a run share it.
+    facts["obedience"] = trained.get("obedience", facts.get("obedience"))
     windows = read_window_scores(here.fields_of_view) if here.fields_of_view.exists() else []
     return Run(folder, facts, scores, _declared(here), windows)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from textseg.comparison.leaderboard import Leaderboard, Table, prompts_of
 from textseg.comparison.published import PublishedRow
-from textseg.comparison.sections import cost_cells, interval_of, mark, picks, title_of, window_titles, with_unit
+from textseg.comparison.sections import cost_cells, further_titles, interval_of, mark, picks, title_of, with_unit
 from textseg.drawing.tables import format_interval, format_value
 from textseg.metrics.aggregation import Aggregate
 from textseg.metrics.definitions import lower_is_better
@@ -37,11 +37,11 @@ def as_latex(board: Leaderboard) -> str:
     A distance stands twice: as published, and over what every run of the table found.
     """
     columns = [(m, a) for m in board.metrics for a in _aggregates(m)]
-    windows = [f"{escape(title)} $\\uparrow$" for title in window_titles(board)]
+    further = [f"{escape(title)} $\\uparrow$" for title in further_titles(board)]
     header = [
         "Method",
         *(_heading(board, m, a) for m, a in columns),
-        *windows,
+        *further,
         "Missed",
         "Prompts",
         "Par. (M)",
@@ -101,7 +101,7 @@ def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggrega
                 text += f" {{\\scriptsize {interval_of(number)}}}"
             cells[index].append(text)
     for row, line in zip(table.rows, cells, strict=True):
-        line += [escape(format_interval(dsc)) for dsc in row.window_dsc] if board.has_windows else []
+        line += [escape(format_interval(mean)) for mean in row.further(board)]
         line += [str(row.number(board.metrics[0], "as_published").missed), escape(prompts_of(row.finished))]
         line += map(escape, cost_cells(row)[:3])  # without the memory
     return [f"{' & '.join(line)} \\\\" for line in cells]
@@ -110,7 +110,7 @@ def _rows(board: Leaderboard, table: Table, columns: Sequence[tuple[str, Aggrega
 def _published(board: Leaderboard, row: PublishedRow, columns: Sequence[tuple[str, Aggregate]]) -> str:
     cells = [f"\\emph{{{escape(row.method)}}}"]
     cells += [escape(with_unit(board, m, row.value(m, aggregate), row.unit(m))) for m, aggregate in columns]
-    cells += ["--"] * len(window_titles(board))
+    cells += ["--"] * len(further_titles(board))
     parameters = "--" if row.parameters is None else f"{row.parameters / 1e6:.2f}"
     speed = "--" if row.milliseconds_per_slice is None else f"{row.milliseconds_per_slice:.1f}"
     return f"{' & '.join([*cells, '--', 'not stated', parameters, '--', speed])} \\\\"

@@ -14,6 +14,7 @@ from textseg.comparison.published import PublishedRow
 from textseg.comparison.significance import Difference, Ranking, differences, ranking
 from textseg.drawing.tables import metric_title
 from textseg.errors import RunError
+from textseg.levels.obedience import patient_interval
 from textseg.metrics.aggregation import (
     AGGREGATES,
     Aggregate,
@@ -35,6 +36,7 @@ from textseg.metrics.definitions import lower_is_better
 from textseg.metrics.scores import Mean
 from textseg.metrics.statistics import Floats, Interval, macro_mean, macro_mean_interval
 from textseg.metrics.window_scores import WindowMeans, summarise_windows
+from textseg.runs.folder import measured_obedience
 
 Kind = Literal["ranked", "simulated", "oracle"]
 TITLES: Mapping[Kind, str] = {
@@ -84,12 +86,17 @@ class Row:
     cost: Mapping[str, float | None]
     level_naming: Mapping[str, float] | None
     windows: Sequence[WindowMeans]  # of fields_of_view.csv, over `Leaderboard.structures`
+    obedience: Interval | None  # mean over all pictures of a probe; None if a run was not probed
 
     @property
     def window_dsc(self) -> tuple[Interval | None, Interval | None]:
         """The DSC in windows of `WINDOW_SHARE` without a person, and under the right text; None if not measured."""
         by_author = {m.stated_by: m.dsc for m in self.windows if (m.share, m.landmark) == (WINDOW_SHARE, "all")}
         return by_author.get("template", by_author.get("none")), by_author.get("simulated")
+
+    def further(self, shown: Table | Leaderboard) -> tuple[Interval | None, ...]:
+        """Return the means of the columns that follow the metrics: those that a method of `shown` has, and no rank."""
+        return (*self.window_dsc * shown.has_windows, *(self.obedience,) * shown.has_obedience)
 
     def number(self, metric: str, aggregate: Aggregate, scope: str = STRUCTURES) -> Number:
         """Return one mean."""
@@ -120,6 +127,11 @@ class Table:
         return any(mean.share == WINDOW_SHARE for row in self.rows for mean in row.windows)
 
     @property
+    def has_obedience(self) -> bool:
+        """Return True if a method was probed."""
+        return any(row.obedience for row in self.rows)
+
+    @property
     def badge(self) -> str:
         """Return the mark beside the label of each row; empty for ranked rows."""
         return "" if self.ranked else self.kind.upper()
@@ -146,6 +158,11 @@ class Leaderboard:
     def has_windows(self) -> bool:
         """Return True if a method of any table was tested in windows of `WINDOW_SHARE`."""
         return any(table.has_windows for table in self.tables)
+
+    @property
+    def has_obedience(self) -> bool:
+        """Return True if a method of any table was probed."""
+        return any(table.has_obedience for table in self.tables)
 
     @property
     def unit(self) -> Mapping[str, str]:
@@ -270,6 +287,7 @@ def _table(
                 cost=_cost(finished),
                 level_naming=_level_naming(finished),
                 windows=summarise_windows(finished.windows, scores.structures),
+                obedience=_obedience(finished),
             )
         )
     tested, ranked = {}, {}
@@ -368,6 +386,21 @@ def _cost(finished: FinishedRuns) -> dict[str, float | None]:
         total = max if key == "peak_memory_bytes" else lambda values: sum(values) / len(values)
         costs[key] = float(total(known)) if known else None
     return costs
+
+
+def _obedience(finished: FinishedRuns) -> Interval | None:
+    """Return the obedience over patients, each with the mean of its repeats; None if a run was not probed.
+
+    It is also None if no text could be moved.
+    """
+    records = [measured_obedience(run.facts) for run in finished.runs]
+    values: dict[str, list[float]] = {}
+    for record in records:
+        if record is None:
+            return None
+        for patient, value in record["by_patient"].items():
+            values.setdefault(patient, []).append(value)
+    return patient_interval({patient: float(np.mean(own)) for patient, own in values.items()}) if values else None
 
 
 def _level_naming(finished: FinishedRuns) -> dict[str, float] | None:

@@ -14,12 +14,12 @@ from textseg.comparison.leaderboard import Leaderboard, Row, Table, prompts_of
 from textseg.comparison.sections import (
     cost_cells,
     further_sections,
+    further_titles,
     mark,
     notes,
     picks,
     published_section,
     title_of,
-    window_titles,
 )
 from textseg.drawing.page import image_address, render
 from textseg.drawing.pictures import grey, label_place, painted
@@ -75,7 +75,7 @@ def as_html(board: Leaderboard) -> str:
         metric_choices=[(metric, title_of(board, metric), METRICS.get(metric, "")) for metric in board.metrics],
         columns_of=lambda table: _columns(board, table),
         picks_of=lambda table, aggregate: {m: picks(board, table, m, aggregate) for m in board.metrics},
-        windows_of=lambda table, row: row.window_dsc if table.has_windows else (),
+        further_of=lambda table, row: row.further(table),
         costs_of=lambda row: zip(row.cost.values(), cost_cells(row), strict=True),
         prompts_of=prompts_of,
         title_of=title_of,
@@ -105,7 +105,7 @@ def _columns(board: Leaderboard, table: Table) -> list[tuple[str, str]]:
     """Return the heading of each column, and the order in which it is sorted first."""
     costs = ("M parameters", "G mult.-acc.", "ms per slice", "peak MiB")
     titles = {title_of(board, m): "ascending" if lower_is_better(m) else "descending" for m in board.metrics}
-    titles |= dict.fromkeys(window_titles(table), "descending")
+    titles |= dict.fromkeys(further_titles(table), "descending")
     names = ["method", *["rank"] * table.ranked, *titles, "missed", "spurious", "prompts", *costs]
     return [(name, titles.get(name, "ascending")) for name in names]
 

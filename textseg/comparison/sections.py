@@ -22,6 +22,7 @@ from textseg.comparison.significance import ALPHA, SCHEMES
 from textseg.drawing.tables import format_interval, format_value, metric_title, window_table
 from textseg.hookspecs import PublishedTable
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
+from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
 from textseg.metrics.definitions import POLICY, lower_is_better
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
@@ -72,7 +73,8 @@ def short_section(board: Leaderboard, width: int) -> Section:
 def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
     metrics = _short_metrics(board)
     titles = [f"{title_of(board, m)}{' [95 %]' if n < intervals else ''}" for n, m in enumerate(metrics)]
-    header = ["rank", "method", *titles, "missed", "prompts", *["M params"] * sizes]
+    obedience = ["obedience"] * board.has_obedience
+    header = ["rank", "method", *titles, *obedience, "missed", "prompts", *["M params"] * sizes]
     shared, shorten = _shared_repeat(board)
     rows: list[list[str]] = []
     parts = set()
@@ -81,6 +83,7 @@ def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
         for row in table.rows[:SHORT_ROWS]:
             cells = [_rank(row), f"{shorten(row.label)} {table.badge}".rstrip()]
             cells += [_mean_cell(board, row, metric, interval=n < intervals) for n, metric in enumerate(metrics)]
+            cells += [f"{row.obedience.value:.2f}" if row.obedience else "–"] * board.has_obedience
             cells += [str(row.number(metrics[0], MAIN).missed), prompts_of(row.finished)]
             rows.append([*cells, *[cost_cells(row)[0]] * sizes])
         rows += _remainder(len(table.rows), len(header))
@@ -89,7 +92,9 @@ def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
         for result in board.published[:SHORT_ROWS]:
             means = [with_unit(board, m, result.value(m), result.unit(m)) for m in metrics]
             size = "–" if result.parameters is None else f"{result.parameters / 1e6:.2f}"
-            rows.append(["–", f"{result.method} (published)", *means, "–", "–", *[size] * sizes])
+            rows.append(
+                ["–", f"{result.method} (published)", *means, *["–"] * len(obedience), "–", "–", *[size] * sizes]
+            )
         rows += _remainder(len(board.published), len(header))
     best, second = _picked_cells(board, board.tables[0], metrics, rows=SHORT_ROWS)
     title = f"Leaderboard: {board.settings.get('dataset')}{f', {shared}' if shared else ''}"
@@ -204,19 +209,22 @@ def _main(board: Leaderboard, table: Table) -> Section:
     for row in table.rows:
         first = row.number(board.metrics[0], MAIN)
         cells = [row.label, _rank(row), *(_mean_cell(board, row, m, interval=True) for m in board.metrics)]
-        cells += map(format_interval, row.window_dsc if table.has_windows else ())
+        cells += map(format_interval, row.further(table))
         rows.append([*cells, str(first.missed), str(first.spurious), prompts_of(row.finished)])
-    header = ["run", "rank", *titles, *window_titles(table), "missed", "spurious", "prompts"]
+    header = ["run", "rank", *titles, *further_titles(table), "missed", "spurious", "prompts"]
     best, second = _picked_cells(board, table, board.metrics, rows=len(rows))
     title = f"NOT COMPARABLE: {table.title}" if board.mismatches else table.title
-    note = "The brackets contain the 95 % interval of each mean (as_published)."
-    return Section(title, header, rows, best, second, [*table.warnings, note])
+    remarks = ["The brackets contain the 95 % interval of each mean (as_published)."]
+    if table.has_obedience:
+        remarks.append(OBEDIENCE_POLICY)
+    return Section(title, header, rows, best, second, [*table.warnings, *remarks])
 
 
-def window_titles(shown: Table | Leaderboard) -> list[str]:
-    """Return the headings of the columns for windows; none if no method was tested in such windows."""
+def further_titles(shown: Table | Leaderboard) -> list[str]:
+    """Return the headings of `Row.further`."""
     title = f"DSC at {100 * WINDOW_SHARE:g} %"
-    return [f"{title}, no person", f"{title}, right text (simulated)"] if shown.has_windows else []
+    windows = [f"{title}, no person", f"{title}, right text (simulated)"] if shown.has_windows else []
+    return [*windows, *["obedience"] * shown.has_obedience]
 
 
 def _rank(row: Row) -> str:
