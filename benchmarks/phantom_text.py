@@ -10,7 +10,8 @@ The right text is what a person says who knows the names: the first and the last
 voxels in the picture, as `textseg predict --visible FIRST:LAST`. The wrong texts are the same, one level up or down; a
 picture in which a name has no successor in the atlas has no wrong text in this direction. DSC is the mean over the
 structures that the person names, then over pictures, then over patients. Obedience compares with the masks of the
-right text. "14 % errors" is the DSC if the person errs by one level in 14 % of the pictures.
+right text. "14 % errors" is the DSC if the person errs by one level in 14 % of the pictures. "Renamed" is the control:
+the levels take their names afterwards from the same statement (`--ordered`), also for a model that reads no text.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from textseg.text.visibility import shifted
 from textseg.volumes import read_labels
 from textseg_spine.lumbar_phantom import LumbarPhantom
 
+Labels = NDArray[np.integer[Any]]  # [S, H, W] class indices
 PICTURES: dict[str, dict[str, Any]] = {
     "whole": {},
     "end above L4": {"ends_above": "L4"},
@@ -51,8 +53,19 @@ PICTURES: dict[str, dict[str, Any]] = {
     "four lumbar vertebrae": {"lumbar_vertebrae": 4},
 }
 TEXTS = {"right": 0, "one level up": -1, "one level down": 1}
+WRONG = tuple(text for text, levels in TEXTS.items() if levels)
 ERRORS = 0.14  # share of patients whose lumbar levels were numbered wrongly (Korean J Radiol 2014)
-COLUMNS = ("run", "pictures", "text", "patients", "DSC (95 %)", "without names", "shifted", "obedience (95 %)")
+COLUMNS = (
+    "run",
+    "pictures",
+    "text",
+    "patients",
+    "DSC (95 %)",
+    "without names",
+    "shifted",
+    "obedience (95 %)",
+    "renamed: DSC (95 %)",
+)
 
 
 @dataclass(frozen=True)
@@ -118,77 +131,101 @@ def sizes(classes: NDArray[np.uint8]) -> dict[int, float]:
 
 def measured(model: Predictor, pictures: list[Picture]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of one kind of pictures, without run and kind."""
-    if not model.reads_text:
-        masks = {picture.case.id: model(picture.case.image_path).array for picture in pictures}
-        yield row_of("none", model.atlas, pictures, masks)[0]
-        return
-    template = {picture.case.id: model(picture.case.image_path, prompts="template").array for picture in pictures}
-    yield row_of("template", model.atlas, pictures, template)[0]
-    right: dict[str, NDArray[np.uint8]] = {}
-    dsc: dict[str, dict[str, float]] = {}
+    masks: Mapping[str, Labels] = {p.case.id: model(p.case.image_path).array for p in pictures}
+    yield ("template" if model.reads_text else "none", *cells(model.atlas, pictures, masks), "", "")
+    right: Mapping[str, Labels] = {}
+    plain: dict[str, dict[str, float]] = {}
+    renamed: dict[str, dict[str, float]] = {}
     for text, levels in TEXTS.items():
-        masks = {}
-        for picture in pictures:
-            statement = shifted(model.atlas, picture.named[0], picture.named[-1], levels)
-            if statement is not None:
-                masks[picture.case.id] = model(picture.case.image_path, visible=statement).array
-        right = masks if levels == 0 else right
-        if masks:
-            row, dsc[text] = row_of(text, model.atlas, pictures, masks, right, levels)
-            yield row
-    expected = {}
-    for picture in pictures:  # those that have a wrong text
-        name = picture.case.id
-        if wrong := [scores[name] for text, scores in dsc.items() if text != "right" and name in scores]:
-            expected[name] = (1 - ERRORS) * dsc["right"][name] + ERRORS * float(np.mean(wrong))
-    if expected:
-        by_patient = over_patients(pictures, expected)
-        yield "14 % errors", str(len(by_patient)), in_words(interval_of(by_patient)), "", "", ""
+        stated = {
+            picture.case.id: (picture, statement)
+            for picture in pictures
+            if (statement := shifted(model.atlas, picture.named[0], picture.named[-1], levels))
+        }
+        if not stated:
+            continue
+        chosen = [picture for picture, _ in stated.values()]
+        control = {
+            name: model(picture.case.image_path, visible=statement, ordered=True).array
+            for name, (picture, statement) in stated.items()
+        }
+        renamed[text] = dsc_of(model.atlas, chosen, control)
+        last = mean_dsc(chosen, renamed[text])
+        if not model.reads_text:
+            yield text, str(len(patients(chosen))), "", "", "", "", last
+            continue
+        masks = {
+            name: model(picture.case.image_path, visible=statement).array
+            for name, (picture, statement) in stated.items()
+        }
+        right = right or masks
+        plain[text] = dsc_of(model.atlas, chosen, masks)
+        obeyed = obedience_of(model.atlas, chosen, right, masks, levels) if levels else ""
+        yield text, *cells(model.atlas, chosen, masks), obeyed, last
+    erring = [picture for picture in pictures if any(picture.case.id in renamed.get(text, ()) for text in WRONG)]
+    if erring:
+        expected = [mean_dsc(erring, with_errors(erring, dsc)) if dsc else "" for dsc in (plain, renamed)]
+        yield "14 % errors", str(len(patients(erring))), expected[0], "", "", "", expected[1]
 
 
-def row_of(
-    text: str,
-    atlas: Atlas,
-    pictures: list[Picture],
-    masks: Mapping[str, NDArray[np.uint8]],
-    right: Mapping[str, NDArray[np.uint8]] = {},
-    levels: int = 0,
-) -> tuple[tuple[str, ...], dict[str, float]]:
-    """Return the cells of one text and the DSC of each picture that has a mask under it."""
-    dsc: dict[str, float] = {}
-    shifts, without_names, compared = [], [], []
+def cells(atlas: Atlas, pictures: list[Picture], masks: Mapping[str, Labels]) -> tuple[str, ...]:
+    """Return the number of patients, the DSC, the DSC without names and the level-shift rate."""
+    namings = [compare_names(masks[picture.case.id], picture.reference, atlas) for picture in pictures]
+    without_names = float(np.mean([naming.dsc_without_names for naming in namings]))
+    shifts = float(np.mean([naming.shift != 0 for naming in namings]))
+    dsc = mean_dsc(pictures, dsc_of(atlas, pictures, masks))
+    return str(len(patients(pictures))), dsc, f"{without_names:.3f}", f"{shifts:.2f}"
+
+
+def dsc_of(atlas: Atlas, pictures: list[Picture], masks: Mapping[str, Labels]) -> dict[str, float]:
+    """Return the mean DSC of each picture over the structures that a person names in it."""
+    dsc = {}
     for picture in pictures:
         name, reference = picture.case.id, picture.reference
-        if name not in masks:
-            continue
         structures = [index for index in (atlas[named].index for named in picture.named) if (reference == index).any()]
         scores = score(masks[name], reference, spacing=picture.spacing, structures=structures, metrics=["dsc"])
         dsc[name] = float(np.mean([result.values["dsc"] for result in scores.values()]))
-        naming = compare_names(masks[name], reference, atlas)
-        shifts.append(naming.shift != 0)
-        without_names.append(naming.dsc_without_names)
-        if levels:
-            followed = obedience(right[name], masks[name], atlas, levels)
-            compared.append(ComparedPicture(name, picture.case.patient, shows_landmark(reference, atlas), followed))
-    by_patient = over_patients(pictures, dsc)
-    obeyed = in_words(summarise(compared)[0].interval) if compared else ""
-    numbers = (in_words(interval_of(by_patient)), f"{np.mean(without_names):.3f}", f"{np.mean(shifts):.2f}")
-    return (text, str(len(by_patient)), *numbers, obeyed), dsc
+    return dsc
 
 
-def over_patients(pictures: list[Picture], values: Mapping[str, float]) -> dict[str, float]:
-    """Return the mean of each patient over its pictures that have a value."""
+def obedience_of(
+    atlas: Atlas, pictures: list[Picture], right: Mapping[str, Labels], moved: Mapping[str, Labels], levels: int
+) -> str:
+    """Return the obedience to a text that was moved by some levels, with its interval."""
+    compared = [
+        ComparedPicture(
+            picture.case.id,
+            picture.case.patient,
+            shows_landmark(picture.reference, atlas),
+            obedience(right[picture.case.id], moved[picture.case.id], atlas, levels),
+        )
+        for picture in pictures
+    ]
+    return in_words(summarise(compared)[0].interval)
+
+
+def with_errors(pictures: list[Picture], dsc: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the expected DSC of each picture, from those of each text, if the person sometimes errs by one level."""
+    expected = {}
+    for picture in pictures:
+        name = picture.case.id
+        wrong = float(np.mean([dsc[text][name] for text in WRONG if name in dsc.get(text, ())]))
+        expected[name] = (1 - ERRORS) * dsc["right"][name] + ERRORS * wrong
+    return expected
+
+
+def patients(pictures: list[Picture]) -> set[str]:
+    """Return the patients of pictures."""
+    return {picture.case.patient for picture in pictures}
+
+
+def mean_dsc(pictures: list[Picture], dsc: Mapping[str, float]) -> str:
+    """Return the mean over pictures, then over patients, with its interval."""
     by_patient: dict[str, list[float]] = defaultdict(list)
     for picture in pictures:
-        if picture.case.id in values:
-            by_patient[picture.case.patient].append(values[picture.case.id])
-    return {patient: float(np.mean(dsc)) for patient, dsc in by_patient.items()}
-
-
-def interval_of(by_patient: Mapping[str, float]) -> Interval:
-    """Return the mean over patients, each of which counts once, with its interval."""
-    values = np.array(list(by_patient.values())).reshape(-1, 1)
-    return macro_mean_interval(values, np.ones_like(values))
+        by_patient[picture.case.patient].append(dsc[picture.case.id])
+    means = np.array([np.mean(values) for values in by_patient.values()]).reshape(-1, 1)
+    return in_words(macro_mean_interval(means, np.ones_like(means)))
 
 
 def in_words(interval: Interval) -> str:
