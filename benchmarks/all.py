@@ -62,6 +62,7 @@ CPU = (
     Benchmark("Engines", "engines", f"{RUN} {BUNDLE}", "", (QUICKSTART, f"export {RUN} --to onnx --output {BUNDLE}")),
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
     Benchmark("Right and wrong texts", "phantom_text", RUN, f"{RUN} --smallest", (QUICKSTART,)),
+    Benchmark("Windows", "text_that_decides", RUN, "", (QUICKSTART, f"evaluate {RUN} --fields-of-view 0.7,0.5")),
 )
 TINY = "--side 64 --batch-size 2 --steps 1 --small"
 GPU = (

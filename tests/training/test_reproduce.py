@@ -9,8 +9,9 @@ import torch
 
 from textseg.errors import RunError
 from textseg.metrics.scores import read_scores, write_scores
+from textseg.metrics.window_scores import WindowScore, write_window_scores
 from textseg.runs.folder import RunFolder
-from textseg.training.reproduce import compare_scores, compare_weights, reproduce
+from textseg.training.reproduce import compare_scores, compare_weights, compare_windows, reproduce
 
 pytestmark = pytest.mark.usefixtures("stranger", "threads")
 
@@ -129,3 +130,16 @@ def test_how_far_scores_lie_apart(folder: RunFolder, finished_run: Path) -> None
     assert compare_scores(run, folder) == f"of {len(scores)}, {summary}means {mean} and {mean}"
     folder.scores.unlink()
     assert compare_scores(folder, run) == f"not compared: '{folder.scores}' is not there"
+
+
+def test_how_far_scores_in_windows_lie_apart(folder: RunFolder, finished_run: Path) -> None:
+    run = RunFolder(folder.path.parent / "original")
+    row = WindowScore("a", "a", 0.5, "upper", "no", "T12:L3", "simulated", "L3", "dsc", 0.5)
+    shift = replace(row, structure="", metric="level_shift", value=0.0)
+    write_window_scores(run.fields_of_view, [row, shift])
+    assert compare_windows(run, folder) == "not compared: the repeat has none"
+    write_window_scores(folder.fields_of_view, [row, shift])
+    assert compare_windows(run, folder) == "all 2 equal"
+    moved = replace(row, stated_by="moved up")
+    write_window_scores(folder.fields_of_view, [replace(row, value=0.25), shift, moved])
+    assert compare_windows(run, folder) == "of 3, 1 in only one of the two; 1 of dsc differ, by at most 0.25"

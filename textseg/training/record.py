@@ -108,7 +108,8 @@ def is_scored(training: Training) -> bool:
     evaluation = experiment.recipe.evaluation.model_dump(mode="json")
     evaluation["prompts"] = experiment.evaluation_source or "none"
     same = record.get("scored_step") == training.progression.step and record.get("evaluation") == evaluation
-    return same and folder.scores.exists() and folder.report.exists()
+    files = [folder.scores, folder.report, *[folder.fields_of_view] * bool(experiment.recipe.evaluation.fields_of_view)]
+    return same and all(file.exists() for file in files)
 
 
 def _plan_of_network(segmenter: Segmenter) -> dict[str, Any]:

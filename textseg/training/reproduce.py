@@ -13,6 +13,7 @@ import torch
 
 from textseg.errors import RunError
 from textseg.metrics.scores import Score, read_scores
+from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.recipe.loading import complete_settings, load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder, change_lines, changes, environment
@@ -22,6 +23,7 @@ from textseg.training.run import prepared, run
 KNOWN_BEFORE = ("versions", "plugins", "git_commit", "settings", "hashes")
 RECORDED = (*KNOWN_BEFORE, "hardware", "precision", "processes", "numerics", "metrics_kernel", "parameters")
 CHECKPOINTS = ("last", "best")
+Values = dict[tuple[object, ...], float]
 _FOLDER = re.compile(r"recipe\.dataset\.folder|settings\.dataset .*\.folder")
 
 
@@ -54,9 +56,14 @@ def reproduce(
     differs |= changed_prompts(original, folder)
     weights, scores = compare_weights(original, folder), compare_scores(original, folder)
     path = str(original.path.resolve())
-    folder.update(repeats={"run": path, "differs": differs, "weights": weights, "scores": scores})
+    repeats = {"run": path, "differs": differs, "weights": weights, "scores": scores}
     later = change_lines({key: pair for key, pair in differs.items() if key not in before})
-    print(f"beside '{original.path}':", *later, f"  weights: {weights}", f"  test scores: {scores}", sep="\n")
+    lines = [f"  weights: {weights}", f"  test scores: {scores}"]
+    if original.fields_of_view.exists():
+        repeats["fields_of_view"] = compare_windows(original, folder)
+        lines.append(f"  test scores in windows: {repeats['fields_of_view']}")
+    folder.update(repeats=repeats)
+    print(f"beside '{original.path}':", *later, *lines, sep="\n")
     return folder.path
 
 
@@ -109,6 +116,20 @@ def compare_scores(original: RunFolder, repeat: RunFolder) -> str:
     if not original.scores.exists():
         return f"not compared: '{original.scores}' is not there"
     ours, theirs = (_by_place(read_scores(folder.scores)) for folder in (original, repeat))
+    means = original.read().get("test", {}), repeat.read().get("test", {})
+    return _compare_values(ours, theirs, means)
+
+
+def compare_windows(original: RunFolder, repeat: RunFolder) -> str:
+    """Return a sentence like `compare_scores`, for the scores in windows."""
+    if not repeat.fields_of_view.exists():
+        return "not compared: the repeat has none"
+    ours, theirs = (_by_window(read_window_scores(folder.fields_of_view)) for folder in (original, repeat))
+    return _compare_values(ours, theirs)
+
+
+def _compare_values(ours: Values, theirs: Values, means: tuple[Mapping[str, float | None], ...] = ()) -> str:
+    """Compare values by keys whose last but one part is the metric; `means` are those of each metric, if known."""
     shared = [key for key in ours if key in theirs]
     alone = len(ours) + len(theirs) - 2 * len(shared)
     by_metric: dict[str, list[float]] = {}
@@ -119,16 +140,19 @@ def compare_scores(original: RunFolder, repeat: RunFolder) -> str:
     if not by_metric and not alone:
         return f"all {len(shared)} equal"
     parts = [f"{alone} in only one of the two"] if alone else []
-    means = original.read().get("test", {}), repeat.read().get("test", {})
     for metric, values in by_metric.items():
-        mean = " and ".join("none" if test.get(metric) is None else f"{test[metric]:.4f}" for test in means)
         largest = max((value for value in values if math.isfinite(value)), default=math.inf)
-        parts.append(f"{len(values)} of {metric} differ, by at most {largest:.3g}; means {mean}")
+        mean = " and ".join("none" if test.get(metric) is None else f"{test[metric]:.4f}" for test in means)
+        parts.append(f"{len(values)} of {metric} differ, by at most {largest:.3g}{mean and f'; means {mean}'}")
     return f"of {len(ours.keys() | theirs.keys())}, {'; '.join(parts)}"
 
 
-def _by_place(scores: Sequence[Score]) -> dict[tuple[object, ...], float]:
+def _by_place(scores: Sequence[Score]) -> Values:
     return {(*row.place, row.metric, row.prompt_source): row.value for row in scores}
+
+
+def _by_window(scores: Sequence[WindowScore]) -> Values:
+    return {(*row.position, row.metric, row.stated_by): row.value for row in scores}
 
 
 def _texts(path: Path) -> dict[str, None]:
