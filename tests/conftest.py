@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from textseg.data.preparation import PreparedCase
-    from textseg.text.slice_text import SliceText
+    from textseg.text.drawn_text import DrawnText
+    from textseg.text.embeddings import TextTable
+    from textseg.text.slice_text import SlicePrompt, SliceText
 
 pytest_plugins = ["textseg.testing.pytest"]
 
@@ -422,17 +424,29 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
 
 
 def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
-    import torch
-
-    from textseg.text.embeddings import TextTable
     from textseg.text.slice_text import SliceText, slice_prompts
 
     prompts = {source: [p for case in cases for p in slice_prompts(case, source, _speak, atlas)] for source in SOURCES}
-    texts = list(
-        dict.fromkeys(t for of_source in prompts.values() for p in of_source for t in (p.holistic, *p.classwise))
-    )
+    return SliceText(_random_table([p for of_source in prompts.values() for p in of_source]), atlas, prompts)
+
+
+def _drawn_text_of(cases: Sequence[PreparedCase], atlas: Atlas, **options: Any) -> DrawnText:
+    """Return the texts of `Statements` with these options; `generator` replaces the one that states everything."""
+    from textseg.text.drawn_text import DrawnText, Statements
+
+    generator = options.pop("generator", _speak)
+    statements = Statements(cases, options.pop("sources", SOURCES), generator, atlas, **options)
+    return DrawnText(statements, _random_table(statements.prompts))
+
+
+def _random_table(prompts: Sequence[SlicePrompt]) -> TextTable:
+    import torch
+
+    from textseg.text.embeddings import TextTable
+
+    texts = list(dict.fromkeys(text for prompt in prompts for text in prompt.texts))
     generator = torch.Generator().manual_seed(0)
-    table = TextTable(
+    return TextTable(
         texts=tuple(texts),
         token_counts=(5,) * len(texts),
         tokens=torch.randn(len(texts), 5, 3, generator=generator).half(),
@@ -441,7 +455,6 @@ def _text_of(cases: Sequence[PreparedCase], atlas: Atlas) -> SliceText:
         fingerprint="",
         encoded_count=0,
     )
-    return SliceText(table, atlas, prompts)
 
 
 @pytest.fixture(scope="session")
@@ -470,6 +483,12 @@ def cases(prepared_case: Callable[..., PreparedCase]) -> list[PreparedCase]:
 def text_of() -> Callable[[Sequence[PreparedCase], Atlas], SliceText]:
     """A text table of some cases for each prompt source, with random features."""
     return _text_of
+
+
+@pytest.fixture(scope="session")
+def drawn_text_of() -> Callable[..., DrawnText]:
+    """The texts that training draws for some cases and an atlas, with random features; options as of `Statements`."""
+    return _drawn_text_of
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ import pytest
 from textseg.randomness import (
     case_key,
     distortion,
+    field_of_view,
     image_quality,
     prompt_source,
     simulated_person,
     slice_key,
     slice_order,
+    statement,
     step_seed,
 )
 
@@ -25,8 +27,18 @@ from textseg.randomness import (
         (image_quality(2025, 3, 99), [598248, 32909, 528459]),
         (prompt_source(2025, 3, 99), [577127, 160493, 811511]),
         (simulated_person(2025, "12_t2"), [276663, 478231, 521217]),
+        (field_of_view(2025, 3, 99), [745158, 335651, 984050]),
+        (statement(2025, 3, 99), [907995, 681678, 1052]),
     ],
-    ids=["slice_order", "distortion", "image_quality", "prompt_source", "simulated_person"],
+    ids=[
+        "slice_order",
+        "distortion",
+        "image_quality",
+        "prompt_source",
+        "simulated_person",
+        "field_of_view",
+        "statement",
+    ],
 )
 def test_the_first_draws_of_each_stream(generator: np.random.Generator, draws: list[int]) -> None:
     assert generator.integers(10**6, size=3).tolist() == draws

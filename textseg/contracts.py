@@ -137,9 +137,10 @@ class Atlas:
     def visibilities(self) -> Iterator[Visibility]:
         """Yield every visibility that template and interactive prompts can produce, without the position of the slice.
 
-        An atlas without order gives only the template, because a user may name any subset of its structures.
+        An atlas without order gives only the templates, because a user may name any subset of its structures.
         """
-        yield Visibility(self.names, source="template", scope="volume")
+        for counted in (True, False):
+            yield Visibility(self.names, source="template", scope="volume", counted=counted)
         for i, first in enumerate(self.sequence):
             for last in self.sequence[i:]:
                 yield Visibility(self.between(first, last), source="interactive", scope="volume")
@@ -227,6 +228,7 @@ class Batch(Movable):
     slice_index: Tensor  # [B]
     slice_count: Tensor  # [B]
     spacing_mm: Tensor  # [B, 3]: slice distance, row distance, column distance of the prepared slice
+    renumbered: Tensor | None = None  # [B] bool, True where mask and text have other names than the patient
 
 
 @dataclass(frozen=True)

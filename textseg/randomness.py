@@ -10,6 +10,8 @@ draws as an uninterrupted run.
 | `distortion`       | geometry, flips and intensities of the augmentation | seed, epoch, slice or case    | none   |
 | `image_quality`    | bias field, blur, resolution of the augmentation    | seed, epoch, slice or case    | 2      |
 | `prompt_source`    | the source of the prompt of a slice                 | seed, epoch, slice or case    | 1      |
+| `field_of_view`    | the window of the augmentation                      | seed, epoch, slice or case    | 3      |
+| `statement`        | the end of a statement, and its renumbering         | seed, epoch, slice or case    | 4      |
 | `simulated_person` | by how many levels a simulated person miscounts     | seed, the case's first slice  | 2      |
 | `step_seed`        | dropout and every other draw inside a network       | seed, step, process           | none   |
 
@@ -28,8 +30,11 @@ import zlib
 
 import numpy as np
 
+DRAWS = 2  # version of the draws; a run that was begun under another one would not end with the same weights
 PROMPT_SOURCE = 1
 IMAGE_QUALITY = 2
+FIELD_OF_VIEW = 3
+STATEMENT = 4
 SIMULATED_PERSON = 2  # its key is shorter than the key of `image_quality`, so they are never equal
 
 
@@ -61,6 +66,16 @@ def image_quality(seed: int, epoch: int, key: int) -> np.random.Generator:
 def prompt_source(seed: int, epoch: int, key: int) -> np.random.Generator:
     """Return the generator that chooses the prompt source of a slice or a case."""
     return np.random.default_rng((seed, epoch, key, PROMPT_SOURCE))
+
+
+def field_of_view(seed: int, epoch: int, key: int) -> np.random.Generator:
+    """Return the generator that chooses the window of a slice or a case."""
+    return np.random.default_rng((seed, epoch, key, FIELD_OF_VIEW))
+
+
+def statement(seed: int, epoch: int, key: int) -> np.random.Generator:
+    """Return the generator that decides how a statement about a slice or a case ends, and its renumbering."""
+    return np.random.default_rng((seed, epoch, key, STATEMENT))
 
 
 def simulated_person(seed: int, case_id: str) -> np.random.Generator:

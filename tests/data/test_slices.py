@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -14,12 +15,14 @@ from textseg.contracts import Atlas, Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import PackedBatch, ShuffledBatches, Slices, SliceStack, Volumes, training_loader
-from textseg.recipe.schema import AugmentationSettings
-from textseg.text.slice_text import SliceText, TextRows
+from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
+from textseg.text.drawn_text import DrawnText, Draws
+from textseg.text.slice_text import AVAILABLE, SliceText
 
 SIZE = (12, 10)  # of the slices of `cases`
 SOURCES: tuple[Source, ...] = ("ground_truth", "interactive", "template")
 TextOf = Callable[[Sequence[PreparedCase], Atlas], SliceText]
+DrawnTextOf = Callable[..., DrawnText]
 DISTORTED = AugmentationSettings(
     distortion=0.8, rotation_degrees=20, scale=0.2, translation=0.1, elastic_pixels=1, noise=0.1, gamma=0.2
 )
@@ -27,8 +30,9 @@ DISTORTED = AugmentationSettings(
 
 def tensors(batch: Batch | PackedBatch) -> dict[str, Tensor]:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    if batch.text is not None:
-        values |= {f"text.{field.name}": getattr(batch.text, field.name) for field in fields(batch.text)}
+    for name in ("text", "draws"):
+        if (part := getattr(batch, name, None)) is not None:
+            values |= {f"{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
@@ -43,12 +47,12 @@ def require_equal(first: Sequence[Batch | PackedBatch], second: Sequence[Batch |
 
 
 def test_a_batch_holds_its_slices_with_the_types_of_the_contract(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
-    slices = Slices(cases, text_of(cases, small_atlas), {"template": 1.0})
+    slices = Slices(cases, drawn_text_of(cases, small_atlas), {"template": 1.0})
     packed = slices.pack([slices[0, number] for number in range(4, 8)])
     assert packed.mask.dtype == torch.uint8
-    assert isinstance(packed.text, TextRows)
+    assert isinstance(packed.draws, Draws)
     batch = slices.unpack(packed)
     assert batch.case == ("a", "bb", "bb", "ccc")
     assert batch.slice_index.tolist() == [4, 0, 1, 0]
@@ -81,6 +85,13 @@ def test_a_model_without_text_gets_none(cases: list[PreparedCase]) -> None:
     slices = Slices(cases[1:2], None, {})
     assert slices.unpack(slices.pack([slices[0, 0]])).text is None
     assert [text for _, text in SliceStack(cases[1].image).batches(8)] == [None]
+
+
+def source_of(slices: Slices, epoch: int, number: int) -> Source:
+    """Return the prompt source that is drawn for a slice."""
+    draws = slices[epoch, number].draws
+    assert draws is not None
+    return AVAILABLE[int(draws.source[0])]
 
 
 def order(slice_count: int, batch_size: int, **position: int) -> list[list[tuple[int, int]]]:
@@ -124,7 +135,7 @@ def test_the_rest_of_an_epoch_is_its_tail() -> None:
 
 def loader_of(
     cases: Sequence[PreparedCase],
-    text: SliceText,
+    text: DrawnText,
     *,
     start: int = 0,
     epoch: int = 1,
@@ -138,18 +149,18 @@ def loader_of(
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
-    text = text_of(cases, small_atlas)
+    text = drawn_text_of(cases, small_atlas)
     alone = loader_of(cases, text)
     assert len(alone) == 4
     require_equal(alone, loader_of(cases, text, workers=2))
 
 
 def test_a_resumed_epoch_gives_the_batches_that_were_left(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
-    text = text_of(cases, small_atlas)
+    text = drawn_text_of(cases, small_atlas)
     whole = loader_of(cases, text)
     torch.manual_seed(99)
     require_equal(loader_of(cases, text, start=2), whole[2:])
@@ -157,65 +168,69 @@ def test_a_resumed_epoch_gives_the_batches_that_were_left(
 
 def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase]) -> None:
     slices = Slices(cases, None, {}, Augmentation(DISTORTED, 5), 5)
-    images = {(epoch, number): slices[epoch, number][0] for epoch in range(3) for number in (5, 6)}
+    images = {(epoch, number): slices[epoch, number].image for epoch in range(3) for number in (5, 6)}
     assert len({image.numpy().tobytes() for image in images.values()}) == 6
-    assert torch.equal(images[2, 6], slices[2, 6][0])
+    assert torch.equal(images[2, 6], slices[2, 6].image)
 
 
 def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
-    both = Slices(cases, text_of(cases, small_atlas), chances, Augmentation(DISTORTED, 5), 5)
-    last = Slices(cases[2:], text_of(cases[2:], small_atlas), chances, Augmentation(DISTORTED, 5), 5)
+    settings = DISTORTED.model_copy(update={"field_of_view": FieldOfViewSettings(probability=0.5)})
+    both = Slices(cases, drawn_text_of(cases, small_atlas), chances, Augmentation(settings, 5), 5)
+    last = Slices(cases[2:], drawn_text_of(cases[2:], small_atlas), chances, Augmentation(settings, 5), 5)
     for epoch in range(6):
-        (first, mask, _, source), (second, other_mask, _, other_source) = both[epoch, 9], last[epoch, 2]
-        assert torch.equal(first, second)
-        assert torch.equal(mask, other_mask)
-        assert source == other_source
+        first, second = both[epoch, 9], last[epoch, 2]
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.mask, second.mask)
+        assert first.view == second.view
+        assert both.named((epoch, 9)) == last.named((epoch, 2))
 
 
 def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
     chances: dict[Source, float] = {"template": 0.5, "interactive": 0.2, "ground_truth": 0.3}
-    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
-    drawn = [[slices[epoch, number][3] for number in range(13)] for epoch in range(100)]
+    slices = Slices(cases, drawn_text_of(cases, small_atlas), chances, seed=1)
+    drawn = [[source_of(slices, epoch, number) for number in range(13)] for epoch in range(100)]
     flat = [source for epoch in drawn for source in epoch]
     for source, chance in chances.items():
         assert flat.count(source) / len(flat) == pytest.approx(chance, abs=0.05)
     assert len({tuple(epoch) for epoch in drawn}) == 100
     again = Slices(cases, slices.text, dict(reversed(chances.items())), seed=1)
-    assert [again[3, number][3] for number in range(13)] == drawn[3]
+    assert [source_of(again, 3, number) for number in range(13)] == drawn[3]
     second = Slices(cases, slices.text, chances, seed=2)
-    assert [second[3, number][3] for number in range(13)] != drawn[3]
+    assert [source_of(second, 3, number) for number in range(13)] != drawn[3]
 
 
 def test_probabilities_may_be_rounded_as_a_recipe_allows_and_zero_is_never_drawn(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
-    text = text_of(cases, small_atlas)
+    text = drawn_text_of(cases, small_atlas)
     thirds: Any = {"template": 0.3333333, "interactive": 0.3333333, "ground_truth": 0.3333333}
-    assert {Slices(cases, text, thirds)[epoch, 0][3] for epoch in range(30)} == set(SOURCES)
+    assert {source_of(Slices(cases, text, thirds), epoch, 0) for epoch in range(30)} == set(SOURCES)
     never: Any = {"template": 0.0, "ground_truth": 1.0}
-    assert {Slices(cases, text, never)[epoch, 0][3] for epoch in range(30)} == {"ground_truth"}
+    assert {source_of(Slices(cases, text, never), epoch, 0) for epoch in range(30)} == {"ground_truth"}
 
 
 def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
-    cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
 ) -> None:
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
-    slices = Slices(cases, text_of(cases, small_atlas), chances, seed=1)
-    items = [slices[4, number] for number in (3, 1, 11)]
-    batch = slices.unpack(slices.pack(items))
+    text = drawn_text_of(cases, small_atlas)
+    slices = Slices(cases, text, chances, seed=1)
+    batch = slices.unpack(slices.pack([slices[4, number] for number in (3, 1, 11)]))
     assert batch.text is not None
-    expected = slices.text.features([3, 1, 11], [source for *_, source in items])  # type: ignore[union-attr,misc]
-    assert torch.equal(batch.text.tokens, expected.tokens)
-    assert torch.equal(batch.text.present, expected.present)
+    for row, number in enumerate((3, 1, 11)):
+        prompt = slices.named((4, number))[1]
+        assert prompt is not None
+        assert json.loads(prompt)[-5] == source_of(slices, 4, number)
+        assert torch.equal(batch.text.tokens[row], text.table.tokens[text.table.index(prompt)].float())
 
 
 def volumes_of(
-    cases: Sequence[PreparedCase], text: SliceText | None = None, augmentation: Augmentation | None = None
+    cases: Sequence[PreparedCase], text: DrawnText | None = None, augmentation: Augmentation | None = None
 ) -> Volumes:
     chances: Any = {"template": 0.5, "ground_truth": 0.5} if text else {}
     return Volumes(Slices(cases, text, chances, augmentation, 5))
@@ -231,9 +246,11 @@ def test_a_volume_is_all_slices_of_a_case_in_order(cases: list[PreparedCase]) ->
     assert volumes[1, 1].slice_index.tolist() == [0, 1]
 
 
-def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: Atlas, text_of: TextOf) -> None:
+def test_a_volume_is_drawn_for_as_one(
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
+) -> None:
     still = DISTORTED.model_copy(update={"noise": 0.0, "distortion": 1.0, "flip": "both"})
-    text = text_of(cases, small_atlas)
+    text = drawn_text_of(cases, small_atlas)
     volumes = volumes_of(cases, text, Augmentation(still, 5))
     sources = []
     for epoch in range(12):
@@ -246,12 +263,11 @@ def test_a_volume_is_drawn_for_as_one(cases: list[PreparedCase], small_atlas: At
             _, mask = Augmentation(still, 5)(plain.image[index], plain.mask[index], epoch=epoch, slice_id=key)
             assert torch.equal(batch.mask[index], mask)
         assert batch.text is not None
-        possible = [text.features(range(7, 13), [source] * 6) for source in ("template", "ground_truth")]
-        sources.append([torch.equal(batch.text.tokens, features.tokens) for features in possible])
-    assert {tuple(equal) for equal in sources} == {
-        (True, False),
-        (False, True),
-    }  # one for all slices, now this now that
+        packed = volumes[epoch, 2]
+        assert packed.draws is not None
+        sources.append(tuple(packed.draws.source.tolist()))
+    assert len(set(sources)) == 2  # sometimes one source, sometimes the other
+    assert all(len(set(of_slices)) == 1 for of_slices in sources)
 
 
 def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:

@@ -393,7 +393,7 @@ def test_a_checkpoint_says_how_far_it_is_in_plain_python(finished_run: Path) -> 
     for name, keys in (("last", {"training", "optimizer", "average", "precision"}), ("best", set())):
         state = RunFolder(finished_run).load_checkpoint(name)
         assert state.keys() == {"model", "progression", "record"} | keys
-        assert Progression(**state["progression"]).best_dsc >= 0
+        assert Progression(**state["progression"]).best_score >= 0
         record = RunFolder(finished_run).read()
         origin = ("versions", "plugins", "git_commit", "hardware", "numerics", "seed", "hashes", "bound", "parameters")
         for key in (*origin, "multiply_accumulates", "milliseconds_per_slice"):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textseg import randomness
+from textseg.data.field_of_view import View
 from textseg.recipe.schema import AugmentationSettings
 
 CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth at the scale of a vertebra
@@ -29,15 +30,26 @@ class Augmentation:
     def __init__(self, settings: AugmentationSettings, seed: int) -> None:
         self.settings, self.seed = settings, seed
 
-    def __call__(self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int) -> tuple[Tensor, Tensor]:
-        """Distort an image [C, H, W] and its mask, [H, W] or [any, H, W], all planes alike."""
+    def __call__(
+        self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int, view: View | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Distort an image [C, H, W] and its mask, [H, W] or [any, H, W], all planes alike.
+
+        With a `view` they show its window, enlarged to the whole slice, before anything else is changed.
+        """
         generator = randomness.distortion(self.seed, epoch, slice_id)
-        settings = self.settings
-        if settings.distortion and generator.random() < settings.distortion:
-            grid = self.sampling_grid(generator, image.shape[-2], image.shape[-1]).to(image.device)
+        settings, (height, width) = self.settings, image.shape[-2:]
+        distorted = settings.distortion and generator.random() < settings.distortion
+        if distorted or view is not None:
+            grid = self.sampling_grid(generator, height, width) if distorted else _plain_grid(height, width)
             floor = image.amin(dim=(-2, -1), keepdim=True)  # 0 would be a medium grey where intensities are z-scores
-            image = F.grid_sample((image - floor)[None], grid, mode="bilinear", align_corners=False)[0] + floor
-            planes = mask.reshape(1, -1, *mask.shape[-2:]).float()
+            raised, planes = image - floor, mask.reshape(1, -1, *mask.shape[-2:]).float()
+            if view is not None:
+                # One grid for the window and the distortion: the slice is resampled once.
+                grid = _through(view, grid)
+                raised, planes = _inside(view, raised), _inside(view, planes)
+            grid = grid.to(image.device)
+            image = F.grid_sample(raised[None], grid, mode="bilinear", align_corners=False)[0] + floor
             mask = F.grid_sample(planes, grid, mode="nearest", align_corners=False).to(mask.dtype).reshape(mask.shape)
         for axis, flips in ((-1, ("horizontal", "both")), (-2, ("vertical", "both"))):
             if settings.flip in flips and generator.random() < 0.5:
@@ -46,16 +58,32 @@ class Augmentation:
         # A separate stream: these settings do not change the draws of the settings above.
         return self.change_quality(randomness.image_quality(self.seed, epoch, slice_id), image), mask
 
-    def of_batch(self, image: Tensor, mask: Tensor, keys: Sequence[int], *, epoch: int) -> tuple[Tensor, Tensor]:
-        """Distort image [B, C, H, W] and mask [B, H, W] in as many equal parts as there are keys.
+    def zoom(self, *, epoch: int, slice_id: int) -> float:
+        """Return the factor by which the distortion of a slice enlarges its structures along each side."""
+        generator, settings = randomness.distortion(self.seed, epoch, slice_id), self.settings
+        if not settings.distortion or generator.random() >= settings.distortion:
+            return 1.0
+        return self._affine(generator)[1]
+
+    def of_batch(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        keys: Sequence[int],
+        *,
+        epoch: int,
+        views: Sequence[View | None] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Distort image [B, C, H, W] and mask [B, H, W] in as many equal parts as there are keys, and views if given.
 
         With a key for each slice, every slice is distorted by itself. With one key for a volume, its slices are
         distorted as one image whose channels they are, so they stay aligned; only the noise differs between them.
         """
         count = len(keys)
         parts = []
-        for planes, labels, key in zip(image.chunk(count), mask.chunk(count), keys, strict=True):
-            distorted, labels = self(planes.flatten(0, 1), labels, epoch=epoch, slice_id=key)
+        chunks = zip(image.chunk(count), mask.chunk(count), keys, views or [None] * count, strict=True)
+        for planes, labels, key, view in chunks:
+            distorted, labels = self(planes.flatten(0, 1), labels, epoch=epoch, slice_id=key, view=view)
             parts.append((distorted.reshape(planes.shape), labels))
         images, masks = zip(*parts, strict=True)
         return torch.cat(images), torch.cat(masks)
@@ -67,8 +95,7 @@ class Augmentation:
         matrices gives the whole grid. Its coordinates lie in planes, which sampling reads fastest.
         """
         settings = self.settings
-        angle = math.radians(settings.rotation_degrees) * generator.uniform(-1, 1)
-        zoom = 1 + settings.scale * generator.uniform(-1, 1)
+        angle, zoom = self._affine(generator)
         shift = settings.translation * 2 * generator.uniform(-1, 1, 2)
         cos, sin, aspect = math.cos(angle) / zoom, math.sin(angle) / zoom, height / width
         factors = torch.zeros(2, CONTROL_POINTS + 2, CONTROL_POINTS + 2)  # rows: control points, 1, row; columns alike
@@ -80,6 +107,11 @@ class Augmentation:
             pixel = torch.tensor([2 / width, 2 / height])[:, None, None]
             factors[:, :-2, :-2] = settings.elastic_pixels * torch.from_numpy(control) * pixel
         return (_functions(height) @ factors @ _functions(width).T).movedim(0, -1)[None]
+
+    def _affine(self, generator: np.random.Generator) -> tuple[float, float]:
+        """Draw the rotation in radians and the factor of the enlargement, the first draws of a grid."""
+        angle = math.radians(self.settings.rotation_degrees) * generator.uniform(-1, 1)
+        return angle, 1 + self.settings.scale * generator.uniform(-1, 1)
 
     def change_intensity(self, generator: np.random.Generator, image: Tensor) -> Tensor:
         """Change contrast and gamma and add noise, each by a random amount up to its setting."""
@@ -108,6 +140,29 @@ class Augmentation:
         if settings.low_resolution:
             image = _coarsened(image, 1 + (settings.low_resolution - 1) * float(generator.random()))
         return image
+
+
+@lru_cache(maxsize=4)
+def _plain_grid(height: int, width: int) -> Tensor:
+    """Return the grid that samples each pixel at its own position, [1, H, W, 2]."""
+    return F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
+
+
+def _through(view: View, grid: Tensor) -> Tensor:
+    """Return the positions in a prepared slice that a grid over the box of a view samples."""
+    (top, left, box_height, box_width), (height, width) = view.box, view.size
+    centre = torch.tensor([(2 * left + box_width) / width - 1, (2 * top + box_height) / height - 1])
+    return grid * torch.tensor(view.scale[::-1]) + centre
+
+
+def _inside(view: View, planes: Tensor) -> Tensor:
+    """Return planes [..., H, W] that are 0 outside the window of a view."""
+    (height, width), (top, left, bottom, right) = view.size, view.window
+    rows = slice(max(0, round(top)), min(height, max(0, round(bottom))))
+    columns = slice(max(0, round(left)), min(width, max(0, round(right))))
+    result = torch.zeros_like(planes)
+    result[..., rows, columns] = planes[..., rows, columns]
+    return result
 
 
 @lru_cache(maxsize=16)

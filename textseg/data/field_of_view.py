@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textseg.contracts import Atlas
+from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import BODY_PIXELS, BODY_SHARE
+from textseg.recipe.schema import FieldOfViewSettings
+from textseg.text.visibility import NAMED_SHARE
 
 WINDOWS = 3  # places of the windows of an evaluation: upper end, middle, lower end
-NAMED_SHARE = 0.3  # share of its voxels that a structure needs inside a window to be named and scored
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,83 @@ def fixed_windows(share: float, native_size: tuple[int, int]) -> tuple[Window, .
     height = max(1, round(share * rows))
     tops = np.linspace(0, rows - height, WINDOWS).round().astype(int).tolist() if height < rows else [0]
     return tuple(Window(top, 0, height, columns) for top in tops)
+
+
+def draw_window(
+    settings: FieldOfViewSettings, native_size: tuple[int, int], chance: np.random.Generator
+) -> Window | None:
+    """Draw the window of a training slice, at any position in the picture; None where it shows the whole picture."""
+    if chance.random() >= settings.probability:
+        return None
+    (rows, columns), shares = native_size, (settings.height, settings.width)
+    height, width = (
+        max(1, round(float(chance.uniform(*s)) * side)) for s, side in zip(shares, native_size, strict=True)
+    )
+    top, left = int(chance.integers(rows - height + 1)), int(chance.integers(columns - width + 1))
+    return Window(top, left, height, width)
+
+
+@dataclass(frozen=True)
+class View:
+    """A window of prepared slices, and the box that it fills when it is prepared as a file of its own.
+
+    The box has the shape of a prepared slice, so the aspect of the picture stays; what lies in the box and outside the
+    window is background. Everything is in pixels of the prepared slices, which need not be whole.
+    """
+
+    window: tuple[float, float, float, float]  # top, left, bottom, right
+    box: tuple[float, float, float, float]  # top, left, height, width
+    size: tuple[int, int]  # H, W of a prepared slice
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The height and width of the box as a share of the prepared slice."""
+        return self.box[2] / self.size[0], self.box[3] / self.size[1]
+
+    @property
+    def area_scale(self) -> float:
+        """The factor by which the area of a structure grows."""
+        return 1 / (self.scale[0] * self.scale[1])
+
+
+def find_body(image: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] of prepared slices [S, H, W] that show the body in some slice."""
+    highest = image.max(axis=0).astype(np.float32)
+    floor = float(image.min())
+    body: NDArray[np.bool_] = highest > floor + BODY_SHARE * (float(highest.max()) - floor)
+    return body
+
+
+def view_of_window(prepared: PreparedCase, window: Window, body: NDArray[np.bool_] | None) -> View:
+    """Return the view of a window, with the box that `find_slice_geometry` would choose for the window as a file.
+
+    Args:
+        prepared: the case.
+        window: in the pixels of its file.
+        body: the result of `find_body`; None where the preparation crops nothing.
+    """
+    geometry, (height, width) = prepared.slice_geometry, prepared.image.shape[1:]
+    # 1. The window in prepared pixels.
+    row_ratio, column_ratio = height / geometry.height, width / geometry.width
+    top, bottom = ((edge - geometry.top) * row_ratio for edge in (window.top, window.top + window.height))
+    left, right = ((edge - geometry.left) * column_ratio for edge in (window.left, window.left + window.width))
+    # 2. The body inside the window.
+    rows, columns = (top, bottom), (left, right)
+    if body is not None:
+        inside = max(0, round(top)), max(0, round(left))
+        part = body[inside[0] : max(0, round(bottom)), inside[1] : max(0, round(right))]
+        bounds = [np.flatnonzero(part.mean(axis=axis) > BODY_PIXELS) for axis in (1, 0)] if part.size else []
+        if bounds and len(bounds[0]) and len(bounds[1]):
+            rows, columns = (
+                (float(start + lines[0]), float(start + lines[-1] + 1))
+                for start, lines in zip(inside, bounds, strict=True)
+            )
+    # 3. The smallest box around it with the shape of a prepared slice, in millimetres.
+    _, row_mm, column_mm = prepared.spacing_mm
+    pixel_mm = max((rows[1] - rows[0]) * row_mm / height, (columns[1] - columns[0]) * column_mm / width)
+    box_height, box_width = height * pixel_mm / row_mm, width * pixel_mm / column_mm
+    box = (sum(rows) - box_height) / 2, (sum(columns) - box_width) / 2, box_height, box_width
+    return View((top, left, bottom, right), box, (height, width))
 
 
 def named_structures(atlas: Atlas, before: Mapping[int, float], after: Mapping[int, float]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,28 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.contracts import Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
+from textseg.data.field_of_view import View, draw_window, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
-from textseg.randomness import case_key, prompt_source, slice_key, slice_order
+from textseg.randomness import case_key, field_of_view, prompt_source, slice_key, slice_order, statement
 from textseg.system.devices import Movable
-from textseg.text.slice_text import SliceText, TextRows
+from textseg.text.drawn_text import DrawnText, Draws
+from textseg.text.slice_text import AVAILABLE, SliceText
 
 Draw = tuple[int, int]  # epoch, number of the slice
 UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fields of a packed batch in a batch
-Item = tuple[Tensor, Tensor, int, Source | None]  # image, mask, number of the slice, prompt source
+
+
+@dataclass(frozen=True)
+class DrawnSlice:
+    """A slice of a batch, with the random draws that were made for it."""
+
+    image: Tensor  # [1, H, W]
+    mask: Tensor  # [H, W] uint8
+    number: int
+    epoch: int
+    key: int  # of the draws
+    view: View | None
+    draws: Draws | None  # of its text; of one slice
 
 
 @dataclass(frozen=True)
@@ -51,40 +65,48 @@ class PackedBatch(Movable):
 
     image: Tensor  # [B, C, H, W] float
     mask: Tensor  # [B, H, W] uint8: an eighth of the size of int64
-    text: TextRows | None  # rows of the text table: a thousandth of the size of the features
+    draws: Draws | None  # of the texts; None without text
     keys: tuple[int, ...]  # of the random distortions: one for each slice, or one for a whole volume
+    views: tuple[View | None, ...]  # one for each key
+    epoch: int
     case: tuple[str, ...]
     slice_index: Tensor  # [B]
     slice_count: Tensor  # [B]
     spacing_mm: Tensor  # [B, 3]
 
-    def distorted(self, augmentation: Augmentation, *, epoch: int) -> PackedBatch:
+    def distorted(self, augmentation: Augmentation) -> PackedBatch:
         """Return the batch with image and mask distorted, on the device that it lies on."""
-        image, mask = augmentation.of_batch(self.image, self.mask, self.keys, epoch=epoch)
+        image, mask = augmentation.of_batch(self.image, self.mask, self.keys, epoch=self.epoch, views=self.views)
         return replace(self, image=image, mask=mask)
 
 
-class Slices(Dataset[Item]):
+class Slices(Dataset[DrawnSlice]):
     """The slices of several cases, requested by (epoch, number); every draw is a function of those and the seed.
 
     Args:
         cases: in order; their slices are numbered through.
-        text: None where the model reads none; its rows are numbered as the slices are.
+        text: None where the model reads none; its slices are numbered as these are.
         sources: probability of each prompt source; empty where the model reads no text.
         augmentation: None leaves the slices as they are.
         seed: of the recipe.
+        crops: True if the preparation crops volumes to the body.
     """
 
     def __init__(
         self,
         cases: Sequence[PreparedCase],
-        text: SliceText | None,
+        text: DrawnText | None,
         sources: Mapping[Source, float],
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        *,
+        crops: bool = True,
     ) -> None:
         self.positions = [(case, index) for case in cases for index in range(case.slice_count)]
-        self.text, self.augmentation, self.seed = text, augmentation, seed
+        self.text, self.augmentation, self.seed, self.crops = text, augmentation, seed, crops
+        # The augmentation is applied where the recipe says: by the loader's workers, or on the device in `unpack`.
+        self.on_device = augmentation is not None and augmentation.settings.on == "device"
+        self.bodies: dict[str, NDArray[np.bool_]] = {}  # by case id, of the cases whose windows this process has drawn
         total = sum(sources.values())
         # numpy asks for a sum of 1 more precisely than a recipe does
         self.sources = {source: chance / total for source, chance in sorted(sources.items())}
@@ -92,13 +114,13 @@ class Slices(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, draw: Draw) -> Item:
+    def __getitem__(self, draw: Draw) -> DrawnSlice:
         epoch, number = draw
-        image, mask = self.plain(number)
-        key = self.key(number)
-        if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, epoch=epoch, slice_id=key)
-        return image, mask, number, self.source(epoch, key)
+        drawn = self.drawn(number, epoch, self.key(number))
+        if self.augmentation is None or self.on_device:
+            return drawn
+        image, mask = self.augmentation(drawn.image, drawn.mask, epoch=epoch, slice_id=drawn.key, view=drawn.view)
+        return replace(drawn, image=image, mask=mask)
 
     def plain(self, number: int) -> tuple[Tensor, Tensor]:
         """Return image [1, H, W] and mask [H, W], uint8, of a slice without distortion."""
@@ -106,59 +128,111 @@ class Slices(Dataset[Item]):
         image = torch.from_numpy(prepared.image[index].copy()).float()[None]
         return image, torch.from_numpy(prepared.mask[index].copy())
 
+    def drawn(self, number: int, epoch: int, key: int) -> DrawnSlice:
+        """Return a slice without distortion, with the draws that `key` gives."""
+        image, mask = self.plain(number)
+        view = self.view(number, epoch, key)
+        return DrawnSlice(image, mask, number, epoch, key, view, self._draws(number, epoch, key, mask, view))
+
     def key(self, number: int) -> int:
         """Return the number from which all draws of a slice are made."""
         prepared, index = self.positions[number]
         return slice_key(prepared.case.id, index)
 
-    def named(self, draw: Draw) -> tuple[str, str | None]:
-        """Name a slice and the prompt that it gets in that epoch; None without text."""
-        epoch, number = draw
-        prepared, index = self.positions[number]
-        return f"slice {index} of case '{prepared.case.id}'", self.prompt(number, epoch, self.key(number))
+    def view(self, number: int, epoch: int, key: int) -> View | None:
+        """Draw the view of the slice, or the case, with this key; None for the whole picture."""
+        settings = self.augmentation.settings.field_of_view if self.augmentation is not None else None
+        if settings is None:
+            return None
+        prepared, _ = self.positions[number]
+        window = draw_window(settings, prepared.slice_geometry.native_size, field_of_view(self.seed, epoch, key))
+        if window is None:
+            return None
+        if self.crops and prepared.case.id not in self.bodies:
+            self.bodies[prepared.case.id] = find_body(prepared.image)
+        return view_of_window(prepared, window, self.bodies[prepared.case.id] if self.crops else None)
 
-    def prompt(self, number: int, epoch: int, key: int) -> str | None:
-        """Return the holistic prompt of a slice from the source that is drawn with `key`; None without text."""
-        source = self.source(epoch, key)
-        return self.text.holistic(source, number) if self.text is not None and source is not None else None
-
-    def source(self, epoch: int, key: int) -> Source | None:
-        """Draw the prompt source of the slice, or the case, with this key; None without text."""
+    def _draws(self, number: int, epoch: int, key: int, mask: Tensor, view: View | None) -> Draws | None:
+        """Draw the source of the text and all that it depends on."""
         if self.text is None:
             return None
         chance = prompt_source(self.seed, epoch, key)
-        return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
+        source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
+        zoom = self.augmentation.zoom(epoch=epoch, slice_id=key) if self.augmentation is not None else 1.0
+        enlargement = zoom * zoom * (view.area_scale if view is not None else 1.0)
+        before = torch.bincount(mask.flatten(), minlength=self.text.statements.atlas.class_count) * enlargement
+        return Draws(
+            torch.tensor([number]),
+            torch.tensor([AVAILABLE.index(source)]),
+            before[None].float(),
+            *self._statement(epoch, key),
+            torch.tensor([self.text.statements.errors[number]]),
+        )
 
-    def pack(self, items: Sequence[Item]) -> PackedBatch:
-        """Collate items to a packed batch."""
-        images, masks, numbers, sources = zip(*items, strict=True)
-        positions = [self.positions[number] for number in numbers]
+    def _statement(self, epoch: int, key: int) -> tuple[Tensor, Tensor]:
+        """Draw if a list ends at a vertebra, and the renumbering: see `Draws`."""
+        assert self.text is not None
+        settings = self.text.statements.renumbering
+        ends, renumbered, move = statement(self.seed, epoch, key).random(3)
+        applies = settings is not None and renumbered < settings.probability
+        return torch.tensor([bool(ends < 0.5)]), torch.tensor([float(move) if applies else -1.0])
+
+    def pack(self, slices: Sequence[DrawnSlice]) -> PackedBatch:
+        """Collate slices to a packed batch."""
+        positions = [self.positions[drawn.number] for drawn in slices]
+        draws = [drawn.draws for drawn in slices if drawn.draws is not None]
+        scales = [(1.0, *(drawn.view.scale if drawn.view is not None else (1.0, 1.0))) for drawn in slices]
         return PackedBatch(
-            image=torch.stack(images),
-            mask=torch.stack(masks),
-            text=self.text.chosen(numbers, sources) if self.text is not None else None,
-            keys=tuple(map(self.key, numbers)),
+            image=torch.stack([drawn.image for drawn in slices]),
+            mask=torch.stack([drawn.mask for drawn in slices]),
+            draws=Draws(*(torch.cat([getattr(d, f.name) for d in draws]) for f in fields(Draws))) if draws else None,
+            keys=tuple(drawn.key for drawn in slices),
+            views=tuple(drawn.view for drawn in slices),
+            epoch=slices[0].epoch,
             case=tuple(prepared.case.id for prepared, _ in positions),
             slice_index=torch.tensor([index for _, index in positions]),
             slice_count=torch.tensor([prepared.slice_count for prepared, _ in positions]),
-            spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in positions]),
+            spacing_mm=torch.tensor([prepared.spacing_mm for prepared, _ in positions]) * torch.tensor(scales),
         )
 
-    def unpack(self, packed: PackedBatch) -> Batch:
-        """Return the batch that networks and losses read, on the device that `packed` lies on."""
-        text = self.text.gather(packed.text) if self.text is not None and packed.text is not None else None
+    def unpack(self, packed: PackedBatch, *, volume: bool = False) -> Batch:
+        """Return the batch that networks and losses read, on the device that `packed` lies on.
+
+        With `volume` the slices are those of one case, and one statement holds for all of them.
+        """
+        if self.on_device and self.augmentation is not None:
+            packed = packed.distorted(self.augmentation)
+        mask, text, renumbered = packed.mask, None, None
+        if self.text is not None and packed.draws is not None:
+            mask, rows, renumbered = self.text(mask, packed.draws, volume=volume)
+            text = self.text.features(rows)
         unchanged = {name: getattr(packed, name) for name in UNCHANGED}
-        return Batch(mask=packed.mask.long(), text=text, **unchanged)
+        return Batch(mask=mask.long(), text=text, renumbered=renumbered, **unchanged)
+
+    def named(self, draw: Draw) -> tuple[str, str | None]:
+        """Name a slice and the prompt that it gets in that epoch; None without text."""
+        prepared, index = self.positions[draw[1]]
+        return f"slice {index} of case '{prepared.case.id}'", self.prompt(self.pack([self[draw]]))
+
+    def prompt(self, packed: PackedBatch, *, volume: bool = False) -> str | None:
+        """Return the holistic prompt of the first slice of a batch on the host; None without text."""
+        if self.text is None or packed.draws is None:
+            return None
+        if self.on_device and self.augmentation is not None:
+            packed = packed.distorted(self.augmentation)
+        assert packed.draws is not None
+        numbers, _ = self.text.numbers(packed.mask, packed.draws, volume=volume)
+        return self.text.holistic(int(numbers[0]))
 
 
 class Volumes(Dataset[PackedBatch]):
     """The slices of several cases as whole volumes, requested by (epoch, number of the case).
 
-    A volume is distorted as one image, and the prompts of its slices have one source.
+    A volume is distorted as one image with one window, and one statement holds for all of its slices.
     """
 
     def __init__(self, slices: Slices) -> None:
-        self.slices, self.unpack = slices, slices.unpack
+        self.slices = slices
         starts = [number for number, (_, index) in enumerate(slices.positions) if index == 0]
         self.numbers = [range(start, start + slices.positions[start][0].slice_count) for start in starts]
 
@@ -169,22 +243,25 @@ class Volumes(Dataset[PackedBatch]):
         epoch, number = draw
         slices, numbers = self.slices, self.numbers[number]
         key = self._key(number)
-        source = slices.source(epoch, key)
-        packed = slices.pack([(*slices.plain(slice_number), slice_number, source) for slice_number in numbers])
-        packed = replace(packed, keys=(key,))
-        return packed if slices.augmentation is None else packed.distorted(slices.augmentation, epoch=epoch)
+        packed = slices.pack([slices.drawn(slice_number, epoch, key) for slice_number in numbers])
+        packed = replace(packed, keys=(key,), views=packed.views[:1])
+        if slices.augmentation is None or slices.on_device:
+            return packed
+        return packed.distorted(slices.augmentation)
 
     def pack(self, items: Sequence[PackedBatch]) -> PackedBatch:
         """Return the only item: a volume is a batch already."""
         (packed,) = items
         return packed
 
+    def unpack(self, packed: PackedBatch) -> Batch:
+        """Return the batch that networks and losses read, on the device that `packed` lies on."""
+        return self.slices.unpack(packed, volume=True)
+
     def named(self, draw: Draw) -> tuple[str, str | None]:
         """Name a case and the prompt that its first slice gets in that epoch; None without text."""
-        epoch, number = draw
-        first = self.numbers[number][0]
-        case_id = self.slices.positions[first][0].case.id
-        return f"case '{case_id}'", self.slices.prompt(first, epoch, self._key(number))
+        case_id = self.slices.positions[self.numbers[draw[1]][0]][0].case.id
+        return f"case '{case_id}'", self.slices.prompt(self[draw], volume=True)
 
     def _key(self, number: int) -> int:
         prepared, _ = self.slices.positions[self.numbers[number][0]]

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from textseg.contracts import Source, Visibility
+from textseg.data.augmentation import Augmentation
+from textseg.data.field_of_view import find_body, fixed_windows, named_structures, view_of_window
 from textseg.data.preparation import PreparedCase
+from textseg.data.slice_geometry import highest
+from textseg.data.slices import SliceStack
 from textseg.errors import RunError
 from textseg.evaluation.scoring import compared_maps, score_case
-from textseg.inference.slices import CasePrediction, predict_case
+from textseg.inference.slices import CasePrediction, predict_case, slice_logits
 from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
 from textseg.metrics.scores import Score, StatedSource, summarise
 from textseg.models.segmenter import Segmenter
+from textseg.recipe.schema import AugmentationSettings
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, load_weights
 from textseg.system import distributed
 from textseg.system.messages import counted
+from textseg.text.visibility import person_visibility
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import fullest_slice
 
+VALIDATED_SHARE = 0.5  # of the rows, in the windows that validation cuts
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes that training and evaluation must share
 
 
@@ -83,9 +91,15 @@ class EvaluationResult:
 class Validation:
     """The mean DSC on the validation cases during training."""
 
-    dsc: float  # mean over structures
+    dsc: float  # mean over structures, on whole pictures
     groups: Mapping[str, float] = field(default_factory=dict)  # mean over the structures of each group
     examples: Sequence[ExampleSlice] = ()
+    windows_dsc: float | None = None  # mean over structures, in windows of `VALIDATED_SHARE`; None without them
+
+    @property
+    def score(self) -> float:
+        """The number that selects the best checkpoint: the mean of both."""
+        return self.dsc if self.windows_dsc is None else (self.dsc + self.windows_dsc) / 2
 
 
 def evaluate(
@@ -200,9 +214,11 @@ def validate(
 ) -> Validation:
     """Return the mean DSC over cases and structures, per volume at the prepared size; it selects the best checkpoint.
 
+    If the recipe trains on windows, the cases are also scored in windows, under the text that is right for each.
     `examples` is the number of example slices, one for each case.
     """
     cases, per_structure, slices = experiment.cases[part], dict[str, list[float]](), list[ExampleSlice]()
+    windowed = experiment.recipe.augmentation.field_of_view is not None
 
     def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
@@ -219,6 +235,11 @@ def validate(
             index, mean = fullest_slice(reference), float(np.mean([*dsc.values()] or 0.0))
             drawn = reference[index], prediction.prepared[index]
             slices.append(ExampleSlice(prepared, index, *drawn, mean, native=False))
+    in_windows: dict[str, list[float]] = {}
+    if windowed:
+        for rows in distributed.in_turns(cases, partial(_window_scores, experiment, segmenter, device=device)):
+            for name, value in rows:
+                in_windows.setdefault(name, []).append(value)
     means = {name: float(np.mean(values)) for name, values in per_structure.items()}
     members = experiment.atlas.groups.items()
     within = {group: [means[name] for name in names if name in means] for group, names in members}
@@ -226,7 +247,46 @@ def validate(
         dsc=float(np.mean(list(means.values()))) if means else 0.0,
         groups={group: float(np.mean(values)) for group, values in within.items() if values},
         examples=slices,
+        windows_dsc=float(np.mean([np.mean(values) for values in in_windows.values()])) if in_windows else None,
     )
+
+
+def _window_scores(
+    experiment: Experiment, segmenter: Segmenter, prepared: PreparedCase, *, device: torch.device
+) -> list[tuple[str, float]]:
+    """Return the DSC of each structure that a person would name in each window of a case, by name.
+
+    The windows are cut from the prepared slices, as in training. The text states what the window shows; a model that
+    was trained on the template only gets the template.
+    """
+    atlas, recipe = experiment.atlas, experiment.recipe
+    informed = recipe.prompts is not None and any(
+        chance for source, chance in recipe.prompts.training.items() if source != "template"
+    )
+    image, mask = torch.from_numpy(np.array(prepared.image)).float(), torch.from_numpy(np.array(prepared.mask))
+    body = find_body(prepared.image) if recipe.preparation.crop == "body" else None
+    unchanged = Augmentation(AugmentationSettings(), recipe.seed)
+    scores = []
+    for window in fixed_windows(VALIDATED_SHARE, prepared.slice_geometry.native_size):
+        view = view_of_window(prepared, window, body)
+        shown, labels = unchanged(image, mask, epoch=0, slice_id=0, view=view)
+        before, after = (torch.bincount(m.flatten(), minlength=atlas.class_count).tolist() for m in (mask, labels))
+        sizes = {index: count * view.area_scale for index, count in enumerate(before)}
+        named = named_structures(atlas, sizes, dict(enumerate(after)))
+        if not named:
+            continue
+        text = None
+        if experiment.text is not None and informed and set(named) & set(atlas.sequence):
+            text = experiment.text.stating(prepared, person_visibility(atlas, named, prepared.case.facts))
+        elif experiment.text is not None:
+            text = experiment.text.of([prepared], ["template"])
+        stack = SliceStack(shown.half().numpy(), text)
+        logits = slice_logits(segmenter, stack, device=device, batch_size=recipe.training.batch_size)
+        prediction = torch.cat([highest(batch.unbind(1))[1].cpu() for batch in logits]).numpy()
+        indices = [atlas[name].index for name in named]
+        result = score(prediction, labels.numpy(), spacing=(1.0, 1.0, 1.0), structures=indices, metrics=["dsc"])
+        scores += [(atlas.names[index - 1], values.values["dsc"]) for index, values in result.items()]
+    return scores
 
 
 def _predict(

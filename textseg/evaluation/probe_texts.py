@@ -14,7 +14,7 @@ from textseg.data.preparation import PreparedCase
 from textseg.metrics.scores import Mark
 from textseg.runs.experiment import Experiment
 from textseg.text.reading import interactive_visibility
-from textseg.text.slice_text import Knowledge, SlicePrompt, slice_prompts, volume_prompts
+from textseg.text.slice_text import SlicePrompt, slice_prompts, volume_prompts
 from textseg.text.visibility import shifted
 
 BASELINE = "template"
@@ -57,7 +57,8 @@ def probe_subject(experiment: Experiment, number: int) -> Subject:
     prepared, atlas, text = cases[number], experiment.atlas, experiment.text
     assert text is not None
     sources: tuple[Source, ...] = ("template", "interactive", "ground_truth")
-    prompts = {source: slice_prompts(prepared, source, text.generator, atlas, Knowledge()) for source in sources}
+    knowledge = replace(text.knowledge, interactive_error=0.0, named={})
+    prompts = {source: slice_prompts(prepared, source, text.generator, atlas, knowledge) for source in sources}
     others = [case for case in cases if case.case.patient != prepared.case.patient] or [prepared]
     neighbour = others[number % len(others)]
     # The volumes may differ in length: each slice gets the prompt at the same relative position.

@@ -147,11 +147,11 @@ class Predictor(ABC):
         if visible is not None:
             return self.visibility_of(visible, ordered=ordered)
         self._require_reader()
-        template = template_visibility(self.atlas)
-        if (prompts or self.default_prompts) == "template":
-            return template
         settings = self.readers[0].recipe.prompts
         assert settings is not None
+        template = template_visibility(self.atlas, counted=settings.template == "listed")
+        if (prompts or self.default_prompts) == "template":
+            return template
         first_pass = find_structures(self.logits(prepared, template), self.atlas)
         return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
 

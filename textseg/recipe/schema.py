@@ -104,8 +104,25 @@ class PreparationSettings(_Section):
     crop: Literal["body", "none"] = "body"
 
 
+class FieldOfViewSettings(_Section):
+    """Windows in training: some slices show only a part of the rows and columns of the scan."""
+
+    probability: Probability
+    height: tuple[Share | Literal[1], Share | Literal[1]] = (0.45, 0.95)  # least and greatest share of the rows
+    width: tuple[Share | Literal[1], Share | Literal[1]] = (0.7, 1)  # and of the columns
+
+    @field_validator("height", "width")
+    @classmethod
+    def _ascending(cls, shares: tuple[float, float]) -> tuple[float, float]:
+        if shares[0] > shares[1]:
+            raise ValueError(f"the least share, {shares[0]:g}, is above the greatest, {shares[1]:g}. Exchange them.")
+        return shares
+
+
 class AugmentationSettings(_Section):
     """The random distortions of training slices; the defaults distort nothing."""
+
+    field_of_view: FieldOfViewSettings | None = None
 
     distortion: Probability = 0.0  # probability, per slice, of the settings from here to `elastic_pixels`
     rotation_degrees: NonNegative = 0.0
@@ -122,11 +139,21 @@ class AugmentationSettings(_Section):
     on: Literal["workers", "device"] = "workers"
 
 
+class RenumberingSettings(_Section):
+    """Renumbering in training: names in the mask and in the text are moved together, so that the text is needed."""
+
+    probability: Probability  # of a draw whose text names the levels of its picture
+    levels: PositiveInt = 2  # at most, in both directions
+    where: Literal["without_landmark", "anywhere"] = "without_landmark"
+
+
 class PromptSettings(_Section):
     """The prompt generator, the text encoder, and the sources of the prompts in training and in evaluation."""
 
     generator: ComponentSpec
     text_encoder: ComponentSpec
+    template: Literal["listed", "uncounted"] = "listed"  # it lists every structure, or says that nobody counted them
+    renumbering: RenumberingSettings | None = None
     training: Mapping[Literal["template", "interactive", "ground_truth"], Probability] = {"ground_truth": 1.0}
     evaluation: Source = "template"
     template_position: bool = True  # True if the template states the position of a slice in the stack
@@ -139,6 +166,15 @@ class PromptSettings(_Section):
         if not math.isclose(sum(training.values()), 1, abs_tol=1e-6):
             raise ValueError(f"the probabilities sum to {sum(training.values()):g}; they must sum to 1.")
         return training
+
+    @model_validator(mode="after")
+    def _renumbered(self) -> Self:
+        if self.renumbering and not any(chance for source, chance in self.training.items() if source != "template"):
+            raise ValueError(
+                "'renumbering' moves names that the text states, and 'training' has the template only. Add "
+                "interactive or ground_truth to 'training', or remove 'renumbering'."
+            )
+        return self
 
     @field_validator("evaluation")
     @classmethod

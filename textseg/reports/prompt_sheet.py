@@ -118,7 +118,8 @@ def prompt_sheet(
         persons[prepared.case.id] = statement(dataset.atlas, stated.visible)
         read = summary(dataset.atlas, stated.visible)
     encoder: TextEncoder = registry.build("text_encoder", part.use, settings=part.settings)
-    knowledge = Knowledge(template_position=settings.template_position, named=persons)
+    counted = settings.template == "listed"
+    knowledge = Knowledge(template_position=settings.template_position, counted=counted, named=persons)
     entries = []
     for source in AVAILABLE:
         for granularity, generator in _generators(recipe, registry, dataset.atlas):

@@ -25,6 +25,7 @@ from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
+from textseg.text.drawn_text import DrawnText, Statements
 from textseg.text.reading import read_cases
 from textseg.text.slice_text import Knowledge, Text, build_text
 from textseg.text.visibility import statement
@@ -43,6 +44,7 @@ class Experiment:
     cases: Mapping[str, Sequence[PreparedCase]]  # by part of the split
     text: Text | None
     task: Task
+    statements: Statements | None = None  # the texts that training draws
 
     @property
     def atlas(self) -> Atlas:
@@ -77,12 +79,12 @@ class Experiment:
         return Run(folder, self.recipe.model_dump(mode="json"), record)
 
     def training_slices(self) -> Slices:
-        """Return the training slices with the prompts of the recipe; augmented, unless the device augments them."""
-        recipe, cases, mixture = self.recipe, self.cases["train"], _mixture(self.recipe)
-        by_workers = recipe.augmentation.on == "workers"
-        augmentation = Augmentation(recipe.augmentation, recipe.seed) if by_workers else None
-        text = self.text.of(cases, mixture) if self.text else None
-        return Slices(cases, text, mixture, augmentation, recipe.seed)
+        """Return the training slices with the augmentation and the prompts of the recipe."""
+        recipe, cases = self.recipe, self.cases["train"]
+        text = DrawnText(self.statements, self.text.table) if self.statements and self.text else None
+        augmentation = Augmentation(recipe.augmentation, recipe.seed)
+        crops = recipe.preparation.crop == "body"
+        return Slices(cases, text, _mixture(recipe), augmentation, recipe.seed, crops=crops)
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
@@ -149,12 +151,12 @@ def build(
     # 3. Their slices, and the part of the split that each belongs to.
     split, prepared = _prepare_and_split(recipe, dataset, cases, progress)
     # 4. Prompts, written and encoded; none for a recipe without text.
-    text = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else None
+    text, statements = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else (None, None)
     # 5. The task that models are built for.
     length, size = text.table.tokens.shape[1:] if text else (None, None)
     image_size, atlas, fingerprint = recipe.preparation.size, dataset.atlas, _fingerprint(prepared["train"])
     task = Task(1, image_size, atlas.class_count, atlas, text_size=size, text_length=length, fingerprint=fingerprint)
-    return Experiment(recipe, registry, dataset, split, prepared, text, task)
+    return Experiment(recipe, registry, dataset, split, prepared, text, task, statements)
 
 
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
@@ -240,26 +242,49 @@ def _text(
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
     named: str | None,
-) -> Text:
-    """Write and encode the prompts of every source that some part of the split needs."""
-    settings = recipe.prompts
+) -> tuple[Text, Statements]:
+    """Write and encode the prompts that training draws, and those of the sources that evaluation needs."""
+    settings, augmentation = recipe.prompts, recipe.augmentation
     assert settings is not None
-    evaluation = settings.evaluation
-    needed = {"train": set(_mixture(recipe)), "validation": {evaluation}, "test": {evaluation, *also}}
+    evaluation, windows = settings.evaluation, augmentation.field_of_view is not None
+    needed: dict[str, set[Source]] = {"train": set(), "validation": {evaluation}, "test": {evaluation, *also}}
     for sources in needed.values():
         if "predicted" in sources:  # they come from a first pass with the template
             sources.add("template")
     read = {} if named is None else read_cases(atlas, named, [case.case.id for case in cases["test"]])
-    statements = {case_id: statement(atlas, visibility.visible) for case_id, visibility in read.items()}
-    return build_text(
+    persons = {case_id: statement(atlas, visibility.visible) for case_id, visibility in read.items()}
+    generator = registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings)
+    statements = Statements(
+        cases["train"],
+        _mixture(recipe),
+        generator,
+        atlas,
+        counted=settings.template == "listed",
+        template_position=settings.template_position,
+        renumbering=settings.renumbering,
+        interactive_error=settings.interactive_error,
+        seed=recipe.seed,
+        moves=windows or augmentation.distortion > 0,
+    )
+    text = build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
-        registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings),
+        generator,
         registry.build("text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings),
         atlas,
         generator_name=settings.generator.use,
         cache=cache_folder() / "text",
-        knowledge=Knowledge(settings.template_position, settings.interactive_error, recipe.seed, statements),
+        knowledge=Knowledge(
+            template_position=settings.template_position,
+            counted=settings.template == "listed",
+            interactive_error=settings.interactive_error,
+            seed=recipe.seed,
+            named=persons,
+        ),
+        drawn=statements.prompts,
+        # What a window of these cases shows is known only after it is cut.
+        stated=[case.case.id for case in cases["validation"]] if windows else [],
     )
+    return text, statements
 
 
 def _mixture(recipe: Recipe) -> dict[Source, float]:
@@ -289,6 +314,11 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
     assert model.fusion is not None  # the schema requires both or neither
     encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
     fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
+    if recipe.prompts is not None and recipe.prompts.renumbering and not getattr(fusion, "uses_text", True):
+        raise RecipeError(
+            f"prompts.renumbering: '{model.fusion.use}' with these settings reads no text, so it could not know the "
+            "new names. Remove 'renumbering', or let the fusion read the text."
+        )
     return Segmenter(TextGuidedNetwork(task, encoder, fusion))
 
 

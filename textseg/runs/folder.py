@@ -189,6 +189,13 @@ class RunFolder:
                 f"'{self.path}' holds a checkpoint but no run.json that says of which experiment. Restore run.json, "
                 "add --fresh to move the old run aside, or choose another --output."
             )
+        versions = recorded.get("draws", 1), bound.get("draws", 1)
+        if versions[0] != versions[1]:
+            raise RunError(
+                f"'{self.path}' was begun by a version of textseg with other random draws (version {versions[0]}; this "
+                f"one makes draws of version {versions[1]}), so its training would not go on as it began. Add --fresh "
+                "to move it aside and start anew."
+            )
         if changed := changes(recorded, bound):
             raise RunError(
                 f"'{self.path}' holds a run of another experiment:\n" + "\n".join(change_lines(changed)) + "\nUndo the "

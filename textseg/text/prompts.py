@@ -50,7 +50,9 @@ class RegionPrompts:
     def __call__(self, visibility: Visibility) -> Prompts:
         """Return the sentence of the slice, and the sentence of each structure in class order."""
         visible = {self.atlas[name].name for name in visibility.visible}
-        classwise = (self._classwise(name, name in visible) for name in self.atlas.names)
+        classwise = [self._classwise(name, name in visible) for name in self.atlas.names]
+        if not visibility.counted:
+            classwise = [f"Nobody has looked for {self.phrases[name]}." for name in self.atlas.names]
         known = visibility.facts
         facts = [name for name in self.facts if name in known]
         sentences = [FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in facts]
@@ -67,6 +69,9 @@ class RegionPrompts:
 
     def _holistic(self, visible: set[str], visibility: Visibility) -> str:
         subject = f"The {self.image}"
+        if not visibility.counted:
+            position = self.place(visibility) if self.granularity == 3 else ""
+            return f"{subject}, in {position or 'any slice'}: nobody has named the structures that are visible."
         if self.granularity == 1:
             return f"{subject}."
         phrases = [self.phrases[name] for name in self.order if name in visible]

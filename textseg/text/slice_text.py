@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textseg.contracts import Atlas, Case, PromptGenerator, Source, TextEncoder, TextFeatures, Visibility
+from textseg.errors import PromptError
 from textseg.randomness import simulated_person
 from textseg.system.devices import Movable
 from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
@@ -37,6 +38,7 @@ class AnnotatedCase(Protocol):
         ...
 
 
+MOST_TEXTS = 20_000  # distinct texts of a run
 AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # sources that need no model
 
 Line = tuple[Source, Literal["holistic", "classwise"], str | None, str]  # source, view, structure, text
@@ -48,6 +50,7 @@ class Knowledge:
 
     Args:
         template_position: True if the template states the position of a slice in the stack, which needs no person.
+        counted: False if the template says that nobody counted the levels.
         interactive_error: probability that the simulated person has miscounted a volume by one level. At an end of the
             atlas the error goes the other way, and a stretch that can't be moved at all is named rightly.
         seed: of that error.
@@ -55,6 +58,7 @@ class Knowledge:
     """
 
     template_position: bool = True
+    counted: bool = True
     interactive_error: float = 0.0
     seed: int = 0
     named: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +94,7 @@ def slice_prompts(
     if source == "ground_truth":
         facts = prepared.case.facts
         return [
-            _prompt(generator, atlas, ground_truth_visibility(atlas, shown, facts).at(index, prepared.slice_count))
+            write_prompt(generator, atlas, ground_truth_visibility(atlas, shown, facts).at(index, prepared.slice_count))
             for index, shown in enumerate(prepared.present)
         ]
     position = source != "template" or knowledge.template_position
@@ -106,11 +110,12 @@ def volume_prompts(
     With `position` they also state the position of the slice in the stack.
     """
     if not position:
-        return [_prompt(generator, atlas, visibility)] * slice_count
-    return [_prompt(generator, atlas, visibility.at(index, slice_count)) for index in range(slice_count)]
+        return [write_prompt(generator, atlas, visibility)] * slice_count
+    return [write_prompt(generator, atlas, visibility.at(index, slice_count)) for index in range(slice_count)]
 
 
-def _prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> SlicePrompt:
+def write_prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> SlicePrompt:
+    """Return the prompts that state a visibility."""
     text = generate(generator, atlas, visibility)
     return SlicePrompt(text.holistic, text.classwise, visibility)
 
@@ -118,18 +123,23 @@ def _prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) ->
 def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge: Knowledge) -> Visibility:
     facts, case = prepared.case.facts, prepared.case.id
     if source == "template":
-        return template_visibility(atlas, facts)
+        return template_visibility(atlas, facts, counted=knowledge.counted)
     if case in knowledge.named:
         return interactive_visibility(atlas, knowledge.named[case], facts)
     shown = ground_truth_visibility(atlas, {index for plane in prepared.present for index in plane}, facts).visible
     stretch = [name for name in atlas.sequence if name in shown]
     if not stretch:
         return interactive_visibility(atlas, shown or atlas.names, facts)
-    chance = simulated_person(knowledge.seed, case)
-    levels = int(chance.choice((-1, 1))) if chance.random() < knowledge.interactive_error else 0
+    levels = miscounted(case, knowledge.interactive_error, knowledge.seed)
     # Where the atlas ends, only the opposite error is possible; a stretch that can't move at all is named rightly.
     moved = (shifted(atlas, stretch[0], stretch[-1], move) for move in (levels, -levels, 0))
     return interactive_visibility(atlas, next(names for names in moved if names), facts)
+
+
+def miscounted(case_id: str, probability: float, seed: int) -> int:
+    """Return the levels by which a simulated person has miscounted a case: -1, 0 or 1, downwards positive."""
+    chance = simulated_person(seed, case_id)
+    return int(chance.choice((-1, 1))) if chance.random() < probability else 0
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,7 @@ class Text:
     prompts: Mapping[str, Mapping[Source, Sequence[SlicePrompt]]]  # case id -> source -> its slices in order
     table: TextTable
     rows: Sequence[PromptRow]  # each distinct text with its source
+    knowledge: Knowledge = Knowledge()
 
     def of(self, cases: Sequence[AnnotatedCase], sources: Collection[Source]) -> SliceText:
         """Return the text of the slices of some cases, numbered through, from some sources."""
@@ -220,12 +231,27 @@ def build_text(
     generator_name: str,
     cache: Path,
     knowledge: Knowledge = Knowledge(),
+    drawn: Sequence[SlicePrompt] = (),
+    stated: Collection[str] = (),
 ) -> Text:
     """Write the prompts of each case by the sources that it needs, and encode each distinct text once.
 
     For a case that needs `predicted`, the table holds the prompts of every visibility that a first pass may predict. T
     is the longest text that this generator can produce for this atlas on any scan, so that a trained model can read
-    each of them. Raises PromptError for a text that the encoder can't read whole.
+    each of them.
+
+    Args:
+        needed: the cases, each with its prompt sources.
+        generator: the prompt generator.
+        encoder: the text encoder.
+        atlas: the structures.
+        generator_name: for prompts.jsonl.
+        cache: the folder of encoded texts.
+        knowledge: of the prompt sources, beyond the annotation.
+        drawn: further prompts, which training draws.
+        stated: ids of cases of which every stretch may be stated, such as that of a window.
+
+    Raises PromptError for a text that the encoder can't read whole, and for more than `MOST_TEXTS` texts.
     """
     prompts: dict[str, dict[Source, Sequence[SlicePrompt]]] = {
         prepared.case.id: {
@@ -237,15 +263,27 @@ def build_text(
     }
     prompts_by_source = [item for by_source in prompts.values() for item in by_source.items()]
     guided = [prepared for prepared, sources in needed if "predicted" in sources]
-    prompts_by_source += _findable(guided, generator, atlas)
+    windowed = [prepared for prepared, _ in needed if prepared.case.id in stated]
+    prompts_by_source += _any_stretch(guided, "predicted", generator, atlas)
+    prompts_by_source += _any_stretch(windowed, "interactive", generator, atlas)
+    prompts_by_source += [(prompt.visibility.source, [prompt]) for prompt in drawn]
     lines = list(dict.fromkeys(_lines(prompts_by_source, atlas)))  # each once, in the order of first use
     texts = list(dict.fromkeys(text for *_, text in lines))
     cases = [prepared for prepared, _ in needed]
     length = check_budget(encoder, [*_possible_texts(generator, atlas, cases), *texts])
+    if len(texts) > MOST_TEXTS:
+        gigabytes = len(texts) * length * encoder.feature_size * 2 / 1e9
+        raise PromptError(
+            f"This recipe needs {len(texts):,} distinct texts, {gigabytes:.1f} GB of features, and at most "
+            f"{MOST_TEXTS:,} are possible. Lower the granularity of the prompt generator or leave out `facts`, or take "
+            "ground_truth out of prompts.training."
+        )
+    if not knowledge.counted:
+        _require_distinct(generator, atlas)
     table = build_text_table(encoder, texts, text_length=length, cache=cache)
     counts = dict(zip(table.texts, table.token_counts, strict=True))
     rows = [PromptRow(*line, counts[line[-1]], generator_name, encoder.fingerprint) for line in lines]
-    return Text(atlas, generator, prompts, table, rows)
+    return Text(atlas, generator, prompts, table, rows, knowledge)
 
 
 def _lines(prompts_by_source: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -> Iterator[Line]:
@@ -256,16 +294,27 @@ def _lines(prompts_by_source: Sequence[tuple[Source, Sequence[SlicePrompt]]], at
                 yield source, "classwise", name, text
 
 
-def _findable(
-    cases: Sequence[AnnotatedCase], generator: PromptGenerator, atlas: Atlas
+def _any_stretch(
+    cases: Sequence[AnnotatedCase], source: Source, generator: PromptGenerator, atlas: Atlas
 ) -> list[tuple[Source, Sequence[SlicePrompt]]]:
     """Return the prompts of all visibilities of a first pass; cases with equal facts and slice counts share them."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
-        ("predicted", volume_prompts(visibility, case.slice_count, generator, atlas))
+        (source, volume_prompts(visibility, case.slice_count, generator, atlas))
         for case in alike.values()
         for visibility in predicted_visibilities(atlas, case.case.facts)
     ]
+
+
+def _require_distinct(generator: PromptGenerator, atlas: Atlas) -> None:
+    """Raise PromptError for a generator whose uncounted template equals that of a person who saw everything."""
+    listed, uncounted = (generator(template_visibility(atlas, counted=counted)) for counted in (True, False))
+    if listed.holistic == uncounted.holistic or listed.classwise == uncounted.classwise:
+        raise PromptError(
+            f"prompts.template: {type(generator).__name__} writes the same text whether anybody counted the levels or "
+            "not, so a model could not tell them apart. Use template: listed, or a generator that reads "
+            "`Visibility.counted`."
+        )
 
 
 def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[AnnotatedCase]) -> Iterator[str]:
@@ -278,7 +327,7 @@ def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[An
     facts = {tuple(sorted(prepared.case.facts.items())) for prepared in cases} | {()}
     for visibility in (replace(plain, facts=dict(known)) for plain in atlas.visibilities() for known in sorted(facts)):
         for placed in (visibility, *(visibility.at(index, 3) for index in range(3))):
-            yield from _prompt(generator, atlas, placed).texts
+            yield from write_prompt(generator, atlas, placed).texts
     for prepared in cases:
         for source in AVAILABLE:
             for prompt in slice_prompts(prepared, source, generator, atlas):

@@ -12,12 +12,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textseg.contracts import Atlas, Visibility
 from textseg.errors import DataError
 
+NAMED_SHARE = 0.3  # share of its size that a structure needs in a picture to be named
 FEW = 6  # number of structures of an unordered atlas up to which a first pass may find any set
 
 
-def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}) -> Visibility:
-    """Return the visibility of the template: every structure of the atlas, whatever the image shows."""
-    return Visibility(atlas.names, source="template", scope="volume", facts=facts)
+def template_visibility(atlas: Atlas, facts: Mapping[str, str] = {}, *, counted: bool = True) -> Visibility:
+    """Return the visibility of the template: every structure of the atlas, whatever the image shows.
+
+    Without `counted`, its text says that nobody has named the structures: see `Visibility`.
+    """
+    return Visibility(atlas.names, source="template", scope="volume", facts=facts, counted=counted)
+
+
+def person_visibility(atlas: Atlas, named: Sequence[str], facts: Mapping[str, str] = {}) -> Visibility:
+    """Return the visibility that a person states who names these structures.
+
+    In an ordered atlas it is the whole stretch from the first to the last one, with all structures outside the
+    sequence.
+    """
+    stretch = [name for name in atlas.sequence if name in named]
+    visible = atlas.between(stretch[0], stretch[-1]) if stretch else tuple(n for n in atlas.names if n in named)
+    return Visibility(visible, source="interactive", scope="volume", facts=facts)
 
 
 def statement(atlas: Atlas, visible: Sequence[str]) -> str:

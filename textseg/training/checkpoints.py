@@ -28,7 +28,7 @@ class Progression:
 
     step: int = 0
     stage: int = 0  # of the network's stages, counted from 0
-    best_dsc: float = -1.0
+    best_score: float = -1.0  # of the validation: see `textseg.evaluation.evaluate.Validation`
     best_epoch: int = 0  # counted from 1, as a person reads it in the log
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch

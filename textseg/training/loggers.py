@@ -187,6 +187,8 @@ def describe(row: Mapping[str, float], epochs: int, *, stage: str = "", seconds_
         groups = {key: value for key, value in row.items() if key.startswith("validation_dsc_")}
         by_name = {key.removeprefix("validation_dsc_").replace("_", " "): value for key, value in groups.items()}
         parts.append(f"validation DSC {row['validation_dsc']:.3f}{_parts(by_name)}")
+        if "validation_windows_dsc" in row:
+            parts.append(f"in windows {row['validation_windows_dsc']:.3f}")
     parts.append(f"{row['slices_per_second']:.3g} slices/s, {row['memory_bytes'] / 2**30:.1f} GiB")
     if row["epoch"] < epochs:
         parts.append(f"{duration(seconds_left)} left")

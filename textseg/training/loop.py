@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from textseg.contracts import Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
-from textseg.data.augmentation import Augmentation
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loader
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
@@ -302,15 +301,13 @@ class Training:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the remaining batches of an epoch, on the device."""
-        device, recipe = self.fabric.device, self.experiment.recipe
-        augmentation = Augmentation(recipe.augmentation, recipe.seed) if recipe.augmentation.on == "device" else None
+        device = self.fabric.device
         start, share = self.progression.step - epoch * self.steps_per_epoch, (distributed.rank(), distributed.count())
-        size, seed = self.batch_size, recipe.seed
+        size, seed = self.batch_size, self.experiment.recipe.seed
         order = ShuffledBatches(len(self.slices), size, seed=seed, epoch=epoch, start=start, share=share)
         workers, pin_memory = self.settings.workers, device.type == "cuda"
         for packed in training_loader(self.slices, order, workers=workers, pin_memory=pin_memory):
-            moved = packed.to(device, non_blocking=True)
-            yield self.slices.unpack(moved if augmentation is None else moved.distorted(augmentation, epoch=epoch))
+            yield self.slices.unpack(packed.to(device, non_blocking=True))
 
     def _validate(self, epoch: int) -> Validation | None:
         """Return the scores of the validation cases, or None after an epoch without validation."""
@@ -336,10 +333,12 @@ class Training:
         if validation is not None:
             row["validation_dsc"] = validation.dsc
             row |= {f"validation_dsc_{name}": dsc for name, dsc in validation.groups.items()}
+            if validation.windows_dsc is not None:
+                row["validation_windows_dsc"] = validation.windows_dsc
         row |= {"slices_per_second": slices_per_second, "memory_bytes": peak_memory(self.fabric.device)}
-        better = validation is not None and validation.dsc > progression.best_dsc
-        if better:
-            progression.best_dsc, progression.best_epoch = row["validation_dsc"], epoch + 1
+        better = validation is not None and validation.score > progression.best_score
+        if validation is not None and better:
+            progression.best_score, progression.best_epoch = validation.score, epoch + 1
         progression.history.append(row)
         progression.sums = {}
         if better:

@@ -12,6 +12,7 @@ from typing import Any
 from textseg.contracts import HasPlan
 from textseg.models.cost import measure_cost
 from textseg.models.segmenter import Segmenter
+from textseg.randomness import DRAWS
 from textseg.recipe.loading import complete_settings, dump
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import environment, first_line
@@ -99,7 +100,14 @@ def bound(experiment: Experiment) -> dict[str, Any]:
     settings["training"] = {key: value for key, value in settings["training"].items() if value is not False}
     hashes = experiment.hashes()
     # A recipe without prompts has no such key.
-    return {"prompts": None, **settings, "data": hashes["data"], "split": hashes["split"], "text": hashes["prompts"]}
+    return {
+        "prompts": None,
+        "draws": DRAWS,
+        **settings,
+        "data": hashes["data"],
+        "split": hashes["split"],
+        "text": hashes["prompts"],
+    }
 
 
 def is_scored(training: Training) -> bool:

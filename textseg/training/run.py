@@ -204,7 +204,8 @@ def _evaluate(training: Training) -> None:
     experiment, folder, progression = training.experiment, training.folder, training.progression
     if not training.silent:
         folder.report.unlink(missing_ok=True)  # it is written last: a report exists only for complete scores
-        best = {"epoch": progression.best_epoch, "validation_dsc": progression.best_dsc}
+        row = next(row for row in progression.history if row["epoch"] == progression.best_epoch)
+        best = {key: row[key] for key in ("epoch", "validation_dsc", "validation_windows_dsc") if key in row}
         folder.update(best=best, scored_step=progression.step)
     distributed.gathered("written")  # wait: the checkpoint must be complete before other processes read it
     device = training.fabric.device

@@ -1,0 +1,348 @@
+"""Texts of training slices, which depend on what a random distortion has left in the picture.
+
+Every text that may be drawn is written and encoded before training. A draw only looks up its number, with tensors on
+the device of the mask, so that a slice that is distorted on a GPU needs no copy to the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from textseg.contracts import Atlas, PromptGenerator, Source, TextFeatures, Visibility
+from textseg.errors import RecipeError
+from textseg.recipe.schema import RenumberingSettings
+from textseg.system.devices import Movable
+from textseg.text.embeddings import TextTable
+from textseg.text.prompts import third_of_stack
+from textseg.text.slice_text import (
+    AVAILABLE,
+    AnnotatedCase,
+    SlicePrompt,
+    SliceText,
+    TextRows,
+    miscounted,
+    write_prompt,
+)
+from textseg.text.visibility import NAMED_SHARE, ground_truth_visibility, person_visibility, template_visibility
+
+ENUMERABLE = 10  # structures outside the sequence up to which each set of them has a text of its own
+
+_Key = tuple[tuple[str, ...], Source, int, tuple[tuple[str, str], ...]]  # visible, source, third of the stack, facts
+
+
+@dataclass(frozen=True)
+class Draws(Movable):
+    """The random draws and the areas on which the texts of B slices depend."""
+
+    number: Tensor  # [B] number of the slice
+    source: Tensor  # [B] position of its prompt source in `AVAILABLE`
+    before: Tensor  # [B, K] pixels of each class before the distortion, times the factor by which it enlarges areas
+    ends_at_vertebra: Tensor  # [B] bool, True where a person's list ends at a vertebra, without the disc below it
+    renumbering: Tensor  # [B] position of the move among those that are possible, in [0, 1); -1 for no move
+    error: Tensor  # [B] levels by which a person has miscounted: the text moves, and the mask stays
+
+
+class Statements:
+    """The prompts that may be drawn for training slices, and their number for each slice and each state of its picture.
+
+    The state of a picture has a code: the levels by which its names are moved, the first and last structure of the
+    sequence that are named, and the set of structures outside the sequence that are visible.
+
+    Args:
+        cases: the training cases; their slices are numbered through.
+        sources: the prompt sources of the training.
+        generator: the prompt generator.
+        atlas: the structures.
+        counted: False where the template says that nobody counted.
+        template_position: True if the template states the position of a slice in the stack.
+        renumbering: the settings of the renumbering, or None.
+        interactive_error: probability that a person has miscounted a case by one level.
+        seed: of that error.
+        moves: False if no distortion changes what a slice shows; the prompts are then only those of whole slices.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[AnnotatedCase],
+        sources: Iterable[Source],
+        generator: PromptGenerator,
+        atlas: Atlas,
+        *,
+        counted: bool = True,
+        template_position: bool = True,
+        renumbering: RenumberingSettings | None = None,
+        interactive_error: float = 0.0,
+        seed: int = 0,
+        moves: bool = True,
+    ) -> None:
+        self.atlas, self.generator, self.moves = atlas, generator, moves
+        self.renumbering = renumbering if atlas.ordered else None
+        self.sources = tuple(source for source in AVAILABLE if source in sources)
+        self.counted, self.template_position = counted, template_position
+        self.outside = [atlas[name].index for name in atlas.names if name not in atlas.sequence]
+        if len(self.outside) > ENUMERABLE:
+            if "interactive" in self.sources and not atlas.ordered:
+                raise RecipeError(
+                    f"prompts.training: a person may name any set of the {len(self.outside)} structures of atlas "
+                    f"'{atlas.name}', too many to encode. Leave out interactive; ground_truth and template work."
+                )
+            self.outside = []  # such a structure is then named wherever the whole slice shows it
+        # First the moves of the renumbering, 0 in front, then what an error of a person adds to them.
+        farthest = self.renumbering.levels if self.renumbering is not None else 0
+        self.move_count = 2 * farthest + 1
+        farthest += 1 if interactive_error and atlas.ordered else 0
+        self.shifts = [0, *(sign * level for level in range(1, farthest + 1) for sign in (-1, 1))]
+        self.errors = [
+            miscounted(prepared.case.id, interactive_error, seed) if atlas.ordered else 0
+            for prepared in cases
+            for _ in prepared.present
+        ]  # of each slice, in levels
+        self.prompts: list[SlicePrompt] = []
+        self._numbers: dict[_Key, int] = {}
+        self.variants, self.lookup = self._tabulate(cases)
+
+    def code(self, shift: int, first: int, last: int, visible_outside: int) -> int:
+        """Return the code of a picture from positions in `shifts` and in the sequence, and from the bits of a set.
+
+        `first` is -1 where no structure of the sequence is named.
+        """
+        n = len(self.atlas.sequence)
+        stretch = n * n if first < 0 else first * n + last
+        return ((shift * (n * n + 1) + stretch) << len(self.outside)) + visible_outside
+
+    @property
+    def code_count(self) -> int:
+        """The number of codes."""
+        return (len(self.shifts) * (len(self.atlas.sequence) ** 2 + 1)) << len(self.outside)
+
+    def _tabulate(self, cases: Sequence[AnnotatedCase]) -> tuple[dict[Source, Tensor], dict[Source, Tensor]]:
+        """Return, for each source, the variant of each slice [N], and the prompt of each variant and code."""
+        variants: dict[Source, Tensor] = {}
+        lookup: dict[Source, Tensor] = {}
+        for source in self.sources:
+            known: dict[tuple[tuple[int, ...], int, tuple[tuple[str, str], ...]], int] = {}
+            numbers: list[int] = []
+            rows: list[Tensor] = []
+            for prepared in cases:
+                facts = tuple(sorted(prepared.case.facts.items()))
+                for index, present in enumerate(prepared.present):
+                    third = third_of_stack(index, prepared.slice_count)
+                    assert third is not None
+                    key = (present if source == "ground_truth" or not self.moves else (), third, facts)
+                    if key not in known:
+                        known[key] = len(rows)
+                        rows.append(self._row(source, *key))
+                    numbers.append(known[key])
+            variants[source] = torch.tensor(numbers)
+            lookup[source] = torch.stack(rows) if rows else torch.zeros(0, self.code_count, dtype=torch.long)
+        return variants, lookup
+
+    def _row(self, source: Source, present: tuple[int, ...], third: int, facts: tuple[tuple[str, str], ...]) -> Tensor:
+        """Return the number of the prompt for each code [code_count], for slices of one kind."""
+        template = self._number(self.atlas.names, "template", third, facts)
+        if source == "template":
+            return torch.full((self.code_count,), template, dtype=torch.long)
+        row = torch.full((self.code_count,), -1)
+        for bits in range(1 << len(self.outside)):
+            row[self.code(0, -1, -1, bits)] = template  # nobody can name the levels of a picture without any
+        for code, visible in self._pictures(source, present):
+            row[code] = self._number(visible, source, third, facts)
+        return row
+
+    def _pictures(self, source: Source, present: tuple[int, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Give the code and the named structures of each picture that a slice may become."""
+        atlas, sequence = self.atlas, self.atlas.sequence
+        whole = source == "interactive" and self.moves  # a person's words depend on nothing but the code
+        shown = set(atlas.names) if whole else {atlas.names[index - 1] for index in present}
+        positions = [position for position, name in enumerate(sequence) if name in shown]
+        stretches = [(a, b) for a, b in itertools.combinations_with_replacement(positions, 2)]
+        if not self.moves and positions:
+            vertebra = last_of_first_group(atlas)[positions[-1]]
+            stretches = [(positions[0], last) for last in {positions[-1], vertebra} if last >= positions[0]]
+        for shift, levels in enumerate(self.shifts):
+            for first, last in [*stretches, (-1, -1)]:
+                if first < 0 and levels:
+                    continue
+                names = [name for name in sequence[first : last + 1] if name in shown] if first >= 0 else []
+                if source == "interactive" and first >= 0:
+                    names = list(sequence[first : last + 1])
+                moved = [atlas.neighbour(name, levels) for name in names]
+                if None in moved:
+                    continue
+                for bits in range(1 << len(self.outside)):
+                    extra = [atlas.names[index - 1] for i, index in enumerate(self.outside) if bits >> i & 1]
+                    if source == "interactive" and atlas.ordered:
+                        if first < 0:
+                            continue
+                        extra = [name for name in atlas.names if name not in sequence]
+                    elif source == "ground_truth":
+                        kept = [name for name in shown if name not in sequence]
+                        extra = [name for name in (extra if self.outside else kept) if name in shown]
+                    elif not extra:
+                        continue
+                    chosen = {*moved, *extra}
+                    yield self.code(shift, first, last, bits), tuple(n for n in atlas.names if n in chosen)
+
+    def _number(self, visible: tuple[str, ...], source: Source, third: int, facts: tuple[tuple[str, str], ...]) -> int:
+        """Return the number of the prompts that state some structures, and write them the first time."""
+        key = visible, source, third, facts
+        if key not in self._numbers:
+            self._numbers[key] = len(self.prompts)
+            self.prompts.append(write_prompt(self.generator, self.atlas, self._visibility(*key)))
+        return self._numbers[key]
+
+    def _visibility(
+        self, visible: tuple[str, ...], source: Source, third: int, facts: tuple[tuple[str, str], ...]
+    ) -> Visibility:
+        known = dict(facts)
+        if source == "template":
+            plain = template_visibility(self.atlas, known, counted=self.counted)
+            return plain.at(third, 3) if self.template_position else plain
+        if source == "interactive":
+            return person_visibility(self.atlas, visible, known).at(third, 3)
+        indices = [self.atlas[name].index for name in visible]
+        return replace(ground_truth_visibility(self.atlas, indices, known), scope="slice").at(third, 3)
+
+
+class DrawnText:
+    """The features of the texts of training slices, and the renumbering of their masks."""
+
+    def __init__(self, statements: Statements, table: TextTable) -> None:
+        self.statements, self.table = statements, table
+        atlas = statements.atlas
+        self.text = SliceText(table, atlas, {"drawn": statements.prompts})
+        # Tensors by name, on the host; each device gets its copy once.
+        order = [atlas[name].index for name in atlas.sequence]
+        shifted = torch.arange(atlas.class_count).repeat(statements.move_count, 1)  # [moves, K] new class
+        movable = torch.ones(statements.move_count, atlas.class_count, dtype=torch.bool)
+        keeps_landmarks = statements.renumbering is not None and statements.renumbering.where == "without_landmark"
+        for move, levels in enumerate(statements.shifts[: statements.move_count]):
+            for name in atlas.sequence if levels else ():
+                target = atlas.neighbour(name, levels)
+                barred = keeps_landmarks and bool({name, target} & set(atlas.landmarks))
+                if target is None or barred:
+                    movable[move, atlas[name].index] = False
+                else:
+                    shifted[move, atlas[name].index] = atlas[target].index
+        holistic, classwise, present = self.text.rows["drawn"]
+        tensors = {
+            "order": torch.tensor(order, dtype=torch.long),
+            "outside": torch.tensor(statements.outside, dtype=torch.long),
+            "vertebra": torch.tensor(last_of_first_group(atlas), dtype=torch.long),
+            "levels": torch.tensor(statements.shifts),
+            "shift": torch.tensor([statements.shifts.index(level) for level in sorted(statements.shifts)]),
+            "shifted": shifted,
+            "movable": movable,
+            "holistic": holistic,
+            "classwise": classwise,
+            "present": present,
+        }
+        for source in statements.sources:
+            tensors |= {
+                f"variants {source}": statements.variants[source],
+                f"lookup {source}": statements.lookup[source],
+            }
+        self._tensors = {torch.device("cpu"): tensors}
+
+    def __call__(self, mask: Tensor, draws: Draws, *, volume: bool) -> tuple[Tensor, TextRows, Tensor]:
+        """Return the mask with its new names, the rows of the texts, and which slices were renumbered.
+
+        Args:
+            mask: class indices [B, H, W], uint8, after the distortion.
+            draws: of the slices.
+            volume: True for the slices of one volume: one statement for all of them.
+        """
+        numbers, moves = self.numbers(mask, draws, volume=volume)
+        tensors = self._on(mask.device)
+        rows = TextRows(*(tensors[name][numbers] for name in ("holistic", "classwise", "present")))
+        if self.statements.renumbering is not None:
+            new = tensors["shifted"][moves].to(mask.dtype)  # [B, K]
+            mask = new.gather(1, mask.flatten(1).long()).reshape(mask.shape)
+        return mask, rows, moves > 0
+
+    def numbers(self, mask: Tensor, draws: Draws, *, volume: bool) -> tuple[Tensor, Tensor]:
+        """Return the number of the prompts and of the move of each slice, both [B]."""
+        tensors, sequence = self._on(mask.device), self.statements.atlas.sequence
+        # 1. The area of each class, before and after the distortion.
+        flat = mask.flatten(1).long()
+        area = torch.zeros(len(mask), draws.before.shape[1], dtype=torch.long, device=mask.device)
+        area.scatter_add_(1, flat, torch.ones_like(flat))
+        before = draws.before
+        if volume:
+            area, before = area.sum(0, keepdim=True).expand_as(area), before.sum(0, keepdim=True).expand_as(before)
+        # 2. The first and the last structure of the sequence that has enough of its area in the picture.
+        person = draws.source == AVAILABLE.index("interactive")
+        none = torch.full_like(draws.source, -1)
+        first, last = none, none
+        if sequence:
+            named = ((area >= NAMED_SHARE * before) & (area > 0))[:, tensors["order"]]  # [B, n]
+            some = named.any(1)
+            ends = named.flip(1).int().argmax(1)
+            first = torch.where(some, named.int().argmax(1), none)
+            last = torch.where(some, len(sequence) - 1 - ends, none)
+            vertebra = tensors["vertebra"][last.clamp(min=0)]
+            last = torch.where(person & draws.ends_at_vertebra & (vertebra >= first) & some, vertebra, last)
+        # 3. The move, among those that every structure of the picture can make.
+        moves = self._moves(area > 0, draws, first >= 0, tensors["movable"])
+        # 4. The structures outside the sequence, as the bits of a number.
+        shown = (area[:, tensors["outside"]] > 0).long()
+        bits = (shown << torch.arange(shown.shape[1], device=mask.device)).sum(1)
+        # 5. The code of the picture, and its prompts. A person errs in the other direction where a name does not exist,
+        # and not at all where neither does.
+        n, farthest = len(sequence), (len(self.statements.shifts) - 1) // 2
+        stretch = torch.where(first < 0, n * n, first * n + last)
+        error = torch.where(person & (first >= 0), draws.error, 0)
+        shifts = [tensors["shift"][tensors["levels"][moves] + levels + farthest] for levels in (error, -error)]
+        codes = [((shift * (n * n + 1) + stretch) << shown.shape[1]) + bits for shift in (*shifts, moves)]
+        numbers = none
+        for source in self.statements.sources:
+            variants, lookup = tensors[f"variants {source}"][draws.number], tensors[f"lookup {source}"]
+            wrong, opposite, right = (lookup[variants, code] for code in codes)
+            row = torch.where(wrong >= 0, wrong, torch.where(opposite >= 0, opposite, right))
+            numbers = torch.where(draws.source == AVAILABLE.index(source), row, numbers)
+        return numbers, moves
+
+    def _moves(self, shown: Tensor, draws: Draws, named: Tensor, movable: Tensor) -> Tensor:
+        """Return the move of each slice [B], 0 for none, from the structures that are visible [B, K]."""
+        possible = ~(shown[:, None] & ~movable[None]).any(2)[:, 1:]  # [B, moves - 1]
+        count = possible.sum(1)
+        pick = (draws.renumbering * count).long() + 1  # counted from 1 among the possible ones
+        chosen = (possible & (possible.cumsum(1) == pick[:, None])).int()
+        wanted = named & (draws.renumbering >= 0) & (draws.source != AVAILABLE.index("template")) & (count > 0)
+        if not chosen.shape[1]:
+            return torch.zeros_like(draws.source)
+        return torch.where(wanted, chosen.argmax(1) + 1, 0)
+
+    def features(self, rows: TextRows) -> TextFeatures:
+        """Return the features of B slices on the device of their rows."""
+        return self.text.gather(rows)
+
+    def holistic(self, number: int) -> str:
+        """Return the holistic prompt with this number."""
+        return self.statements.prompts[number].holistic
+
+    def _on(self, device: torch.device) -> Mapping[str, Tensor]:
+        if device not in self._tensors:
+            host = self._tensors[torch.device("cpu")]
+            self._tensors[device] = {name: tensor.to(device) for name, tensor in host.items()}
+        return self._tensors[device]
+
+
+def last_of_first_group(atlas: Atlas) -> list[int]:
+    """Return, for each position in the sequence, the nearest one above or at it that holds a vertebra; -1 for none.
+
+    A person names vertebrae. In a sequence of vertebrae and discs these are the group of its first structure.
+    """
+    if not atlas.sequence:
+        return []
+    group = next((names for names in atlas.groups.values() if atlas.sequence[0] in names), atlas.sequence)
+    positions, latest = [], -1
+    for position, name in enumerate(atlas.sequence):
+        latest = position if name in group else latest
+        positions.append(latest)
+    return positions
