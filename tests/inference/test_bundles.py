@@ -16,6 +16,7 @@ import textseg
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
 from textseg.export.bundle import _possible, export_bundle
+from textseg.export.model_card import model_card
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
 from textseg.inference.loading import load_model
 from textseg.recipe.loading import load_recipe
@@ -162,6 +163,14 @@ def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -
     assert scores.count("\n") > 1
     assert "Not a medical device" in card
     assert installed_registry().component("network", "plain")  # the stranger stands beside it
+    assert "by what it sees and by its text" in card
+    assert "obedience" not in card
+
+
+def test_the_card_says_whether_the_names_follow_the_text(copied: Path, stranger: None) -> None:
+    folder = RunFolder(copied)
+    folder.update(obedience={"scored_step": folder.read()["scored_step"], "conclusion": "obedience 0.83: they follow"})
+    assert "(`textseg probe`): obedience 0.83: they follow.\n" in model_card(folder, load_model(copied))
 
 
 class _Telling:

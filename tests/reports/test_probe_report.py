@@ -49,7 +49,8 @@ def test_every_condition_is_scored_and_what_needs_the_annotation_is_an_oracle(pr
     assert len(lines) == len(CONDITIONS) + 2  # a header, and what to expect of a person who errs
     assert [lines[name][3] for name in ("interactive", "one_level_up", "one_level_down")] == ["3", "1 of 3", "0 of 3"]
     assert lines["expected"][3] == "1 of 3"
-    assert lines["one_level_down"][1] == "–"
+    assert lines["one_level_down"][1:3] == ["–", ""]
+    assert lines["one_level_up"][2].endswith(" (1 patient)")
     assert "14.1 % of 1049 patients (Korean J Radiol 2014)" in table
     assert "| all directions |" in obedience
     with (probed[0] / "drops.csv").open() as file:

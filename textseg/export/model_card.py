@@ -10,7 +10,7 @@ from textseg.export.onnx import Agreement
 from textseg.inference.trained_model import TrainedModel
 from textseg.metrics.scores import read_scores, summarise
 from textseg.metrics.statistics import small_sample_warning
-from textseg.runs.folder import RunFolder
+from textseg.runs.folder import RunFolder, measured_obedience
 from textseg.system.messages import counted
 from textseg.text.visibility import statement
 
@@ -27,7 +27,8 @@ def model_card(
     hashes = run.get("hashes", {})
     atlas = model.atlas
     limits = (
-        f"- It knows these structures only, and numbers levels by what it sees: {statement(atlas, atlas.names)}.\n"
+        f"- It knows these structures only: {statement(atlas, atlas.names)}. It numbers levels by what it sees"
+        f"{' and by its text' if model.segmenter.uses_text else ''}.\n"
         "- Scans unlike those of the training (sequence, field strength) may fail without a sign; `textseg predict`\n"
         "  remarks on spacings, fields of view and a brightness that it was not trained on.\n"
         "- Its scores are those of few patients of one data set, and say nothing about other hospitals."
@@ -116,4 +117,6 @@ def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
     note = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
     warning = small_sample_warning(patients)
     header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
-    return [note, markdown_table(header, rows), *filter(None, [warning])]
+    obedience = measured_obedience(folder.read())
+    text = f"Right and wrong texts (`textseg probe`): {obedience['conclusion']}." if obedience else ""
+    return [note, markdown_table(header, rows), *filter(None, [text, warning])]

@@ -29,14 +29,15 @@ from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
 
 NEGLIGIBLE = 0.005  # DSC; a smaller difference is not reported as one
+RATE = 100 * PERSON_ERRS  # in per cent
 NOTES = (
     "A difference counts only structures of a case whose DSC is defined under both texts. A list is moved only if each "
     "structure that it names has a successor in the atlas; other cases are left out of that row.\n\n"
-    f"Expected: {1 - PERSON_ERRS:.0%} of the DSC under the right list and {PERSON_ERRS:.0%} of the mean under moved "
+    f"Expected: {100 - RATE:g} % of the DSC under the right list and {RATE:g} % of the mean under moved "
     "lists, in cases whose list can be moved. The rate is that of numbering a lumbar MRI without a localiser, which "
     "was wrong in 14.1 % of 1049 patients (Korean J Radiol 2014)."
 )
-EXPECTED = Condition("expected", f"a person who miscounts in {PERSON_ERRS:.0%} of the cases", "simulated", None)
+EXPECTED = Condition("expected", f"a person who miscounts in {RATE:g} % of the cases", "simulated", None)
 
 
 def probe_run(run: Path, *, output: Path | None = None) -> str:
@@ -67,7 +68,8 @@ def probe_run(run: Path, *, output: Path | None = None) -> str:
         header = ("condition", "structure", "drop", "low", "high", "patients")
         rows = [(drop.condition, drop.structure or "all", *astuple(drop.interval)) for drop in drops]
         write_atomically(target / "drops.csv", csv_text(header, rows))
-        write_obedience(target / "obedience.csv", result.obedience)
+        if record is not None:
+            write_obedience(target / "obedience.csv", result.obedience)
         write_atomically(target / "probe.md", f"# Probe of {folder.path.parent.name}, {folder.path.name}\n\n{text}\n")
         write_atomically(target / "probe.png", _drops_png(drops))
         if output is None and record is not None:
@@ -95,10 +97,7 @@ def _report(
         by_structure = [[value for structure, value in known if structure == name] for name in structures]
         means = [np.mean(values) for values in by_structure if values]
         interval = overall.get(condition.name)
-        certain = interval is not None and interval.patients
-        change = (
-            f"{-interval.value:+.4f} ({-interval.high:+.4f} to {-interval.low:+.4f})" if interval and certain else ""
-        )
+        change = _change(interval) if interval and interval.patients else ""
         counts = [str(sum(row.status == status for row in scored)) for status in ("missed", "spurious")]
         dsc = f"{np.mean(means):.4f}" if means else "–"
         used = len({row.case for row in scores[condition.name]})
@@ -111,6 +110,12 @@ def _report(
     if record is not None:
         parts += ["## Obedience", markdown_table(TABLE_HEADER, table_rows(record)), POLICY]
     return "\n\n".join(part.strip() for part in (*parts, small_sample_warning(patients)) if part)
+
+
+def _change(drop: Interval) -> str:
+    """Return the change of DSC, the negative of a drop, with its bounds; a single patient has none."""
+    bounds = "1 patient" if drop.patients == 1 else f"{-drop.high:+.4f} to {-drop.low:+.4f}"
+    return f"{-drop.value:+.4f} ({bounds})"
 
 
 def verdict(drops: Mapping[str, Interval], obedience: str | None = None) -> str:
