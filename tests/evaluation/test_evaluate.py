@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from medpy.metric import binary
 
-from textseg.contracts import TextFeatures, Visibility
+from textseg.contracts import Atlas, TextFeatures, Visibility
 from textseg.errors import RunError
+from textseg.evaluation import evaluate as evaluation
 from textseg.evaluation.evaluate import evaluate, headline, load_segmenter, validate
 from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import FieldOfViewSettings
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
@@ -172,6 +174,28 @@ def test_validation_is_the_mean_over_structures_of_the_mean_over_cases(without_t
     for example in validation.examples:
         np.testing.assert_array_equal(example.reference, np.asarray(example.prepared.mask)[example.index])
         np.testing.assert_array_equal(example.prediction, guessed(example.prepared.image)[example.index])
+
+
+def test_a_structure_that_a_window_lacks_is_not_validated(
+    without_text: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = FieldOfViewSettings(probability=1)
+    recipe = without_text.recipe
+    augmentation = recipe.augmentation.model_copy(update={"field_of_view": seen})
+    windowed = replace(without_text, recipe=recipe.model_copy(update={"augmentation": augmentation}))
+    expected = validate(windowed, Segmenter(Guess()).eval(), "train", CPU).windows_dsc
+    assert expected is not None
+    assert np.isfinite(expected)
+    named_structures = evaluation.named_structures
+
+    def stretched(atlas: Atlas, before: Any, after: Any) -> tuple[str, ...]:
+        """Name every structure, as in a picture that shows the first and the last one and lacks one between them."""
+        return atlas.names if named_structures(atlas, before, after) else ()
+
+    monkeypatch.setattr(evaluation, "named_structures", stretched)
+    dsc = validate(windowed, Segmenter(Guess()).eval(), "train", CPU).windows_dsc
+    assert dsc is not None
+    assert np.isfinite(dsc)
 
 
 def test_a_checkpoint_of_another_model_is_one_message(copied: Path, finished_run: Path) -> None:

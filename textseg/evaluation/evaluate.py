@@ -283,7 +283,8 @@ def _window_scores(
         stack = SliceStack(shown.half().numpy(), text)
         logits = slice_logits(segmenter, stack, device=device, batch_size=recipe.training.batch_size)
         prediction = torch.cat([highest(batch.unbind(1))[1].cpu() for batch in logits]).numpy()
-        indices = [atlas[name].index for name in named]
+        # A structure between the first and the last one may be missing; it has no DSC.
+        indices = [index for index in (atlas[name].index for name in named) if after[index]]
         result = score(prediction, labels.numpy(), spacing=(1.0, 1.0, 1.0), structures=indices, metrics=["dsc"])
         scores += [(atlas.names[index - 1], values.values["dsc"]) for index, values in result.items()]
     return scores
