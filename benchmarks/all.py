@@ -63,6 +63,7 @@ CPU = (
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
     Benchmark("Right and wrong texts", "phantom_text", RUN, f"{RUN} --smallest", (QUICKSTART,)),
     Benchmark("Windows", "text_that_decides", RUN, "", (QUICKSTART, f"evaluate {RUN} --fields-of-view 0.7,0.5")),
+    Benchmark("Cut files", "cut_files", RUN, "", (QUICKSTART, f"evaluate {RUN} --fields-of-view 0.5")),
 )
 TINY = "--side 64 --batch-size 2 --steps 1 --small"
 GPU = (

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, SegmenterOutput, Structure, TextFeatures
 from textseg.data.field_of_view import fixed_windows
+from textseg.data.preparation import prepare
+from textseg.data.slice_geometry import prepare_volume
 from textseg.evaluation.evaluate import evaluate, load_segmenter
 from textseg.evaluation.fields_of_view import (
     cut_windows,
@@ -25,6 +29,8 @@ from textseg.inference.trained_model import EncodedTexts, TrainedModel
 from textseg.metrics.window_scores import WindowScore
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import PreparationSettings
+from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.volumes.files import read_volume
@@ -103,6 +109,22 @@ def test_a_cut_file_is_prepared_and_predicted_as_its_window(
         authors.append(text.author)
     assert authors[:2] == ["template", "simulated"]
     assert {row.stated_by for row in window} == set(authors)
+
+
+@pytest.mark.parametrize("location", ["upper", "lower"])
+def test_a_cut_real_scan_is_prepared_as_its_window(spider_folder: Path, tmp_path: Path, location: str) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(spider_folder)})
+    case, settings = dataset.cases()[0], PreparationSettings(size=(160, 128))
+    (prepared,) = prepare([case], dataset.label_map, settings, tmp_path / "cache")
+    source: Any = SimpleNamespace(atlas=dataset.atlas, dataset=dataset, recipe=SimpleNamespace(preparation=settings))
+    (cut,) = (cut for cut in cut_windows(source, prepared, [0.5]) if cut.location == location)
+    file = cut_file(case.image_path, tmp_path / "cut.mha", cut.window.slices[1])
+    from_file = prepare_volume(read_volume(file), settings)
+    assert torch.equal(from_file.image, cut.prepared.image)
+    assert (from_file.slice_geometry, from_file.spacing_mm) == (cut.prepared.slice_geometry, cut.prepared.spacing_mm)
+    # The cut is no part of the prepared whole: its body box and its intensities are its own.
+    assert from_file.slice_geometry.height < prepared.slice_geometry.height
+    assert from_file.intensities != prepared.intensities
 
 
 def test_the_whole_picture_under_the_template_has_the_scores_of_the_evaluation(
