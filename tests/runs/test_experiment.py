@@ -38,6 +38,10 @@ def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
             "auxiliary_losses: ccae is listed more than once",
         ),
         (WITHOUT_TEXT[:1], "hasf reads text, and the recipe has no prompts"),
+        (
+            ("model.fusion.stages=0", "prompts.renumbering={probability: 0.5}"),
+            "prompts.renumbering: 'hasf' with these settings reads no text, so it could not know the new names",
+        ),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused_before_preparation(

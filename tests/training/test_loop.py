@@ -137,6 +137,78 @@ def test_stopped_anywhere_and_continued_is_the_same(
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+LISTENING = (
+    "prompts.template=uncounted",
+    "prompts.training={template: 0.3, interactive: 0.7}",
+    "prompts.renumbering={probability: 0.7, levels: 2, where: anywhere}",
+    "augmentation.field_of_view={probability: 0.7, height: [0.4, 0.9], width: [0.7, 1]}",
+)
+VOLUMES = (
+    "prompts=null",
+    "auxiliary_losses=[]",
+    "model={network: {use: staged}}",
+    "augmentation.field_of_view={probability: 0.7}",
+)
+
+
+class PowerFailure(Exception):
+    """Ends a training at once; nothing is saved."""
+
+
+def fail_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Raise PowerFailure in that step."""
+    original = Training.training_step
+
+    def failing(self: Training, batch: Batch) -> dict[str, torch.Tensor]:
+        terms = original(self, batch)
+        if self.progression.step == step:
+            raise PowerFailure
+        return terms
+
+    monkeypatch.setattr(Training, "training_step", failing)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*LISTENING, "augmentation.on=workers", "training.workers=1"),
+        (*LISTENING, "augmentation.on=device"),
+        (*VOLUMES, "augmentation.on=workers"),
+        (*VOLUMES, "augmentation.on=device"),
+    ],
+    ids=["workers", "device", "volumes_workers", "volumes_device"],
+)
+def test_windows_and_other_names_continue_inside_an_epoch(
+    overrides: tuple[str, ...], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = experiment(tiny_recipe, *overrides, "training.epochs=2")
+    whole = start(data, tmp_path / "whole")
+    batches = list(whole._batches(0))
+    full = whole.experiment.cases["train"][0].spacing_mm
+    assert any(bool((batch.spacing_mm[:, 1] < full[1]).any()) for batch in batches)  # windows are enlarged
+    if data.text is not None:
+        assert any(batch.renumbered is not None and bool(batch.renumbered.any()) for batch in batches)
+    whole.fit()
+    # Stopped and saved in the first epoch; lost in the second, so that it starts again from the end of the first.
+    for interrupt, step, error in (
+        (stop_after, 2, KeyboardInterrupt),
+        (fail_after, whole.steps_per_epoch + 2, PowerFailure),
+    ):
+        training = start(data, tmp_path / "parts")
+        if interrupt is fail_after:
+            training.resume()
+            assert training.progression.step == 2
+        with monkeypatch.context() as patch:
+            interrupt(patch, step)
+            with pytest.raises(error):
+                training.fit()
+    training = start(data, tmp_path / "parts")
+    training.resume()
+    assert training.progression.step == whole.steps_per_epoch
+    training.fit()
+    assert_equal(checkpoints(tmp_path / "parts"), checkpoints(tmp_path / "whole"))
+
+
 def test_a_signal_in_the_validation_is_heard(
     tiny_recipe: Path, plain_overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

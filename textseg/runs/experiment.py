@@ -145,7 +145,7 @@ def build(
     _check_parts(recipe, registry)
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
-    if recipe.prompts is None and recipe.model.fusion is not None:
+    if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
     # 3. Their slices, and the part of the split that each belongs to.
@@ -314,18 +314,21 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
     assert model.fusion is not None  # the schema requires both or neither
     encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
     fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
-    if recipe.prompts is not None and recipe.prompts.renumbering and not getattr(fusion, "uses_text", True):
-        raise RecipeError(
-            f"prompts.renumbering: '{model.fusion.use}' with these settings reads no text, so it could not know the "
-            "new names. Remove 'renumbering', or let the fusion read the text."
-        )
     return Segmenter(TextGuidedNetwork(task, encoder, fusion))
 
 
 def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
-    """Raise RecipeError if the fusion of a recipe without prompts reads text, which only the built fusion knows."""
-    segmenter = build_segmenter(recipe, registry, Task(1, recipe.preparation.size, atlas.class_count, atlas))
-    if getattr(cast(TextGuidedNetwork, segmenter.network).fusion, "uses_text", True):
+    """Raise RecipeError if a fusion reads text that is missing, or cannot read the names that renumbering moves."""
+    size = None if recipe.prompts is None else 1  # only the built fusion knows if it reads text, not which
+    task = Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=size, text_length=size)
+    network = cast(TextGuidedNetwork, build_segmenter(recipe, registry, task).network)
+    uses_text = getattr(network.fusion, "uses_text", True)
+    if recipe.prompts is not None and recipe.model.fusion is not None and not uses_text:
+        raise RecipeError(
+            f"prompts.renumbering: '{recipe.model.fusion.use}' with these settings reads no text, so it could not know "
+            "the new names. Remove 'renumbering', or let the fusion read the text."
+        )
+    if recipe.prompts is None and uses_text:
         raise RecipeError(
             "prompts: required by vision_encoder and fusion but missing; give a generator and a text_encoder, or use "
             "a fusion that reads no text."
