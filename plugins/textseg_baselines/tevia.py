@@ -42,7 +42,8 @@ class TeViA(nn.Module):
       query and key of the attention to the text is weighed by one plus its cosine with the nearest prototype, below
       zero counted as zero. The projection that takes them to the prototypes is the one that takes the text there.
 
-    Processes that train together have the same prototypes.
+    Processes that train together have the same prototypes. Renumbered slices (`prompts.renumbering`) do not change
+    them.
 
     Args:
         task: gives C, K, T and D.
@@ -161,6 +162,10 @@ class TeViA(nn.Module):
             shown = area > 0
             alignment = (distance * shown).sum() / shown.sum().clamp(min=1)
             if self.training:
+                if batch.renumbered is not None:
+                    # The names in such a slice are not those of the patient: it says nothing of how L4 looks.
+                    total = total.masked_fill(batch.renumbered[:, None, None], 0)
+                    area = area.masked_fill(batch.renumbered[:, None], 0)
                 self._remember(total.sum(0), area.sum(0))
         terms = segmentation_loss(output.logits, batch.mask)
         return {**terms, "alignment": self.alignment_weight * alignment}

@@ -120,6 +120,29 @@ def test_prototypes_follow_the_means_of_the_batches(task: Task) -> None:
     assert not built.prototypes[3].any()
 
 
+def test_renumbered_slices_leave_the_prototypes_as_they_are(task: Task) -> None:
+    built, batch = network(task), batch_of(1, 2, 3)
+    output = output_of(batch)
+    renumbered = replace(batch, renumbered=torch.tensor([False, True]))
+    aligned = built.losses(output, renumbered, SegmentationLoss())["alignment"]
+    assert built.known.tolist() == [True, True, True, False]
+    for index in (1, 2, 3):
+        torch.testing.assert_close(built.prototypes[index - 1], mean_of(output.decoded[:1], batch.mask[:1], index))
+    before, known = built.prototypes.clone(), built.known.clone()
+    built.losses(
+        output_of(batch, seed=3), replace(batch, renumbered=torch.ones(2, dtype=torch.bool)), SegmentationLoss()
+    )
+    assert torch.equal(built.prototypes, before)
+    assert torch.equal(built.known, known)
+    # The alignment reads the names that the text states, and none renumbered is the same as no renumbering.
+    twins = [network(task), network(task)]
+    nobody = torch.zeros(2, dtype=torch.bool)
+    batches = (batch, replace(batch, renumbered=nobody))
+    terms = [twin.losses(output, shown, SegmentationLoss()) for twin, shown in zip(twins, batches, strict=True)]
+    assert torch.equal(twins[0].prototypes, twins[1].prototypes)
+    assert torch.equal(terms[0]["alignment"], aligned)
+
+
 def test_prototypes_rest_outside_training(task: Task) -> None:
     built, batch = network(task), batch_of(1, 2, 3, 4)
     built.losses(output_of(batch), batch, SegmentationLoss())
