@@ -1,5 +1,7 @@
 """Slices per second on one core: distortion, reading from the store, and the training loader, with other tools.
 
+The last table compares the training loader with itself: with windows, statements and renumbering, and without.
+
 pip install --no-deps blosc2 batchgeneratorsv2 fft-conv-pytorch acvl-utils batchgenerators nibabel httpx ndindex msgpack
 OMP_NUM_THREADS=1 python benchmarks/data.py
 
@@ -8,6 +10,8 @@ A peer that is not installed is left out.
 
 from __future__ import annotations
 
+import os
+import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +27,9 @@ from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import ShuffledBatches, Slices, training_loader
+from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import AugmentationSettings
+from textseg.runs.experiment import build
 
 SMALLEST = "--smallest" in sys.argv
 SECONDS = 0.05 if SMALLEST else 4.0  # for each row
@@ -32,6 +38,18 @@ SLICES = 15
 DISTORTION = AugmentationSettings(distortion=1.0, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=6)
 RECIPE = AugmentationSettings(  # of recipes/atmnet_spider.yaml
     distortion=0.5, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=4, gamma=0.2, noise=0.03
+)
+PAIRS, BATCHES = (1, 1) if SMALLEST else (9, 12)  # for each size of the last table
+PLAIN = (  # the quickstart, with a text encoder that costs nothing
+    "augmentation.field_of_view=null",
+    "prompts.text_encoder={use: hashed}",
+    "prompts.training={template: 0.4, interactive: 0.6}",
+    "prompts.renumbering=null",
+)
+LISTENING = (
+    "augmentation.field_of_view={probability: 0.7}",
+    "prompts.template=uncounted",
+    "prompts.renumbering={probability: 0.5}",
 )
 
 
@@ -160,6 +178,37 @@ def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple
         yield f"{workers} workers, {2 if workers else 1} cores", batches * batch_size / (time.perf_counter() - start)
 
 
+def listening(folder: Path) -> None:
+    """Print the processor time of the loader for a slice, with text, without and with the keys of `LISTENING`."""
+    os.environ.setdefault("TEXTSEG_CACHE", str(folder / "cache"))
+    print("\nTraining loader with text, batch 8, and with windows and renumbering too: milliseconds a slice\n")
+    print("| size | without | with | ratio: median (range) |\n|---|---|---|---|")
+    for height, width in ((160, 128),) if SMALLEST else ((160, 128), (384, 384)):
+        drawn = f"folder: {folder}/{height}, cases: 12, slices: 9, size: [{height}, {width}]"
+        size = [f"dataset={{use: lumbar_phantom, {drawn}}}", f"preparation.size=[{height},{width}]"]
+        recipe = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+        experiments = [build(load_recipe(recipe, [*size, *PLAIN, *keys])) for keys in ((), LISTENING)]
+        loaders = [experiment.training_slices() for experiment in experiments]
+        times: list[list[float]] = [[], []]
+        for pair in range(PAIRS + 1):
+            for number in (0, 1) if pair % 2 else (1, 0):
+                slices, count = loaders[number], 0
+                start = time.process_time()
+                for epoch in range(BATCHES):
+                    order = ShuffledBatches(len(slices), 8, seed=1, epoch=pair * BATCHES + epoch)
+                    for packed in training_loader(slices, order, workers=0, pin_memory=False):
+                        count += len(slices.unpack(packed).case)
+                        if count >= 8 * BATCHES:
+                            break
+                    if count >= 8 * BATCHES:
+                        break
+                times[number].append((time.process_time() - start) / count)
+        ratios = [after / before for before, after in zip(*times, strict=True)][1:]  # the first pair warms up
+        cells = " | ".join(f"{1000 * statistics.median(row[1:]):.2f}" for row in times)
+        spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        print(f"| {height} x {width} | {cells} | {spread} |", flush=True)
+
+
 def table(title: str, rows: Iterator[tuple[str, float]]) -> None:
     print(f"\n{title}\n\n| | slices per second | ratio |\n|---|---|---|")
     first = 0.0
@@ -174,6 +223,7 @@ def main() -> None:
         table("Elastic and affine distortion of 512 x 512, image and mask", distorted())
         table("One random slice of 512 x 512, image and mask, from disk", read(Path(folder)))
         table("Training loader, 384 x 384, batch 8, distortions of atmnet_spider", loaded(Path(folder)))
+        listening(Path(folder))
 
 
 if __name__ == "__main__":

@@ -268,39 +268,44 @@ import os, signal
 from torch import nn
 
 from textseg import hookimpl
-from textseg.contracts import SegmenterOutput, Task
+from textseg.contracts import Features, Task
 
 
 class Mortal(nn.Module):
-    uses_text = False
-    size_multiple = 1
-
-    def __init__(self, task: Task):
+    def __init__(self, task: Task, features: Features):
         super().__init__()
-        self.layer = nn.Conv2d(task.image_channels, task.class_count, 3, padding=1)
         self.steps = 0
 
-    def forward(self, image, text):
-        self.steps += self.training
+    def forward(self, output, batch):
+        self.steps += 1
         if self.steps == 8 and "MORTAL" in os.environ and os.environ["LOCAL_RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
-        return SegmenterOutput(self.layer(image))
+        return (output.fused_features[0] * 0).sum()
 
 
 @hookimpl
 def textseg_register(register):
-    register.network("mortal", Mortal)
+    register.auxiliary_loss("mortal", Mortal)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("on", ["workers", pytest.param("device", marks=pytest.mark.nightly)])
 def test_a_process_lost_inside_an_epoch_ends_the_run_which_goes_on(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_into: Any, installed_from: Any
+    on: str, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_into: Any, installed_from: Any
 ) -> None:
     (tmp_path / "site").mkdir()
-    install_into(tmp_path / "site", "mortal", "mortal_network", {"plugin": MORTAL})
-    network = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: mortal}}")
-    overrides = [*network, "training.devices=2", "evaluation.metrics=[dsc]"]
+    install_into(tmp_path / "site", "mortal", "mortal_loss", {"plugin": MORTAL})
+    overrides = [
+        "auxiliary_losses=[{use: mortal, weight: 1.0}]",
+        "training.devices=2",
+        "evaluation.metrics=[dsc]",
+        "prompts.template=uncounted",
+        "prompts.training={template: 0.3, interactive: 0.7}",
+        "prompts.renumbering={probability: 0.7, levels: 2, where: anywhere}",
+        "augmentation.field_of_view={probability: 0.7}",
+        f"augmentation.on={on}",
+    ]
     with installed_from(tmp_path / "site"):
         whole = RunFolder(run(tiny_recipe, output=tmp_path / "whole", overrides=overrides))
         with monkeypatch.context() as patch:
