@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from textseg.contracts import Atlas, Plane, Structure
 from textseg.volumes.files import read_geometry, read_labels, read_volume, write_labels
-from textseg.volumes.geometry import DIRECTIONS, Geometry, downward_axis
+from textseg.volumes.geometry import DIRECTIONS, Geometry, canonical, downward_axis, extent_mm, voxel_at
 
 SPACING = (1.5, 2.0, 8.0)  # columns, rows, slices
 ITK = {"sagittal": "PIR", "coronal": "LIP", "axial": "LPI"}  # where columns, rows and slices run to
@@ -109,3 +109,24 @@ def test_an_atlas_with_a_row_needs_a_plane_that_shows_it() -> None:
     assert Atlas("x", structures, groups={"all": ("a", "b")}, plane="axial").collapsed()[0].plane == "axial"
     with pytest.raises(ValueError, match="no sequence downwards"):
         Atlas("x", structures, sequence=("a", "b"), plane="short_axis")
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_point_in_ras_is_the_voxel_that_itk_finds_there(order: tuple[int, ...]) -> None:
+    direction = np.eye(3)[:, order] * (1, -1, 1)
+    geometry = Geometry((4, 5, 6), (0.5, 2.0, 3.0), (-7.0, 11.0, 5.0), tuple(direction.ravel().tolist()))
+    stored = np.arange(4 * 5 * 6).reshape(6, 5, 4)
+    image = sitk.GetImageFromArray(stored)
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    for index in ((0, 0, 0), (3, 1, 5), (2, 4, 0)):
+        left, posterior, superior = image.TransformIndexToPhysicalPoint(index)
+        voxel = voxel_at(geometry, (-left + 0.1, -posterior, superior - 0.1))
+        assert voxel is not None
+        assert canonical(stored, geometry)[voxel] == image.GetPixel(index)
+    extents = dict(extent_mm(geometry))
+    low, high = extents["S"]
+    assert voxel_at(geometry, (extents["R"][0], extents["A"][0], high)) is not None
+    assert voxel_at(geometry, (extents["R"][0], extents["A"][0], high + 2)) is None
+    assert high > low

@@ -24,6 +24,7 @@ from textseg.cli.probe import probe
 from textseg.cli.prompts import prompts
 from textseg.cli.published import published
 from textseg.cli.recipes import recipes
+from textseg.cli.rename import rename
 from textseg.cli.reproduce import reproduce
 from textseg.cli.run import run
 from textseg.cli.runs import runs
@@ -53,7 +54,7 @@ app = Typer(
 )
 for command in (
     *(run, reproduce, fetch, evaluate, score, runs, compare),
-    *(published, figure, predict, export, prompts, probe, components),
+    *(published, figure, predict, rename, export, prompts, probe, components),
 ):
     app.command()(command)
 app.add_typer(recipes, name="recipes")

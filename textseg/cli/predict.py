@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from typer import Argument, Exit, Option
+
+if TYPE_CHECKING:
+    from textseg.inference.files import Outcome
 
 
 def predict(
@@ -62,8 +66,6 @@ def predict(
     from textseg.inference.loading import load
     from textseg.inference.onnx_networks import checked_engine
     from textseg.inference.predictor import Prompting
-    from textseg.system.messages import counted
-    from textseg.system.progress import progress_bar
     from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
     from textseg.volumes.dicom_segmentation import require_highdicom
     from textseg.volumes.mask import label_values
@@ -95,14 +97,26 @@ def predict(
     label_values(trained.atlas, labels)  # refuses labels that the atlas does not have
     for line in check_words(trained, jobs, option, ordered=ordered):
         print(line)
+    settings = PredictionSettings(source, labels, ordered, changes, overlay)
+    write_masks(predict_files(trained, jobs, settings), len(jobs), output, "volume", "predicting")
+
+
+def write_masks(outcomes: Iterable[Outcome], count: int, output: Path, kind: str, doing: str) -> None:
+    """Make the output folder, work through the outcomes behind a progress bar, and print what became of each job.
+
+    Raises Exit(1) if a job failed, and DataError if the folder can't be made.
+    """
+    from textseg.errors import DataError
+    from textseg.system.messages import counted
+    from textseg.system.progress import progress_bar
+
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output: '{output}' can't be made: {error.strerror}.") from error
     failed, written, existing = [], 0, 0
     with progress_bar() as bar:
-        outcomes = predict_files(trained, jobs, PredictionSettings(source, labels, ordered, changes, overlay))
-        for outcome in bar.track(outcomes, total=len(jobs), description="predicting"):
+        for outcome in bar.track(outcomes, total=count, description=doing):
             written += outcome.state == "written"
             existing += outcome.state == "there"
             if outcome.state == "failed":
@@ -112,6 +126,6 @@ def predict(
     there = f", {existing} {'was' if existing == 1 else 'were'} there already" if existing else ""
     print(f"{counted(written, 'mask')} written to {output}{there}")
     if failed:
-        heading = f"{len(failed)} of {counted(len(jobs), 'volume')} failed:"
+        heading = f"{len(failed)} of {counted(count, kind)} failed:"
         print(heading, *(f"  {outcome.message}" for outcome in failed), sep="\n", file=sys.stderr)
         raise Exit(1)

@@ -217,7 +217,7 @@ def _read(model: Predictor, job: Job, settings: PredictionSettings) -> _Read | N
     if isinstance(job.input, Path) and not job.input.is_file():
         raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
     content = file_hash(job.input)
-    if _is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
+    if is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
         return None
     volume = read_volume(job.input, model.atlas.plane)
     prepared, image = model.prepare(volume), volume.array if settings.overlay else None
@@ -282,7 +282,8 @@ def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings
     }
 
 
-def _is_done(job: Job, made: Mapping[str, Any]) -> bool:
+def is_done(job: Job, made: Mapping[str, Any]) -> bool:
+    """Return True if the mask of a job exists, and its JSON file records these facts."""
     try:
         sidecar = json.loads(job.sidecar.read_text(encoding="utf-8"))
         return bool(sidecar["made"] == made and sidecar["mask_sha256"] == file_hash(job.mask))

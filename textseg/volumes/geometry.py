@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,30 @@ class Geometry:
         """Slice, row and column distance of the canonical array."""
         slices, rows, columns = (self.spacing[axis] for axis, _ in self.axes)
         return slices, rows, columns
+
+
+def voxel_at(geometry: Geometry, ras: tuple[float, float, float]) -> tuple[int, int, int] | None:
+    """Return the voxel of the canonical array [S, H, W] at a point in mm to the right, anterior and superior.
+
+    Returns None for a point outside the volume.
+    """
+    to_itk = np.array(ras) * (-1, -1, 1)  # from RAS to ITK's frame, which is LPS
+    to_mm = np.reshape(geometry.direction, (3, 3)) * geometry.spacing  # its columns are the steps of the file axes
+    stored = np.rint(np.linalg.solve(to_mm, to_itk - geometry.origin)).astype(int).tolist()
+    if not all(0 <= index < size for index, size in zip(stored, geometry.size, strict=True)):
+        return None
+    slices, rows, columns = (
+        geometry.size[axis] - 1 - stored[axis] if flipped else stored[axis] for axis, flipped in geometry.axes
+    )
+    return slices, rows, columns
+
+
+def extent_mm(geometry: Geometry) -> list[tuple[str, tuple[float, float]]]:
+    """Return the range of the voxels' centres on each axis of RAS, in mm: "R", "A" and "S"."""
+    ends = np.array(list(product(*((0, size - 1) for size in geometry.size))))
+    corners = (ends * geometry.spacing) @ np.reshape(geometry.direction, (3, 3)).T + geometry.origin
+    corners = corners * (-1, -1, 1) + 0.0  # adding zero turns -0.0 into 0.0
+    return [(axis, (float(side.min()), float(side.max()))) for axis, side in zip("RAS", corners.T, strict=True)]
 
 
 def downward_axis(plane: Plane) -> int:
