@@ -174,6 +174,15 @@ def test_the_visual_twin_differs_in_its_text_alone() -> None:
     assert recipe.model.fusion.model_dump() == {**guided.model.fusion.model_dump(), "stages": 0}
 
 
+def test_the_model_that_reads_windows_differs_in_its_training_alone() -> None:
+    """Apart from the new training, its tests also score windows."""
+    path = FOLDER / "atmnet_spider_windows.yaml"
+    new = {"augmentation": {"field_of_view"}, "prompts": {"template", "training", "renumbering"}}
+    exclude = {**new, "evaluation": {"fields_of_view"}, "name": True}
+    ours, theirs = (recipe_of(file).model_dump(exclude=exclude) for file in (path, path.with_stem("atmnet_spider")))
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.endswith("_mrspineseg")], ids=stem)
 def test_the_experiment_is_the_same_on_both_data_sets(path: Path) -> None:
     compare(path, path.with_stem(path.stem.replace("mrspineseg", "spider")), {"name", "dataset"})
