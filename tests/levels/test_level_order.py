@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from textseg.levels.level_order import (
     Stretch,
     _assign,
     _Objective,
+    find_contradictions,
     order_levels,
     rename_levels,
     stated_stretch,
@@ -350,3 +352,35 @@ def test_a_row_of_a_whole_spine_is_named_in_a_fraction_of_a_second() -> None:
     started = time.process_time()
     _assign(_Objective(gain, np.zeros((pieces, pieces)), np.zeros((moves, levels)), np.zeros(levels)))
     assert time.process_time() - started < 5
+
+
+def without_discs(first: str, last: str, *, top: int = 14, bottom: int = 14) -> NDArray[np.uint8]:
+    """The vertebrae of a column, as a tool draws them that knows no discs."""
+    labels = column(*stretch(first, last), top=top, bottom=bottom)
+    return np.where(np.isin(labels, [LONG[name].index for name in DISCS]), 0, labels).astype(np.uint8)
+
+
+def test_a_list_that_begins_at_a_disc_leaves_no_room_for_a_vertebra_above_it() -> None:
+    labels = without_discs("T12", "L5", top=5, bottom=5)
+    renamed, _ = rename_levels(labels, LONG, Stretch("L1/L2", "L5/S"))
+    for before, after in (("L1", "L2"), ("L2", "L3"), ("L3", "L4"), ("L4", "L5")):
+        assert (renamed[labels == LONG[before].index] == LONG[after].index).all()
+
+
+def test_specks_of_a_group_that_is_not_drawn_move_no_names() -> None:
+    labels, expected = without_discs("L1", "L4"), without_discs("L2", "L5")
+    labels[0, 70, 16] = labels[1, 33, 17] = LONG["L2/L3"].index  # within L4 and L2
+    renamed, _ = rename_levels(labels, LONG, Stretch("L2", "L5"))
+    vertebrae = labels != LONG["L2/L3"].index
+    assert np.array_equal(renamed[vertebrae], expected[vertebrae])
+
+
+def test_a_landmark_at_the_upper_end_contradicts_levels_above_it() -> None:
+    neck = replace(LONG, landmarks=("T11",))
+    labels = column(*stretch("T11", "L2"))
+    assert rename_levels(labels, neck, Stretch("T11", "L2"))[1].contradictions == ()
+    [moved] = rename_levels(labels, neck, Stretch("T12", "L3"))[1].contradictions
+    assert "it shows T11, which the statement makes T12" in moved
+    above = column("L1", "L1/L2", "T11", "T11/T12", "T12", "T12/L1")
+    assert find_contradictions(above, neck, Stretch("T11", "T12")) != ()
+    assert find_contradictions(labels, neck, None) == ()

@@ -22,6 +22,7 @@ from textseg.system.messages import counted
 
 SMALL = 0.25  # of the usual size in its group: below it, a second piece of a structure is a fragment
 TOUCHED = 1 / 3  # of the faces of a fragment: from here on, it belongs to the piece that has them
+LEAST = 0.1  # of the largest usual size: the smallest usual size of another group
 CUT = 0.5  # of the usual size: below it, a piece may be one that the picture cuts and that nobody named
 SKIPPED = 0.1  # cost of leaving out a level between two pieces, against 1 for a piece that the model is sure of
 MOVED = 0.01  # cost of each level by which the names of the model are moved to agree with a statement
@@ -119,8 +120,8 @@ def order_levels(logits: Floats, atlas: Atlas, statement: Statement | None = Non
     their names only if these fit. From a piece on, the names may be moved by another number of levels, for `CHANGED`.
     A stretch FIRST:LAST bounds the names: each of its levels that is left out at an end costs as much as one between
     two pieces. Beyond its ends only these are named: pieces below `CUT` of the usual size, which the picture may cut;
-    the structure of another group next to an end, such as the disc below the last vertebra; and landmarks next to an
-    end. A click fixes the name of one piece. Between two pieces, as many levels are expected to be left out as fit
+    a smaller structure of another group next to an end, such as the disc below the last vertebra; and landmarks next to
+    an end. A click fixes the name of one piece. Between two pieces, as many levels are expected to be left out as fit
     into the distance, so a missing vertebra is noticed.
 
     A piece of the row that gets no name becomes background. A piece outside the row takes the name of the piece of its
@@ -205,7 +206,7 @@ def _name(
             raise PromptError(f"The click on {statement.name} lies on a part whose body the picture doesn't show.")
     weights = np.array([min(1.0, piece.size / usual[groups[piece.label]]) for piece in row])
     moves = range(1) if statement is None else range(-FARTHEST, FARTHEST + 1)
-    assigned, margins = _assign(_objective(row, weights, atlas, groups, moves, statement, clicked))
+    assigned, margins = _assign(_objective(row, weights, usual, atlas, groups, moves, statement, clicked))
     levels = [atlas[name].index for name in atlas.sequence]
     new = {id(piece): levels[given[1]] if given else 0 for piece, given in zip(row, assigned, strict=True)}
     # 4. Rename the row, then the other pieces after their bodies. Without a body, a name moves as the nearest one does.
@@ -291,7 +292,8 @@ def _in_row(pieces_of: dict[int, list[_Piece]], usual: dict[int, float]) -> tupl
     row, others = list[_Piece](), list[_Piece]()
     for pieces in pieces_of.values():
         # The largest piece may be the posterior elements, where the edge of the picture cuts off the body.
-        body = next((piece for piece in pieces if apart(piece) < depth), None)
+        solid = CUT * usual[pieces[0].label] if pieces else 0.0
+        body = next((piece for piece in pieces if piece.size >= solid or apart(piece) < depth), None)
         for piece in pieces:
             # A second piece is a level of its own where it is large, on the curve, and not beside the first.
             further = piece.size >= SMALL * usual[piece.label] and apart(piece) < depth / 2
@@ -324,16 +326,25 @@ def _pieces(
 
 
 def _usual_sizes(pieces_of: dict[int, list[_Piece]], groups: dict[int, str]) -> dict[str, float]:
-    """Return, by group, the median size of the largest piece of each of its structures."""
+    """Return, by group, the usual size of a structure: half of the voxels belong to structures of at least this size.
+
+    Specks hardly count. A group of which the picture has nothing but specks has at least LEAST of the largest size.
+    """
     sizes: dict[str, list[int]] = {}
     for index, pieces in pieces_of.items():
         sizes.setdefault(groups[index], []).extend(piece.size for piece in pieces[:1])
-    return {group: float(np.median(known)) if known else 1.0 for group, known in sizes.items()}
+    usual = {}
+    for group, known in sizes.items():
+        descending = np.sort(known)[::-1]
+        half = np.searchsorted(np.cumsum(descending), descending.sum() / 2)
+        usual[group] = float(descending[half]) if known else 1.0
+    return {group: max(size, LEAST * max(usual.values())) for group, size in usual.items()}
 
 
 def _objective(
     row: Sequence[_Piece],
     weights: Floats,
+    usual: Mapping[str, float],
     atlas: Atlas,
     groups: Mapping[int, str],
     moves: Sequence[int],
@@ -371,7 +382,7 @@ def _objective(
         start -= SKIPPED * above * np.ceil(np.maximum(0, positions - first) / above)
         end -= SKIPPED * below * np.ceil(np.maximum(0, last - positions) / below)
         outside = (positions < first) | (positions > last)
-        gain[:, (weights[:, None] >= CUT) & outside & ~_beyond(first, last, atlas, groups)] = -np.inf
+        gain[:, (weights[:, None] >= CUT) & outside & ~_beyond(first, last, usual, atlas, groups)] = -np.inf
     # 3. How many levels fit between two pieces.
     heights = np.array([piece.height for piece in row])
     distance = _level_distance(row, weights, atlas, groups)
@@ -386,7 +397,9 @@ def _step(atlas: Atlas, level: int) -> int:
     return min((abs(atlas.sequence.index(name) - level) for name in neighbours if name), default=1)
 
 
-def _beyond(first: int, last: int, atlas: Atlas, groups: Mapping[int, str]) -> NDArray[np.bool_]:
+def _beyond(
+    first: int, last: int, usual: Mapping[str, float], atlas: Atlas, groups: Mapping[int, str]
+) -> NDArray[np.bool_]:
     """Return True for the levels just beyond a stretch that a person does not name, but that are there."""
     result = np.zeros(len(atlas.sequence), dtype=bool)
     group = [groups[atlas[name].index] for name in atlas.sequence]
@@ -394,8 +407,9 @@ def _beyond(first: int, last: int, atlas: Atlas, groups: Mapping[int, str]) -> N
         next_of_group = atlas.neighbour(atlas.sequence[end], step)
         level = end + step
         while 0 <= level < len(result):
-            # A disc next to a vertebra; nobody counts the sacrum.
-            result[level] = group[level] != group[end] or atlas.sequence[level] in atlas.landmarks
+            # A disc next to a vertebra, not a vertebra next to a disc; nobody counts the sacrum.
+            smaller = usual[group[level]] < usual[group[end]]
+            result[level] = smaller or atlas.sequence[level] in atlas.landmarks
             if atlas.sequence[level] == next_of_group or not result[level]:
                 break
             level += step
