@@ -21,6 +21,8 @@ class Short:
 
     def __call__(self, visibility: Visibility) -> Prompts:
         seen = ", ".join(visibility.visible) or "nothing"
+        if not visibility.counted:
+            return Prompts(f"MRI of the {self.region}.", tuple(f"It may show {n}." for n in self.atlas.names))
         return Prompts(f"MRI of the {self.region}: {seen}.", tuple(f"It shows {n}." for n in self.atlas.names))
 
 
@@ -121,6 +123,21 @@ class Constant(Short):
         return super().__call__(replace(visibility, visible=self.atlas.names))
 
 
+class Certain(Short):
+    """Names every structure where nobody has looked."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        return super().__call__(replace(visibility, counted=True))
+
+
+class CertainOfOne(Short):
+    """States a structure where nobody has looked."""
+
+    def __call__(self, visibility: Visibility) -> Prompts:
+        prompts = super().__call__(visibility)
+        return replace(prompts, classwise=(f"It shows {self.atlas.names[0]}.", *prompts.classwise[1:]))
+
+
 class Local(Short):
     """Can't reach another process."""
 
@@ -157,6 +174,8 @@ def test_an_atlas_that_it_was_not_made_for() -> None:
         (Same, "names", "a text of its own for each visible structure, came 'It shows a vertebra.' for 'L2' and 'L1'"),
         (Blank, "names", "a text for 'L2' where it is visible, came an empty one"),
         (Constant, "names", "another text where 'L2' is not visible, came the same"),
+        (Certain, "uncounted", "a text of its own where Visibility.counted is False"),
+        (CertainOfOne, "uncounted", "(see `prompts.template: uncounted`) for 'L2', too, came that of ("),
         (Local, "pure", "expected no error, came"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

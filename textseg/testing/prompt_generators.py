@@ -102,4 +102,22 @@ def _names(subject: Subject) -> None:
         promise(without != complete, f"another text where '{name}' is not visible", f"the same: '{complete.holistic}'")
 
 
-CHECKS = (_surroundings, _construction, _prompts, _pure, _names)
+@check("uncounted", KIND)
+def _uncounted(subject: Subject) -> None:
+    """Check that the text of a template that nobody counted is not the text of any statement."""
+    atlas = subject.atlas or REGION
+    generator = subject.build(atlas)
+    nobody = [visibility for visibility in visibilities(atlas) if not visibility.counted]
+    holistic = {generator(visibility).holistic for visibility in nobody}
+    classwise = [generator(visibility).classwise for visibility in nobody]
+    for visibility in visibilities(atlas):
+        if not visibility.counted:
+            continue
+        stated = generator(visibility)
+        wanted = "a text of its own where Visibility.counted is False (see `prompts.template: uncounted`)"
+        promise(stated.holistic not in holistic, wanted, f"that of {visibility.visible}: '{stated.holistic}'")
+        for name, text, *unknown in zip(atlas.names, stated.classwise, *classwise, strict=True):
+            promise(text not in unknown, f"{wanted} for '{name}', too", f"that of {visibility.visible}: '{text}'")
+
+
+CHECKS = (_surroundings, _construction, _prompts, _pure, _names, _uncounted)
