@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subj
     assert not set(words) & set(template[0].holistic.split())
     assert {prompt.holistic for prompt in empty(tested)} == {"."}
     assert all(name in paraphrased(tested)[0].holistic for name in template[0].visibility.visible)
+
+
+def test_other_words_for_an_uncounted_template_name_no_visible_structure(tested: Subject) -> None:
+    (write,) = (item.write_prompts for item in CONDITIONS if item.name == "paraphrased")
+    assert write
+    template = [
+        replace(prompt, visibility=replace(prompt.visibility, counted=False)) for prompt in tested.prompts["template"]
+    ]
+    prompts = write(replace(tested, prompts={**tested.prompts, "template": template}))
+    sentence = "In this picture nobody has said which structures one can make out."
+    assert {prompt.holistic for prompt in prompts} == {sentence}
+    assert all(text.startswith("Nobody has checked for ") for prompt in prompts for text in prompt.classwise)
 
 
 def test_a_moved_list_is_one_level_off_or_left_out(experiment: Experiment) -> None:

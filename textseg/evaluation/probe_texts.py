@@ -112,10 +112,14 @@ def _words(prompt: SlicePrompt, change: Callable[[list[str]], list[str]]) -> Sli
 def _paraphrased(case: Subject) -> Sequence[SlicePrompt]:
     prompts = []
     for prompt in case.prompts["template"]:
-        visible = prompt.visibility.visible
-        holistic = f"In this picture one can make out {', '.join(visible)}."
-        names = case.experiment.atlas.names
-        classwise = tuple(f"{n} can be {'seen' if n in visible else 'found nowhere'}." for n in names)
+        # The template of a volume has every structure as visible, in an uncounted one as well as in a listed one.
+        names = prompt.visibility.visible
+        if prompt.visibility.counted:
+            holistic = f"In this picture one can make out {', '.join(names)}."
+            classwise = tuple(f"{name} can be seen." for name in names)
+        else:
+            holistic = "In this picture nobody has said which structures one can make out."
+            classwise = tuple(f"Nobody has checked for {name}." for name in names)
         prompts.append(replace(prompt, holistic=holistic, classwise=classwise))
     return prompts
 
@@ -133,7 +137,7 @@ def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
 
 
 CONDITIONS = (
-    Condition(BASELINE, "every structure is listed", "", _of("template")),
+    Condition(BASELINE, "the recipe's template, which knows nothing of the image", "", _of("template")),
     Condition("predicted", "what a first pass found", "", None),
     Condition(
         RIGHT,
