@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from textseg.contracts import Atlas, Structure
-from textseg_spine.label_schemes import all_schemes
+from textseg_spine.label_schemes import DISCS_DOWNWARDS, DOWNWARDS, all_schemes
 
 VERTEBRAE = ("L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9")
 DISCS = ("L5/S", "L4/L5", "L3/L4", "L2/L3", "L1/L2", "T12/L1", "T11/T12", "T10/T11", "T9/T10")
@@ -73,6 +73,22 @@ def lumbar_mrspineseg() -> Atlas:
     )
 
 
+def whole_spine() -> Atlas:
+    """The 49 structures of the whole spine: C1 to L5 and the sacrum, the discs between them from C2 on, the canal."""
+    below = {disc.split("/")[0]: disc for disc in DISCS_DOWNWARDS}
+    sequence = (*(name for level in DOWNWARDS for name in (level, below.get(level)) if name), SACRUM)
+    vertebrae = (*DOWNWARDS, SACRUM)
+    return Atlas(
+        name="whole_spine",
+        structures=_structures((*vertebrae, *DISCS_DOWNWARDS, CANAL)),
+        sequence=sequence,
+        groups={"vertebrae": vertebrae, "discs": DISCS_DOWNWARDS, "canal": (CANAL,)},
+        adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
+        label_schemes=all_schemes(),
+        landmarks=("C2", "L5/S", SACRUM),
+    )
+
+
 def _downwards() -> tuple[str, ...]:
     """T9, T9/T10, T10, ..., L5, L5/S."""
     pairs = zip(reversed(VERTEBRAE), reversed(DISCS), strict=True)
@@ -85,16 +101,16 @@ def _neighbours(sequence: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def _structures(names: tuple[str, ...]) -> tuple[Structure, ...]:
     return tuple(
-        Structure(name, _family(name), index, SNOMED[name], SYNONYMS.get(name, ()))
+        Structure(name, _family(name), index, SNOMED.get(name), SYNONYMS.get(name, ()))
         for index, name in enumerate(names, start=1)
     )
 
 
 def _family(name: str) -> str:
-    if name in DISCS:
+    if "/" in name:
         return "intervertebral disc"
     if name == CANAL:
         return "spinal canal"
     if name == SACRUM:
         return "sacrum"
-    return "lumbar vertebra" if name.startswith("L") else "thoracic vertebra"
+    return {"C": "cervical vertebra", "T": "thoracic vertebra", "L": "lumbar vertebra"}[name[0]]

@@ -14,15 +14,19 @@ from textseg.errors import DataError, PromptError
 from textseg.inference.renaming import find_convention, read_point
 from textseg.registry.discovery import installed_registry
 from textseg.volumes.files import read_labels
-from textseg_spine.atlas import lumbar_spider
+from textseg_spine.atlas import lumbar_spider, whole_spine
 
 ROW = lumbar_spider().sequence
 SPIDER = {name: value for value, name in lumbar_spider().label_schemes["spider"].items()}
 
 
+def column_names(first: str, last: str) -> tuple[str, ...]:
+    return ROW[ROW.index(first) : ROW.index(last) + 1]
+
+
 def column(first: str, last: str, scheme: dict[str, int] = SPIDER) -> NDArray[np.uint8]:
     """Label values of a straight spine in canonical order, with the canal behind it. What has no value is empty."""
-    names = ROW[ROW.index(first) : ROW.index(last) + 1]
+    names = column_names(first, last)
     heights = [6 if "/" in name else 14 for name in names]
     labels = np.zeros((3, sum(heights) + 4, 40), np.uint8)
     for name, height, end in zip(names, heights, np.cumsum(heights), strict=True):
@@ -65,7 +69,7 @@ def test_levels_get_the_names_that_a_person_states_and_nothing_else_changes(tmp_
     assert sidecar["labels"]["100"] == "SC"
     assert len(sidecar["changes"]) == 11
     assert sidecar["unnamed"] == []
-    assert set(sidecar["margins"]) == set(ROW[ROW.index("T12") : ROW.index("L5") + 1])
+    assert set(sidecar["margins"]) == set(column_names("T12", "L5"))
     again = rename(mask, "--visible", "T12:L5", "--output", tmp_path / "out")
     assert "0 masks written" in again
     assert "1 was there already" in again
@@ -120,6 +124,17 @@ def test_a_tool_without_discs_can_be_renamed(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["rename", str(mask), "--visible", "T12:L5", *options], catch_exceptions=False)
     assert result.exit_code == 0
     assert np.array_equal(read_labels(tmp_path / "out" / "a.mha").array, column("T12", "L5", scheme))
+
+
+def test_masks_of_the_whole_spine_have_levels_that_the_lumbar_atlas_lacks(tmp_path: Path) -> None:
+    scheme = {name: value for value, name in whole_spine().label_schemes["totalspineseg"].items()}
+    mask = write(tmp_path / "a.mha", column("T9", "L3", scheme))
+    options = ["--labels", "totalspineseg", "--atlas", "whole_spine", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["rename", str(mask), "--visible", "T7:L1", *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    before, after = read_labels(mask).array, read_labels(tmp_path / "out" / "a.mha").array
+    for name in column_names("T9", "L3"):
+        assert (after[before == scheme[name]] == scheme[whole_spine().neighbour(name, -2) or ""]).all()
 
 
 def test_a_landmark_that_contradicts_the_statement_is_printed(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_plugin_of_pytest_has_a_test_for_each_check_and_costs_others_nothing
     for check in checks("atlas"):
         assert f"test_components[atlas-lumbar_spider-{check.name}] PASSED" in output
     assert "test_components[dataset-spider-cases] SKIPPED" in output
-    count = 2 * len(checks("atlas"))
+    count = 3 * len(checks("atlas"))
     assert f"{count} passed, {3 * len(checks('dataset'))} skipped" in output
 
 

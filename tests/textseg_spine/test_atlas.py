@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from textseg.contracts import Atlas
-from textseg_spine.atlas import lumbar_mrspineseg, lumbar_spider
+from textseg_spine.atlas import lumbar_mrspineseg, lumbar_spider, whole_spine
 
 # The order of the columns of the paper's tables.
 VERTEBRAE = ["L5", "L4", "L3", "L2", "L1", "T12", "T11", "T10", "T9"]
@@ -23,13 +23,13 @@ def test_sequences_run_downwards() -> None:
     assert list(lumbar_mrspineseg().sequence) == [*UPPER, *LOWER, "S"]
 
 
-@pytest.mark.parametrize("atlas", [lumbar_spider(), lumbar_mrspineseg()], ids=lambda atlas: atlas.name)
+@pytest.mark.parametrize("atlas", [lumbar_spider(), lumbar_mrspineseg(), whole_spine()], ids=lambda atlas: atlas.name)
 def test_groups_share_out_all_structures(atlas: Atlas) -> None:
     grouped = [name for group in atlas.groups.values() for name in group]
     assert sorted(grouped) == sorted(atlas.names)
 
 
-@pytest.mark.parametrize("atlas", [lumbar_spider(), lumbar_mrspineseg()], ids=lambda atlas: atlas.name)
+@pytest.mark.parametrize("atlas", [lumbar_spider(), lumbar_mrspineseg(), whole_spine()], ids=lambda atlas: atlas.name)
 def test_neighbours_in_the_sequence_are_adjacent(atlas: Atlas) -> None:
     pairs = set(atlas.adjacent)
     assert len(pairs) == len(atlas.adjacent)
@@ -58,3 +58,14 @@ def test_groups_collapse_the_structures() -> None:
     full = lumbar_spider()
     assert [classes[full[name].index] for name in ("L5", "T9", "L5/S", "SC")] == [1, 1, 2, 3]
     assert sorted(classes) == list(range(full.class_count))
+
+
+def test_the_whole_spine_has_a_level_for_each_value_of_the_tools() -> None:
+    atlas = whole_spine()
+    assert list(atlas.sequence[:6]) == ["C1", "C2", "C2/C3", "C3", "C3/C4", "C4"]
+    assert list(atlas.sequence[-19:]) == [*UPPER, *LOWER, "S"]
+    assert set(lumbar_spider().names) <= set(atlas.names)
+    for scheme, others in (("totalspineseg", {"spinal cord"}), ("totalsegmentator", {"spinal cord", "S1"})):
+        assert set(atlas.label_schemes[scheme].values()) - set(atlas.names) == others
+    assert atlas.neighbour("T12", 1) == "L1"
+    assert atlas.neighbour("C7/T1", 1) == "T1/T2"
