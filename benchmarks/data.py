@@ -39,7 +39,7 @@ DISTORTION = AugmentationSettings(distortion=1.0, rotation_degrees=10, scale=0.1
 RECIPE = AugmentationSettings(  # of recipes/atmnet_spider.yaml
     distortion=0.5, rotation_degrees=10, scale=0.1, translation=0.03, elastic_pixels=4, gamma=0.2, noise=0.03
 )
-PAIRS, BATCHES = (1, 1) if SMALLEST else (9, 12)  # for each size of the last table
+PAIRS, BATCHES = (1, 1) if SMALLEST else (9, 40)  # for each size of the last table
 PLAIN = (  # the quickstart, with a text encoder that costs nothing
     "augmentation.field_of_view=null",
     "prompts.text_encoder={use: hashed}",

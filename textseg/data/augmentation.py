@@ -144,8 +144,9 @@ class Augmentation:
 
 @lru_cache(maxsize=4)
 def _plain_grid(height: int, width: int) -> Tensor:
-    """Return the grid that samples each pixel at its own position, [1, H, W, 2]."""
-    return F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
+    """Return the grid that samples each pixel at its own position, [1, H, W, 2], its coordinates in planes."""
+    grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
+    return grid.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
 def _through(view: View, grid: Tensor) -> Tensor:

@@ -262,17 +262,16 @@ class DrawnText:
         rows = TextRows(*(tensors[name][numbers] for name in ("holistic", "classwise", "present")))
         if self.statements.renumbering is not None:
             new = tensors["shifted"][moves].to(mask.dtype)  # [B, K]
-            mask = new.gather(1, mask.flatten(1).long()).reshape(mask.shape)
+            # Slice by slice: the indices of a whole batch would be temporary arrays of many megabytes.
+            renamed = (row.index_select(0, labels.flatten().int()) for row, labels in zip(new, mask, strict=True))
+            mask = torch.stack(list(renamed)).reshape(mask.shape)
         return mask, rows, moves > 0
 
     def numbers(self, mask: Tensor, draws: Draws, *, volume: bool) -> tuple[Tensor, Tensor]:
         """Return the number of the prompts and of the move of each slice, both [B]."""
         tensors, sequence = self._on(mask.device), self.statements.atlas.sequence
         # 1. The area of each class, before and after the distortion.
-        flat = mask.flatten(1).long()
-        area = torch.zeros(len(mask), draws.before.shape[1], dtype=torch.long, device=mask.device)
-        area.scatter_add_(1, flat, torch.ones_like(flat))
-        before = draws.before
+        before, area = draws.before, _areas(mask, draws.before.shape[1])
         if volume:
             area, before = area.sum(0, keepdim=True).expand_as(area), before.sum(0, keepdim=True).expand_as(before)
         # 2. The first and the last structure of the sequence that has enough of its area in the picture.
@@ -331,6 +330,15 @@ class DrawnText:
             host = self._tensors[torch.device("cpu")]
             self._tensors[device] = {name: tensor.to(device) for name, tensor in host.items()}
         return self._tensors[device]
+
+
+def _areas(mask: Tensor, classes: int) -> Tensor:
+    """Return the number of pixels of each class [B, K] in a mask [B, H, W]."""
+    if mask.device.type == "cpu":
+        return torch.stack([torch.bincount(labels.flatten(), minlength=classes) for labels in mask])
+    flat = mask.flatten(1).long()  # on a GPU, counting bins would wait for the result
+    area = torch.zeros(len(mask), classes, dtype=torch.long, device=mask.device)
+    return area.scatter_add_(1, flat, torch.ones_like(flat))
 
 
 def last_of_first_group(atlas: Atlas) -> list[int]:
