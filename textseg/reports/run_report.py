@@ -30,7 +30,7 @@ from textseg.system.files import write_atomically
 from textseg.volumes.files import read_volume
 
 _SOURCES = {
-    "template": "every structure listed, nothing known about the case",
+    "template": "nothing known about the case",
     "interactive": "a person named the visible structures",
     "simulated": "a simulated person: first and last structure read from the reference masks",
     "predicted": "read from a first prediction of the model itself",

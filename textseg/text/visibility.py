@@ -1,7 +1,7 @@
 """Visibilities: the structures that a prompt may call visible, for each source of that knowledge.
 
-The template names every structure, a mask shows some, and a first pass predicts them. What a person names is read in
-`textseg.text.reading`.
+The template knows nothing of the image, a mask shows some structures, and a first pass predicts them. What a person
+names is read in `textseg.text.reading`.
 """
 
 from __future__ import annotations
