@@ -193,7 +193,7 @@ class TextFeatures(Movable):
     tokens: Tensor  # [B, T, D] of the holistic prompt; padding is zero
     mask: Tensor  # [B, T] bool, True at tokens, False at padding
     classwise: Tensor | None  # [B, K-1, D], a vector for each structure: its prompt, pooled over tokens
-    present: Tensor  # [B, K-1] bool, the structures that the text calls visible
+    present: Tensor  # [B, K-1] bool, the structures that the text calls visible; all of them for a template
 
 
 @dataclass(frozen=True)
