@@ -122,7 +122,7 @@ def test_a_visible_landmark_against_the_statement_is_a_remark(
     above = model.atlas.neighbour(first, -1)
     for visible, contradicts in ((f"{first}:L5", False), (f"{above or first}:L4", True)):
         remarks = reader(case.case.image_path, visible=visible, ordered=ordered).remarks
-        assert any("contradicts the statement: it shows L5/S" in remark for remark in remarks) == contradicts
+        assert any("contradicts the statement: the picture says L5/S" in remark for remark in remarks) == contradicts
 
 
 @pytest.mark.parametrize(

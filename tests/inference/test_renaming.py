@@ -140,7 +140,7 @@ def test_masks_of_the_whole_spine_have_levels_that_the_lumbar_atlas_lacks(tmp_pa
 def test_a_landmark_that_contradicts_the_statement_is_printed(tmp_path: Path) -> None:
     mask = write(tmp_path / "a.mha", column("T12", "L5/S"))
     output = rename(mask, "--visible", "T11:L4", "--output", tmp_path / "out")
-    assert "the picture contradicts the statement: it shows L5/S, which the statement makes L4/L5" in output
+    assert "the picture contradicts the statement: the picture says L5/S, the statement says L4/L5" in output
 
 
 def test_a_damaged_mask_is_named_and_the_others_are_renamed(tmp_path: Path) -> None:

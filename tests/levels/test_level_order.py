@@ -330,11 +330,11 @@ def test_a_landmark_that_contradicts_the_statement_is_reported() -> None:
     renamed, naming = rename_levels(labels, LONG, Stretch("T12", "L4"))
     assert np.array_equal(renamed, column(*stretch("T12", "L4/L5")))
     assert naming.contradictions == (
-        "the picture contradicts the statement: it shows L5/S, which the statement makes L4/L5",
+        "the picture contradicts the statement: the picture says L5/S, the statement says L4/L5",
     )
     early = rename_levels(labels, LONG, Stretch("L1", "L3"))[1]
     assert early.contradictions == (
-        "the picture contradicts the statement: it shows L5/S, which the statement leaves no room for",
+        "the picture contradicts the statement: the picture says L5/S, the statement leaves no room for it",
     )
     beyond = column("L3", "L3/L4", "L4", "L5/S", "L5", "L4/L5")
     assert rename_levels(beyond, LONG, Stretch("L3", "L4"))[1].contradictions
@@ -380,7 +380,7 @@ def test_a_landmark_at_the_upper_end_contradicts_levels_above_it() -> None:
     labels = column(*stretch("T11", "L2"))
     assert rename_levels(labels, neck, Stretch("T11", "L2"))[1].contradictions == ()
     [moved] = rename_levels(labels, neck, Stretch("T12", "L3"))[1].contradictions
-    assert "it shows T11, which the statement makes T12" in moved
+    assert "the picture says T11, the statement says T12" in moved
     above = column("L1", "L1/L2", "T11", "T11/T12", "T12", "T12/L1")
     assert find_contradictions(above, neck, Stretch("T11", "T12")) != ()
     assert find_contradictions(labels, neck, None) == ()

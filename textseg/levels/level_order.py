@@ -505,13 +505,15 @@ def _contradictions(
         if name not in atlas.landmarks:
             continue
         if called != name:
-            statement = f"which the statement makes {called}" if called else "which the statement leaves no room for"
-            sentences.append(f"the picture contradicts the statement: it shows {name}, {statement}")
+            statement = f"the statement says {called}" if called else "the statement leaves no room for it"
+            sentences.append(f"the picture contradicts the statement: the picture says {name}, {statement}")
         for step, side, further in ((-1, "above", large[:position]), (1, "below", large[position + 1 :])):
             same = any(groups[neighbour.label] == groups[piece.label] for neighbour in further)
             if called == name and same and atlas.neighbour(name, step) is None:
                 others = f"others of the {groups[piece.label]}"
-                sentences.append(f"the picture contradicts the statement: it shows {others} {side} {name}")
+                sentences.append(
+                    f"the picture contradicts the statement: the picture says {name}, with {others} {side} it"
+                )
     return tuple(sentences)
 
 
