@@ -22,6 +22,7 @@ from textseg.levels.level_order import (
     rename_levels,
     stated_stretch,
 )
+from textseg_spine.atlas import whole_spine
 
 NAMES = ("L5", "L4", "L3", "L4/L5", "L3/L4", "SC")
 ATLAS = Atlas(
@@ -384,3 +385,52 @@ def test_a_landmark_at_the_upper_end_contradicts_levels_above_it() -> None:
     above = column("L1", "L1/L2", "T11", "T11/T12", "T12", "T12/L1")
     assert find_contradictions(above, neck, Stretch("T11", "T12")) != ()
     assert find_contradictions(labels, neck, None) == ()
+
+
+def test_names_that_are_far_off_are_no_reason_to_leave_a_piece_without_one() -> None:
+    spine, shown = whole_spine(), column(*stretch("T11", "L2"))
+    far, expected = np.zeros_like(shown), np.zeros_like(shown)
+    for position, name in enumerate(stretch("T11", "L2")):
+        for labels, first in ((far, "C3"), (expected, "L1")):
+            level = spine.sequence[spine.sequence.index(first) + position]
+            labels[shown == LONG[name].index] = spine[level].index
+    renamed, naming = rename_levels(far, spine, Stretch("L1", "L4"))
+    assert np.array_equal(renamed, expected)
+    assert naming.unnamed == ()
+
+
+def test_a_vertebra_that_is_cut_may_be_the_last_one_named() -> None:
+    labels = column(*stretch("L1", "L4"), bottom=6)
+    renamed, _ = rename_levels(labels, LONG, Stretch("T12", "L3"))
+    assert np.array_equal(renamed, column(*stretch("T12", "L3"), bottom=6))
+
+
+def test_posterior_elements_that_touch_the_next_vertebra_keep_their_name() -> None:
+    labels = column(*stretch("L1", "L4"))
+    labels[:, 46:50, 18:22] = LONG["L2"].index  # at the back of L3
+    renamed, naming = rename_levels(labels, LONG, Stretch("L1", "L4"))
+    assert np.array_equal(renamed, labels)
+    assert naming.changes == ()
+
+
+def test_two_parts_of_a_disc_at_one_height_are_one_disc() -> None:
+    labels = column(*stretch("L1", "L4"))
+    labels[:, 34:40, 10] = 0  # L2/L3 in two parts
+    for statement in (None, Stretch("L1", "L4")):
+        renamed, naming = rename_levels(labels, LONG, statement)
+        assert np.array_equal(renamed, labels)
+        assert naming.unnamed == ()
+
+
+def test_the_sacrum_below_the_last_vertebra_needs_no_statement() -> None:
+    sacrum = Structure("S", "sacrum", len(LONG.structures) + 1)
+    groups = {**LONG.groups, "vertebrae": (*VERTEBRAE, "S")}
+    whole = replace(
+        LONG, structures=(*LONG.structures, sacrum), sequence=(*ROW, "S"), groups=groups, landmarks=("L5/S", "S")
+    )
+    lumbar = column(*stretch("L1", "L5/S"))
+    labels = np.pad(lumbar, ((0, 0), (0, 14), (0, 0)))
+    labels[:, -14:, 4:18] = sacrum.index
+    renamed, naming = rename_levels(labels, whole, Stretch("L1", "L5"))
+    assert np.array_equal(renamed, labels)
+    assert naming.contradictions == ()
