@@ -168,6 +168,59 @@ def test_one_statement_holds_for_a_whole_volume(small_atlas: Atlas, drawn_text_o
     assert by_volume == [["L2", "L1", "L1/L2", "SC"]] * 2
 
 
+@pytest.mark.parametrize("distorts", [True, False])
+def test_a_slice_of_a_volume_has_a_text_of_its_own_whatever_it_shows(
+    spine: Atlas, prepared_case: Callable[..., PreparedCase], drawn_text_of: DrawnTextOf, distorts: bool
+) -> None:
+    """The volume shows V2 to V3 and the canal; its slices show V2, everything, only the canal, and nothing."""
+    shown = ((3,), (3, 4, 5, 10), (10,), ())
+    case = replace(prepared_case(f"a{distorts}", [()] * 4), present=shown)
+
+    def speak(visibility: Visibility) -> Prompts:
+        return Prompts(json.dumps([visibility.source, *visibility.visible]), ("",) * 10)
+
+    text = drawn_text_of(
+        [case], spine, generator=speak, moves=distorts, renumbering=RenumberingSettings(probability=1, levels=1)
+    )
+    masks = torch.cat([mask_of(dict.fromkeys(indices, 100)) for indices in shown])
+    none = torch.zeros(4, dtype=torch.long)
+    before = torch.stack([torch.bincount(mask.flatten(), minlength=11) for mask in masks]).float()
+    for move, names in ((-1.0, ("V2", "V2/V3", "V3")), (0.0, ("V1", "V1/V2", "V2"))):
+        drawn = {}
+        for source in ("interactive", "ground_truth"):
+            draws = Draws(torch.arange(4), none + AVAILABLE.index(source), before, none.bool(), none + move, none)
+            _, _, renumbered = text(masks, draws, volume=True)
+            numbers, _ = text.numbers(masks, draws, volume=True)
+            drawn[source] = [json.loads(text.holistic(int(number))) for number in numbers]
+            assert renumbered.tolist() == [move >= 0] * 4
+        assert drawn["interactive"] == [["interactive", *names, "SC"]] * 4
+        assert drawn["ground_truth"] == [["ground_truth", *part] for part in (names[:1], (*names, "SC"), ("SC",), ())]
+
+
+def test_a_list_that_the_atlas_cannot_move_stays_even_if_the_picture_lacks_its_middle(
+    prepared_case: Callable[..., PreparedCase], drawn_text_of: DrawnTextOf
+) -> None:
+    """As in the neck: there is no disc above V2, so V2 and V3 could move up, and the disc between them could not."""
+    sequence = ("V1", "V2", "V2/V3", "V3")
+    neck = Atlas(
+        "neck",
+        tuple(Structure(name, "part", index) for index, name in enumerate(sequence, 1)),
+        sequence=sequence,
+        groups={"vertebrae": ("V1", "V2", "V3"), "discs": ("V2/V3",)},
+    )
+    case = replace(prepared_case("neck", [()]), present=((2, 4),))
+
+    def speak(visibility: Visibility) -> Prompts:
+        return Prompts(json.dumps([visibility.source, *visibility.visible]), ("",) * 4)
+
+    text = drawn_text_of([case], neck, generator=speak, renumbering=RenumberingSettings(probability=1, levels=1))
+    areas = {2: 100, 4: 100}
+    draws = replace(draws_of("interactive", areas, move=0.5), before=draws_of("interactive", areas).before[:, :5])
+    numbers, moves = text.numbers(mask_of(areas), draws, volume=False)
+    assert moves.tolist() == [0]
+    assert json.loads(text.holistic(int(numbers[0]))) == ["interactive", "V2", "V2/V3", "V3"]
+
+
 def test_without_distortion_only_the_texts_of_whole_slices_are_written(
     cases: list[PreparedCase], small_atlas: Atlas, speak: PromptGenerator
 ) -> None:

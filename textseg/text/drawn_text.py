@@ -7,10 +7,11 @@ the device of the mask, so that a slice that is distorted on a GPU needs no copy
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textseg.contracts import Atlas, PromptGenerator, Source, TextFeatures, Visibility
@@ -125,15 +126,18 @@ class Statements:
         variants: dict[Source, Tensor] = {}
         lookup: dict[Source, Tensor] = {}
         for source in self.sources:
-            known: dict[tuple[tuple[int, ...], int, tuple[tuple[str, str], ...]], int] = {}
+            known: dict[tuple[tuple[int, ...], tuple[int, ...], int, tuple[tuple[str, str], ...]], int] = {}
             numbers: list[int] = []
             rows: list[Tensor] = []
             for prepared in cases:
                 facts = tuple(sorted(prepared.case.facts.items()))
+                # A person names what the slice shows, or what the volume shows where a batch is a volume.
+                everywhere = source == "interactive" and not self.moves
+                volume = tuple(sorted({*itertools.chain(*prepared.present)})) if everywhere else ()
                 for index, present in enumerate(prepared.present):
                     third = third_of_stack(index, prepared.slice_count)
                     assert third is not None
-                    key = (present if source == "ground_truth" or not self.moves else (), third, facts)
+                    key = (present if source == "ground_truth" or not self.moves else (), volume, third, facts)
                     if key not in known:
                         known[key] = len(rows)
                         rows.append(self._row(source, *key))
@@ -142,7 +146,14 @@ class Statements:
             lookup[source] = torch.stack(rows) if rows else torch.zeros(0, self.code_count, dtype=torch.long)
         return variants, lookup
 
-    def _row(self, source: Source, present: tuple[int, ...], third: int, facts: tuple[tuple[str, str], ...]) -> Tensor:
+    def _row(
+        self,
+        source: Source,
+        present: tuple[int, ...],
+        volume: tuple[int, ...],
+        third: int,
+        facts: tuple[tuple[str, str], ...],
+    ) -> Tensor:
         """Return the number of the prompt for each code [code_count], for slices of one kind."""
         template = self._number(self.atlas.names, "template", third, facts)
         if source == "template":
@@ -150,20 +161,25 @@ class Statements:
         row = torch.full((self.code_count,), -1)
         for bits in range(1 << len(self.outside)):
             row[self.code(0, -1, -1, bits)] = template  # nobody can name the levels of a picture without any
-        for code, visible in self._pictures(source, present):
+        for code, visible in self._pictures(source, present, volume):
             row[code] = self._number(visible, source, third, facts)
         return row
 
-    def _pictures(self, source: Source, present: tuple[int, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Give the code and the named structures of each picture that a slice may become."""
+    def _pictures(
+        self, source: Source, present: tuple[int, ...], volume: tuple[int, ...]
+    ) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Give the code and the named structures of each picture that a slice may become.
+
+        Without distortion these are the structures `present` in the slice, and those in its `volume`.
+        """
         atlas, sequence = self.atlas, self.atlas.sequence
         whole = source == "interactive" and self.moves  # a person's words depend on nothing but the code
         shown = set(atlas.names) if whole else {atlas.names[index - 1] for index in present}
         positions = [position for position, name in enumerate(sequence) if name in shown]
         stretches = [(a, b) for a, b in itertools.combinations_with_replacement(positions, 2)]
-        if not self.moves and positions:
-            vertebra = last_of_first_group(atlas)[positions[-1]]
-            stretches = [(positions[0], last) for last in {positions[-1], vertebra} if last >= positions[0]]
+        if not self.moves:
+            whole_stretches = [self._whole_stretches(indices) for indices in (present, volume)]
+            stretches = list(dict.fromkeys(itertools.chain(*whole_stretches)))
         for shift, levels in enumerate(self.shifts):
             for first, last in [*stretches, (-1, -1)]:
                 if first < 0 and levels:
@@ -187,6 +203,14 @@ class Statements:
                         continue
                     chosen = {*moved, *extra}
                     yield self.code(shift, first, last, bits), tuple(n for n in atlas.names if n in chosen)
+
+    def _whole_stretches(self, present: Collection[int]) -> list[tuple[int, int]]:
+        """Return the stretches, as positions in the sequence, in which a person may name all structures present."""
+        positions = [i for i, name in enumerate(self.atlas.sequence) if self.atlas[name].index in present]
+        if not positions:
+            return []
+        vertebra = last_of_first_group(self.atlas)[positions[-1]]
+        return [(positions[0], last) for last in {positions[-1], vertebra} if last >= positions[0]]
 
     def _number(self, visible: tuple[str, ...], source: Source, third: int, facts: tuple[tuple[str, str], ...]) -> int:
         """Return the number of the prompts that state some structures, and write them the first time."""
@@ -275,30 +299,33 @@ class DrawnText:
         if volume:
             area, before = area.sum(0, keepdim=True).expand_as(area), before.sum(0, keepdim=True).expand_as(before)
         # 2. The first and the last structure of the sequence that has enough of its area in the picture.
-        person = draws.source == AVAILABLE.index("interactive")
-        none = torch.full_like(draws.source, -1)
-        first, last = none, none
+        person, order = draws.source == AVAILABLE.index("interactive"), tensors["order"]
+        first, last = _ends(((area >= NAMED_SHARE * before) & (area > 0))[:, order])
         if sequence:
-            named = ((area >= NAMED_SHARE * before) & (area > 0))[:, tensors["order"]]  # [B, n]
-            some = named.any(1)
-            ends = named.flip(1).int().argmax(1)
-            first = torch.where(some, named.int().argmax(1), none)
-            last = torch.where(some, len(sequence) - 1 - ends, none)
             vertebra = tensors["vertebra"][last.clamp(min=0)]
-            last = torch.where(person & draws.ends_at_vertebra & (vertebra >= first) & some, vertebra, last)
-        # 3. The move, among those that every structure of the picture can make.
-        moves = self._moves(area > 0, draws, first >= 0, tensors["movable"])
+            last = torch.where(person & draws.ends_at_vertebra & (vertebra >= first) & (last >= 0), vertebra, last)
+        # 3. The move, among those that every structure can make that the picture shows or the text names.
+        position = torch.arange(len(sequence), device=mask.device)
+        stretch = (position >= first[:, None]) & (position <= last[:, None])  # [B, n]
+        shown = area > 0
+        shown[:, order] |= stretch
+        moves = self._moves(shown, draws, first >= 0, tensors["movable"])
+        if volume:  # the ground truth of a slice is only its own part of the volume's stretch
+            ends = _ends(stretch & (draws.before[:, order] > 0))
+            truth = draws.source == AVAILABLE.index("ground_truth")
+            first, last = (torch.where(truth, own, whole) for own, whole in zip(ends, (first, last), strict=True))
         # 4. The structures outside the sequence, as the bits of a number.
-        shown = (area[:, tensors["outside"]] > 0).long()
-        bits = (shown << torch.arange(shown.shape[1], device=mask.device)).sum(1)
+        outside = (area[:, tensors["outside"]] > 0).long()
+        bits = (outside << torch.arange(outside.shape[1], device=mask.device)).sum(1)
         # 5. The code of the picture, and its prompts. A person errs in the other direction where a name does not exist,
         # and not at all where neither does.
         n, farthest = len(sequence), (len(self.statements.shifts) - 1) // 2
-        stretch = torch.where(first < 0, n * n, first * n + last)
+        picture = torch.where(first < 0, n * n, first * n + last)
         error = torch.where(person & (first >= 0), draws.error, 0)
-        shifts = [tensors["shift"][tensors["levels"][moves] + levels + farthest] for levels in (error, -error)]
-        codes = [((shift * (n * n + 1) + stretch) << shown.shape[1]) + bits for shift in (*shifts, moves)]
-        numbers = none
+        move = torch.where(first < 0, 0, moves)  # a slice of a renumbered volume may show no level
+        shifts = [tensors["shift"][tensors["levels"][move] + levels + farthest] for levels in (error, -error)]
+        codes = [((shift * (n * n + 1) + picture) << outside.shape[1]) + bits for shift in (*shifts, move)]
+        numbers = torch.full_like(draws.source, -1)
         for source in self.statements.sources:
             variants, lookup = tensors[f"variants {source}"][draws.number], tensors[f"lookup {source}"]
             wrong, opposite, right = (lookup[variants, code] for code in codes)
@@ -330,6 +357,15 @@ class DrawnText:
             host = self._tensors[torch.device("cpu")]
             self._tensors[device] = {name: tensor.to(device) for name, tensor in host.items()}
         return self._tensors[device]
+
+
+def _ends(named: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions of the first and the last True in each row of [B, n], both [B]; -1 where there is none."""
+    position = torch.arange(named.shape[1], device=named.device)
+    # A column in front stands for a row without any.
+    last = F.pad(torch.where(named, position, -1), (1, 0), value=-1).amax(1)
+    first = F.pad(torch.where(named, position, named.shape[1]), (1, 0), value=named.shape[1]).amin(1)
+    return torch.where(last < 0, -1, first), last
 
 
 def _areas(mask: Tensor, classes: int) -> Tensor:
