@@ -167,6 +167,17 @@ def test_it_holds_every_text_once_and_a_card(bundle: Path, finished_run: Path) -
     assert "obedience" not in card
 
 
+def test_a_bundle_holds_the_template_that_its_model_was_trained_with(finished_run: Path, stranger: None) -> None:
+    listed = load_model(finished_run)
+    assert listed.recipe.prompts is not None
+    prompts = listed.recipe.prompts.model_copy(update={"template": "uncounted"})
+    uncounted = replace(listed, recipe=listed.recipe.model_copy(update={"prompts": prompts}))
+    texts, further = set(_possible(listed)), set(_possible(uncounted)) - set(_possible(listed))
+    assert not any("obody has" in text for text in texts)
+    assert all("obody has" in text for text in further)
+    assert len(further) == 4 + 19  # holistic without a place, left, middle, right; and one for each structure
+
+
 def test_the_card_says_whether_the_names_follow_the_text(copied: Path, stranger: None) -> None:
     folder = RunFolder(copied)
     folder.update(obedience={"scored_step": folder.read()["scored_step"], "conclusion": "obedience 0.83: they follow"})
@@ -177,6 +188,7 @@ class _Telling:
     """A model of which only the prompts matter."""
 
     name = "telling"
+    recipe = SimpleNamespace(prompts=SimpleNamespace(template="listed"))
 
     def __init__(self, atlas: Atlas, places: int) -> None:
         self.atlas, self.places = atlas, places

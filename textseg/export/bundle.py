@@ -102,9 +102,12 @@ def _possible(model: TrainedModel) -> Iterator[str]:
     For an atlas without an order and with many structures, a person may name sets whose texts are not among them.
     """
     assert model.generator is not None
+    assert model.recipe.prompts is not None
     generator, atlas = model.generator, model.atlas
-    positions = list(_positions(generator, template_visibility(atlas), model))
-    for visibility in (*atlas.visibilities(), *predicted_visibilities(atlas)):
+    template = template_visibility(atlas, counted=model.recipe.prompts.template == "listed")
+    positions = list(_positions(generator, template, model))
+    stated = (visibility for visibility in atlas.visibilities() if visibility.source != "template")
+    for visibility in (template, *stated, *predicted_visibilities(atlas)):
         for placed in (visibility, *(visibility.at(*position) for position in positions)):
             prompts = generate(generator, atlas, placed)
             yield from (prompts.holistic, *prompts.classwise)
