@@ -58,6 +58,19 @@ def test_an_ensemble_of_twins_predicts_as_one_of_them(model: TrainedModel, scans
     assert np.array_equal(twin(path).array, model(path).array)
 
 
+def test_each_member_reads_the_template_that_it_was_trained_with(model: TrainedModel, scans: Scans) -> None:
+    assert model.recipe.prompts is not None
+    prompts = model.recipe.prompts.model_copy(update={"template": "uncounted"})
+    second = replace(model, recipe=model.recipe.model_copy(update={"prompts": prompts}), fingerprint="second")
+    both = Ensemble.of([("one", model), ("two", second)])
+    prepared = both.prepare(read_volume(scans["test"][0]))
+    visibility = both.visibility(prepared, None, None)
+    for member, says_so in ((model, False), (second, True)):
+        text = member.slices(prepared, visibility).text
+        assert text is not None
+        assert ("nobody has named" in text.holistic("template", 0)) == says_so
+
+
 def test_models_that_do_not_fit_are_no_ensemble(model: TrainedModel, finished_run: Path) -> None:
     with pytest.raises(RunError, match=f"'{finished_run}' and '{finished_run}' hold the same weights"):
         textseg.load(finished_run, finished_run)

@@ -32,7 +32,7 @@ def rename(
     """
     from textseg.contracts import Visibility
     from textseg.errors import PromptError
-    from textseg.inference.files import find_inputs, name_of, plan_jobs
+    from textseg.inference.files import find_inputs, plan_jobs
     from textseg.inference.renaming import Point, check_statement, find_convention, read_point, rename_files
     from textseg.registry.discovery import installed_registry
     from textseg.text.reading import read_cases, readings
@@ -41,7 +41,7 @@ def rename(
         raise PromptError("State the levels: either with --visible FIRST:LAST or with --level NAME@X,Y,Z.")
     convention = find_convention(installed_registry(), labels, atlas)
     jobs = plan_jobs(find_inputs(masks), output)
-    names = [name_of(job.input) for job in jobs]
+    names = [job.name for job in jobs]
     stated: list[Visibility | Point]
     if level is not None:
         if len(jobs) > 1:

@@ -45,14 +45,19 @@ class Job:
     visible: str | None  # the words of a person
 
     @property
+    def name(self) -> str:
+        """The name of the mask without its suffix, which is the case in a table of statements."""
+        return stem(self.mask)
+
+    @property
     def sidecar(self) -> Path:
         """The JSON file beside the mask that describes it."""
-        return self.mask.with_name(f"{stem(self.mask)}.json")
+        return self.mask.with_name(f"{self.name}.json")
 
     @property
     def picture(self) -> Path:
         """The picture of the mask over its volume, if it is requested."""
-        return self.mask.with_name(f"{stem(self.mask)}.png")
+        return self.mask.with_name(f"{self.name}.png")
 
 
 @dataclass(frozen=True)
@@ -302,7 +307,7 @@ def check_words(
     for job in jobs:
         if job.visible is not None:
             try:
-                read[name_of(job.input)] = model.visibility_of(job.visible, ordered=ordered)
+                read[job.name] = model.visibility_of(job.visible, ordered=ordered)
             except PromptError as error:
-                raise PromptError(f"{option}: {name_of(job.input)}: {error}") from None
+                raise PromptError(f"{option}: {job.name}: {error}") from None
     return readings(model.atlas, read)

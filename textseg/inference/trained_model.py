@@ -84,7 +84,10 @@ class TrainedModel(Predictor):
             return SliceStack(image)
         assert self.generator is not None
         assert self.texts is not None
-        position = visibility.source != "template" or self.recipe.prompts.template_position
+        position = True
+        if visibility.source == "template":  # the text of its own training, also in an ensemble of other models
+            visibility = replace(visibility, counted=self.recipe.prompts.template == "listed")
+            position = self.recipe.prompts.template_position
         prompts = volume_prompts(visibility, len(image), self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
         return SliceStack(image, SliceText(table, self.atlas, {visibility.source: prompts}))
