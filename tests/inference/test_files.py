@@ -18,12 +18,14 @@ from textseg.inference.files import (
     find_inputs,
     plan_jobs,
     predict_files,
+    stated,
     stem,
 )
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
+from textseg.text.visibility import template_visibility
 from textseg.volumes.files import read_labels, read_volume
 
 
@@ -90,6 +92,14 @@ def test_a_table_says_what_each_volume_shows(tmp_path: Path, model: TrainedModel
     (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L9\n1,T12:L3\n")
     with pytest.raises(PromptError, match="--visible: 2: 'T10:L9'"):
         check_words(model, plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv")))
+
+
+def test_a_template_that_nobody_counted_states_nothing(model: TrainedModel) -> None:
+    statements = {
+        counted: stated(model.atlas, template_visibility(model.atlas, counted=bool(counted)), None)
+        for counted in (0, 1)
+    }
+    assert statements == {0: {"source": "template", "visible": ""}, 1: {"source": "template", "visible": "T9:L5/S"}}
 
 
 def test_a_mask_lies_on_its_volume_with_a_sidecar_that_says_what_it_is(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from textseg.contracts import Atlas
 from textseg.data.slices import Slices
 from textseg.errors import DataError, RecipeError
 from textseg.recipe.loading import load_recipe
@@ -53,6 +54,16 @@ def test_parts_that_do_not_go_together_are_refused_before_preparation(
     monkeypatch.setattr(module, "prepare", called)
     with pytest.raises(RecipeError, match=message):
         build(load_recipe(tiny_recipe, overrides))
+
+
+def test_names_without_an_order_cannot_be_moved(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("cases were prepared")
+
+    monkeypatch.setattr(module, "prepare", called)
+    monkeypatch.setattr(Atlas, "ordered", False)
+    with pytest.raises(RecipeError, match="prompts.renumbering: the structures of atlas 'lumbar_spider' have no order"):
+        build(load_recipe(tiny_recipe, ["prompts.renumbering={probability: 0.5}"]))
 
 
 def test_a_fusion_needs_prompts_unless_it_says_that_it_reads_no_text(

@@ -200,7 +200,7 @@ def test_a_slice_of_a_volume_has_a_text_of_its_own_whatever_it_shows(
 def test_a_list_that_the_atlas_cannot_move_stays_even_if_the_picture_lacks_its_middle(
     prepared_case: Callable[..., PreparedCase], drawn_text_of: DrawnTextOf
 ) -> None:
-    """As in the neck: there is no disc above V2, so V2 and V3 could move up, and the disc between them could not."""
+    """V2 and V3 could move up, but not the disc between them, since there is none above V2, as in the neck."""
     sequence = ("V1", "V2", "V2/V3", "V3")
     neck = Atlas(
         "neck",

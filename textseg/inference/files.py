@@ -259,9 +259,13 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
 
 
 def stated(atlas: Atlas, visibility: Visibility, words: str | None) -> dict[str, str]:
-    """Return the statement of the prompts on a volume, its source, and the words of the person where there is one."""
+    """Return the statement of the prompts on a volume, its source, and the words of the person where there is one.
+
+    A template that nobody counted states nothing.
+    """
     written = {} if words is None else {"words": words}
-    return {"source": visibility.source, "visible": statement(atlas, visibility.visible), **written}
+    named = statement(atlas, visibility.visible) if visibility.counted else ""
+    return {"source": visibility.source, "visible": named, **written}
 
 
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def build(
     _check_parts(recipe, registry)
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
+    _check_order(recipe, dataset.atlas)
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
@@ -171,6 +172,15 @@ def _check_parts(recipe: Recipe, registry: Registry) -> None:
     uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
     if isinstance(uses_text, bool):  # otherwise only the built network knows it; see `build_segmenter`
         _check_text(recipe, uses_text=uses_text)
+
+
+def _check_order(recipe: Recipe, atlas: Atlas) -> None:
+    """Raise RecipeError for a renumbering of structures that have no order."""
+    if recipe.prompts is not None and recipe.prompts.renumbering and not atlas.ordered:
+        raise RecipeError(
+            f"prompts.renumbering: the structures of atlas '{atlas.name}' have no order, so their names can't be moved "
+            "by levels. Remove 'renumbering'."
+        )
 
 
 def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
