@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,36 @@ def test_a_structure_that_a_window_lacks_is_not_validated(
     dsc = validate(windowed, Segmenter(Guess()).eval(), "train", CPU).windows_dsc
     assert dsc is not None
     assert np.isfinite(dsc)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_windows_of_a_few_structures_without_an_order_have_the_right_text(without_text: Experiment, few: bool) -> None:
+    class Texts:
+        """The texts of a run; it notes what is stated, and gives the model none."""
+
+        def __init__(self) -> None:
+            self.stated: list[tuple[str, ...]] = []
+
+        def stating(self, prepared: Any, visibility: Visibility) -> None:
+            self.stated.append(visibility.visible)
+
+        def of(self, cases: Any, sources: list[str]) -> None:
+            assert sources == ["template"]
+            self.stated.append(())
+
+    structures = without_text.atlas.structures[: 6 if few else 7]
+    recipe, texts = without_text.recipe, Texts()
+    prompts = SimpleNamespace(training={"interactive": 1.0}, evaluation="template")
+    experiment: Any = replace(
+        without_text,
+        recipe=recipe.model_copy(update={"prompts": prompts}),
+        dataset=SimpleNamespace(atlas=Atlas("bag", structures)),
+        text=texts,  # type: ignore[arg-type]
+    )
+    prepared = experiment.cases["train"][0]
+    scores = evaluation._window_scores(experiment, Segmenter(Guess()).eval(), prepared, device=CPU)
+    assert scores
+    assert {name for names in texts.stated for name in names} == ({name for name, _ in scores} if few else set())
 
 
 def test_a_checkpoint_of_another_model_is_one_message(copied: Path, finished_run: Path) -> None:

@@ -29,7 +29,7 @@ from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, load_weights
 from textseg.system import distributed
 from textseg.system.messages import counted
-from textseg.text.visibility import person_visibility
+from textseg.text.visibility import FEW, person_visibility
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import fullest_slice
 
@@ -256,8 +256,9 @@ def _window_scores(
 ) -> list[tuple[str, float]]:
     """Return the DSC of each structure that a person would name in each window of a case, by name.
 
-    The windows are cut from the prepared slices, as in training. The text states what the window shows; a model that
-    was trained on the template only gets the template.
+    The windows are cut from the prepared slices, as in training. The text states what the window shows. A model that
+    was trained on the template only gets the template. So does a window about which no text was encoded: one without
+    a level, or any of an atlas with many structures and no order.
     """
     atlas, recipe = experiment.atlas, experiment.recipe
     informed = recipe.prompts is not None and any(
@@ -276,7 +277,8 @@ def _window_scores(
         if not named:
             continue
         text = None
-        if experiment.text is not None and informed and set(named) & set(atlas.sequence):
+        encoded = bool(set(named) & set(atlas.sequence)) if atlas.ordered else len(atlas.names) <= FEW
+        if experiment.text is not None and informed and encoded:
             text = experiment.text.stating(prepared, person_visibility(atlas, named, prepared.case.facts))
         elif experiment.text is not None:
             text = experiment.text.of([prepared], ["template"])
