@@ -3,7 +3,7 @@
     python benchmarks/control.py VISUAL LISTENING
 
 Each argument is a folder `runs/<name>` with the folds of a method, or a run; both have the same folds. The test cases
-are cut to the windows of `fields_of_view.csv`. `rename_levels` names the pieces of a label map after the structures that
+are cut to the windows of `fields_of_view.csv`. `rename_levels` names the pieces of a label map after what
 a person states, rightly or one level off. A model that reads its text deserves credit only for what it adds to that.
 """
 
