@@ -139,6 +139,25 @@ def test_what_cannot_move_stays(spine_text: DrawnTextOf) -> None:
     assert moves("interactive", {10: 100}, 0.5) == 0  # no level to name
 
 
+def test_a_landmark_outside_the_sequence_keeps_the_names_too(
+    spine: Atlas, prepared_case: Callable[..., PreparedCase], drawn_text_of: DrawnTextOf
+) -> None:
+    case = replace(prepared_case("canal", [()]), present=((3, 10),))
+
+    def speak(visibility: Visibility) -> Prompts:
+        return Prompts(json.dumps(visibility.visible), ("",) * 10)
+
+    text = drawn_text_of(
+        [case],
+        replace(spine, landmarks=("SC",)),
+        generator=speak,
+        renumbering=RenumberingSettings(probability=1, levels=1),
+    )
+    for areas, moved in (({3: 100, 10: 1}, False), ({3: 100}, True)):
+        draws = draws_of("interactive", {3: 100, 10: 100}, move=0.5)
+        assert (int(text.numbers(mask_of(areas), draws, volume=False)[1][0]) > 0) == moved
+
+
 def test_a_person_who_miscounts_moves_the_text_and_not_the_mask(spine_text: DrawnTextOf) -> None:
     text = spine_text(interactive_error=1.0)
     areas = {3: 100, 4: 100, 5: 100, 10: 100}

@@ -244,15 +244,17 @@ class DrawnText:
         order = [atlas[name].index for name in atlas.sequence]
         shifted = torch.arange(atlas.class_count).repeat(statements.move_count, 1)  # [moves, K] new class
         movable = torch.ones(statements.move_count, atlas.class_count, dtype=torch.bool)
-        keeps_landmarks = statements.renumbering is not None and statements.renumbering.where == "without_landmark"
+        without_landmark = statements.renumbering is not None and statements.renumbering.where == "without_landmark"
+        landmarks = atlas.landmarks if without_landmark else ()
         for move, levels in enumerate(statements.shifts[: statements.move_count]):
             for name in atlas.sequence if levels else ():
                 target = atlas.neighbour(name, levels)
-                barred = keeps_landmarks and bool({name, target} & set(atlas.landmarks))
-                if target is None or barred:
+                if target is None or target in landmarks:
                     movable[move, atlas[name].index] = False
                 else:
                     shifted[move, atlas[name].index] = atlas[target].index
+            for name in landmarks if levels else ():  # also those outside the sequence
+                movable[move, atlas[name].index] = False
         holistic, classwise, present = self.text.rows["drawn"]
         tensors = {
             "order": torch.tensor(order, dtype=torch.long),
