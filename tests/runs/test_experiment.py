@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from textseg.contracts import Atlas
+from textseg.contracts import Atlas, Task
 from textseg.data.slices import Slices
 from textseg.errors import DataError, RecipeError
+from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import Recipe
+from textseg.registry.discovery import Registry
 from textseg.runs import experiment as module
-from textseg.runs.experiment import Experiment, build
+from textseg.runs.experiment import Experiment, build, build_segmenter
 from textseg.text.slice_text import AVAILABLE
 from textseg_atmnet.hasf import HASF
 
@@ -64,6 +67,20 @@ def test_names_without_an_order_cannot_be_moved(tiny_recipe: Path, monkeypatch: 
     monkeypatch.setattr(Atlas, "ordered", False)
     with pytest.raises(RecipeError, match="prompts.renumbering: the structures of atlas 'lumbar_spider' have no order"):
         build(load_recipe(tiny_recipe, ["prompts.renumbering={probability: 0.5}"]))
+
+
+def test_a_fusion_is_checked_with_the_size_of_the_text_that_it_will_read(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Task] = []
+
+    def recorded(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
+        tasks.append(task)
+        return build_segmenter(recipe, registry, task)
+
+    monkeypatch.setattr(module, "build_segmenter", recorded)
+    experiment = build(load_recipe(tiny_recipe, ["prompts.renumbering={probability: 0.5}"]))
+    assert [task.text_size for task in tasks] == [experiment.task.text_size]
 
 
 def test_a_fusion_needs_prompts_unless_it_says_that_it_reads_no_text(

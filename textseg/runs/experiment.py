@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task, Visibility
+from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task, TextEncoder, Visibility
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import LISTED, PreparedCase, prepare
 from textseg.data.slices import Slices, SliceStack
@@ -20,7 +20,7 @@ from textseg.hookspecs import Run
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import required_components
-from textseg.recipe.schema import Recipe
+from textseg.recipe.schema import PromptSettings, Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
@@ -279,7 +279,7 @@ def _text(
     text = build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
         generator,
-        registry.build("text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings),
+        _text_encoder(settings, registry),
         atlas,
         generator_name=settings.generator.use,
         cache=cache_folder() / "text",
@@ -295,6 +295,13 @@ def _text(
         stated=[case.case.id for case in cases["validation"]] if windows else [],
     )
     return text, statements
+
+
+def _text_encoder(settings: PromptSettings, registry: Registry) -> TextEncoder:
+    encoder: TextEncoder = registry.build(
+        "text_encoder", settings.text_encoder.use, settings=settings.text_encoder.settings
+    )
+    return encoder
 
 
 def _mixture(recipe: Recipe) -> dict[Source, float]:
@@ -329,8 +336,11 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
 
 def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
     """Raise RecipeError if a fusion reads text that is missing, or cannot read the names that renumbering moves."""
-    size = None if recipe.prompts is None else 1  # only the built fusion knows if it reads text, not which
-    task = Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=size, text_length=size)
+    size, length = None, None  # only the built fusion knows if it reads text
+    if recipe.prompts is not None:
+        encoder = _text_encoder(recipe.prompts, registry)
+        size, length = encoder.feature_size, encoder.max_tokens
+    task = Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=size, text_length=length)
     network = cast(TextGuidedNetwork, build_segmenter(recipe, registry, task).network)
     uses_text = getattr(network.fusion, "uses_text", True)
     if recipe.prompts is not None and recipe.model.fusion is not None and not uses_text:

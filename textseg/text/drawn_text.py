@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -230,7 +230,7 @@ class Statements:
         if source == "interactive":
             return person_visibility(self.atlas, visible, known).at(third, 3)
         indices = [self.atlas[name].index for name in visible]
-        return replace(ground_truth_visibility(self.atlas, indices, known), scope="slice").at(third, 3)
+        return ground_truth_visibility(self.atlas, indices, known).at(third, 3)
 
 
 class DrawnText:
