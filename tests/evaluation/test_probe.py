@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from textseg.data.slices import SliceStack
 from textseg.evaluation import probe as module
+from textseg.evaluation.fields_of_view import CutCase, WindowText
 from textseg.evaluation.probe import expected_scores, measure_drops, probe
 from textseg.evaluation.probe_texts import MOVED
 from textseg.inference.slices import CasePrediction
 from textseg.levels.obedience import as_json
 from textseg.metrics.scores import Score
+from textseg.metrics.window_scores import MOVED as MOVED_BY
 from textseg.metrics.window_scores import PERSON_ERRS
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import Experiment, build
@@ -72,17 +75,30 @@ def test_a_model_whose_names_follow_its_text_and_one_that_ignores_it(
         """Return the annotation; a model that follows moves its names as the text does."""
         reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
         condition = next(iter(slices.text.rows)) if slices.text else ""
-        levels = MOVED.get(condition, 0) if follows else 0
-        new = [0, *(atlas[atlas.neighbour(s.name, levels) or s.name].index for s in atlas.structures)]
-        return CasePrediction(reference, np.array(new, np.uint8)[reference])
+        return CasePrediction(reference, renamed(reference, MOVED.get(condition, 0)))
+
+    def predict_window(e: Any, s: Any, cut: CutCase, text: WindowText, *rest: Any) -> NDArray[np.uint8]:
+        return renamed(cut.reference, MOVED_BY.get(text.author, 0))
+
+    def renamed(reference: NDArray[np.uint8], levels: int) -> NDArray[np.uint8]:
+        moves = levels if follows else 0
+        new = [0, *(atlas[atlas.neighbour(s.name, moves) or s.name].index for s in atlas.structures)]
+        return np.array(new, np.uint8)[reference]
 
     monkeypatch.setattr(module, "predict_case", predict)
+    monkeypatch.setattr(module, "predict_window", predict_window)
     monkeypatch.setattr(module, "prompted_slices", lambda e, s, prepared, *rest: (SliceStack(prepared.image), None))
     result = probe(experiment, None, torch.device("cpu"))  # type: ignore[arg-type]
-    (picture,) = result.obedience  # the one scan whose list can be moved: upwards only, since it shows L5/S
-    assert (picture.case, picture.obedience.levels, picture.landmark) == ("3_t2", -1, True)
-    assert picture.obedience.value == value
-    assert picture.obedience.structures >= 10
-    assert as_json(result.obedience)["by_patient"] == {"3": value}
+    whole, *windows = sorted(result.obedience, key=lambda picture: picture.picture != "whole")
+    # The one scan whose list can be moved, and upwards only, since it shows L5/S.
+    assert (whole.case, whole.picture, whole.obedience.levels, whole.landmark) == ("3_t2", "whole", -1, True)
+    assert whole.obedience.structures >= 10
+    # The upper half of a scan shows no landmark, so its text can be moved in both directions.
+    assert {picture.obedience.levels for picture in windows if not picture.landmark} == {-1, 1}
+    assert {picture.picture for picture in windows} <= {"upper 50 %", "middle 50 %", "lower 50 %"}
+    assert {picture.obedience.value for picture in result.obedience} == {value}
+    record = as_json(result.obedience)
+    assert record["conclusion"].startswith("without a landmark, obedience")
+    assert set(record["by_patient"].values()) == {value}
     cases = {name: len({score.case for score in rows}) for name, rows in result.scores.items()}
     assert (cases["interactive"], cases["one_level_up"], cases["one_level_down"]) == (3, 1, 0)

@@ -166,9 +166,12 @@ def test_directions_and_landmarks_have_rows_of_their_own() -> None:
         compared("b", 4, -1, landmark=False),
     ]
     rows = {(row.levels, row.landmark): row for row in summarise(pictures)}
-    assert list(rows) == [(None, None), (-1, None), (-1, True), (-1, False), (1, None), (1, False)]
+    everywhere = [(None, None), (None, True), (None, False)]
+    assert list(rows) == [*everywhere, (-1, None), (-1, True), (-1, False), (1, None), (1, False)]
     assert {key: row.interval.value for key, row in rows.items()} == {
         (None, None): pytest.approx(0.75),
+        (None, True): 0.0,
+        (None, False): pytest.approx(0.875),
         (-1, None): 0.75,
         (-1, True): 0.0,
         (-1, False): 1.0,
@@ -177,9 +180,11 @@ def test_directions_and_landmarks_have_rows_of_their_own() -> None:
     }
     assert math.isnan(rows[1, None].interval.low)  # one patient has no interval
     written = json.loads(json.dumps(as_json(pictures), allow_nan=False))
-    assert written["conclusion"].startswith("obedience 0.75 [")
+    without, _, with_landmark = written["conclusion"].partition("; ")
+    assert without.startswith("without a landmark, obedience 0.88 [")
+    assert with_landmark == "with a landmark, obedience 0.00 (1 patient): the names do not follow the text"
     assert written["by_patient"] == {"a": 0.5, "b": 1.0}
-    assert written["summaries"][4] == {
+    assert written["summaries"][6] == {
         "levels": 1,
         "landmark": None,
         "obedience": 0.5,
@@ -192,15 +197,16 @@ def test_directions_and_landmarks_have_rows_of_their_own() -> None:
     }
     cells = table_rows(written)
     assert {len(row) for row in cells} == {len(TABLE_HEADER)}
-    assert cells[4] == ["one level down", "with and without a landmark", "0.50", "1", "1", "4", "1"]
-    assert cells[3][:3] == ["one level up", "without a landmark", "1.00 (1.00 to 1.00)"]
+    assert cells[6] == ["one level down", "with and without a landmark", "0.50", "1", "1", "4", "1"]
+    assert cells[5][:3] == ["one level up", "without a landmark", "1.00 (1.00 to 1.00)"]
     assert direction(-2) == "2 levels up"
 
 
 def test_nothing_to_compare() -> None:
-    (total,) = summarise([compared("a", 0, of=0)])
+    summaries = summarise([compared("a", 0, of=0)])
+    (total,) = summaries
     assert (total.pictures, total.interval.patients) == (0, 0)
-    assert conclusion(total).startswith("obedience is not known")
+    assert conclusion(summaries).startswith("obedience is not known")
     record = as_json([compared("a", 0, of=0)])
     json.dumps(record, allow_nan=False)
     assert record["by_patient"] == {}
@@ -216,8 +222,8 @@ def test_nothing_to_compare() -> None:
     ],
 )
 def test_the_conclusion_has_the_number(value: int, sentence: str) -> None:
-    assert conclusion(summarise([compared("a", value), compared("b", value)])[0]) == sentence
-    alone = conclusion(summarise([compared("a", value)])[0])
+    assert conclusion(summarise([compared("a", value), compared("b", value)])) == sentence
+    alone = conclusion(summarise([compared("a", value)]))
     assert alone == sentence.replace(f"[{value / 4:.2f}, {value / 4:.2f}]", "(1 patient)")
 
 

@@ -41,7 +41,7 @@ def test_every_condition_is_scored_and_what_needs_the_annotation_is_an_oracle(pr
         "claimed (oracle)",
         "denied (oracle)",
     }
-    assert re.match(r"Verdict: obedience \d\.\d\d \(1 patient\): the names .*\. The model ", probed[1])
+    assert re.match(r"Verdict: without a landmark, obedience \d\.\d\d .*: the names .*\. The model ", probed[1])
     assert "patients: intervals and tests of fewer than 50 are rough" in probed[1]
     assert (probed[0] / "probe.png").read_bytes().startswith(b"\x89PNG")
     table, _, obedience = (probed[0] / "probe.md").read_text().partition("## Obedience")
@@ -57,8 +57,10 @@ def test_every_condition_is_scored_and_what_needs_the_annotation_is_an_oracle(pr
         drops = list(csv.DictReader(file))
     assert {row["condition"] for row in drops} == {c.name for c in CONDITIONS} - {"template"} | {"expected"}
     with (probed[0] / "obedience.csv").open() as file:
-        (picture,) = csv.DictReader(file)
+        pictures = list(csv.DictReader(file))
+    (picture,) = [row for row in pictures if row["picture"] == "whole"]
     assert (picture["case"], picture["levels"], picture["landmark"]) == ("3_t2", "-1", "yes")
+    assert {row["landmark"] for row in pictures} == {"yes", "no"}
 
 
 def test_a_second_probe_says_the_same(probed: tuple[Path, str], finished_run: Path, tmp_path: Path) -> None:
@@ -73,8 +75,9 @@ def test_the_record_and_the_report_of_the_run_get_the_obedience(copied: Path) ->
     probe_run(copied)
     record = folder.read()["obedience"]
     assert record["scored_step"] == folder.read()["scored_step"] == 15
-    assert list(record["by_patient"]) == ["3"]
-    assert [(row["levels"], row["landmark"]) for row in record["summaries"]] == [(None, None), (-1, None), (-1, True)]
+    assert "3" in record["by_patient"]
+    groups = [(row["levels"], row["landmark"]) for row in record["summaries"]]
+    assert groups[:4] == [(None, None), (None, True), (None, False), (-1, None)]
     report = folder.report.read_text(encoding="utf-8")
     sentence = record["conclusion"].capitalize()
     assert f"<h2>Obedience</h2>\n<p>{sentence}.</p>" in report

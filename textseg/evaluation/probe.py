@@ -11,14 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from textseg.contracts import Atlas, Case, TextEncoder
+from textseg.data.preparation import PreparedCase
 from textseg.data.slices import SliceStack
+from textseg.evaluation.fields_of_view import CutCase, cut_windows, predict_window, window_texts
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, MOVED, RIGHT, probe_subject
 from textseg.evaluation.scoring import compared_maps, score_case
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
+from textseg.inference.trained_model import EncodedTexts
 from textseg.levels.obedience import ComparedPicture, obedience, shows_landmark
 from textseg.metrics.scores import Score
 from textseg.metrics.statistics import Interval, macro_mean_interval
+from textseg.metrics.window_scores import MOVED as MOVED_BY
 from textseg.metrics.window_scores import PERSON_ERRS
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
@@ -27,6 +31,7 @@ from textseg.system.progress import progress_bar
 from textseg.text.embeddings import build_text_table
 from textseg.text.slice_text import SlicePrompt, SliceText
 
+WINDOW = 0.5  # share of the rows in the windows of the obedience
 Maps = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # prediction and reference, in the space of the recipe
 
 
@@ -53,14 +58,16 @@ class ProbeResult:
 def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) -> ProbeResult:
     """Score the test cases under each condition, with the protocol of the recipe's evaluation.
 
+    Obedience is also measured in windows of half of the rows, since whole pictures often all show a landmark.
     `segmenter` is in evaluation mode, on `device`.
     """
     subjects = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
     prompts = {c.name: [c.write_prompts(subject) for subject in subjects] for c in CONDITIONS if c.write_prompts}
     texts = _encoded(experiment, prompts)
     result = ProbeResult({condition.name: [] for condition in CONDITIONS}, [])
+    encoder = EncodedTexts(experiment.recipe, experiment.registry, experiment.task)
     with progress_bar() as bar:
-        task = bar.add_task("probing", total=len(CONDITIONS) * len(subjects))
+        task = bar.add_task("probing", total=(len(CONDITIONS) + 1) * len(subjects))
         for number, subject in enumerate(subjects):
             prepared = subject.prepared
             reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
@@ -82,7 +89,31 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
                     compared[condition.name], _ = compared_maps(experiment, prepared, prediction, reference)
                 bar.update(task, advance=1)
             result.obedience.extend(_obedience(experiment.atlas, prepared.case, compared))
+            for cut in cut_windows(experiment, prepared, (WINDOW,)) if experiment.atlas.ordered else ():
+                result.obedience.extend(_window_obedience(experiment, segmenter, prepared, cut, encoder, device))
+            bar.update(task, advance=1)
     return result
+
+
+def _window_obedience(
+    experiment: Experiment,
+    segmenter: Segmenter,
+    prepared: PreparedCase,
+    cut: CutCase,
+    encoded: EncodedTexts,
+    device: torch.device,
+) -> Iterator[ComparedPicture]:
+    """Yield the obedience in a window under each statement that can be moved."""
+    texts = {text.author: text for text in window_texts(experiment, prepared, cut) if text.author != "template"}
+    directions = {author: levels for author, levels in MOVED_BY.items() if author in texts}
+    if not directions:
+        return
+    right = predict_window(experiment, segmenter, cut, texts["simulated"], encoded, device)
+    for author, levels in directions.items():
+        moved = predict_window(experiment, segmenter, cut, texts[author], encoded, device)
+        picture, case = obedience(right, moved, experiment.atlas, levels), prepared.case
+        location = f"{cut.location} {100 * cut.share:g} %"
+        yield ComparedPicture(case.id, case.patient, cut.landmark == "yes", picture, location)
 
 
 def _obedience(atlas: Atlas, case: Case, compared: Mapping[str, Maps]) -> Iterator[ComparedPicture]:

@@ -41,7 +41,18 @@ POLICY = (
     "structures, then over pictures, then over patients; the interval is a bootstrap over patients."
 )
 TABLE_HEADER = ("text moved", "pictures of", "obedience (95 %)", "patients", "pictures", "structures", "vanished")
-COLUMNS = ("case", "patient", "levels", "landmark", "structures", "followed", "vanished", "at_end", "obedience")
+COLUMNS = (
+    "case",
+    "patient",
+    "picture",
+    "levels",
+    "landmark",
+    "structures",
+    "followed",
+    "vanished",
+    "at_end",
+    "obedience",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class ComparedPicture:
     patient: str
     landmark: bool
     obedience: PictureObedience
+    picture: str = "whole"  # or the window, such as "upper 50 %"
 
 
 @dataclass(frozen=True)
@@ -137,18 +149,17 @@ def shows_landmark(label_map: Array, atlas: Atlas) -> bool:
 
 
 def summarise(pictures: Sequence[ComparedPicture]) -> list[Summary]:
-    """Return the obedience over all pictures, over those of each direction, and of each direction and landmark.
+    """Return the obedience over all pictures, with and without a landmark, and the same for each direction.
 
     Pictures in which no structure counts are left out. The first summary is that over all pictures.
     """
     known = [picture for picture in pictures if picture.obedience.structures]
     directions = sorted({picture.obedience.levels for picture in known})
-    groups: list[tuple[int | None, bool | None]] = [(None, None)]
-    groups += [(levels, landmark) for levels in directions for landmark in (None, True, False)]
+    groups = [(levels, landmark) for levels in (None, *directions) for landmark in (None, True, False)]
     summaries = []
     for levels, landmark in groups:
         chosen = [p for p in known if levels in (None, p.obedience.levels) and landmark in (None, p.landmark)]
-        if chosen or levels is None:
+        if chosen or (levels, landmark) == (None, None):
             summaries.append(_summary(levels, landmark, chosen))
     return summaries
 
@@ -179,8 +190,18 @@ def patient_interval(values: Mapping[str, float]) -> Interval:
     return macro_mean_interval(means, np.ones_like(means))
 
 
-def conclusion(summary: Summary) -> str:
-    """Return one sentence with the number: the names follow the text, or they do not."""
+def conclusion(summaries: Sequence[Summary]) -> str:
+    """Return one sentence with the number: the names follow the text, or they do not.
+
+    Pictures without a landmark come first where there are any: a landmark may rightly overrule a wrong text.
+    """
+    parts = {summary.landmark: summary for summary in summaries if summary.levels is None}
+    if True not in parts or False not in parts:
+        return _sentence(parts[None])
+    return f"without a landmark, {_sentence(parts[False])}; with a landmark, {_sentence(parts[True])}"
+
+
+def _sentence(summary: Summary) -> str:
     value, low, high = summary.interval.value, summary.interval.low, summary.interval.high
     if math.isnan(value):
         return "obedience is not known: in no picture could the text be moved and a structure be compared"
@@ -201,6 +222,7 @@ def write_obedience(path: Path, pictures: Sequence[ComparedPicture]) -> None:
         (
             picture.case,
             picture.patient,
+            picture.picture,
             picture.obedience.levels,
             "yes" if picture.landmark else "no",
             picture.obedience.structures,
@@ -235,7 +257,7 @@ def as_json(pictures: Sequence[ComparedPicture]) -> dict[str, Any]:
         for summary in summaries
     ]
     return {
-        "conclusion": conclusion(summaries[0]),
+        "conclusion": conclusion(summaries),
         "summaries": [without_nan(row) for row in rows],
         "by_patient": patient_values(pictures),
     }

@@ -27,7 +27,7 @@ from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
 from textseg.text.drawn_text import DrawnText, Statements
 from textseg.text.reading import read_cases
-from textseg.text.slice_text import Knowledge, Text, build_text
+from textseg.text.slice_text import Knowledge, Text, build_text, require_levels
 from textseg.text.visibility import statement
 
 Progress = Callable[[int, int], None]
@@ -264,6 +264,8 @@ def _text(
     read = {} if named is None else read_cases(atlas, named, [case.case.id for case in cases["test"]])
     persons = {case_id: statement(atlas, visibility.visible) for case_id, visibility in read.items()}
     generator = registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings)
+    if settings.renumbering is not None:
+        require_levels(generator, atlas)
     statements = Statements(
         cases["train"],
         _mixture(recipe),

@@ -19,6 +19,7 @@ from textseg.text.prompts import generate
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import (
     ground_truth_visibility,
+    person_visibility,
     predicted_visibilities,
     shifted,
     template_visibility,
@@ -304,6 +305,16 @@ def _any_stretch(
         for case in alike.values()
         for visibility in predicted_visibilities(atlas, case.case.facts)
     ]
+
+
+def require_levels(generator: PromptGenerator, atlas: Atlas) -> None:
+    """Raise PromptError for a generator whose texts do not name levels, so that no model could know new names."""
+    whole, first = (person_visibility(atlas, names) for names in (atlas.sequence, atlas.sequence[:1]))
+    if generator(whole).holistic == generator(first).holistic:
+        raise PromptError(
+            f"prompts.renumbering: the holistic text of {type(generator).__name__} does not depend on the levels that "
+            "are visible, so a model could not know the new names. Raise the granularity, or remove 'renumbering'."
+        )
 
 
 def _require_distinct(generator: PromptGenerator, atlas: Atlas) -> None:
