@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from textseg.text.visibility import NAMED_SHARE, ground_truth_visibility, person
 
 ENUMERABLE = 10  # structures outside the sequence up to which each set of them has a text of its own
 
+Number = TypeVar("Number", int, Tensor)
 _Key = tuple[tuple[str, ...], Source, int, tuple[tuple[str, str], ...]]  # visible, source, third of the stack, facts
 
 
@@ -107,14 +109,15 @@ class Statements:
         self._numbers: dict[_Key, int] = {}
         self.variants, self.lookup = self._tabulate(cases)
 
-    def code(self, shift: int, first: int, last: int, visible_outside: int) -> int:
-        """Return the code of a picture from positions in `shifts` and in the sequence, and from the bits of a set.
+    def code(self, shift: Number, picture: Number, outside: Number) -> Number:
+        """Return the code of a picture, from whole numbers or from tensors of them.
 
-        `first` is -1 where no structure of the sequence is named.
+        Args:
+            shift: the position of the levels in `shifts`.
+            picture: `first * n + last`, the named stretch as positions in a sequence of n; n * n where none is named.
+            outside: the structures outside the sequence that are visible, as the bits of a number.
         """
-        n = len(self.atlas.sequence)
-        stretch = n * n if first < 0 else first * n + last
-        return ((shift * (n * n + 1) + stretch) << len(self.outside)) + visible_outside
+        return ((shift * (len(self.atlas.sequence) ** 2 + 1) + picture) << len(self.outside)) + outside
 
     @property
     def code_count(self) -> int:
@@ -159,8 +162,9 @@ class Statements:
         if source == "template":
             return torch.full((self.code_count,), template, dtype=torch.long)
         row = torch.full((self.code_count,), -1)
+        n = len(self.atlas.sequence)
         for bits in range(1 << len(self.outside)):
-            row[self.code(0, -1, -1, bits)] = template  # nobody can name the levels of a picture without any
+            row[self.code(0, n * n, bits)] = template  # nobody can name the levels of a picture without any
         for code, visible in self._pictures(source, present, volume):
             row[code] = self._number(visible, source, third, facts)
         return row
@@ -172,37 +176,49 @@ class Statements:
 
         Without distortion these are the structures `present` in the slice, and those in its `volume`.
         """
-        atlas, sequence = self.atlas, self.atlas.sequence
-        whole = source == "interactive" and self.moves  # a person's words depend on nothing but the code
-        shown = set(atlas.names) if whole else {atlas.names[index - 1] for index in present}
-        positions = [position for position, name in enumerate(sequence) if name in shown]
-        stretches = [(a, b) for a, b in itertools.combinations_with_replacement(positions, 2)]
-        if not self.moves:
-            whole_stretches = [self._whole_stretches(indices) for indices in (present, volume)]
-            stretches = list(dict.fromkeys(itertools.chain(*whole_stretches)))
-        for shift, levels in enumerate(self.shifts):
-            for first, last in [*stretches, (-1, -1)]:
-                if first < 0 and levels:
-                    continue
-                names = [name for name in sequence[first : last + 1] if name in shown] if first >= 0 else []
-                if source == "interactive" and first >= 0:
-                    names = list(sequence[first : last + 1])
+        atlas, n = self.atlas, len(self.atlas.sequence)
+        shown = {atlas.names[index - 1] for index in present}
+        if source == "interactive" and self.moves:
+            shown = set(atlas.names)  # a person's words depend on nothing but the code
+        for first, last in self._stretches(shown, present, volume):
+            names = atlas.sequence[first : last + 1]
+            if source == "ground_truth":
+                names = tuple(name for name in names if name in shown)
+            for shift, levels in enumerate(self.shifts):
                 moved = [atlas.neighbour(name, levels) for name in names]
-                if None in moved:
-                    continue
-                for bits in range(1 << len(self.outside)):
-                    extra = [atlas.names[index - 1] for i, index in enumerate(self.outside) if bits >> i & 1]
-                    if source == "interactive" and atlas.ordered:
-                        if first < 0:
-                            continue
-                        extra = [name for name in atlas.names if name not in sequence]
-                    elif source == "ground_truth":
-                        kept = [name for name in shown if name not in sequence]
-                        extra = [name for name in (extra if self.outside else kept) if name in shown]
-                    elif not extra:
-                        continue
-                    chosen = {*moved, *extra}
-                    yield self.code(shift, first, last, bits), tuple(n for n in atlas.names if n in chosen)
+                if None not in moved:
+                    for bits, outside in self._outside_sets(source, shown):
+                        yield self.code(shift, first * n + last, bits), self._in_class_order({*moved, *outside})
+        # A picture without any level to name; in an ordered atlas, a person can say nothing about it.
+        if source == "ground_truth" or not atlas.ordered:
+            for bits, outside in self._outside_sets(source, shown):
+                yield self.code(0, n * n, bits), self._in_class_order(outside)
+
+    def _stretches(
+        self, shown: Collection[str], present: tuple[int, ...], volume: tuple[int, ...]
+    ) -> list[tuple[int, int]]:
+        """Return the stretches that may be named, as positions in the sequence."""
+        if not self.moves:
+            both = (self._whole_stretches(indices) for indices in (present, volume))
+            return list(dict.fromkeys(itertools.chain(*both)))
+        positions = [position for position, name in enumerate(self.atlas.sequence) if name in shown]
+        return list(itertools.combinations_with_replacement(positions, 2))
+
+    def _outside_sets(self, source: Source, shown: Collection[str]) -> Iterator[tuple[int, Collection[str]]]:
+        """Yield each set of visible structures outside the sequence, as bits, with those of them that are named."""
+        atlas = self.atlas
+        every = [name for name in atlas.names if name not in atlas.sequence]
+        for bits in range(1 << len(self.outside)):
+            visible = [atlas.names[index - 1] for i, index in enumerate(self.outside) if bits >> i & 1]
+            if source == "interactive":
+                # A stretch comes with all of them. Without an order they are all that a person can name.
+                if atlas.ordered or visible:
+                    yield bits, every if atlas.ordered else visible
+            else:
+                yield bits, [name for name in (visible if self.outside else every) if name in shown]
+
+    def _in_class_order(self, names: Collection[str | None]) -> tuple[str, ...]:
+        return tuple(name for name in self.atlas.names if name in names)
 
     def _whole_stretches(self, present: Collection[int]) -> list[tuple[int, int]]:
         """Return the stretches, as positions in the sequence, in which a person may name all structures present."""
@@ -321,12 +337,12 @@ class DrawnText:
         bits = (outside << torch.arange(outside.shape[1], device=mask.device)).sum(1)
         # 5. The code of the picture, and its prompts. A person errs in the other direction where a name does not exist,
         # and not at all where neither does.
-        n, farthest = len(sequence), (len(self.statements.shifts) - 1) // 2
+        n, farthest = len(sequence), self.statements.shifts[-1]
         picture = torch.where(first < 0, n * n, first * n + last)
         error = torch.where(person & (first >= 0), draws.error, 0)
         move = torch.where(first < 0, 0, moves)  # a slice of a renumbered volume may show no level
         shifts = [tensors["shift"][tensors["levels"][move] + levels + farthest] for levels in (error, -error)]
-        codes = [((shift * (n * n + 1) + picture) << outside.shape[1]) + bits for shift in (*shifts, move)]
+        codes = [self.statements.code(shift, picture, bits) for shift in (*shifts, move)]
         numbers = torch.full_like(draws.source, -1)
         for source in self.statements.sources:
             variants, lookup = tensors[f"variants {source}"][draws.number], tensors[f"lookup {source}"]
