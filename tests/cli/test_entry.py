@@ -316,7 +316,8 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "ground_truth") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--prompts", "interactive", "--visible", "T10:L5") == 0
     assert call(monkeypatch, "evaluate", "runs/x", "--fields-of-view", "0.7,0.5") == 0
-    assert call(monkeypatch, "evaluate", "runs/x", "--fields-of-view", "half") == 2
+    for mistake in ("half", "50", "0.5,1", "0"):
+        assert call(monkeypatch, "evaluate", "runs/x", "--fields-of-view", mistake) == 2
     given = [
         (None, None, None),
         ("ground_truth", None, None),

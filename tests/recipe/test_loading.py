@@ -279,6 +279,13 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
         ("{epochs: 1}", "{epochs: 1, threads: all}", "8: training.threads: should be a valid integer, not 'all'."),
         ("{epochs: 1}", "{}", "8: training.epochs: required but missing."),
         ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: unknown value 'hd'."),
+        ("evaluation: {}", "evaluation: {metrics: [hd]}", "9: evaluation.metrics.0: unknown value 'hd'."),
+        (
+            "evaluation: {}",
+            "evaluation: {fields_of_view: [50]}",
+            "9: evaluation.fields_of_view.0: should be less than 1",
+        ),
+        ("evaluation: {}", "evaluation: {fields_of_view: []}", "9: evaluation.fields_of_view: Tuple should have"),
         (
             "evaluation: {}",
             "evaluation: {per: volum}",

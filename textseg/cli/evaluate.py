@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from textseg.cli.options import numbers
 
@@ -30,6 +30,8 @@ def evaluate(
     Example: textseg evaluate runs/quickstart/seed2025 --prompts ground_truth
     """
     shares = None if fields_of_view is None else numbers(fields_of_view, "0.7,0.5", float)
+    if shares and not all(0 < share < 1 for share in shares):
+        raise BadParameter(f"'{fields_of_view}': each share must be above 0 and below 1; half of the rows is 0.5.")
     from textseg.reports.run_evaluation import evaluate_run
 
     evaluate_run(run, prompts=prompts, visible=visible, fields_of_view=shares)

@@ -37,6 +37,10 @@ def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]]
         if detail["type"] not in ("missing", "extra_forbidden") and path and path[-1] != "[key]":
             path = _written(path)
         reasons.setdefault(path, []).append(detail)
+    # A list whose items are wrong is also reported as too short, since no item was left.
+    for path in [path for path, details in reasons.items() if details[0]["type"] == "too_short"]:
+        if any(len(deeper) > len(path) and deeper[: len(path)] == path for deeper in reasons):
+            del reasons[path]
     return [_sentence(path, details, possible) for path, details in reasons.items()]
 
 
