@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
+from textseg.system import Row, read_table, read_yaml, unknown_row
 from textseg_folders.listing import find_atlas, map_values, patient_of, volumes_by_stem
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
+PATIENTS = dict.fromkeys(("participant", "person", "pid", "subject"), "patient")  # what people call this column
+NO_ROW = Row(0, {})
+KEYS = ("atlas", "labels")  # of labels.yaml
 
 
 class NiftiFolder:
@@ -59,14 +60,18 @@ class NiftiFolder:
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
         """Return the split in the column `split` of cases.csv; None without it."""
-        if not any("split" in row for row in self._table.values()):
+        if not any("split" in row.cells for row in self._table.values()):
             return None
         parts: dict[str, list[str]] = {"train": [], "test": []}
         for case in self._cases:
-            part = self._table.get(case.id, {}).get("split", "")
-            if part.lower() not in PARTS:
-                raise DataError(f"{self._table_path}: the split of '{case.id}' is '{part}'; it is train or test.")
-            patients = parts[PARTS[part.lower()]]
+            row = self._table.get(case.id, NO_ROW)
+            part = row.cells.get("split", "").lower()
+            if part not in PARTS:
+                raise DataError(
+                    f"{self._table_path}{f':{row.line}' * (row is not NO_ROW)}: the split of '{case.id}' is "
+                    f"'{row.cells.get('split', '')}'; it is train or test."
+                )
+            patients = parts[PARTS[part]]
             if case.patient not in patients:
                 patients.append(case.patient)
         return parts
@@ -84,40 +89,37 @@ class NiftiFolder:
         if lonely := sorted(masks.keys() - images.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{self.folder / self.images}'.")
         if unknown := sorted(self._table.keys() - images.keys()):
-            raise DataError(f"{self._table_path}: there is no image of case '{unknown[0]}'.")
+            raise DataError(unknown_row(self._table_path, self._table[unknown[0]], unknown[0], "image of case", images))
         return tuple(self._case(stem, path, masks.get(stem)) for stem, path in images.items())
 
     def _case(self, stem: str, image_path: Path, mask_path: Path | None) -> Case:
-        row = self._table.get(stem, {})
+        row = self._table.get(stem, NO_ROW).cells
         facts = {key: value for key, value in row.items() if key not in ("case", "patient", "split") and value}
-        patient = row.get("patient") or patient_of(stem, self.patient_pattern)
+        patient = row.get("patient")
+        if not patient and self.patient_pattern is None and any("patient" in row.cells for row in self._table.values()):
+            raise DataError(
+                f"{self._table_path}: it has no patient of case '{stem}', and patients of others. Add it, so that no "
+                "patient is on two sides of a split."
+            )
+        patient = patient or patient_of(stem, self.patient_pattern)
         return Case(id=stem, patient=patient, image_path=image_path, mask_path=mask_path, facts=facts)
 
     @cached_property
-    def _table(self) -> Mapping[str, Mapping[str, str]]:
+    def _table(self) -> Mapping[str, Row]:
         """Rows of cases.csv by case; empty without the file."""
-        if not self._table_path.is_file():
+        if not self._table_path.exists():
             return {}
-        with self._table_path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [{key: value.strip() for key, value in row.items()} for row in csv.DictReader(file, restval="")]
-        if not rows or "case" not in rows[0]:
-            raise DataError(f"{self._table_path}: no row, or no column 'case'.")
-        table = {row["case"]: row for row in rows}
-        if len(table) < len(rows):
-            raise DataError(f"{self._table_path}: a case is listed twice. Keep one row of each.")
-        return table
+        return read_table(self._table_path, "case", optional=("patient", "split"), synonyms=PATIENTS)
 
     def _labels_file(self) -> dict[str, Any]:
         path = self.folder / "labels.yaml"
-        if not path.is_file():
+        if not path.exists():
             return {}
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise DataError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
-        wrong = not isinstance(content, dict) or not content.keys() <= {"atlas", "labels"}
-        if not wrong and isinstance(labels := content.get("labels"), dict):
-            wrong = not all(isinstance(value, int) and isinstance(name, str) for value, name in labels.items())
-        if wrong:
+        content = read_yaml(path)
+        atlas, labels = (content.get(key, "") for key in KEYS) if isinstance(content, dict) else (None, None)
+        named = labels if isinstance(labels, dict) else {}
+        if not (isinstance(atlas, str) and isinstance(labels, str | dict) and content.keys() <= set(KEYS)) or not all(
+            type(value) is int and isinstance(name, str) for value, name in named.items()
+        ):
             raise DataError(f"{path}: it may hold `atlas: NAME` and `labels:`, a scheme or lines such as `1: L5`.")
         return dict(content)

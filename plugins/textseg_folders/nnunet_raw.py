@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from textseg.contracts import Case, LabelMap
-from textseg.errors import DataError
+from textseg.errors import DataError, suggestion
+from textseg.system import read_json
 from textseg_folders.listing import BACKGROUND, find_atlas, map_values, patient_of, volumes_by_stem
 
+IGNORE = "ignore"  # nnU-Net's name of the label whose voxels count nowhere
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -21,7 +22,8 @@ class NnunetRaw:
 
     The names of the labels in dataset.json must be those of the atlas, in upper or lower case; `labels` translates
     those that are not: `{vertebra_L5: L5}`. With imagesTs and labelsTs there is an official split. One channel, no
-    regions. `patient_pattern` as in `nifti_folder`. Raises DataError.
+    regions. nnU-Net's label `ignore` is refused unless `labels` says what its voxels are, because each voxel counts in
+    the loss and in the scores. `patient_pattern` as in `nifti_folder`. Raises DataError.
     """
 
     def __init__(
@@ -70,22 +72,37 @@ class NnunetRaw:
         path = self.folder / "dataset.json"
         own = {name.lower(): name for name in (BACKGROUND, *self.atlas.names)}
         values: dict[int, str] = {}
-        for name, value in self._described(path).items():
-            if not isinstance(value, int):
+        described = self._described(path)
+        for name, value in described:
+            if type(value) is not int:
                 raise DataError(
                     f"{path}: label '{name}' is {value}; textseg reads one value for each label, no regions."
                 )
-            values[value] = self._names.get(name) or own.get(name.lower(), name)
-        return map_values(values, self.atlas, f"{path} (translate names with dataset.labels)")
+            if name == IGNORE and name not in self._names:
+                raise DataError(
+                    f"{path}: value {value} is nnU-Net's label '{IGNORE}', and textseg can't leave voxels out of loss "
+                    f"and scores. Annotate them, or count them as background with dataset.labels: "
+                    f"{{{IGNORE}: {BACKGROUND}}}."
+                )
+            structure = self._names.get(name) or own.get(name.lower(), name)
+            if values.setdefault(value, structure) != structure:
+                raise DataError(f"{path}: value {value} is '{values[value]}' and '{structure}'. Keep one of the names.")
+        label_map = map_values(values, self.atlas, f"{path} (translate names with dataset.labels)")
+        names = [name for name, _ in described]
+        if unknown := [name for name in self._names if name not in names]:
+            possible = suggestion(unknown[0], names)
+            raise DataError(f"dataset.labels: '{path}' has no label '{unknown[0]}'.{possible}")
+        return label_map
 
-    def _described(self, path: Path) -> dict[str, Any]:
-        """Return values by name, for both versions of dataset.json."""
-        try:
-            labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
-            if all(key.isdecimal() for key in labels):
-                return {str(name): int(value) for value, name in labels.items()}
-            return {name: int(value) if isinstance(value, str) else value for name, value in labels.items()}
-        except FileNotFoundError:
-            raise DataError(f"'{path}' does not exist; nnU-Net's layout has it.") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"'{path}' must be JSON with `labels`: a value for each name.") from error
+    def _described(self, path: Path) -> list[tuple[str, Any]]:
+        """Return pairs of name and value, for both versions of dataset.json."""
+        if not path.exists():
+            raise DataError(f"'{path}' does not exist; nnU-Net's layout has it.")
+        content = read_json(path)
+        labels = content.get("labels") if isinstance(content, dict) else None
+        if not isinstance(labels, dict):
+            raise DataError(f"'{path}' must be JSON with `labels`: a value for each name.")
+        pairs = [(str(name), value) for name, value in labels.items()]
+        if all(name.isdecimal() for name in labels):
+            pairs = [(str(name), value) for value, name in labels.items()]
+        return [(name, int(v) if isinstance(v, str) and v.isdecimal() else v) for name, v in pairs]

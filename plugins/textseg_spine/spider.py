@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
-from textseg.system import Progress, RemoteFile, fetch_file, unpack_zip
+from textseg.system import Progress, RemoteFile, Row, fetch_file, read_table, unknown_row, unpack_zip
 from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
 
 LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom
@@ -24,6 +23,7 @@ SEXES = {"F": "female", "M": "male"}
 SUBSETS = {"training": "train", "validation": "test"}
 ZENODO = "https://zenodo.org/records/10159290/files/{}?download=1"
 SERIES = 447
+OVERVIEW, NUMBERING = "overview.csv", "numbering.csv"
 STEM = re.compile(r"(?P<patient>\d+)_(?P<sequence>t1|t2|t2_space)", re.IGNORECASE)
 
 
@@ -83,7 +83,7 @@ class Spider:
         path = self.folder / "overview.csv"
         subsets: dict[str, str] = {}
         for case in self._cases:
-            subset = self._overview.get(case.id.lower(), {}).get("subset", "").strip().lower()
+            subset = self._row(case.id).cells.get("subset", "").lower()
             if subset not in SUBSETS:
                 raise DataError(
                     f"{path}: the subset of series '{case.id}' is '{subset}'. "
@@ -125,10 +125,10 @@ class Spider:
                 continue
             vertebrae, discs = levels[case.id]
             sentences = doubts.setdefault(case.id, [])
-            row = self._overview.get(case.id.lower(), {})
+            row = self._row(case.id).cells
             counted = {len(vertebrae), len([level for level in vertebrae if level in values[case.id]])}
             for column, numbers in (("num_vertebrae", counted), ("num_discs", {len(discs)})):
-                count = row.get(column, "").strip()
+                count = row.get(column, "")
                 if count.isdecimal() and int(count) not in numbers:
                     sentences.append(f"overview.csv says {column} {count}, and the mask has {max(numbers)}")
             if vertebrae and min(vertebrae) != 1:
@@ -144,6 +144,8 @@ class Spider:
                 sentences.append(f"the mask of {unlike[0]}, the same patient, has other levels")
         for stem in sorted(_volumes(self.folder / "masks").keys() - {case.id.lower() for case in self._cases}):
             doubts[stem] = ["this mask has no image of its name"]
+        for name, lines in self._rows_of_nobody():
+            doubts[name] = lines
         advice = "if the names are shifted, say so in numbering.csv (patient, lowest_level)"
         return {
             case_id: [line if case_id not in levels else f"{line}: {advice}" for line in lines]
@@ -173,7 +175,7 @@ class Spider:
                 "patient a number: rename the file or move it out of the folder."
             )
         facts = {"sequence": SEQUENCES[match["sequence"].lower()], "view": "sagittal"}
-        sex = self._overview.get(image_path.stem.lower(), {}).get("sex", "").strip().upper()
+        sex = self._row(image_path.stem).cells.get("sex", "").upper()
         if sex in SEXES:
             facts["sex"] = SEXES[sex]
         return Case(
@@ -181,25 +183,47 @@ class Spider:
         )
 
     @cached_property
-    def _overview(self) -> Mapping[str, Mapping[str, str]]:
+    def _overview(self) -> Mapping[str, Row]:
         """Rows by lower-case stem; empty without the file."""
-        rows = _table(self.folder / "overview.csv", ("new_file_name", "sex", "subset"))
-        return {row["new_file_name"].strip().lower(): row for row in rows}
+        return _table(self.folder / OVERVIEW, "new_file_name", "sex", "subset")
+
+    def _row(self, case_id: str) -> Row:
+        return self._overview.get(case_id.lower(), Row(0, {}))
+
+    @cached_property
+    def _numbering(self) -> Mapping[str, Row]:
+        """Rows by patient; empty without the file."""
+        return _table(self.folder / NUMBERING, "patient", "lowest_level")
 
     @cached_property
     def _shifts(self) -> Mapping[str, int]:
         """Levels by which a patient's vertebra 1 is above L5; empty without numbering.csv."""
-        path = self.folder / "numbering.csv"
+        path = self.folder / NUMBERING
         shifts: dict[str, int] = {}
-        for row in _table(path, ("patient", "lowest_level")):
-            patient, level = row["patient"].strip(), row["lowest_level"].strip().upper()
+        patients = {case.patient for case in self._cases}
+        for patient, row in self._numbering.items():
+            level = row.cells["lowest_level"].upper()
             if level not in LOWEST_LEVELS:
                 raise DataError(
-                    f"{path}: the lowest_level of patient {patient} is '{level}'.{suggestion(level, LOWEST_LEVELS)}"
+                    f"{path}:{row.line}: the lowest_level of patient {patient} is '{level}'."
+                    f"{suggestion(level, LOWEST_LEVELS)}"
                 )
-            if shifts.setdefault(patient, LOWEST_LEVELS[level]) != LOWEST_LEVELS[level]:
-                raise DataError(f"{path}: patient {patient} has two rows that differ. Keep one.")
+            # A spreadsheet writes 12.0 or 012 for 12; the names of that patient would silently stay as they are.
+            number = re.sub(r"^0+(?=\d)|[.,]0*$", "", patient)
+            if patient not in patients and number in patients:
+                raise DataError(f"{path}:{row.line}: there is no patient '{patient}'. Write {number}.")
+            shifts[patient] = LOWEST_LEVELS[level]
         return shifts
+
+    def _rows_of_nobody(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the name of a table, and its rows that fit no series or patient of the folder."""
+        stems, patients = {case.id.lower() for case in self._cases}, {case.patient for case in self._cases}
+        kinds = ((NUMBERING, self._numbering, "patient", patients), (OVERVIEW, self._overview, "series", stems))
+        for name, table, kind, known in kinds:
+            if strangers := [key for key in table if key not in known]:
+                first = unknown_row(self.folder / name, table[strangers[0]], strangers[0], kind, ())
+                more = f" So it is with {len(strangers) - 1} more rows." if len(strangers) > 1 else ""
+                yield name, [f"{first}{more}"]
 
 
 def _volume_name(member: PurePosixPath) -> str | None:
@@ -233,16 +257,9 @@ def _naturally(item: tuple[str, Path]) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", item[0])]
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _table(path: Path, key: str, *columns: str) -> Mapping[str, Row]:
     """Return rows of a CSV file with at least these columns; empty without the file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, restval=""))
-    missing = [column for column in columns if not rows or column not in rows[0]]
-    if missing:
-        raise DataError(f"{path}: no row, or no column {', '.join(missing)}. Needed: {', '.join(columns)}.")
-    return rows
+    return read_table(path, key, columns, fold=str.lower) if path.exists() else {}
 
 
 def _what_is_there(folder: Path) -> str:

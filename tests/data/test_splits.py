@@ -129,8 +129,60 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can't be read: Is a directory"):
         split(file=tmp_path)
     (tmp_path / "broken.json").write_bytes(b'{"train": ["\xff')
-    with pytest.raises(DataError, match="must be JSON"):
+    with pytest.raises(DataError, match="broken.json:1: this is not UTF-8"):
         split(file=tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_another_editor_is_read(tmp_path: Path, encoding: str) -> None:
+    content = json.dumps({"train": ["p01"], "validation": ["p02"], "test": ["p03"]})
+    (tmp_path / "split.json").write_bytes(content.encode(encoding))
+    assert split(file=tmp_path / "split.json") == Split(("p01",), ("p02",), ("p03",))
+
+
+CASES = {f"{patient}_{number}": patient for patient in PATIENTS for number in (1, 2)}
+
+
+def folds_of(path: Path, *folds: dict[str, list[str]]) -> Path:
+    path.write_text(json.dumps(folds))
+    return path
+
+
+def test_a_fold_of_nnunet_tests_on_its_val_and_validates_on_a_part_of_its_train(tmp_path: Path) -> None:
+    val = [case for case in CASES if CASES[case] in PATIENTS[:4]]
+    fold = {"train": [case for case in CASES if case not in val and CASES[case] != PATIENTS[-1]], "val": val}
+    path = folds_of(tmp_path / "splits_final.json", {"train": val, "val": fold["train"]}, fold)
+    settings = SplitSettings(file=path, fold=1, validation=0.2)
+    result = make_split(settings, CASES.values(), None, cases=CASES)
+    assert result.test == tuple(PATIENTS[:4])
+    assert sorted(result.train + result.validation) == PATIENTS[4:-1]
+    assert len(result.validation) == round(0.2 * len(PATIENTS[4:-1]))
+    assert SplitSettings(**settings.model_dump()) == settings
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([{"train": ["p01_1"], "val": ["p02_1"]}], "names some cases of patient p01, and not p01_2, p02_2"),
+        ([{"train": ["p01_1"], "val": ["p01_2"]}], "both train and val have p01"),
+        ([{"train": ["p01"], "val": ["x"]}], "names cases that the data set lacks.*: x"),
+        ([], "must be a splits_final.json of nnU-Net"),
+        ([{"train": ["p01"]}], "must be a splits_final.json of nnU-Net"),
+        ({"train": [], "validation": [], "test": []}, "If it has one split of patients, remove 'fold'"),
+    ],
+)
+def test_a_wrong_fold_is_refused(tmp_path: Path, folds: Any, message: str) -> None:
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(DataError, match=message):
+        make_split(SplitSettings(file=tmp_path / "splits_final.json", fold=0), CASES.values(), None, cases=CASES)
+
+
+def test_a_fold_that_is_not_there_and_folds_without_a_number(tmp_path: Path) -> None:
+    path = folds_of(tmp_path / "splits_final.json", {"train": ["p01"], "val": ["p02"]})
+    with pytest.raises(DataError, match="has 1 folds, counted from 0, and no fold 3"):
+        split(file=path, fold=3)
+    with pytest.raises(DataError, match="It has the folds of nnU-Net: a recipe names one with"):
+        split(file=path)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def test_a_damaged_table_is_refused_with_its_place(tmp_path, text, message):
         read_scores(tmp_path / "scores.csv")
 
 
+def test_names_that_a_spreadsheet_takes_for_formulas_are_read_as_they_were(tmp_path):
+    scores = [replace(ROW, case="=cmd|' /C calc'!A0", patient="-1")]
+    write_scores(tmp_path / "scores.csv", scores)
+    assert "\n'=cmd" in (tmp_path / "scores.csv").read_text()
+    assert read_scores(tmp_path / "scores.csv") == scores
+
+
 def test_a_missing_table_says_how_to_make_it(tmp_path):
     with pytest.raises(RunError, match="textseg evaluate"):
         read_scores(tmp_path / "scores.csv")

@@ -86,9 +86,9 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "There is no table of scores in windows"),
+        (None, "does not exist. It is a table of scores in windows"),
         ("case,patient\n", "its first line must be"),
-        ("", "can't be read"),
+        ("", "its first line must be"),
         ("{header}\na,a,0.5\n", "line 2"),
         ("{header}\na,a,half,upper,no,,template,L3,dsc,1\n", "line 2"),
     ],

@@ -230,10 +230,16 @@ def test_statements_in_a_table(tmp_path: Path, small_atlas: Atlas) -> None:
     table.write_text("case,visible\na,L2:L1\n")
     with pytest.raises(PromptError, match=re.escape("case 'a': 'L2:L1' runs upwards")):
         read_cases(small_atlas, str(table), ["a"])
-    table.write_text("case\na\n")
-    with pytest.raises(PromptError, match="needs the columns case and visible"):
+    table.write_text("case,visible\na,L2:L1\na,L2\n")
+    with pytest.raises(PromptError, match="visible.csv:3: 'a' has a row already"):
         read_statements(str(table), ["a"])
-    with pytest.raises(PromptError, match=r"missing.csv' can't be read"):
+    table.write_text("case;Visible\na;\n")
+    with pytest.raises(PromptError, match="visible.csv:2: nothing is said to be visible in case 'a'"):
+        read_statements(str(table), ["a"])
+    table.write_text("case\na\n")
+    with pytest.raises(PromptError, match="there is no column 'visible'"):
+        read_statements(str(table), ["a"])
+    with pytest.raises(PromptError, match=r"missing.csv' does not exist"):
         read_statements(str(tmp_path / "missing.csv"), ["a"])
 
 

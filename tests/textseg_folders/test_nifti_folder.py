@@ -54,6 +54,17 @@ def test_a_table_gives_patients_split_and_facts(folder: Path) -> None:
     assert data.official_split() == {"train": ["7"], "test": ["9"]}
 
 
+@pytest.mark.parametrize("header", ["case, patient", "case,Patient", "Case;PATIENT ", "case\tpatient"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_series_of_a_patient_stay_together_however_the_table_is_written(
+    folder: Path, header: str, encoding: str
+) -> None:
+    table = "\n".join((header, "a_1,Jörg", "a_2,Jörg", "b_2,9"))
+    separator = next((mark for mark in ";\t" if mark in header), ",")
+    (folder / "cases.csv").write_bytes(table.replace(",", separator).encode(encoding))
+    assert [(case.patient, case.facts) for case in reader(folder).cases()] == [("Jörg", {}), ("Jörg", {}), ("9", {})]
+
+
 def test_values_are_what_the_recipe_calls_them(folder: Path) -> None:
     data = reader(folder)
     case = data.cases()[0]
@@ -103,9 +114,15 @@ def test_a_wrong_setting_is_named(folder: Path, settings: dict[str, Any], messag
         (("masks/c.nii.gz",), {}, "has no image of that name"),
         (("images/a_1.nii.gz",), {}, "'a_1.mha' and 'a_1.nii.gz', which are the same case"),
         ((), {"cases_csv": "case\nz\n"}, "no image of case 'z'"),
-        ((), {"cases_csv": "case\na_1\na_1\n"}, "listed twice"),
+        ((), {"cases_csv": "case\na_1\na_1\n"}, "cases.csv:3: 'a_1' has a row already, in line 2"),
+        ((), {"cases_csv": "case,patient_id\na_1,7\n"}, "the column 'patient_id' may be meant as 'patient'"),
+        ((), {"cases_csv": "case,subject\na_1,7\n"}, "the column 'subject' may be meant as 'patient'"),
+        ((), {"cases_csv": "case,patient\na_1,7\nb_2,\n"}, "it has no patient of case 'a_2'"),
+        ((), {"labels_yaml": "labels: {1: L5, 1: L4}"}, "labels.yaml:1: .*'1' stands twice"),
+        ((), {"labels_yaml": "labels: {010: L5}"}, "a scheme or lines such as `1: L5`"),
+        ((), {"labels_yaml": "atlas: [1]"}, "a scheme or lines such as `1: L5`"),
         ((), {"cases_csv": "patient\nz\n"}, "no column 'case'"),
-        ((), {"labels_yaml": "{"}, "is no YAML"),
+        ((), {"labels_yaml": "{"}, "labels.yaml:1: this is no YAML"),
         ((), {"labels_yaml": "labels: {one: L5}"}, "a scheme or lines such as `1: L5`"),
         ((), {"labels_yaml": "label: {1: L5}"}, "a scheme or lines such as `1: L5`"),
     ],

@@ -62,6 +62,10 @@ def test_names_of_either_version_are_those_of_the_atlas(tmp_path: Path, labels: 
         ({"background": 0, "femur": 1}, (), "value 1 is 'femur', which atlas 'lumbar_spider' lacks"),
         ({"background": 0, "L5": [1, 2]}, (), "label 'L5' is .*no regions"),
         ([], (), "must be JSON with `labels`"),
+        ({"background": 0, "L5": True}, (), "label 'L5' is True"),
+        ({"background": 0, "L5": 1, "L4": 1}, (), "value 1 is 'L5' and 'L4'. Keep one"),
+        ({"0": "background", "1": "L5", "01": "L4"}, (), "value 1 is 'L5' and 'L4'. Keep one"),
+        ({"background": 0, "L5": 1, "ignore": 2}, (), "value 2 is nnU-Net's label 'ignore'.*{ignore: background}"),
         (VERSION_2, ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"), "textseg reads one channel"),
         (VERSION_2, ("imagesTr/a.nii.gz",), "must end in _0000"),
         (VERSION_2, ("imagesTr/a_0000.nii.gz", "labelsTr/z.nii.gz"), "has no image 'z_0000'"),
@@ -72,6 +76,26 @@ def test_what_can_not_be_read_is_named(tmp_path: Path, labels: Any, names: tuple
     data = reader(lay_out(tmp_path, labels, names))
     with pytest.raises(DataError, match=message):
         data.label_map(data.cases()[0])
+
+
+def test_the_ignore_label_may_be_called_background(tmp_path: Path) -> None:
+    data = reader(lay_out(tmp_path, {**VERSION_2, "ignore": 4}), labels={"canal": "SC", "ignore": "background"})
+    assert data.label_map(data.cases()[0])[4] == 0
+
+
+def test_a_translation_of_a_label_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    data = reader(lay_out(tmp_path), labels={"canal": "SC", "L_4": "L4"})
+    with pytest.raises(DataError, match="dataset.labels: .* has no label 'L_4'. Did you mean 'L4'"):
+        data.label_map(data.cases()[0])
+
+
+def test_dataset_json_may_begin_with_a_byte_order_mark_and_says_each_label_once(tmp_path: Path) -> None:
+    path = lay_out(tmp_path) / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert set(reader(tmp_path).label_map(reader(tmp_path).cases()[0])) == {0, 1, 2, 3}
+    path.write_text('{"labels": {"background": 0, "L5": 1, "L5": 2, "canal": 3}}')
+    with pytest.raises(DataError, match="the key 'L5' stands twice"):
+        reader(tmp_path).label_map(reader(tmp_path).cases()[0])
 
 
 def test_no_dataset_json(tmp_path: Path) -> None:

@@ -135,10 +135,35 @@ def test_numbering_with_an_impossible_level_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path / "spider", {"1_t2.mha": ""}, numbering="patient;lowest_level\n1;L6\n")
+    folder = write(tmp_path / "spider", {"1_t2.mha": ""}, numbering="patient,level\n1,L6\n")
     dataset = Spider(folder=str(folder))
-    with pytest.raises(DataError, match=r"numbering.csv: no row, or no column patient, lowest_level"):
+    with pytest.raises(DataError, match=r"numbering.csv:1: there is no column 'lowest_level'"):
         dataset.label_map(dataset.cases()[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_a_spreadsheet_are_read(tmp_path: Path, encoding: str) -> None:
+    folder = write(tmp_path / "spider", {"1_t2.mha": ""})
+    (folder / "numbering.csv").write_bytes("Patient;Lowest_level;Notiz\r\n1;L6;geprüft\r\n".encode(encoding))
+    dataset = Spider(folder=str(folder))
+    assert dataset.label_map(dataset.cases()[0])[2] == dataset.atlas["L5"].index
+
+
+@pytest.mark.parametrize("patient", ["12.0", "012", "12,0", "12."])
+def test_a_patient_that_a_spreadsheet_has_rewritten_is_refused(tmp_path: Path, patient: str) -> None:
+    folder = write(tmp_path / "spider", {"12_t2.mha": ""}, numbering=f'patient,lowest_level\n"{patient}",L6\n')
+    dataset = Spider(folder=str(folder))
+    with pytest.raises(DataError, match=rf"numbering.csv:2: there is no patient '{patient}'. Write 12"):
+        dataset.label_map(dataset.cases()[0])
+
+
+def test_rows_that_fit_nobody_are_doubts(tmp_path: Path) -> None:
+    numbering, overview = "patient,lowest_level\n1,L6\n99,L6\n98,L6\n", "1_t2,,,,,training\r\n1_t3,,,,,training\r\n"
+    dataset = Spider(folder=str(write(tmp_path / "spider", {"1_t2.mha": ""}, overview, numbering)))
+    doubts = dataset.doubts({})
+    assert list(doubts) == ["numbering.csv", "overview.csv"]
+    assert doubts["numbering.csv"][0].endswith("csv:3: there is no patient '99'. So it is with 1 more rows.")
+    assert doubts["overview.csv"][0].endswith("csv:3: there is no series '1_t3'.")
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "other"])

@@ -15,9 +15,9 @@ from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
 from textseg.metrics.definitions import METRICS, POLICY, lower_is_better
-from textseg.metrics.scores import csv_text
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, SEED
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
+from textseg.system.user_files import csv_text
 from textseg.version import __version__
 
 FORMAT = 1

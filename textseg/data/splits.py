@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from textseg.errors import DataError
 from textseg.recipe.schema import SplitSettings
 from textseg.system.files import content_hash
+from textseg.system.user_files import read_json
 
 PARTS = ("train", "validation", "test")
+FOLD_PARTS = ("train", "val")  # of nnU-Net, which has no test part
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,18 @@ def make_split(
     patients: Iterable[str],
     official: Mapping[str, Sequence[str]] | None,
     strata: Mapping[str, str] | None = None,
+    *,
+    cases: Mapping[str, str] = {},
 ) -> Split:
     """Divide `patients` as the recipe says; the same patients and `split.seed` give the same split.
 
+    `cases` holds the patient of each case, by its id, since the folds of nnU-Net list cases.
     With `strata` (the kind of each patient) every part that is drawn has its share of every kind. Patients that an
     official split doesn't name are left out. Raises DataError where a part would be empty, a patient is on two sides,
     or a file names one that is unknown.
     """
     known = sorted(set(patients))
-    if settings.file is not None:
+    if settings.file is not None and settings.fold is None:
         where, parts = f"split.file: '{settings.file}'", read_parts(settings.file)
         split = _split(parts["train"], parts["validation"], parts["test"], where)
         if unknown := sorted({*split.train, *split.validation, *split.test} - set(known)):
@@ -63,6 +68,12 @@ def make_split(
         dealt = drawn if strata is None else sorted(drawn, key=strata.__getitem__)
         test = dealt[settings.fold :: settings.folds]
         where = "split.folds"
+    elif settings.file is not None and settings.fold is not None:
+        where = f"split.file: '{settings.file}', fold {settings.fold}"
+        fold = _patients_of_fold(settings.file, settings.fold, known, cases)
+        _require_apart(fold, where)
+        test = [patient for patient in drawn if patient in fold["val"]]
+        drawn = [patient for patient in drawn if patient in {*fold["train"], *test}]
     elif official is None:
         raise DataError("split.official: this data set has no official split; use fractions, folds or file.")
     else:
@@ -95,19 +106,56 @@ def _spread(drawn: Sequence[str], strata: Mapping[str, str]) -> list[str]:
 
 def read_parts(path: Path) -> dict[str, list[str]]:
     """Read the patients of each part of a split file, in its order. Raises DataError."""
-    try:
-        content = json.loads(path.read_text())
-        parts = {part: content[part] for part in PARTS}
-        if not all(isinstance(patients, list) for patients in parts.values()):
-            raise TypeError
-        return {part: [str(patient) for patient in patients] for part, patients in parts.items()}
-    except OSError as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"can't be read: {error.strerror}"
-        raise DataError(f"split.file: '{path}' {reason}.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    parts = _lists(content := read_json(path), PARTS)
+    if parts is None:
+        advice = " It has the folds of nnU-Net: a recipe names one with `split: {file: ..., fold: 0}`."
         raise DataError(
-            f"split.file: '{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
-        ) from error
+            f"'{path}' must be JSON with one list of patients for each of {', '.join(PARTS)}."
+            f"{advice if _are_folds(content) else ''}"
+        )
+    return parts
+
+
+def read_folds(path: Path) -> list[dict[str, list[str]]]:
+    """Read the cases of `train` and `val` in each fold of nnU-Net's splits_final.json. Raises DataError."""
+    content = read_json(path)
+    if not _are_folds(content):
+        raise DataError(
+            f"'{path}' must be a splits_final.json of nnU-Net: a list with `train` and `val` for each fold. If it "
+            "has one split of patients, remove 'fold'."
+        )
+    return [{part: list(map(str, fold[part])) for part in FOLD_PARTS} for fold in content]
+
+
+def _patients_of_fold(path: Path, number: int, known: Sequence[str], cases: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the patients of `train` and `val` in a fold, which names cases or patients."""
+    folds = read_folds(path)
+    if number >= len(folds):
+        raise DataError(f"split.fold: '{path}' has {len(folds)} folds, counted from 0, and no fold {number}.")
+    names = {name for part in FOLD_PARTS for name in folds[number][part]}
+    patients = {**{patient: patient for patient in known}, **cases}
+    if unknown := sorted(names - patients.keys()):
+        raise DataError(
+            f"'{path}', fold {number}, names cases that the data set lacks, or has no mask of: {', '.join(unknown)}."
+        )
+    whole = {patients[name] for name in names}
+    if rest := sorted(case for case, patient in cases.items() if patient in whole and not names & {case, patient}):
+        raise DataError(
+            f"'{path}', fold {number}, names some cases of patient {patients[rest[0]]}, and not {', '.join(rest)}. "
+            "Name all of them, since a patient is on one side with all cases, or leave them out with `leave_out`."
+        )
+    return {part: [patients[name] for name in folds[number][part]] for part in FOLD_PARTS}
+
+
+def _are_folds(content: Any) -> bool:
+    return isinstance(content, list) and bool(content) and all(_lists(fold, FOLD_PARTS) is not None for fold in content)
+
+
+def _lists(content: Any, keys: Sequence[str]) -> dict[str, list[str]] | None:
+    """Return the names under each key; None if the content is of another kind."""
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
+        return None
+    return {key: [str(name) for name in content[key]] for key in keys}
 
 
 def _split(train: Sequence[str], validation: Sequence[str], test: Sequence[str], where: str) -> Split:

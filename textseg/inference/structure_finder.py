@@ -14,10 +14,10 @@ from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import highest
 from textseg.data.slices import SliceStack
 from textseg.inference.slices import slice_logits
-from textseg.metrics.scores import csv_text
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
 from textseg.system.files import write_atomically
+from textseg.system.user_files import csv_text
 from textseg.text.visibility import ground_truth_visibility, predicted_visibilities, statement
 
 SMALL = 0.25  # share of the usual size in its group, below which confidence is reduced in proportion to size

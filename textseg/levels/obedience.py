@@ -24,10 +24,10 @@ import numpy as np
 from textseg.contracts import Atlas
 from textseg.errors import DataError
 from textseg.levels.level_naming import SAME_PLACE, match_by_place, pairwise_dsc, without_nan
-from textseg.metrics.scores import csv_text
 from textseg.metrics.statistics import Interval, macro_mean_interval
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
+from textseg.system.user_files import csv_text
 from textseg.volumes.geometry import Array
 
 MINIMUM_VOXELS = 20  # size from which a structure counts; the place of a smaller piece says little

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from textseg.contracts import Source
-from textseg.errors import RunError, suggestion
+from textseg.errors import DataError, RunError, suggestion
 from textseg.metrics.definitions import Status
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
+from textseg.system.user_files import csv_text, read_rows
 
 StatedSource = Source | Literal["simulated"]  # the source of the prompts that scores state
 Mark = Literal["", "simulated", "oracle"]  # set if the prompts of scores used the annotation
@@ -71,15 +70,6 @@ class Summary:
     overall: Mapping[str, Mean]  # metric -> macro mean over structures
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV table; floats stand in full, as `repr` writes them."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([repr(float(v)) if isinstance(v, float) else v for v in row] for row in rows)
-    return text.getvalue()
-
-
 def write_scores(path: Path, rows: Iterable[Score]) -> None:
     """Write scores.csv atomically."""
     write_atomically(path, csv_text(COLUMNS, ([getattr(row, name) for name in COLUMNS] for row in rows)))
@@ -88,19 +78,18 @@ def write_scores(path: Path, rows: Iterable[Score]) -> None:
 def read_scores(path: Path) -> list[Score]:
     """The rows of scores.csv. Raises RunError where the file is missing or is not such a table."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
-    except FileNotFoundError:
+        lines = read_rows(path)
+    except DataError as error:
         raise RunError(
-            f"There is no table of scores '{path}': evaluate its run first with `textseg evaluate {path.parent}`."
+            f"{error} It is a table of scores: evaluate its run with `textseg evaluate {path.parent}`."
         ) from None
-    if not lines or tuple(lines[0]) != COLUMNS:
-        first_line = ", ".join(lines[0]) if lines else "nothing"
+    if not lines or tuple(lines[0][1]) != COLUMNS:
+        first_line = ", ".join(lines[0][1]) if lines else "nothing"
         raise RunError(
             f"'{path}' is not a table of scores: its first line must be {','.join(COLUMNS)}, and it is {first_line}. "
             f"Evaluate the run again with `textseg evaluate {path.parent}`."
         )
-    return [_score(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+    return [_score(path, number, line) for number, line in lines[1:]]
 
 
 def _score(path: Path, number: int, line: Sequence[str]) -> Score:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,10 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from textseg.errors import RunError
-from textseg.metrics.scores import csv_text
+from textseg.errors import DataError, RunError
 from textseg.metrics.statistics import Interval, macro_mean_interval
 from textseg.system.files import write_atomically
+from textseg.system.user_files import csv_text, read_rows
 
 StatedBy = Literal["simulated", "template", "moved up", "moved down", "none"]
 STATED_BY: tuple[StatedBy, ...] = get_args(StatedBy)
@@ -88,19 +87,16 @@ def read_window_scores(path: Path) -> list[WindowScore]:
     """Return the rows of fields_of_view.csv; raises RunError for a missing file, or one that is not such a table."""
     again = f"Evaluate the run again: textseg evaluate {path.parent} --fields-of-view 0.7,0.5"
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
-    except FileNotFoundError:
-        raise RunError(f"There is no table of scores in windows '{path}'. {again}") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"'{path}' can't be read as a table of scores in windows ({error}). {again}") from error
+        (_, header), *lines = read_rows(path) or [(1, [""])]
+    except DataError as error:
+        raise RunError(f"{error} It is a table of scores in windows. {again}") from None
     if tuple(header) != COLUMNS:
         raise RunError(
             f"'{path}' is not a table of scores in windows: its first line must be {','.join(COLUMNS)}, and it is "
             f"{','.join(header)}. {again}"
         )
     rows = []
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         try:
             cells: dict[str, Any] = dict(zip(_FIELDS, line, strict=True))
             rows.append(WindowScore(**{**cells, "share": float(cells["share"]), "value": float(cells["value"])}))

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textseg.errors import RecipeError
+from textseg.errors import DataError, RecipeError
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import write_atomically
+from textseg.system.user_files import read_text
 
 SUFFIXES = (".yaml", ".yml")
 _NEEDS = "Needs:"  # begins the line with the requirements in the first comment of a recipe
@@ -149,7 +150,7 @@ def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
     import yaml
 
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_text(source)
         node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
         for key in ("split", "file"):
             children = node.value if isinstance(node, yaml.MappingNode) else []
@@ -157,8 +158,8 @@ def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
         if not isinstance(node, yaml.ScalarNode) or "${" in node.value or Path(node.value).is_absolute():
             return text, {}
         split = Path(node.value)
-        content = (source.parent / split).read_text(encoding="utf-8")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_text(source.parent / split)
+    except (DataError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(
             f"{source}: this recipe can't be copied: {' '.join(str(error).split())}. "
             f"`textseg run {source.stem} --dry-run` names each mistake."

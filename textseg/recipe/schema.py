@@ -56,22 +56,22 @@ class WeightedComponent(ComponentSpec):
 
 
 class SplitSettings(_Section):
-    """The split of the patients: exactly one of `fractions`, `official`, `folds` with `fold`, and `file`."""
+    """The split of the patients: one of `fractions`, `official`, `folds` with `fold`, and `file` (with `fold`)."""
 
     fractions: tuple[Probability, Probability, Probability] | None = None  # training, validation, test
     official: Literal[True] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] | None = None  # 0-based
-    file: Path | None = None
-    validation: Share = 0.1  # of the training patients, for `official` and `folds`
+    file: Path | None = None  # with `fold`: a splits_final.json of nnU-Net
+    validation: Share = 0.1  # of the training patients, for `official` and each `fold`
     stratify: bool = False  # by sequences and visible levels, so that the parts resemble each other
     seed: Annotated[int, Field(ge=0)] = 2025  # not the seed of the run: all its seeds have one split
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         forms = [key for key in ("fractions", "official", "folds", "file") if getattr(self, key) is not None]
-        if self.fold is not None and self.folds is None:
-            raise ValueError("'fold' needs 'folds': {folds: 5, fold: 0}.")
+        if self.fold is not None and self.folds is None and self.file is None:
+            raise ValueError("'fold' needs 'folds', {folds: 5, fold: 0}, or the 'file' of nnU-Net's folds.")
         if len(forms) != 1:
             given = ", ".join(forms) or "none of them"
             raise ValueError(f"give exactly one of fractions, official, folds and file, not {given}.")
@@ -80,18 +80,26 @@ class SplitSettings(_Section):
             raise ValueError(f"{total}; training (above 0), validation and test must sum to 1.")
         if self.folds is not None and (self.fold is None or self.fold >= self.folds):
             raise ValueError(f"'folds: {self.folds}' needs a 'fold' from 0 to {self.folds - 1}, not {self.fold}.")
-        if "validation" in self.model_fields_set and not (self.official or self.folds):
+        if "validation" in self.model_fields_set and not self._draws_validation:
             raise ValueError(f"'validation' goes with official and folds; {forms[0]} already says it.")
-        if self.file is not None and (drawn := sorted({"seed", "stratify"} & self.model_fields_set)):
+        if (
+            self.file is not None
+            and self.fold is None
+            and (drawn := sorted({"seed", "stratify"} & self.model_fields_set))
+        ):
             raise ValueError(f"'{drawn[0]}' goes with fractions, official and folds; in a file nothing is drawn.")
         return self
+
+    @property
+    def _draws_validation(self) -> bool:
+        return bool(self.official) or self.fold is not None
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         kept = {key: value for key, value in handler(self).items() if value is not None}
-        if not (self.official or self.folds):
+        if not self._draws_validation:
             del kept["validation"]
-        if self.file is not None:
+        if self.file is not None and self.fold is None:
             del kept["seed"], kept["stratify"]
         return kept
 

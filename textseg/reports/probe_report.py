@@ -18,7 +18,7 @@ from textseg.evaluation.evaluate import check_data, load_segmenter
 from textseg.evaluation.probe import Drop, expected_scores, measure_drops, probe
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, MOVED, Condition
 from textseg.levels.obedience import POLICY, TABLE_HEADER, as_json, direction, table_rows, write_obedience
-from textseg.metrics.scores import Score, csv_text, write_scores
+from textseg.metrics.scores import Score, write_scores
 from textseg.metrics.statistics import Interval, small_sample_warning
 from textseg.metrics.window_scores import PERSON_ERRS
 from textseg.recipe.loading import load_recipe
@@ -27,6 +27,7 @@ from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
+from textseg.system.user_files import csv_text
 
 NEGLIGIBLE = 0.005  # DSC; a smaller difference is not reported as one
 RATE = 100 * PERSON_ERRS  # in per cent

@@ -215,7 +215,7 @@ def _prepare_and_split(
     recipe: Recipe, dataset: Dataset, cases: Sequence[Case], progress: Progress
 ) -> tuple[Split, dict[str, list[PreparedCase]]]:
     """Return the split and the prepared cases of each part; other cases are prepared only for a stratified split."""
-    atlas, patients = dataset.atlas, [case.patient for case in cases]
+    atlas, patients = dataset.atlas, {case.id: case.patient for case in cases}
 
     def stored(some: Sequence[Case]) -> list[PreparedCase]:
         cache = cache_folder()
@@ -223,9 +223,10 @@ def _prepare_and_split(
 
     if recipe.split.stratify:  # strata depend on the masks, so all cases are prepared first
         prepared = stored(cases)
-        split = make_split(recipe.split, patients, dataset.official_split(), _strata(prepared, atlas))
+        strata = _strata(prepared, atlas)
+        split = make_split(recipe.split, patients.values(), dataset.official_split(), strata, cases=patients)
     else:
-        split = make_split(recipe.split, patients, dataset.official_split(), None)
+        split = make_split(recipe.split, patients.values(), dataset.official_split(), cases=patients)
         used = {patient for part in PARTS for patient in getattr(split, part)}
         prepared = stored([case for case in cases if case.patient in used])
     return split, {part: [case for case in prepared if case.case.patient in getattr(split, part)] for part in PARTS}

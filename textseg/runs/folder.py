@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from textseg.errors import RunError
 from textseg.system.files import remove_unfinished, replacing, write_atomically
+from textseg.system.user_files import csv_text, read_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,16 +156,14 @@ class RunFolder:
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write log/metrics.csv, a row for each epoch."""
         columns = list(dict.fromkeys(key for row in history for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_atomically(self.log / "metrics.csv", text.getvalue())
+        rows = [[row.get(column) for column in columns] for row in history]
+        write_atomically(self.log / "metrics.csv", csv_text(columns, rows))
 
     def read_history(self) -> list[dict[str, str]]:
         """Return the rows of log/metrics.csv; none before the first epoch."""
         path = self.log / "metrics.csv"
-        return list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
+        (_, header), *rows = read_rows(path) if path.exists() else [(1, list[str]())]
+        return [dict(zip(header, cells, strict=False)) for _, cells in rows]
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a checkpoint under a temporary name in its folder, sync, rename."""

@@ -1,9 +1,26 @@
 """The machine: files, processes, devices, downloads, and messages in the terminal.
 
-May import only `errors` and `version`. Offers plug-ins downloads, and pretrained weights of the Hugging Face hub.
+May import only `errors` and `version`. Offers plug-ins downloads, pretrained weights of the Hugging Face hub, and
+readers of the tables, JSON and YAML that people write.
 """
 
 from textseg.system.fetching import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg.system.hub import CODE, HubModel, carried, quiet_transformers
+from textseg.system.user_files import Row, read_json, read_table, read_text, read_yaml, unknown_row
 
-__all__ = ["CODE", "HubModel", "Progress", "RemoteFile", "carried", "fetch_file", "quiet_transformers", "unpack_zip"]
+__all__ = [
+    "CODE",
+    "HubModel",
+    "Progress",
+    "RemoteFile",
+    "Row",
+    "carried",
+    "fetch_file",
+    "quiet_transformers",
+    "read_json",
+    "read_table",
+    "read_text",
+    "read_yaml",
+    "unknown_row",
+    "unpack_zip",
+]

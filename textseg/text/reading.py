@@ -12,14 +12,14 @@ or belongs to one of these forms, and every other word is refused.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from textseg.contracts import Atlas, Visibility
-from textseg.errors import PromptError, suggestion
+from textseg.errors import DataError, PromptError, suggestion
 from textseg.system.messages import counted
+from textseg.system.user_files import TABLE_SUFFIXES, read_table
 
 # Words without content. They are removed first, so that "is not visible" becomes "not visible".
 _EMPTY = (
@@ -83,22 +83,21 @@ def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
 
     Raises PromptError for a file that can't be read, or that lacks a case.
     """
-    if not text.lower().endswith(".csv"):
+    if not text.lower().endswith(TABLE_SUFFIXES):
         return dict.fromkeys(case_ids, text)
     try:
-        with Path(text).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PromptError(f"'{text}' can't be read as a table of visible structures: {error}.") from error
-    statements = {row["case"]: (row["visible"] or "").strip() for row in rows if row.get("case") and "visible" in row}
+        table = read_table(Path(text), "case", ["visible"])
+    except DataError as error:
+        raise PromptError(
+            f"{error} A table of visible structures has a row such as 12_t2,T10:L5 for each case."
+        ) from None
     for case_id in case_ids:
-        if not statements.get(case_id):
-            near = suggestion(case_id, statements)
-            raise PromptError(
-                f"'{text}' has no row for case '{case_id}'.{near} It needs the columns case and visible, and a row "
-                "such as 12_t2,T10:L5 for each case."
-            )
-    return statements
+        if case_id not in table:
+            near = suggestion(case_id, table) if table else ""
+            raise PromptError(f"'{text}' has no row for case '{case_id}'.{near} Add one, such as 12_t2,T10:L5.")
+        if not table[case_id].cells["visible"]:
+            raise PromptError(f"{text}:{table[case_id].line}: nothing is said to be visible in case '{case_id}'.")
+    return {case_id: row.cells["visible"] for case_id, row in table.items()}
 
 
 def read_cases(atlas: Atlas, text: str, case_ids: Iterable[str]) -> dict[str, Visibility]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from textseg.data.splits import read_folds
 from textseg.errors import RecipeError, RunError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
@@ -170,12 +171,14 @@ def _folds(text: str | None, path: Path, recipe: Recipe) -> list[list[str]]:
     """Return the overrides of each fold; one empty list where no folds are asked for."""
     if text is None:
         return [[]]
-    if recipe.split.folds is None:
+    split = recipe.split
+    count = len(read_folds(split.file)) if split.file and split.fold is not None else split.folds
+    if count is None:
         raise RecipeError(
             f"--folds: '{path}' has no folds to choose from. Write `split: {{folds: 5, fold: 0}}` in it, or add "
             "--set 'split={folds: 5, fold: 0}'."
         )
-    folds = [str(fold) for fold in range(recipe.split.folds)]
+    folds = [str(fold) for fold in range(count)]
     chosen = folds if text == "all" else list(dict.fromkeys(fold.strip() for fold in text.split(",")))
     if unknown := [fold for fold in chosen if fold not in folds]:
         raise RecipeError(

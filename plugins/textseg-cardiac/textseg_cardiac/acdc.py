@@ -10,6 +10,7 @@ from typing import Literal
 
 from textseg.contracts import Atlas, Case, LabelMap
 from textseg.errors import DataError
+from textseg.system import read_text
 from textseg.volumes import read_geometry
 from textseg_cardiac.atlas import heart_acdc
 
@@ -111,11 +112,6 @@ class ACDC:
 
 def _information(path: Path) -> dict[str, str]:
     """The lines `key: value` of Info.cfg; empty without the file, which early test data lack."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{path}' can't be read: {error}.") from error
+    lines = read_text(path).splitlines() if path.exists() else []
     pairs = (line.partition(":") for line in lines)
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}

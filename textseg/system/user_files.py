@@ -1,0 +1,233 @@
+"""Read the tables, JSON and YAML that people write; write tables that a spreadsheet opens without running formulas."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from textseg.errors import DataError, suggestion
+from textseg.system.messages import counted
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".xls", ".xlsx", ".ods")  # the last three are refused with advice
+SEPARATORS = ",;\t"
+DEPTH = 50  # mappings and lists of YAML inside each other
+NEAR = 0.75  # similarity of two names of columns from which one is taken for a slip of the pen
+_SAVE = "Save it as UTF-8 (Excel calls this 'CSV UTF-8')"
+_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # xlsx and ods, xls
+# A spreadsheet that separates at another character than the file sees a formula inside a cell, too.
+_FORMULA = re.compile(r"(?P<start>(?:^|[;,\t\r\n]) *)(?P<quotes>'*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
+
+
+class Row(NamedTuple):
+    """A row of a table: its line in the file, and its cells by column."""
+
+    line: int
+    cells: Mapping[str, str]
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8, with or without a byte order mark, or in UTF-16 with one. Raises DataError."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise DataError(f"'{path}' can't be read: {error.strerror}.") from None
+    if content.startswith(_SPREADSHEETS):
+        raise DataError(f"'{path}' is a spreadsheet, and only text can be read. {_SAVE}.")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 if wide else 1 + content.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{path}:{line}: this is not UTF-8 (byte 0x{content[error.start]:02x}: {error.reason}). {_SAVE}."
+        ) from None
+    if "\0" in text:
+        raise DataError(f"{path}:{1 + text[: text.index(chr(0))].count(chr(10))}: this is no text in UTF-8. {_SAVE}.")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file. Raises DataError, also for a key that stands twice in an object."""
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: this is no JSON: {error.msg} (column {error.colno}).") from None
+    except RecursionError:
+        raise DataError(f"'{path}' is nested too deeply to be read as JSON.") from None
+    except ValueError as error:
+        raise DataError(f"'{path}' can't be read as JSON: {error}.") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if content.setdefault(key, value) is not value:
+            raise ValueError(f"the key '{key}' stands twice in one object; keep one")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """A reader of YAML 1.2, where `no` is a word and 010 is no octal number; keys stand once, and nothing is reused."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="an alias (*) is not read here; write the value", problem_mark=mark)
+        self.depth += 1
+        if self.depth > DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {DEPTH} times")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        content: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or key in content:
+                problem = f"the key '{key_node.value}' stands twice" if isinstance(key, Hashable) else "no key"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            content[key] = self.construct_object(value_node, deep=deep)
+        return content
+
+
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].removeprefix(_TAG) not in ("bool", "int", "timestamp", "merge")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file. Raises DataError, also for a key that stands twice in a mapping."""
+    try:
+        return yaml.load(read_text(path), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise DataError(f"{path}:{line}: this is no YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"'{path}' can't be read as YAML: {' '.join(str(error).split())}.") from None
+
+
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV file, the header first, each with its line; rows without content are left out.
+
+    Cells are separated by commas, semicolons or tabs, whichever the header has most of. Cells that `csv_text` has
+    neutralised are as they were before. Raises DataError.
+    """
+    text = read_text(path)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    widths = {separator: len(next(csv.reader([header], delimiter=separator), ())) for separator in SEPARATORS}
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=max(widths, key=widths.__getitem__), strict=True)
+    rows = []
+    try:
+        for cells in table:
+            if any(cell.strip() for cell in cells):
+                rows.append((table.line_num, [_FORMULA.sub(_restored, cell) for cell in cells]))
+    except csv.Error as error:
+        raise DataError(f"{path}:{table.line_num}: this can't be read as a row of a table: {error}.") from None
+    return rows
+
+
+def read_table(
+    path: Path,
+    key: str,
+    needed: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    *,
+    fold: Callable[[str], str] = str,
+    synonyms: Mapping[str, str] = {},
+) -> dict[str, Row]:
+    """Return the rows of a CSV file by their cell in the column `key`, which `fold` brings into one spelling.
+
+    Names of columns compare without case and outer blanks. There may be further columns, but none whose name is close
+    to a column of `key`, `needed` or `optional` that is missing, or is among the `synonyms` of one. Raises DataError
+    that names the file and the line, also for two rows of one key.
+    """
+    rows = read_rows(path)
+    if not rows:
+        raise DataError(f"'{path}' is empty. Its first line names the columns: {', '.join((key, *needed, *optional))}.")
+    (first, header), *rows = rows
+    columns = [column.strip().casefold() for column in header]
+    while columns and not columns[-1]:  # a separator at the end of each line
+        columns.pop()
+    _check_columns(f"{path}:{first}", columns, (key, *needed), optional, synonyms)
+    table: dict[str, Row] = {}
+    for line, cells in rows:
+        row = Row(line, dict(zip(columns, map(str.strip, cells), strict=False)))
+        if any(cell.strip() for cell in cells[len(columns) :]) or len(cells) < len(columns):
+            cause = "a cell with a comma needs quotation marks around it" if len(cells) > len(columns) else "add them"
+            raise DataError(
+                f"{path}:{line}: this row has {counted(len(cells), 'cell')}, and the header names "
+                f"{counted(len(columns), 'column')}: {', '.join(columns)}; {cause}."
+            )
+        if not row.cells[key]:
+            raise DataError(f"{path}:{line}: the column '{key}' is empty. Fill it, or remove the row.")
+        if (earlier := table.setdefault(fold(row.cells[key]), row)) is not row:
+            raise DataError(f"{path}:{line}: '{row.cells[key]}' has a row already, in line {earlier.line}. Keep one.")
+    return table
+
+
+def _check_columns(
+    where: str, columns: Sequence[str], needed: Sequence[str], optional: Sequence[str], synonyms: Mapping[str, str]
+) -> None:
+    if "" in columns:
+        raise DataError(f"{where}: column {columns.index('') + 1} has no name. Name it, or remove it.")
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise DataError(f"{where}: two columns are called '{twice[0]}' (upper and lower case are the same). Keep one.")
+    missing = [name for name in (*needed, *optional) if name not in columns]
+    for column in columns:
+        for name in missing if column not in (*needed, *optional) else ():
+            words = {synonyms.get(word, word) for word in (column, *re.split(r"[\W_]+", column))}
+            if name in words or difflib.SequenceMatcher(None, column, name).ratio() >= NEAR:
+                raise DataError(
+                    f"{where}: the column '{column}' may be meant as '{name}'. Call it '{name}', or give it a name "
+                    f"that is not close to one of {', '.join((*needed, *optional))}."
+                )
+    if lacking := [name for name in missing if name in needed]:
+        raise DataError(
+            f"{where}: there is no column {' and no column '.join(map(repr, lacking))}. The columns are "
+            f"{', '.join(map(repr, columns))}; they are separated by commas, semicolons or tabs."
+        )
+
+
+def unknown_row(path: Path, row: Row, name: str, kind: str, known: Iterable[str]) -> str:
+    """Return the sentence about a row that fits nobody: its place, and the names that are possible."""
+    names = list(known)
+    return f"{path}:{row.line}: there is no {kind} '{name}'.{suggestion(name, names) if names else ''}"
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a CSV table; floats stand in full, as `repr` writes them.
+
+    A text that a spreadsheet would take for a formula gets a quotation mark in front; `read_rows` removes it.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in (header, *rows))
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return _FORMULA.sub(r"\g<start>'\g<quotes>", value)
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _restored(match: re.Match[str]) -> str:
+    return match["start"] + match["quotes"][1:]
