@@ -52,7 +52,7 @@ def main() -> None:
         stack = model.slices(model.prepare(volume), visibility)
 
         def whole() -> None:
-            outcomes = predict_files(model, [Job(path, Path(folder) / "mask" / "volume.nii.gz", None)])
+            outcomes = predict_files(model, [Job(path, Path(folder) / "mask" / "volume.nii.gz", "volume")])
             assert [outcome.state for outcome in outcomes] == ["written"]
             (Path(folder) / "mask" / "volume.json").unlink()  # else it would be there already
 

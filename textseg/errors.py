@@ -32,12 +32,24 @@ class RunError(TextsegError):
     """A run folder is missing, in use, or belongs to another experiment."""
 
 
+def one_line(error: Exception, failure: str) -> str:
+    """Return an exception as one line for a list of failures; `failure` says what failed, such as "a can't be read"."""
+    if isinstance(error, TextsegError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"{failure}: there is not enough memory."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{failure}: {error.strerror}."
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")
+    return f"{failure}: {reason}."
+
+
 def suggestion(name: str, possible: Iterable[str]) -> str:
     """Return the end of a message about an unknown `name`: the nearest possible name, then all possible names."""
     names = sorted(possible)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
     if not names:
-        return f"{guess} None is installed."
+        return f"{guess} There is none."
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{guess} Possible: {', '.join(names[:LISTED])}{more}."

@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 from textseg import load
 from textseg.cli.entry import app
 from textseg.errors import DataError, PromptError, RunError
-from textseg.inference.files import stem
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
-from textseg.volumes.files import file_hash, read_labels
+from textseg.volumes.files import file_hash, read_labels, stem
 
 
 @pytest.fixture(scope="module")

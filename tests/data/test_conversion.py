@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from textseg.data.conversion import convert_file, known_schemes
 from textseg.errors import DataError
-from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.files import file_hash, read_labels, write_labels
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import convert_labels
 
@@ -74,3 +75,16 @@ def test_a_file_keeps_its_geometry_and_loses_nothing_unasked(tmp_path: Path) -> 
         convert_file(tmp_path / "a.nii.gz", output, "spider", "totalspineseg")
     with pytest.raises(DataError, match="no label scheme 'spidr'. Did you mean 'spider'"):
         convert_file(tmp_path / "a.nii.gz", tmp_path / "c.mha", "spidr", "mrspineseg")
+
+
+def test_a_mask_that_names_its_values_otherwise_is_not_converted(tmp_path: Path) -> None:
+    path = tmp_path / "mask.mha"
+    write_labels(
+        np.ones((3, 1, 2), np.uint8), Geometry((3, 2, 1), (1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel())), path
+    )
+    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "S"}, "made": {}}
+    (tmp_path / "mask.json").write_text(json.dumps(sidecar))
+    with pytest.raises(DataError, match="names its value 1 'S', and the labels 'spider' call it 'L5'"):
+        convert_file(path, tmp_path / "out.mha", "spider", "totalspineseg")
+    assert not (tmp_path / "out.mha").exists()
+    convert_file(path, tmp_path / "out.mha", "mrspineseg", "totalspineseg")

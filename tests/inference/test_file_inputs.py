@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from textseg.cli.entry import app
 from textseg.contracts import Atlas, Task
-from textseg.inference.files import find_inputs, plan_jobs, predict_files, stem
+from textseg.inference.files import find_inputs, plan_jobs, predict_files
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.task_record import TaskRecord
-from textseg.volumes.files import read_labels, read_volume
+from textseg.volumes.files import read_labels, read_volume, stem
 
 Write = Callable[..., list[Path]]
 SIZE = (48, 40)

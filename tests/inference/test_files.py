@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from textseg.inference.files import (
     plan_jobs,
     predict_files,
     stated,
-    stem,
 )
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.text.visibility import template_visibility
-from textseg.volumes.files import read_labels, read_volume
+from textseg.volumes.files import read_labels, read_volume, stem
+from textseg.volumes.mask import Mask
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,114 @@ def test_files_folders_and_patterns_are_found_once(tmp_path: Path) -> None:
     assert [path.name for path in find_inputs([str(tmp_path / "c")])] == ["3.nrrd", "4.MHA"]
 
 
+def test_masks_lie_as_the_volumes_of_a_folder_do(tmp_path: Path) -> None:
+    touch(tmp_path, "in/pat1/ses-1/T2.mha", "in/pat2/ses-1/T2.mha")
+    inputs = find_inputs([str(tmp_path / "in")])
+    names = ["pat1/ses-1/T2", "pat2/ses-1/T2"]
+    assert [job.name for job in plan_jobs(inputs, tmp_path / "out")] == names
+    assert [str(job.mask.relative_to(tmp_path / "out")) for job in plan_jobs(inputs, tmp_path / "out")] == [
+        f"{name}.mha" for name in names
+    ]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pat1").symlink_to(tmp_path / "elsewhere")
+    faults = [job.fault for job in plan_jobs(inputs, tmp_path / "out")]
+    assert "is a link out of --output" in faults[0]
+    assert not faults[1]
+
+
+def test_links_are_followed_and_two_links_to_one_file_are_two_inputs(tmp_path: Path) -> None:
+    touch(tmp_path, "store/1.mha", "in/2.mha")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "in")  # a circle
+    for name in ("a.mha", "b.mha"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "store" / "1.mha")
+    names = [job.name for job in plan_jobs(find_inputs([str(tmp_path / "in")]), tmp_path / "out")]
+    assert names == ["2", "a", "b", "linked/1"]
+
+
+def test_masks_of_an_earlier_prediction_are_no_inputs(tmp_path: Path) -> None:
+    touch(tmp_path, "in/1.mha", "in/1_seg.mha", "in/masks/1.mha", "in/2.mha", "in/2.json")
+    sidecar = {"mask": "1_seg.mha", "labels": {"1": "L5"}, "made": {}}
+    (tmp_path / "in" / "1_seg.json").write_text(json.dumps(sidecar))
+    (tmp_path / "in" / "2.json").write_text('{"EchoTime": 0.1}')  # a sidecar of BIDS
+    folder = [str(tmp_path / "in")]
+    assert [path.name for path in find_inputs(folder, tmp_path / "in" / "masks")] == ["1.mha", "2.mha"]
+    shell = [str(path) for path in sorted((tmp_path / "in").glob("*.mha"))]
+    assert [path.name for path in find_inputs(shell, tmp_path / "in")] == ["1.mha", "2.mha"]
+    assert [path.name for path in find_inputs(shell, masks=True)] == ["1.mha", "1_seg.mha", "2.mha"]
+    with pytest.raises(DataError, match="nothing but masks that textseg wrote"):
+        find_inputs([str(tmp_path / "in" / "1_seg.mha")])
+
+
+def test_what_is_no_file_is_named_and_the_others_are_segmented(
+    model: TrainedModel, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "folder.mha").mkdir(parents=True)
+    (folder / "sound.mha").write_bytes(scan.read_bytes())
+    (folder / "broken.mha").symlink_to("/nowhere")
+    (folder / "circle.mha").symlink_to("circle.mha")
+    os.mkfifo(folder / "pipe.mha")
+    os.mkfifo(folder / "pipe")  # without the name of a volume: to look into it would wait for ever
+    (folder / "zero.mha").symlink_to("/dev/zero")
+    (folder / "locked").mkdir()
+    (tmp_path / "empty").mkdir()
+    listed = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    names = [str(folder), str(tmp_path / "empty"), str(tmp_path / "missing.mha")]
+    result = outcomes(model, plan_jobs(find_inputs(names), tmp_path / "out"))
+    messages = {outcome.job.input.name: outcome.message for outcome in result if outcome.state == "failed"}
+    assert [outcome.job.input.name for outcome in result if outcome.state == "written"] == ["sound.mha"]
+    for name, reason in {
+        "broken.mha": "leads to no file: No such file",
+        "circle.mha": "leads to no file: Too many levels",
+        "folder.mha": "a folder without volumes",
+        "pipe.mha": "a device, a pipe or a socket",
+        "zero.mha": "a device, a pipe or a socket",
+        "locked": "can't be read: Permission denied",
+        "empty": "a folder without volumes",
+        "missing.mha": "does not exist",
+    }.items():
+        assert reason in messages.pop(name)
+    assert not messages
+
+
+def test_whatever_happens_to_one_volume_the_others_are_written(
+    model: TrainedModel, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [tmp_path / f"{number}.mha" for number in range(3)]
+    for path in inputs:
+        path.write_bytes(scan.read_bytes())
+    save = Mask.save
+
+    def broken(mask: Mask, path: Path, labels: str = "atlas") -> None:
+        if path.name == "1.mha":
+            raise MemoryError
+        save(mask, path, labels)
+
+    monkeypatch.setattr(Mask, "save", broken)
+    result = outcomes(model, plan_jobs(inputs, tmp_path / "out"))
+    assert [outcome.state for outcome in result] == ["written", "failed", "written"]
+    assert result[1].message.endswith("1.mha can't be written: there is not enough memory.")
+
+
+def test_a_mask_that_is_segmented_like_a_scan_gets_a_remark(model: TrainedModel, scan: Path, tmp_path: Path) -> None:
+    [job] = plan_jobs([scan], tmp_path / "out")
+    outcomes(model, [job])
+    job.sidecar.unlink()
+    [outcome] = outcomes(model, plan_jobs([job.mask], tmp_path / "again"))
+    assert any(remark.endswith("is it a mask?") for remark in outcome.remarks)
+    [outcome] = outcomes(model, plan_jobs([scan], tmp_path / "third"))
+    assert not any("is it a mask" in remark for remark in outcome.remarks)
+
+
 def test_a_name_that_stands_for_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file '.*/x.mha', and no file fits it as a pattern"):
         find_inputs([str(tmp_path / "x.mha")])
@@ -64,18 +174,35 @@ def test_a_name_that_stands_for_nothing_is_refused(tmp_path: Path) -> None:
 def test_masks_are_named_like_their_volumes(tmp_path: Path) -> None:
     inputs = touch(tmp_path, "a/1.mha", "b/1.nii.gz", "b/2.nii.gz")
     out = tmp_path / "out"
-    assert [job.mask.name for job in plan_jobs(inputs, out)] == ["a_1.mha", "b_1.nii.gz", "2.nii.gz"]
-    assert [job.mask.name for job in plan_jobs(inputs, out, suffix=".nrrd")] == ["a_1.nrrd", "b_1.nrrd", "2.nrrd"]
+
+    def names(**settings: Any) -> list[str]:
+        return [job.mask.relative_to(out).as_posix() for job in plan_jobs(inputs, out, **settings)]
+
+    assert names() == ["a/1.mha", "b/1.nii.gz", "2.nii.gz"]
+    assert names(suffix=".nrrd") == ["a/1.nrrd", "b/1.nrrd", "2.nrrd"]
+    assert names(ending="_seg") == ["a/1_seg.mha", "b/1_seg.nii.gz", "2_seg.nii.gz"]
     assert plan_jobs(inputs, out)[2].sidecar == out / "2.json"
+    assert [job.name for job in plan_jobs(inputs, out, ending="_seg")] == ["a/1", "b/1", "2"]
+    with pytest.raises(DataError, match="--mask-suffix: '../x' must be letters"):
+        plan_jobs(inputs, out, ending="../x")
     assert stem(Path("x.y.NII.GZ")) == "x.y"
 
 
 def test_masks_never_take_each_others_place_nor_an_inputs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="would give one mask 'a_1'"):
-        plan_jobs(touch(tmp_path, "x/a/1.mha", "y/a/1.mha"), tmp_path / "out")
+    jobs = plan_jobs(touch(tmp_path, "x/a/1.mha", "y/a/1.mha"), tmp_path / "out")
+    assert [job.name for job in jobs] == ["x/a/1", "y/a/1"]
+    pair = touch(tmp_path, "x/1.mha", "x/1.nii")
+    with pytest.raises(DataError, match="would give one mask '1'"):
+        plan_jobs(pair, tmp_path / "out")
+    jobs = plan_jobs([*pair, *touch(tmp_path, "x/2.mha")], tmp_path / "out")
+    assert ["would give one mask" in job.fault for job in jobs] == [True, True, False]
     [path] = touch(tmp_path, "in/1.mha")
-    with pytest.raises(DataError, match="would take its place"):
+    with pytest.raises(DataError, match="would take the place of"):
         plan_jobs([path], path.parent)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "2.mha").symlink_to(path)  # the mask of this link would be written over its target
+    with pytest.raises(DataError, match="would take the place of"):
+        plan_jobs([path, tmp_path / "links" / "2.mha"], tmp_path / "links" / ".." / "in")
     with pytest.raises(DataError, match="can't be written as 'png'"):
         plan_jobs([path], tmp_path / "out", suffix="png")
 

@@ -79,9 +79,9 @@ def test_levels_get_the_names_that_a_person_states_and_nothing_else_changes(tmp_
 def test_masks_of_one_name_in_two_folders_have_statements_of_their_own(tmp_path: Path) -> None:
     masks = [write(tmp_path / folder / "a.mha", column("T11", "L3")) for folder in ("first", "second")]
     table = tmp_path / "seen.csv"
-    table.write_text("case,visible\nfirst_a,T12:L4\nsecond_a,T10:L2\n")
+    table.write_text("case,visible\nfirst/a,T12:L4\nsecond/a,T10:L2\n")
     output = rename(*masks, "--visible", table, "--output", tmp_path / "out")
-    for name, levels in (("first_a", ("T12", "L4")), ("second_a", ("T10", "L2"))):
+    for name, levels in (("first/a", ("T12", "L4")), ("second/a", ("T10", "L2"))):
         assert f"{name}: read: {':'.join(levels)}" in output
         assert np.array_equal(read_labels(tmp_path / "out" / f"{name}.mha").array, column(*levels))
 

@@ -308,7 +308,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         registry.component("fusion", "mixr")
     with pytest.raises(PluginError, match=r"no kind of component 'fusoin'\. Did you mean 'fusion'\?"):
         registry.component("fusoin", "mixer")
-    with pytest.raises(PluginError, match=r"no network 'mixer'\. None is installed\."):
+    with pytest.raises(PluginError, match=r"no network 'mixer'\. There is none\."):
         registry.component("network", "mixer")
 
 

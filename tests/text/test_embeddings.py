@@ -161,7 +161,7 @@ def test_several_may_fill_one_cache(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     cache = tmp_path / "file"
     cache.touch()
-    with pytest.raises(PromptError, match=r"can't be written to .*choose a cache folder"):
+    with pytest.raises(PromptError, match=r"can't be written to .*set TEXTSEG_CACHE"):
         build_text_table(Words(), TEXTS, text_length=7, cache=cache)
 
 

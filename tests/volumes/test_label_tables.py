@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,10 +10,11 @@ import pytest
 import SimpleITK as sitk
 
 from textseg.contracts import Atlas
+from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
-from textseg.volumes.files import read_labels
+from textseg.volumes.files import file_hash, read_labels
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.label_tables import PRIVATE
+from textseg.volumes.label_tables import PRIVATE, require_names, value_names
 from textseg.volumes.mask import Mask
 
 nibabel = pytest.importorskip("nibabel")
@@ -79,3 +81,36 @@ def test_slicer_gets_three_dimensions_of_a_flat_file(mask: Mask, tmp_path: Path)
     flat = Geometry((5, 4, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1), flat=True)
     replace(mask, geometry=flat, array=np.ones((1, 4, 5), np.uint8)).save(tmp_path / "mask.seg.nrrd")
     assert sitk.ReadImage(str(tmp_path / "mask.seg.nrrd")).GetSize() == (5, 4, 1)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".seg.nrrd"])
+def test_a_mask_names_its_values_and_another_convention_is_refused(mask: Mask, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"mask{suffix}"
+    mask.save(path)
+    assert value_names(path) == mask.names
+    require_names(path, mask.names, [0, 1, 4], "the labels 'a'")
+    first = mask.names[1]
+    with pytest.raises(DataError, match=f"itself names its value 1 '{first}', and the labels 'a' call it 'x'"):
+        require_names(path, {1: "x"}, [0, 1], "the labels 'a'")
+    require_names(path, {1: "x"}, [2], "the labels 'a'")  # the mask does not hold that value
+
+
+def test_a_sidecar_names_the_values_of_the_mask_that_it_was_written_for(mask: Mask, tmp_path: Path) -> None:
+    path = tmp_path / "mask.mha"
+    mask.save(path)
+    assert value_names(path) == {}
+    (tmp_path / "mask.json").write_text('{"EchoTime": 0.1}')  # of another tool
+    assert value_names(path) == {}
+    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"7": "L5"}, "made": {}}
+    (tmp_path / "mask.json").write_text(json.dumps(sidecar))
+    assert value_names(path) == {7: "L5"}
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(DataError, match="has changed since 'mask.json' was written"):
+        value_names(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x5c\x01\0\0" * 100, b"\x1f\x8b no gzip"])
+def test_a_damaged_header_names_no_values(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.nii", "a.nii.gz", "a.seg.nrrd"):
+        (tmp_path / name).write_bytes(content)
+        assert value_names(tmp_path / name) == {}

@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that help and lists are quic
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from typing import Annotated
 
@@ -64,6 +65,10 @@ app.add_typer(data, name="data")
 
 def main() -> None:
     """Run the command line: a user's mistake is one message on stderr and exit code 2; an interruption is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name may hold bytes that are no text; to print it must not end a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _refuse_old_spelling(sys.argv[1:])
         app()

@@ -52,6 +52,9 @@ def predict(
         str | None,
         Option("--format", metavar="SUFFIX", help="The file format, such as .seg.nrrd. Default: that of each input."),
     ] = None,
+    ending: Annotated[
+        str, Option("--mask-suffix", metavar="TEXT", help="Put after the name of each mask, such as _seg.")
+    ] = "",
     engine: Annotated[
         str | None, Option(metavar="ENGINE", help="ONNX bundles: onnxruntime (default), openvino.")
     ] = None,
@@ -84,7 +87,7 @@ def predict(
         raise RunError(f"--prompts and {option} exclude each other: a person has said what the prompts say.")
     source = cast("Prompting | None", prompts)
     changes = checked_changes(augmentation) if augmentation is not None else ()
-    jobs = plan_jobs(find_inputs(inputs), output, suffix=suffix, visible=words)
+    jobs = plan_jobs(find_inputs(inputs, output), output, suffix=suffix, ending=ending, visible=words)
     if any(job.mask.suffix == DICOM for job in jobs):
         require_highdicom()
         if labels != "atlas":

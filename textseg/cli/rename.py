@@ -40,7 +40,7 @@ def rename(
     if (visible is None) == (level is None):
         raise PromptError("State the levels: either with --visible FIRST:LAST or with --level NAME@X,Y,Z.")
     convention = find_convention(installed_registry(), labels, atlas)
-    jobs = plan_jobs(find_inputs(masks), output)
+    jobs = plan_jobs(find_inputs(masks, output, masks=True), output)
     names = [job.name for job in jobs]
     stated: list[Visibility | Point]
     if level is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from textseg.errors import DataError, PluginError, suggestion
 from textseg.registry.discovery import installed_registry
 from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.label_tables import require_names
 from textseg.volumes.labels import Scheme, convert_labels
 
 
@@ -37,6 +40,8 @@ def convert_file(path: Path, output: Path, source: str, target: str, *, drop: bo
     if output.exists():
         raise DataError(f"'{output}' exists. Name another file.")
     volume = read_labels(path)
+    present = np.unique(volume.array).tolist()
+    require_names(path, schemes[source], present, f"the labels '{source}'")
     converted, lost = convert_labels(volume.array, schemes[source], schemes[target])
     if lost and not drop:
         listed = ", ".join(f"{value} ({name or f'no value of {source}'})" for value, name in lost.items())

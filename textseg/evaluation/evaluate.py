@@ -194,7 +194,11 @@ def headline(
     """Return the scores in two lines; `prompts` is the source of the prompts, `of` describes the `structures`."""
     overall = summarise(scores, structures=structures).overall
     means = ", ".join(
-        f"{metric} {mean.value:.4f}" if not mean.unit else f"{metric} {mean.value:.2f} {mean.unit}"
+        f"{metric} –"
+        if not mean.n
+        else f"{metric} {mean.value:.4f}"
+        if not mean.unit
+        else f"{metric} {mean.value:.2f} {mean.unit}"
         for metric, mean in overall.items()
     )
     first = next(iter(overall.values()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,23 +18,21 @@ from numpy.typing import NDArray
 from textseg.contracts import Atlas, Visibility
 from textseg.data.slice_geometry import PreparedVolume
 from textseg.drawing.volume_pictures import mask_png
-from textseg.errors import DataError, PromptError, TextsegError
+from textseg.errors import DataError, PromptError, one_line
 from textseg.inference.averaging import Change
 from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
-from textseg.registry.component import cause
 from textseg.system.files import write_atomically
 from textseg.text.reading import read_statements, readings
 from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
 from textseg.volumes.dicom_series import DicomSeries, find_series, is_dicom
-from textseg.volumes.files import SUFFIXES, file_hash, read_volume
+from textseg.volumes.files import MASK_SUFFIXES, SUFFIXES, file_hash, is_folder, read_volume, require_file, stem
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.label_tables import SLICER
+from textseg.volumes.label_tables import is_own_mask, sidecar_of
 from textseg.volumes.mask import Mask
 
-MASK_SUFFIXES = (SLICER, *SUFFIXES, DICOM)
 Input = Path | DicomSeries
 
 
@@ -42,22 +42,19 @@ class Job:
 
     input: Input
     mask: Path
-    visible: str | None  # the words of a person
-
-    @property
-    def name(self) -> str:
-        """The name of the mask without its suffix, which is the case in a table of statements."""
-        return stem(self.mask)
+    name: str  # the case in tables: the input below the output folder, without a suffix, such as "pat1/ses-1/T2"
+    visible: str | None = None  # the words of a person
+    fault: str = ""  # why there can't be a mask
 
     @property
     def sidecar(self) -> Path:
         """The JSON file beside the mask that describes it."""
-        return self.mask.with_name(f"{self.name}.json")
+        return sidecar_of(self.mask)
 
     @property
     def picture(self) -> Path:
         """The picture of the mask over its volume, if it is requested."""
-        return self.mask.with_name(f"{self.name}.png")
+        return self.sidecar.with_suffix(".png")
 
 
 @dataclass(frozen=True)
@@ -90,84 +87,141 @@ class _Read:
     image: NDArray[np.float32] | None  # [S, H, W] of the file, where it is to be drawn
 
 
-def stem(path: Path) -> str:
-    """Return the name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" count as one suffix."""
-    name = path.name
-    return next((name[: -len(suffix)] for suffix in MASK_SUFFIXES if name.lower().endswith(suffix)), name)
-
-
 def name_of(volume: Input) -> str:
     """Return the name of a volume in tables and file names of masks."""
     return volume.name if isinstance(volume, DicomSeries) else stem(volume)
 
 
-def find_inputs(names: Sequence[str]) -> list[Input]:
+def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool = False) -> dict[Input, Path]:
     """Find the volumes that arguments name: files, folders, and patterns such as "scans/*.mha".
 
-    DICOM files are put together to their series. Raises DataError for an argument without a volume.
+    Folders are searched, and links in them followed. DICOM files are put together to their series. Each volume comes
+    with its folder below the argument that named it. What can't be read is one of the volumes, and whoever reads it
+    gets the reason. Left out are hidden files, the folder `output` inside an argument, and, without `masks`, masks that
+    textseg wrote. Raises DataError where no argument names a volume.
     """
-    files: dict[Path, Path] = {}
+    files: dict[Path, tuple[Path, Path]] = {}  # by absolute path: the path as given, and its folder below the argument
+    left_out = frozenset[str]() if output is None else frozenset({os.path.realpath(output)})
+    usable, reasons = 0, []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(file for file in (path, *path.rglob("*")) if _is_input(file))
-            if not inside:
-                raise DataError(f"'{name}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
-        elif path.exists():
-            inside = [path]
-        else:
-            root = Path(path.anchor)
-            inside = sorted(file for file in root.glob(str(path.relative_to(root))) if file.is_file())
-            if not inside:
-                raise DataError(f"There is no file '{name}', and no file fits it as a pattern.")
-        for file in inside:
-            files.setdefault(file.resolve(), file)
-    volumes = [file for file in files.values() if file.name.lower().endswith(SUFFIXES) or not is_dicom(file)]
-    series = find_series(file for file in files.values() if file not in volumes)
-    return [*volumes, *series]
+        given = Path(name)
+        matches = [given] if os.path.lexists(given) else _matches(given)
+        if not matches:
+            reasons.append(f"There is no file '{name}', and no file fits it as a pattern.")
+            files.setdefault(_absolute(given), (given, Path()))
+        for path in matches:
+            if not is_folder(path):
+                inside = {path: Path()}
+            elif not (inside := {file: file.relative_to(path).parent for file in _search(path, left_out)}):
+                reasons.append(f"'{path}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
+                files.setdefault(_absolute(path), (path, Path()))
+                continue
+            scans = {file: folder for file, folder in inside.items() if masks or not is_own_mask(file)}
+            if not scans:
+                reasons.append(f"'{path}' holds nothing but masks that textseg wrote; name scans.")
+            usable += len(scans)
+            for file, folder in scans.items():
+                files.setdefault(_absolute(file), (file, folder))
+    if not usable:
+        raise DataError(reasons[0])
+    # A file with the name of a volume is never DICOM, and one without may be.
+    slices = {file: folder for file, folder in files.values() if not _is_named(file) and is_dicom(file)}
+    inputs: dict[Input, Path] = {file: folder for file, folder in files.values() if file not in slices}
+    return inputs | {series: slices[series.files[0]].parent for series in find_series(slices)}
 
 
-def _is_input(path: Path) -> bool:
-    """Return True if a file of a folder counts as a volume; an empty folder named like one is reported as damaged."""
-    if path.name.startswith("."):
-        return False
-    if path.name.lower().endswith(SUFFIXES):
-        return path.is_file() or not any(path.iterdir())
-    return path.is_file() and is_dicom(path)
+def _matches(pattern: Path) -> list[Path]:
+    """Return the files and folders that fit a pattern, without hidden ones."""
+    root = Path(pattern.anchor)
+    try:
+        return sorted(path for path in root.glob(str(pattern.relative_to(root))) if not path.name.startswith("."))
+    except ValueError:  # of pathlib, for a pattern such as "**.mha"
+        return []
+
+
+def _search(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
+    """Yield the volumes below a folder in the order of their names, without the folders `left_out`.
+
+    A folder that can't be listed stands for itself, as does an empty one with the name of a volume.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        yield folder
+        return
+    left_out |= {os.path.realpath(folder)}  # a link back to it would be a circle
+    for path in paths:
+        if not is_folder(path):
+            if _is_named(path) or is_dicom(path):
+                yield path
+        elif os.path.realpath(path) not in left_out:
+            inside = list(_search(path, left_out))
+            yield from inside or ([path] if _is_named(path) else [])
+
+
+def _is_named(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def plan_jobs(
-    inputs: Sequence[Input], output: Path, *, suffix: str | None = None, visible: str | None = None
+    inputs: Mapping[Input, Path] | Sequence[Input],
+    output: Path,
+    *,
+    suffix: str | None = None,
+    ending: str = "",
+    visible: str | None = None,
 ) -> list[Job]:
-    """Plan the mask of each input: its name, in `output`; with its folder's name before it where two are equal.
+    """Plan the mask of each input: its name in `output`, in the folder below the argument that named the input.
 
-    `suffix` is that of the masks, else each has its input's; `textseg.text.reading.read_statements` reads `visible`.
-    Raises DataError where two masks would have one name, a mask would take the place of an input, or is to be DICOM
-    where the input is not.
+    Where two would have one name, each keeps its folders below the one that holds both. `suffix` is that of the masks,
+    else each has its input's; `ending` stands before it; `textseg.text.reading.read_statements` reads `visible`. A job
+    has a fault where two masks would still have one name, or one is to be DICOM where its input is not. Raises
+    DataError where every job has one, a mask would take the place of an input, or a suffix is impossible.
     """
     if suffix is not None and suffix not in MASK_SUFFIXES:
         raise DataError(f"Masks can't be written as '{suffix}'; possible: {', '.join(MASK_SUFFIXES)}.")
-    if suffix == DICOM and (no_series := [path for path in inputs if not isinstance(path, DicomSeries)]):
-        needed = "a DICOM segmentation refers to the slices of a DICOM series"
-        raise DataError(f"--format: {needed}, and '{no_series[0]}' is none.")
-    counts = Counter(name_of(volume).lower() for volume in inputs)
-    folders = ["" if counts[name_of(volume).lower()] == 1 else f"{_folder(volume).name}_" for volume in inputs]
-    names = [folder + name_of(volume) for folder, volume in zip(folders, inputs, strict=True)]
-    if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
-        same = [str(path) for path, name in zip(inputs, names, strict=True) if name.lower() == twice[0]]
-        raise DataError(f"{' and '.join(same[:2])} would give one mask '{twice[0]}'. Give them to two commands.")
-    statements = read_statements(visible, names) if visible is not None else {}
+    if not re.fullmatch(r"[\w.-]*", ending):
+        raise DataError(f"--mask-suffix: '{ending}' must be letters, digits, '_', '-' and '.', such as _seg.")
+    places = inputs if isinstance(inputs, Mapping) else dict.fromkeys(inputs, Path())
+    names = {volume: folder / name_of(volume) for volume, folder in places.items()}
+    if twice := _same(names):
+        common = os.path.commonpath([_folder(volume) for volume in twice])
+        names.update({volume: _folder(volume).relative_to(common) / name_of(volume) for volume in twice})
+    twice = _same(names)
+    statements = read_statements(visible, map(Path.as_posix, names.values())) if visible is not None else {}
+    taken = {os.path.realpath(volume): volume for volume in names if isinstance(volume, Path)}
     jobs = []
-    for volume, name in zip(inputs, names, strict=True):
-        mask = output / f"{name}{suffix or _own_suffix(volume)}"
-        if isinstance(volume, Path) and mask.resolve() == volume.resolve():
-            raise DataError(f"The mask of '{volume}' would take its place. Choose another --output.")
-        jobs.append(Job(volume, mask, statements.get(name)))
+    for volume, name in names.items():
+        mask = output / name.with_name(f"{name.name}{ending}{suffix or _own_suffix(volume)}")
+        if replaced := taken.get(os.path.realpath(mask)):
+            raise DataError(f"The mask of '{volume}' would take the place of '{replaced}'. Choose another --output.")
+        fault = ""
+        if volume in twice:
+            same = [str(path) for path in twice if names[path].as_posix().lower() == name.as_posix().lower()]
+            fault = f"{' and '.join(same[:2])} would give one mask '{name}'. Give them to two commands."
+        elif not Path(os.path.realpath(mask.parent)).is_relative_to(os.path.realpath(output)):
+            fault = f"{volume}: '{mask.parent}' is a link out of --output. Choose another --output."
+        elif suffix == DICOM and not isinstance(volume, DicomSeries):
+            needed = "a DICOM segmentation refers to the slices of a DICOM series"
+            fault = f"--format: {needed}, and '{volume}' is none."
+        jobs.append(Job(volume, mask, name.as_posix(), statements.get(name.as_posix()), fault))
+    if jobs and all(job.fault for job in jobs):
+        raise DataError(jobs[0].fault)
     return jobs
 
 
+def _same(names: Mapping[Input, Path]) -> list[Input]:
+    """Return the inputs whose names are equal in a file system that does not tell capitals from small letters."""
+    counts = Counter(name.as_posix().lower() for name in names.values())
+    return [volume for volume, name in names.items() if counts[name.as_posix().lower()] > 1]
+
+
 def _folder(volume: Input) -> Path:
-    return (volume.folder if isinstance(volume, DicomSeries) else volume).resolve().parent
+    return _absolute(volume.folder if isinstance(volume, DicomSeries) else volume).parent
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.normpath(path.absolute()))  # links stay: two links to one file are two inputs
 
 
 def _own_suffix(volume: Input) -> str:
@@ -208,19 +262,17 @@ def _computed(
         mask = model.segment(
             read.prepared, read.geometry, visibility, read.remarks, ordered=ordered, test_time_augmentation=augmentation
         )
-    except TextsegError as error:
-        return writer.submit(Outcome, job, "failed", str(error))
-    except MemoryError:
-        return writer.submit(Outcome, job, "failed", f"{job.input}: there is not enough memory for this volume.")
     except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
-        return writer.submit(Outcome, job, "failed", f"{job.input} can't be segmented: {cause(error)}.")
+        return writer.submit(Outcome, job, "failed", one_line(error, f"{job.input} can't be segmented"))
     return writer.submit(_write, model, job, mask, read, settings)
 
 
 def _read(model: Predictor, job: Job, settings: PredictionSettings) -> _Read | None:
     """Read and prepare the volume of a job; return None where its mask is there already."""
-    if isinstance(job.input, Path) and not job.input.is_file():
-        raise DataError(f"{job.input} is not a file." if job.input.exists() else f"{job.input} does not exist.")
+    if job.fault:
+        raise DataError(job.fault)
+    if isinstance(job.input, Path):
+        require_file(job.input)
     content = file_hash(job.input)
     if is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
         return None
@@ -239,6 +291,7 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
         if read.image is not None:
             write_atomically(job.picture, mask_png(name_of(job.input), mask, read.image))
         sidecar = {
+            "case": job.name,
             "mask": job.mask.name,
             "mask_sha256": file_hash(job.mask),
             "labels": {str(value): name for name, value in mask.values(settings.labels).items()},
@@ -253,8 +306,8 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
             "warning": "Not a medical device: for research only.",
         }
         write_atomically(job.sidecar, json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n")
-    except (TextsegError, OSError) as error:
-        return Outcome(job, "failed", str(error))
+    except Exception as error:
+        return Outcome(job, "failed", one_line(error, f"{job.mask} can't be written"))
     return Outcome(job, "written", remarks=mask.remarks)
 
 

@@ -15,7 +15,7 @@ from textseg.data.slice_geometry import PreparedVolume, prepare_volume
 from textseg.errors import DataError, PromptError
 from textseg.inference.averaging import Change, average, views
 from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
-from textseg.inference.training_domain import outside_domain
+from textseg.inference.training_domain import few_values, outside_domain
 from textseg.levels.level_order import Naming, find_contradictions, order_levels, stated_stretch
 from textseg.runs.task_record import TaskRecord
 from textseg.text.reading import interactive_visibility
@@ -32,6 +32,8 @@ _READS_NO_TEXT = (
     "'{}' reads no text, so visible structures have no effect. Leave out --visible, --text and --prompts, or add "
     "--ordered: it names the levels afterwards as --visible and --text say."
 )
+
+LISTED = 5  # values that a remark shows
 
 Prompting = Literal["template", "predicted"]
 Named = str | tuple[str, str] | list[str]
@@ -180,7 +182,10 @@ class Predictor(ABC):
         """Return sentences on reasons to doubt a mask of this volume; `content` is the hash of its file."""
         known_case = self.record.seen.get(content or "")
         known = f"it is the {known_case} of this model, so its mask says nothing about new scans"
-        return (*([known] if known_case else ()), *outside_domain(self.task, volume, prepared.intensities))
+        values = few_values(volume.array)
+        mask = f"it holds {len(values)} values ({', '.join(f'{value:g}' for value in values[:LISTED])}): is it a mask?"
+        doubts = [*([known] if known_case else ()), *([mask] if values else ())]
+        return (*doubts, *outside_domain(self.task, volume, prepared.intensities))
 
     def segment(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from textseg.contracts import Atlas, Visibility
-from textseg.errors import DataError, PromptError, suggestion
+from textseg.errors import DataError, PromptError, one_line, suggestion
 from textseg.inference.files import Job, Outcome, is_done
 from textseg.levels.level_order import Click, Statement, rename_levels, stated_stretch
 from textseg.registry.discovery import Registry
@@ -22,6 +22,7 @@ from textseg.version import __version__
 from textseg.volumes.dicom_series import DicomSeries
 from textseg.volumes.files import Volume, file_hash, read_labels, write_labels
 from textseg.volumes.geometry import extent_mm, voxel_at
+from textseg.volumes.label_tables import require_names
 
 PART = " (part)"  # ends the name of a vertebra that the edge of the picture cuts, in schemes such as SPIDER's
 POINT = re.compile(r"(?P<name>[^@]+)@" + ",".join(rf"\s*(?P<{axis}>[+-]?(?:\d+\.?\d*|\.\d+))\s*" for axis in "xyz"))
@@ -105,12 +106,16 @@ def rename_files(
     for job, statement_of_job in zip(jobs, stated, strict=True):
         try:
             yield _rename(job, convention, statement_of_job)
-        except (DataError, OSError) as error:
-            yield Outcome(job, "failed", str(error))
+        except PromptError:
+            raise
+        except Exception as error:  # whatever a damaged file does to a library: the others must not suffer from it
+            yield Outcome(job, "failed", one_line(error, f"{job.input} can't be renamed"))
 
 
 def _rename(job: Job, convention: Convention, stated: Visibility | Point) -> Outcome:
     path, atlas = job.input, convention.atlas
+    if job.fault:
+        raise DataError(job.fault)
     if isinstance(path, DicomSeries):
         raise DataError(f"{path.name} is a DICOM series; masks are MHA, NRRD or NIfTI files.")
     words = _words(atlas, stated)
@@ -133,6 +138,7 @@ def _rename(job: Job, convention: Convention, stated: Visibility | Point) -> Out
             f"{path}: the labels '{convention.labels}' have no value {listed}. Choose the labels of this mask with "
             "--labels."
         )
+    require_names(path, convention.names, present, f"the labels '{convention.labels}'")
     classes, kept = np.zeros(volume.array.shape, np.uint8), []
     for value in present:
         name = convention.names[value].removesuffix(PART)
@@ -157,6 +163,7 @@ def _rename(job: Job, convention: Convention, stated: Visibility | Point) -> Out
     if naming.unnamed:
         remarks.append(f"without a name, now background: {', '.join(naming.unnamed)}")
     sidecar: dict[str, Any] = {
+        "case": job.name,
         "mask": job.mask.name,
         "mask_sha256": file_hash(job.mask),
         "labels": {str(value): convention.names[value] for value in np.unique(result).tolist() if value},

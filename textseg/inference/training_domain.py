@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textseg.contracts import Task
 from textseg.volumes.files import Volume
 
 LENGTH_BEYOND = 1.5  # times beyond what the training cases span, from which a length is called unlike
+MASK_VALUES = 64  # different values that a mask may have; the intensities of a scan have hundreds
 MEDIAN_BEYOND = 0.15  # of the range of intensities, by which a median may lie outside of those of the training
+
+
+def few_values(image: NDArray[np.float32]) -> list[float]:
+    """Return the values of a volume that looks like a mask: whole numbers, not many of them; else nothing."""
+    for part in (image[:1], image):  # a slice of a scan already has more
+        values = np.unique(part)
+        if len(values) > MASK_VALUES or (values != np.rint(values)).any():
+            return []
+    return [float(value) for value in values]
 
 
 def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:

@@ -198,8 +198,8 @@ class _Entry:
             write_atomically(self.path, save({"tokens": tokens.contiguous(), "checksum": checksum}))
         except OSError as error:
             raise PromptError(
-                f"The features of a prompt can't be written to '{self.path}': {error.strerror or error}. Make room or "
-                "choose a cache folder that you may write to."
+                f"The features of a prompt can't be written to '{self.path}': {error.strerror or error}. Make "
+                "room, or set TEXTSEG_CACHE to a folder that you may write to."
             ) from error
 
     def _checksum(self, tokens: Tensor) -> bytes:

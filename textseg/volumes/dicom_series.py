@@ -55,10 +55,12 @@ class _Slice:
 def is_dicom(path: Path) -> bool:
     """Return True if a file seems to hold a DICOM image, not another object such as a report or a segmentation."""
     try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             start = file.read(1024)
-    except OSError:
-        return False
+    except OSError:  # a slice that can't be read must not be missing without a word
+        start = b""
     if start[128:132] != b"DICM":
         return path.suffix.lower() in SUFFIXES
     kind = start.partition(b"\x02\x00\x02\x00UI")[2]

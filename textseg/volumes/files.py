@@ -5,9 +5,11 @@ Read and written: MHA, NRRD, NIfTI, each one file with header and voxels togethe
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import math
+import stat
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ from textseg.volumes.integrity import numbers, require_scalar_volume, require_wh
 from textseg.volumes.itk import UnreadableError, attempt, quietly, sitk
 
 SUFFIXES = (".mha", ".nrrd", ".nii.gz", ".nii")
+MASK_SUFFIXES = (".seg.nrrd", *SUFFIXES, ".dcm")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Vo
     Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
     colour or complex, or holds a value that is no finite number.
     """
-    if isinstance(path, DicomSeries) or Path(path).is_dir():
+    if isinstance(path, DicomSeries) or is_folder(Path(path)):
         series = path if isinstance(path, DicomSeries) else only_series(Path(path))
         stored, geometry = read_series(series, plane)
         array = canonical(stored, geometry)
@@ -131,10 +134,42 @@ def write_labels(
                 file.unlink()
 
 
+def stem(path: Path) -> str:
+    """Return the name of a volume or mask without its suffix; ".nii.gz" and ".seg.nrrd" count as one suffix."""
+    name = path.name
+    return next((name[: -len(suffix)] for suffix in MASK_SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def require_file(path: Path) -> None:
+    """Raise DataError with the reason where a path is no file that can be read to its end."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            next(path.iterdir(), None)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
+            raise DataError(f"{path} is a link that leads to no file: {error.strerror}.") from error
+        missing = isinstance(error, FileNotFoundError)
+        raise DataError(f"{path} does not exist." if missing else f"{path} can't be read: {error.strerror}.") from error
+    if stat.S_ISDIR(mode):
+        raise DataError(f"{path} is not a file, but a folder without volumes.")
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is not a file, but a device, a pipe or a socket.")
+
+
+def is_folder(path: Path) -> bool:
+    """Return True for a folder or a link to one; False, too, where the path can't be followed."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def file_hash(path: Path | str | DicomSeries) -> str:
     """Return the SHA-256 of the content of a file or series, in hexadecimal. Raises DataError if it can't be read."""
-    if isinstance(path, DicomSeries) or Path(path).is_dir():
+    if isinstance(path, DicomSeries) or is_folder(Path(path)):
         return series_hash(path if isinstance(path, DicomSeries) else only_series(Path(path)))
+    require_file(Path(path))
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -164,8 +199,7 @@ def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
 def _read_header(path: Path) -> Any:
     """Return a reader that knows the header of a file."""
     _require_suffix(path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+    require_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

@@ -1,10 +1,15 @@
-"""Names and colours of a mask in its file: as a segmentation of 3D Slicer, and in a NIfTI header."""
+"""Names and colours of the values of a mask: as a segmentation of 3D Slicer, in a NIfTI header, in a JSON sidecar."""
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,9 +18,12 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from textseg.contracts import Structure
+from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
+from textseg.volumes.files import file_hash, stem
 
 SLICER = ".seg.nrrd"
+TABLE_BYTES = 1 << 20  # that are read of a header: more than any table of names needs
 CARET = 30  # the code of a NIfTI extension of Caret and Connectome Workbench, which hold tables of labels
 PRIVATE = "99TEXTSEG"  # the coding scheme of structures that have no SNOMED concept; 99 marks it as private
 
@@ -88,6 +96,87 @@ def name_in_nifti(content: bytes, labels: Sequence[Label]) -> bytes:
     struct.pack_into(f"{order}f", header, 108, 352 + size)
     header[348] = 1
     return bytes(header) + extension + content[start:]
+
+
+def sidecar_of(mask: Path) -> Path:
+    """Return the path of the JSON file beside a mask that describes it."""
+    return mask.with_name(f"{stem(mask)}.json")
+
+
+def is_own_mask(path: Path) -> bool:
+    """Return True if a sidecar says that textseg wrote this file as a mask."""
+    content = _sidecar(path)
+    return "made" in content
+
+
+def value_names(path: Path) -> dict[int, str]:
+    """Return the names that a mask gives its values, from its sidecar or the table in its header; empty without any.
+
+    Raises DataError where the sidecar of a mask without a table describes another content than the mask has.
+    """
+    name = path.name.lower()
+    sidecar = _sidecar(path)
+    if sidecar and sidecar.get("mask_sha256") == file_hash(path):
+        return _by_value(sidecar["labels"].items())
+    names = _slicer_names(path) if name.endswith(".nrrd") else _nifti_names(path) if ".nii" in name[-7:] else {}
+    if sidecar and not names:
+        raise DataError(
+            f"'{path}' has changed since '{sidecar_of(path).name}' was written beside it, so nobody can tell what its "
+            "values mean. Predict it again; or move the JSON file away if the mask has the values that you expect."
+        )
+    return names
+
+
+def require_names(path: Path, expected: Mapping[int, str], values: Iterable[int], convention: str) -> None:
+    """Raise DataError where a mask itself names one of its `values` otherwise than the `convention` for reading it."""
+    names = value_names(path)
+    for value in values:
+        if value and value in names and names[value] != expected.get(value, names[value]):
+            raise DataError(
+                f"'{path}' itself names its value {value} '{names[value]}', and {convention} call it "
+                f"'{expected[value]}'. State the labels that this mask has."
+            )
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """Return the content of the sidecar of a mask; empty without one that textseg wrote for this file."""
+    try:
+        content = json.loads(sidecar_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    ours = isinstance(content, dict) and content.get("mask") == path.name and isinstance(content.get("labels"), dict)
+    return content if ours else {}
+
+
+def _slicer_names(path: Path) -> dict[int, str]:
+    with path.open("rb") as file:
+        header = file.read(TABLE_BYTES).partition(b"\n\n")[0].decode(errors="replace")
+    names, values = (
+        dict(re.findall(rf"^Segment(\d+)_{key}:=(.*?)\r?$", header, re.MULTILINE)) for key in ("Name", "LabelValue")
+    )
+    return _by_value((values[number], name) for number, name in names.items() if number in values)
+
+
+def _nifti_names(path: Path) -> dict[int, str]:
+    """Read the label table of the extension of code 30, the reverse of `name_in_nifti`."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            content = file.read(TABLE_BYTES)
+        order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
+        end, start = int(struct.unpack_from(f"{order}f", content, 108)[0]), 352
+        while content[348] and start + 8 <= min(end, len(content)):
+            size, code = struct.unpack_from(f"{order}ii", content, start)
+            if code == CARET:
+                table = ElementTree.fromstring(content[start + 8 : start + size].rstrip(b"\0"))
+                return _by_value((label.get("Key", ""), label.text or "") for label in table.iter("Label"))
+            start += max(size, 16)
+    except (OSError, EOFError, zlib.error, struct.error, IndexError, ElementTree.ParseError):
+        pass  # whoever reads the voxels names what is wrong with the file
+    return {}
+
+
+def _by_value(pairs: Iterable[tuple[str, object]]) -> dict[int, str]:
+    return {int(value): str(name) for value, name in pairs if value.isdecimal() and int(value)}
 
 
 def _label_table(labels: Sequence[Label]) -> bytes:
