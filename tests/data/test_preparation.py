@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,7 +25,14 @@ from scipy.ndimage import center_of_mass
 from textseg.contracts import Case
 from textseg.data import preparation
 from textseg.data.preparation import PreparedCase, prepare
-from textseg.data.slice_geometry import SliceGeometry, find_body, find_slice_geometry, highest, normalise
+from textseg.data.slice_geometry import (
+    SliceGeometry,
+    find_body,
+    find_slice_geometry,
+    highest,
+    normalise,
+    prepare_volume,
+)
 from textseg.errors import DataError
 from textseg.recipe.schema import PreparationSettings
 from textseg.volumes.files import Volume, read_volume, write_labels
@@ -255,6 +262,18 @@ def test_intensities() -> None:
             np.full((2, 5, 5), 3.0, np.float32), PreparationSettings(size=(40, 32), intensity=intensity)
         )
         assert np.abs(even).max() == 0
+
+
+@pytest.mark.parametrize("intensity", ["percentiles", "zscore"])
+def test_the_unit_of_the_intensities_makes_no_difference(intensity: Literal["percentiles", "zscore"]) -> None:
+    image, _ = scan((3, 100, 80))
+    settings, spacing = PreparationSettings(size=(40, 32), intensity=intensity), (4.0, 0.8, 0.8)
+    expected = prepare_volume(Volume(image, spacing, geometry_of(image.shape, spacing)), settings)
+    for unit in (2.0**-40, 2.0**-20, 2.0**40):
+        volume = Volume(image * np.float32(unit), spacing, geometry_of(image.shape, spacing))
+        prepared = prepare_volume(volume, settings)
+        assert prepared.slice_geometry == expected.slice_geometry
+        np.testing.assert_array_equal(prepared.image, expected.image)
 
 
 def test_a_prepared_case_is_memory_mapped_and_says_what_it_shows(tmp_path: Path) -> None:

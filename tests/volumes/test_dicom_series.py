@@ -87,6 +87,30 @@ def test_one_slice_has_its_thickness(image: sitk.Image, write_series: Write, tmp
     assert volume.spacing_mm[0] == pytest.approx(3.3)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("SliceThickness", value) for value in ("0", "-6.0", "", None)),
+        *(("SpacingBetweenSlices", value) for value in ("-6.0", "")),
+    ],
+)
+def test_positions_decide_where_there_are_several_slices(
+    image: sitk.Image, write_series: Write, tmp_path: Path, key: str, value: str | None
+) -> None:
+    for count in (6, 1):
+        folder = tmp_path / str(count)
+        for file in write_series(image[:, :, :count], folder):
+            dataset = pydicom.dcmread(file)
+            for name in ("SliceThickness", "SpacingBetweenSlices"):
+                if name in dataset:
+                    delattr(dataset, name)
+            if value is not None:
+                setattr(dataset, key, value)
+            dataset.save_as(file)
+    assert read_volume(tmp_path / "6").geometry.spacing == pytest.approx((0.7, 0.8, 3.3))
+    assert read_volume(tmp_path / "1").geometry.spacing[2] == (6.0 if value == "-6.0" else 1.0)
+
+
 def _edited(**values: object) -> Callable[[list[Path]], None]:
     def edit(files: list[Path]) -> None:
         dataset = pydicom.dcmread(files[2])
@@ -127,6 +151,8 @@ DAMAGE = {
     "zoomed": (_edited(PixelSpacing=[0.9, 0.7]), "differ in their pixel spacing"),
     "unplaced": (_without("ImagePositionPatient"), "its header does not say where the slice lies"),
     "skewed": (_edited(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "makes no sense"),
+    "nowhere": (_edited(ImagePositionPatient=["1e400", "0", "0"]), "makes no sense"),
+    "frames in words": (_without("Rows"), "003.dcm"),
     "negative": (_edited(PixelSpacing=[-0.8, 0.7]), "makes no sense"),
     "frames": (_edited(NumberOfFrames=2), "holds several frames"),
     "cut": (_cut, "003.dcm can't be read"),
@@ -144,6 +170,13 @@ def test_what_is_no_volume_is_refused(image: sitk.Image, write_series: Write, tm
         read_volume(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_implausible_geometry_is_refused(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    image.SetSpacing((0.7, 0.8, 300))
+    write_series(image, tmp_path)
+    with pytest.raises(DataError, match=r"its spacing is 0.7 x 0.8 x 300 mm, and a distance from 0.01 to 100 mm"):
+        in_order(only_series(tmp_path))
 
 
 def test_reading_the_order_reads_no_pixel(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:

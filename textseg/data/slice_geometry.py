@@ -118,14 +118,14 @@ def normalise(
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """Scale the intensities of a volume to 0..1 (`percentiles`) or to mean 0 and deviation 1 (`zscore`).
 
-    Also return their `PERCENTILES` before that.
+    A constant volume becomes 0. The unit of the intensities makes no difference. Also return their `PERCENTILES`.
     """
     intensities = tuple(float(value) for value in np.percentile(array, PERCENTILES))
     low, high = intensities[0], intensities[-1]
     clipped = np.clip(array, low, high)
-    if settings.intensity == "zscore":
-        return (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6), intensities
-    return (clipped - low) / max(high - low, 1e-6), intensities
+    zscore = settings.intensity == "zscore"
+    centre, spread = (float(clipped.mean()), float(clipped.std())) if zscore else (low, high - low)
+    return (clipped - centre) / (spread if high > low and spread else 1.0), intensities
 
 
 def _smooth(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -62,7 +62,7 @@ def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> 
 def _median(percentiles: Sequence[float]) -> float:
     """Return where the middle of an odd number of percentiles lies, from 0 (the first) to 1 (the last)."""
     low, middle, high = percentiles[0], percentiles[len(percentiles) // 2], percentiles[-1]
-    return (middle - low) / max(high - low, 1e-6)
+    return (middle - low) / (high - low or 1.0)
 
 
 def _span(low: float, high: float, form: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.integrity import numbers, require_scalar_volume
-from textseg.volumes.itk import UnreadableError, quietly, sitk
+from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 
 SUFFIXES = (".dcm", ".dicom", ".ima")  # files of other names are known by the letters DICM at their byte 128
 NO_IMAGE = tuple(  # SOP classes of what lies beside images: reports, presentation states, segmentations, plans, ...
@@ -162,7 +164,10 @@ def in_order(series: DicomSeries) -> tuple[list[Path], Geometry]:
     directions = np.stack([first.across, first.down, line], axis=1)
     size, spacing = (*first.size, len(slices)), (*first.spacing, distance)
     origin, direction = tuple(first.position.tolist()), tuple(directions.ravel().tolist())
-    return [current.file for current in slices], Geometry(size, spacing, origin, direction)
+    geometry = Geometry(size, spacing, origin, direction)
+    if geometry.fault:
+        raise DataError(f"{series}: {geometry.fault}")
+    return [current.file for current in slices], geometry
 
 
 def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Geometry]:
@@ -179,13 +184,13 @@ def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Ge
             planes.append(sitk.GetArrayFromImage(quietly(reader.Execute))[0])
         except UnreadableError as error:
             raise _unreadable(series, file, error) from error
-    return np.stack(planes), Geometry(placed.size, placed.spacing, placed.origin, placed.direction, plane=plane)
+    return np.stack(planes), replace(placed, plane=plane)
 
 
 def _opened(file: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(file))
+    reader.SetFileName(itk_name(file))
     quietly(reader.ReadImageInformation)
     return reader
 
@@ -198,21 +203,31 @@ def _header(file: Path) -> Mapping[str, str]:
 
 def _slice(file: Path) -> _Slice:
     header = _header(file)
-    if int(header.get("0028|0008") or 1) > 1:
-        raise UnreadableError("it holds several frames; convert it with dcm2niix or take it apart")
     try:
+        frames = int(header.get("0028|0008") or 1)
         position, orientation, spacing = (
             [float(part) for part in header[tag].split("\\")] for tag in ("0020|0032", "0020|0037", "0028|0030")
         )
         size = int(header["0028|0011"]), int(header["0028|0010"])
-        thickness = float(header.get("0018|0088") or header.get("0018|0050") or 1.0)
     except (KeyError, ValueError):
         raise UnreadableError("its header does not say where the slice lies") from None
+    if frames > 1:
+        raise UnreadableError("it holds several frames; convert it with dcm2niix or take it apart")
     across, down = np.array(orientation[:3]), np.array(orientation[3:])
-    sound = (len(position), len(orientation), len(spacing)) == (3, 6, 2) and min(*spacing, thickness) > 0
-    if not sound or not np.allclose((across @ across, down @ down, across @ down), (1, 1, 0), atol=ASKEW):
+    sound = (len(position), len(orientation), len(spacing)) == (3, 6, 2) and np.isfinite(position).all()
+    angles = (across @ across, down @ down, across @ down) if sound else ()
+    if not sound or min(spacing) <= 0 or not np.allclose(angles, (1, 1, 0), atol=ASKEW):
         raise UnreadableError("its position, orientation or pixel spacing makes no sense")
-    return _Slice(file, size, (spacing[1], spacing[0]), np.array(position), across, down, thickness)
+    return _Slice(file, size, (spacing[1], spacing[0]), np.array(position), across, down, _thickness(header))
+
+
+def _thickness(header: Mapping[str, str]) -> float:
+    """Return the distance or thickness of a slice, for a series of a single one; 1 where the header states none."""
+    for tag in ("0018|0088", "0018|0050"):
+        with suppress(ValueError):
+            if 0 < abs(thickness := float(header.get(tag, ""))) < math.inf:
+                return abs(thickness)
+    return 1.0
 
 
 def _require_even(series: DicomSeries, slices: Sequence[_Slice], normal: Vector) -> None:

@@ -6,15 +6,14 @@ Read and written: MHA, NRRD, NIfTI, each one file with header and voxels togethe
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
-import math
 import stat
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,13 @@ from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.volumes.dicom_series import DicomSeries, only_series, read_series, series_hash
 from textseg.volumes.geometry import Array, Geometry, canonical, restore
-from textseg.volumes.integrity import numbers, require_scalar_volume, require_whole_mha, require_whole_nifti
-from textseg.volumes.itk import UnreadableError, attempt, quietly, sitk
+from textseg.volumes.integrity import require_scalar_volume, require_whole_mha, require_whole_nrrd
+from textseg.volumes.itk import UnreadableError, attempt, itk_name, quietly, sitk
+from textseg.volumes.nifti import SUFFIXES as NIFTI
+from textseg.volumes.nifti import open_nifti, write_nifti
 
-SUFFIXES = (".mha", ".nrrd", ".nii.gz", ".nii")
+READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}  # of ITK
+SUFFIXES = (*READERS, ".nii.gz", ".nii")
 MASK_SUFFIXES = (".seg.nrrd", *SUFFIXES, ".dcm")
 
 
@@ -42,7 +44,7 @@ class Volume:
 
 def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
     """Read the geometry in the header of a file, cut into slices of that plane. Raises DataError."""
-    return _geometry(Path(path), _read_header(Path(path)), plane)
+    return _open(Path(path), plane)[0]
 
 
 def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Volume:
@@ -90,48 +92,65 @@ def write_labels(
     path: Path | str,
     *,
     header: Mapping[str, str] | None = None,
-    edit: Callable[[bytes], bytes] | None = None,
+    extension: bytes = b"",
     flat: bool = True,
 ) -> None:
     """Write canonical labels [S, H, W] with exactly `geometry`.
 
-    `header` are further keys for an NRRD or MHA file, `edit` changes the content of a NIfTI file before it is
-    compressed, `flat` may be False where a flat geometry is to have three dimensions nevertheless.
+    `header` are further keys for an NRRD or MHA file, `extension` follows the header of a NIfTI file, `flat` may be
+    False where a flat geometry is to have three dimensions nevertheless.
 
-    Compressed, in the smallest unsigned type that holds the values, in one step: no reader ever sees half a file.
-    Folders are made as needed. Raises DataError where the path can't be written, ValueError where labels are negative
-    or no integers or do not have the shape of `geometry`.
+    Compressed, in the smallest unsigned type that holds the values, read back and compared, in one step: no reader ever
+    sees half a file. Folders are made as needed. Raises DataError where the path can't be written, ValueError where
+    labels are negative or no integers or do not have the shape of `geometry`.
     """
     path = Path(path)
-    _require_suffix(path)
+    suffix = _suffix(path)
     if array.dtype.kind not in "bui" or (array.size and array.min() < 0):
         raise ValueError(f"Labels must be non-negative integers, not {array.dtype} from {array.min()}.")
     smallest = np.min_scalar_type(int(array.max()) if array.size else 0)
-    image = sitk.GetImageFromArray(restore(array, geometry).astype(smallest))
+    stored = restore(array, geometry).astype(smallest)
+    geometry = replace(geometry, flat=geometry.flat and flat)
+    # A name of our own: it fits where the name of the path fits, and C++ can take it.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix in NIFTI:
+            write_nifti(stored, geometry, temporary, extension=extension)
+        else:
+            _write_itk(stored, geometry, temporary, header or {})
+        _verify(stored, geometry, temporary)
+        temporary.replace(path)
+    except (OSError, UnreadableError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} can't be written: {reason}. Check the folder, its rights and free space.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _verify(array: Array, geometry: Geometry, path: Path) -> None:
+    """Read labels in file order back; raise UnreadableError where they or their geometry are not what was written."""
+    try:
+        written = read_labels(path, geometry.plane)
+    except DataError as error:
+        raise UnreadableError("what was written can't be read back") from error
+    if differences := geometry.differences(written.geometry):
+        raise UnreadableError(f"it would get another geometry: {'; '.join(differences)}")
+    if not np.array_equal(restore(written.array, written.geometry), array):
+        raise UnreadableError("it would get other labels")
+
+
+def _write_itk(array: Array, geometry: Geometry, path: Path, header: Mapping[str, str]) -> None:
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
-    if geometry.flat and flat:
+    if geometry.flat:
         image = image[:, :, 0]
-    for key, value in (header or {}).items():
+    for key, value in header.items():
         image.SetMetaData(key, value)
-
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    packed = edit is not None and path.name.lower().endswith(".gz")
-    written = temporary.with_suffix("") if packed else temporary
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        quietly(lambda: sitk.WriteImage(image, str(written), useCompression=not packed))
-        if edit is not None:
-            content = edit(written.read_bytes())
-            temporary.write_bytes(gzip.compress(content, 6, mtime=0) if packed else content)
-        temporary.replace(path)
-    except (OSError, UnreadableError) as error:
-        raise DataError(f"{path} can't be written: {error}. Check the folder, its rights and free space.") from error
-    finally:
-        for file in (temporary, written):
-            with suppress(OSError):
-                file.unlink()
+    quietly(lambda: sitk.WriteImage(image, itk_name(path), useCompression=True))
 
 
 def stem(path: Path) -> str:
@@ -179,38 +198,53 @@ def file_hash(path: Path | str | DicomSeries) -> str:
 
 def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
     """Return the canonical array in the file's own type, and its geometry."""
-    reader = _read_header(path)
-    name = path.name.lower()
+    geometry, voxels = _open(path, plane)
     try:
-        if name.endswith(".mha"):
-            require_whole_mha(path, reader)
-        elif name.endswith((".nii", ".nii.gz")):
-            require_whole_nifti(path, reader)
-        # A file that was checked has nothing left for ITK to print about, so threads may decode voxels at once.
-        image = quietly(reader.Execute) if name.endswith(".nrrd") else attempt(reader.Execute)
+        return canonical(voxels(), geometry), geometry
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    if image.GetDimension() == 2:
-        image = sitk.JoinSeries([image])
-    geometry = _geometry(path, reader, plane)
-    return canonical(sitk.GetArrayViewFromImage(image), geometry), geometry
 
 
-def _read_header(path: Path) -> Any:
-    """Return a reader that knows the header of a file."""
-    _require_suffix(path)
+def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
+    """Return the geometry that a header states, and the function that reads the voxels in file order.
+
+    Every file passes here: its name, its size and its geometry are checked before memory is taken.
+    """
+    suffix = _suffix(path)
     require_file(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        quietly(reader.ReadImageInformation)
-        require_scalar_volume(path, reader)
-    except UnreadableError as error:
+        if suffix in NIFTI:
+            nifti = open_nifti(path, plane)
+            geometry, voxels = nifti.geometry, nifti.voxels
+        else:
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO(READERS[suffix])  # which would be chosen by the suffix, in small letters
+            reader.SetFileName(itk_name(path))
+            with path.open("rb"):  # the system's reason, if it can't be opened
+                quietly(reader.ReadImageInformation)
+            require_scalar_volume(path, reader)
+            geometry = _geometry(reader, plane)
+            voxels = partial(_voxels, path, reader, geometry)
+    except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    return reader
+    if geometry.fault:
+        raise DataError(f"{path}: {geometry.fault}")
+    return geometry, voxels
 
 
-def _geometry(path: Path, reader: Any, plane: Plane) -> Geometry:
+def _voxels(path: Path, reader: Any, geometry: Geometry) -> Array:
+    """Check the file, and return its voxels in file order."""
+    if _suffix(path) == ".mha":
+        require_whole_mha(path, reader)
+    else:
+        require_whole_nrrd(path, reader)
+    # A file that was checked has nothing left for ITK to print about, so threads may decode voxels at once.
+    image = quietly(reader.Execute) if _suffix(path) == ".nrrd" else attempt(reader.Execute)
+    array: Array = sitk.GetArrayFromImage(image)  # a copy: a view would not keep the image
+    return array.reshape(geometry.size[::-1])
+
+
+def _geometry(reader: Any, plane: Plane) -> Geometry:
     """Return the geometry that a header states."""
     size, spacing, origin, direction = (
         tuple(getattr(reader, f"Get{name}")()) for name in ("Size", "Spacing", "Origin", "Direction")
@@ -219,8 +253,6 @@ def _geometry(path: Path, reader: Any, plane: Plane) -> Geometry:
     if flat:
         a, b, c, d = direction
         size, spacing, origin, direction = (*size, 1), (*spacing, 1.0), (*origin, 0.0), (a, b, 0, c, d, 0, 0, 0, 1)
-    if not all(map(math.isfinite, (*spacing, *origin, *direction))) or min(spacing) <= 0:
-        raise DataError(f"{path}: spacing {numbers(spacing)} mm or its origin or direction makes no sense.")
     return Geometry(size, spacing, origin, direction, flat, plane)
 
 
@@ -230,6 +262,10 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     )
 
 
-def _require_suffix(path: Path) -> None:
-    if not path.name.lower().endswith(SUFFIXES):
+def _suffix(path: Path) -> str:
+    """Return the suffix of a volume in small letters. Raises DataError for a name that can't be one of a volume."""
+    itk_name(path)  # for all formats alike: such a name would also break sidecars and tables
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
         raise DataError(f"{path}: volumes are one of {', '.join(SUFFIXES)}; convert it to one of these.")
+    return suffix

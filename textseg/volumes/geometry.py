@@ -8,8 +8,9 @@ rows and columns as stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations, product
 from typing import Any
 
@@ -37,13 +38,27 @@ DIRECTIONS: Mapping[Plane, tuple[Direction, Direction, Direction]] = {
 """Where slices, rows and columns of each plane run, in ITK's frame: x to the left, y to posterior, z to superior."""
 
 
+ASKEW = 1e-3  # by how much the product of two axes may differ from that of axes at right angles
+SKEWED = "has axes that are not at right angles to each other, or not of length 1 (sheared or singular)"
+SPACING_MM = (0.01, 100.0)  # what scanners give; beyond it a header has other units, or is damaged
+EXTENT_MM = 2500.0  # of a whole body
+ORIGIN_MM = 10_000.0  # beyond it, 32 bits do not hold a thousandth of a millimetre
+VOXELS = 2**30  # 4 GiB of intensities
+
+
+def skewed(axes: Array) -> bool:
+    """Return True if the columns of a matrix are not of length 1 and at right angles to each other."""
+    return not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=ASKEW)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Position of the voxels of a file in the patient, as stored: three file axes, in ITK's order (fastest first).
 
     `spacing` and `origin` are in mm, in ITK's frame (x to the left, y to posterior, z to superior); `direction` is the
     3 x 3 matrix of cosines row by row, its columns the file axes. The third axis of a `flat` file is not written.
-    `plane` says which slices the canonical array has, and is no part of the file.
+    `plane` says which slices the canonical array has, and is no part of the file. `nifti` has the fields of a NIfTI
+    header that place the voxels, both transforms with their codes, so that a mask gets the same ones.
     """
 
     size: tuple[int, int, int]
@@ -52,6 +67,31 @@ class Geometry:
     direction: tuple[float, ...]
     flat: bool = False
     plane: Plane = "sagittal"
+    nifti: Mapping[str, Array] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fault(self) -> str | None:
+        """The reason why no volume is read or written with this geometry, with its remedy; None if it is sound."""
+        (low, high), extent = SPACING_MM, tuple(size * step for size, step in zip(self.size, self.spacing, strict=True))
+        if not all(map(math.isfinite, (*self.spacing, *self.origin, *self.direction))):
+            return "its spacing, origin or direction holds a value that is no finite number. Correct its header."
+        if skewed(np.reshape(self.direction, (3, 3))):
+            return f"it {SKEWED}. Correct its header, or resample it with the tool that it came from."
+        if not (low <= min(self.spacing) and max(self.spacing) <= high):
+            unit = f"a distance from {low:g} to {high:g} mm is possible. Correct its header; is its unit another one?"
+            return f"its spacing is {numbers(self.spacing)} mm, and {unit}"
+        if max(map(abs, self.origin)) > ORIGIN_MM:
+            return f"its origin {numbers(self.origin)} mm is over {ORIGIN_MM / 1000:g} m away. Correct its header."
+        if min(self.size) < 1:
+            return f"its size {numbers(self.size)} holds no voxel. Export it again."
+        if math.prod(self.size) > VOXELS:
+            return f"it has {numbers(self.size)} voxels, and {VOXELS} are possible. Crop or resample it."
+        if max(extent) > EXTENT_MM:
+            return (
+                f"it extends over {numbers(extent)} mm, and {EXTENT_MM:g} mm are possible. Correct the spacing in its "
+                "header, or crop it."
+            )
+        return None
 
     def differences(self, second: Geometry, tolerance: float = 1e-3) -> list[str]:
         """Return the differences above `tolerance` as text (mm for spacing and origin, 1 for cosines)."""
@@ -138,10 +178,13 @@ def downward_axis(plane: Plane) -> int:
 
 
 def canonical(array: Array, geometry: Geometry) -> Array:
-    """Return the canonical array [S, H, W] of an array in file order (slowest file axis first, as in SimpleITK)."""
+    """Return the canonical array [S, H, W] of an array in file order (slowest file axis first, as in SimpleITK).
+
+    It may share the memory of that array.
+    """
     _require_shape(array, geometry.size[::-1])
     turned = np.transpose(array, [2 - axis for axis, _ in geometry.axes])
-    return np.array(turned[_flips(geometry)], order="C")
+    return np.ascontiguousarray(turned[_flips(geometry)])
 
 
 def restore(array: Array, geometry: Geometry) -> Array:

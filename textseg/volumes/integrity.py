@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from textseg.errors import DataError
 from textseg.volumes.itk import UnreadableError, sitk
 
-NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # by the code of the datatype
+DEFLATE = 1032  # bytes that one byte of zlib or gzip can stand for
+LONGEST_LINE = 1 << 16  # bytes of a line of a header
 
 
 def require_scalar_volume(path: Path, reader: Any) -> None:
@@ -29,20 +28,24 @@ def require_scalar_volume(path: Path, reader: Any) -> None:
 def require_whole_mha(path: Path, reader: Any) -> None:
     """Raise for a damaged file, by its size and zlib's check sum: ITK would use the part that it could decompress."""
     header = {}
-    expected = math.prod(reader.GetSize()) * sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    expected = _byte_count(reader)
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(LONGEST_LINE):
             key, _, value = line.partition(b"=")
             header[key.strip()] = value.strip().upper()
             if key.strip() == b"ElementDataFile":
                 break
         if b"-" in header.get(b"ElementSpacing", b"").replace(b"E-", b""):  # ITK would read it without the sign
             raise UnreadableError(f"its spacing {header[b'ElementSpacing'].decode(errors='replace')} is negative")
+        if header.get(b"BinaryData", b"TRUE") != b"TRUE":
+            raise UnreadableError("its voxels are written as text")
         if header.get(b"CompressedData") == b"TRUE" and header.get(b"ElementDataFile") == b"LOCAL":
             stream = zlib.decompressobj(wbits=47)  # zlib or gzip, as ITK accepts
             actual = 0
-            while block := file.read(1 << 16):
+            while actual <= expected and (block := file.read(1 << 16)):
                 actual += len(stream.decompress(block))
+            if actual > expected:
+                raise UnreadableError(f"it goes on behind the {expected} bytes of voxels that its header states")
             if not stream.eof:
                 raise UnreadableError("its compressed voxels end too early")
         elif header.get(b"ElementDataFile") == b"LOCAL":
@@ -53,33 +56,28 @@ def require_whole_mha(path: Path, reader: Any) -> None:
         raise UnreadableError(f"it holds {actual} of {expected} bytes of voxels")
 
 
-def require_whole_nifti(path: Path, reader: Any) -> None:
-    """Raise for what ITK passes over: a truncated file (it gives zeros), NaN (zeros too), x.nii beside x.nii.gz."""
-    header = {key: float(reader.GetMetaData(key)) for key in ("vox_offset", "bitpix")}
-    offset, voxel_count = int(header["vox_offset"]), math.prod(reader.GetSize())
-    expected = offset + voxel_count * int(header["bitpix"]) // 8
-    packed = path.name.lower().endswith(".gz")
-    if packed and (twin := path.with_suffix("")).exists():
-        raise DataError(f"{path}: {twin.name} lies beside it, and ITK would mix the two; move one of them away.")
-    float_type, content = NIFTI_FLOATS.get(reader.GetMetaData("datatype")), b""
-    with gzip.open(path) if packed else path.open("rb") as file:
-        # Decompressing to the end checks gzip's own sum. Only floats are kept, to look for NaN in them.
-        if float_type:
-            content = file.read()
-            actual = len(content)
-        else:
-            actual = sum(map(len, iter(lambda: file.read(1 << 20), b""))) if packed else path.stat().st_size
-    if actual < expected:
-        raise UnreadableError(f"it has {actual} of {expected} bytes")
-    if float_type:
-        order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
-        voxels = np.frombuffer(content, order + float_type, count=voxel_count, offset=offset)
-        if bad := int(voxels.size - np.count_nonzero(np.isfinite(voxels))):
-            raise DataError(
-                f"{path}: {bad} of {voxels.size} values are NaN or infinite; repair or leave out this volume."
-            )
+def require_whole_nrrd(path: Path, reader: Any) -> None:
+    """Raise for voxels in another file, and for more of them than the file can hold, before ITK takes memory."""
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE).strip():
+            if line.lower().replace(b" ", b"").startswith(b"datafile:"):
+                raise DataError(f"{path} refers to voxels in another file; write header and voxels into one.")
+    require_room(path, _byte_count(reader))
 
 
-def numbers(values: tuple[float, ...]) -> str:
+def require_room(path: Path, expected: int) -> None:
+    """Raise UnreadableError if a file is too small for its bytes of voxels, even where they are packed most tightly."""
+    size = path.stat().st_size
+    if expected > size * (1 if path.name.lower().endswith(".nii") else DEFLATE):
+        raise UnreadableError(f"its header states {expected} bytes, which its {size} bytes can't hold")
+
+
+def _byte_count(reader: Any) -> int:
+    voxel: int = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    size: tuple[int, ...] = reader.GetSize()
+    return voxel * math.prod(size)
+
+
+def numbers(values: Iterable[float]) -> str:
     """Write numbers for a message, such as "640 x 512 x 15"."""
     return " x ".join(f"{value:.6g}" for value in values)

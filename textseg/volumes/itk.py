@@ -8,9 +8,23 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
+from textseg.errors import DataError
+
 sitk: Any = importlib.import_module("SimpleITK")  # half of it has no types
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # our own checks say what is odd about a header
+
+# What ITK says about headers, and our words for it
+REASONS = {
+    "determinant is 0": "its axes are not at right angles to each other (singular)",
+    "Zero-valued spacing": "its spacing is 0, or no finite number",
+    "Unknown PixelType": "its voxels have a type that ITK does not know",
+    "Reason:": "its header is incomplete or contradicts itself",  # the system's last error, about something else
+}
+
+LONGEST_REASON = 300  # characters of ITK's own words
 
 _one_call = threading.Lock()
 
@@ -19,15 +33,27 @@ class UnreadableError(Exception):
     """The reason why ITK can't read or write a file, in one line."""
 
 
+def itk_name(path: Path) -> str:
+    """Return a path as text that C++ can take: every path goes to ITK through this function.
+
+    Bytes that are no UTF-8 have no such text, and would end the process. Raises DataError for them.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        printable = os.fsencode(path).decode(errors="backslashreplace")
+        raise DataError(f"{printable}: this name is no UTF-8. Rename the file or its folder.") from None
+
+
 def attempt(call: Callable[[], Any]) -> Any:
     """Return the result of `call`; raise UnreadableError where ITK fails."""
     try:
         return call()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
-        if reason.startswith("Reason:"):  # the system's last error, which is about something else
-            reason = "its header or its voxels are incomplete"
-        raise UnreadableError(reason) from error
+        text = str(error).strip()
+        known = next((reason for words, reason in REASONS.items() if words in text), None)
+        last = text.splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
+        raise UnreadableError(known or last[:LONGEST_REASON]) from error
 
 
 def quietly(call: Callable[[], Any]) -> Any:

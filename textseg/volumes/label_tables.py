@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import struct
@@ -21,9 +20,10 @@ from textseg.contracts import Structure
 from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
 from textseg.volumes.files import file_hash, stem
+from textseg.volumes.itk import UnreadableError
+from textseg.volumes.nifti import HEADER_BYTES, nifti_extensions
 
 SLICER = ".seg.nrrd"
-TABLE_BYTES = 1 << 20  # that are read of a header: more than any table of names needs
 CARET = 30  # the code of a NIfTI extension of Caret and Connectome Workbench, which hold tables of labels
 PRIVATE = "99TEXTSEG"  # the coding scheme of structures that have no SNOMED concept; 99 marks it as private
 
@@ -82,20 +82,14 @@ def slicer_header(array: npt.NDArray[Any], labels: Sequence[Label]) -> dict[str,
     return header
 
 
-def name_in_nifti(content: bytes, labels: Sequence[Label]) -> bytes:
-    """Return the content of a NIfTI file with a table of labels that Connectome Workbench and nibabel read.
+def nifti_extension(labels: Sequence[Label]) -> bytes:
+    """Return a table of labels that Connectome Workbench and nibabel read behind the header of a NIfTI file.
 
     It is an extension of code 30, XML: a `LabelTable` with key, colour and name of each value.
     """
-    order = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
-    start = int(struct.unpack_from(f"{order}f", content, 108)[0])  # of the voxels
     table = _label_table(labels)
     size = -(-(len(table) + 8) // 16) * 16  # with its own size and code, in whole steps of 16 bytes
-    extension = struct.pack(f"{order}ii", size, CARET) + table.ljust(size - 8, b"\0")
-    header = bytearray(content[:352])
-    struct.pack_into(f"{order}f", header, 108, 352 + size)
-    header[348] = 1
-    return bytes(header) + extension + content[start:]
+    return struct.pack("<ii", size, CARET) + table.ljust(size - 8, b"\0")
 
 
 def sidecar_of(mask: Path) -> Path:
@@ -150,7 +144,7 @@ def _sidecar(path: Path) -> dict[str, Any]:
 
 def _slicer_names(path: Path) -> dict[int, str]:
     with path.open("rb") as file:
-        header = file.read(TABLE_BYTES).partition(b"\n\n")[0].decode(errors="replace")
+        header = file.read(HEADER_BYTES).partition(b"\n\n")[0].decode(errors="replace")
     names, values = (
         dict(re.findall(rf"^Segment(\d+)_{key}:=(.*?)\r?$", header, re.MULTILINE)) for key in ("Name", "LabelValue")
     )
@@ -158,19 +152,13 @@ def _slicer_names(path: Path) -> dict[int, str]:
 
 
 def _nifti_names(path: Path) -> dict[int, str]:
-    """Read the label table of the extension of code 30, the reverse of `name_in_nifti`."""
+    """Read the label table of the extension of code 30, the reverse of `nifti_extension`."""
     try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            content = file.read(TABLE_BYTES)
-        order = "<" if content[:4] == (348).to_bytes(4, "little") else ">"
-        end, start = int(struct.unpack_from(f"{order}f", content, 108)[0]), 352
-        while content[348] and start + 8 <= min(end, len(content)):
-            size, code = struct.unpack_from(f"{order}ii", content, start)
+        for code, content in nifti_extensions(path):
             if code == CARET:
-                table = ElementTree.fromstring(content[start + 8 : start + size].rstrip(b"\0"))
+                table = ElementTree.fromstring(content.rstrip(b"\0"))
                 return _by_value((label.get("Key", ""), label.text or "") for label in table.iter("Label"))
-            start += max(size, 16)
-    except (OSError, EOFError, zlib.error, struct.error, IndexError, ElementTree.ParseError):
+    except (OSError, EOFError, zlib.error, UnreadableError, ElementTree.ParseError):
         pass  # whoever reads the voxels names what is wrong with the file
     return {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from textseg.volumes.dicom_segmentation import write_segmentation
 from textseg.volumes.dicom_series import DicomSeries
 from textseg.volumes.files import write_labels
 from textseg.volumes.geometry import Geometry, restore
-from textseg.volumes.label_tables import SLICER, Label, name_in_nifti, slicer_header
+from textseg.volumes.label_tables import SLICER, Label, nifti_extension, slicer_header
 from textseg.volumes.labels import convert_labels
 
 
@@ -78,7 +77,7 @@ class Mask:
             header = slicer_header(restore(array, self.geometry), table)
             write_labels(array, self.geometry, path, header=header, flat=False)
         elif name.endswith((".nii", ".nii.gz")):
-            write_labels(array, self.geometry, path, edit=partial(name_in_nifti, labels=table))
+            write_labels(array, self.geometry, path, extension=nifti_extension(table))
         else:
             write_labels(array, self.geometry, path)
 

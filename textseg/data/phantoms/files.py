@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -26,6 +25,7 @@ from textseg.data.phantoms.spine import Phantom, render
 from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.system.files import cache_folder, new_folder
+from textseg.volumes.itk import itk_name
 
 _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
@@ -319,4 +319,4 @@ def write_drawn(
     image.SetOrigin(origin)  # type: ignore[no-untyped-call]
     if orientation is not None:
         image = sitk.DICOMOrient(image, orientation)  # type: ignore[no-untyped-call]
-    sitk.WriteImage(image, os.fspath(path), useCompression=True)
+    sitk.WriteImage(image, itk_name(path), useCompression=True)
