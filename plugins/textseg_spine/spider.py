@@ -10,7 +10,7 @@ from typing import Literal
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
-from textseg.system import Progress, RemoteFile, Row, fetch_file, read_table, unknown_row, unpack_zip
+from textseg.system import Progress, RemoteFile, Row, fetch_file, read_table, shell, unknown_row, unpack_zip
 from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
 
 LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom
@@ -157,12 +157,12 @@ class Spider:
     def _cases(self) -> tuple[Case, ...]:
         images = _volumes(self.folder / "images")
         if not images:
+            download = shell("textseg", "data", "fetch", "spider", "--folder", self.folder)
             raise DataError(
                 f"No SPIDER images in '{self.folder}' ({_what_is_there(self.folder)}). Expected: "
                 "images/<patient>_<t1|t2|t2_SPACE>.mha, masks/ with the same names, overview.csv. "
-                "SPIDER is Zenodo record 10159290 (CC BY 4.0): textseg data fetch spider --folder "
-                f"'{self.folder}' brings it; or set `dataset.folder` (or the environment variable TEXTSEG_DATA, where "
-                "the recipe uses it) to where they are."
+                f"SPIDER is Zenodo record 10159290 (CC BY 4.0): `{download}` brings it; or set `dataset.folder` (or "
+                "the environment variable TEXTSEG_DATA, where the recipe uses it) to where they are."
             )
         masks = _volumes(self.folder / "masks")
         return tuple(self._case(image, masks.get(stem)) for stem, image in sorted(images.items(), key=_naturally))

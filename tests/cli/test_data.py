@@ -42,7 +42,7 @@ def test_check_of_a_faulty_case_exits_with_1_and_says_how_to_go_on(
     assert call(monkeypatch, "check", "spider", "--folder", str(tmp_path)) == 1
     out = capsys.readouterr().out
     assert f"fault  {damaged.stem}: {damaged} can't be read as a volume" in " ".join(out.split("\n"))
-    assert f"--set 'leave_out=[{damaged.stem}]'" in out
+    assert f"--set 'leave_out=[\"{damaged.stem}\"]'" in out
 
 
 def test_show_writes_pictures(

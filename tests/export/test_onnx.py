@@ -97,9 +97,9 @@ def test_a_package_that_is_missing_is_named_with_what_brings_it(
 ) -> None:
     for name in ("onnxruntime", "openvino", "onnxscript"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(RunError, match=r"'onnxruntime' is not installed. Run `pip install \"textseg\[onnx\]\""):
+    with pytest.raises(RunError, match=r"'onnxruntime' is not installed. Run `pip install 'textseg\[onnx\]'"):
         textseg.load(bundle)
-    with pytest.raises(RunError, match=r"'openvino' is not installed. Run `pip install \"textseg\[openvino\]\""):
+    with pytest.raises(RunError, match=r"'openvino' is not installed. Run `pip install 'textseg\[openvino\]'"):
         textseg.load(bundle, engine="openvino")
     with pytest.raises(RunError, match="'onnxscript' is not installed"):
         export_bundle(RunFolder(finished_run), load_model(finished_run), tmp_path / "b", onnx=True)

@@ -119,7 +119,7 @@ def test_a_plugin_whose_folder_is_none_is_left_out_with_a_warning(
 def test_a_recipe_that_can_not_be_listed_is_named(tmp_path: Path) -> None:
     path = recipe_with(tmp_path / "recipes", "mine_spider")
     path.write_text("model: 3\n")
-    with pytest.raises(RecipeError, match="mine_spider --dry-run"):
+    with pytest.raises(RecipeError, match="mine_spider.yaml --dry-run"):
         installed_recipes(registry_with(tmp_path / "recipes"))[-1].summary()
 
 

@@ -160,7 +160,7 @@ def test_test_scores_reach_a_logger(
 
 def test_a_missing_package_is_a_message(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r'training.loggers: \'wandb\' needs .* pip install "textseg\[wandb\]"'):
+    with pytest.raises(RecipeError, match=r"training.loggers: 'wandb' needs .* pip install 'textseg\[wandb\]'"):
         check_loggers(recipe(tiny_recipe, "wandb"), installed_registry())
 
 

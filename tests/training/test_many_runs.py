@@ -193,3 +193,11 @@ def test_from_recipes_to_one_leaderboard(
     board = summary[summary.index("Leaderboard") :]
     assert board.count("tiny") >= 2
     assert "strange" not in board
+
+
+@pytest.mark.usefixtures("stranger")
+def test_all_folds_of_a_file_are_those_that_it_has(tiny_recipe: Path, tmp_path: Path) -> None:
+    folds = tmp_path / "splits_final.json"
+    folds.write_text(json.dumps([{"train": ["a"], "val": ["b"]}, {"train": ["b"], "val": ["a"]}]))
+    runs = plan_runs([tiny_recipe], [f"split={{file: {folds}, fold: 0}}"], [None], "all", tmp_path)
+    assert [run.folder.name for run in runs] == ["seed2025_fold0", "seed2025_fold1"]

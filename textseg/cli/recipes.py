@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import astuple
 from pathlib import Path
@@ -47,7 +46,8 @@ def copy(
     Example: textseg recipes copy quickstart experiments
     """
     from textseg.recipe.listing import copy_recipe
+    from textseg.system.commands import shell
 
     paths = copy_recipe(name, folder)
     print(*paths, sep="\n")
-    print(f"Run the copy: textseg run {shlex.quote(str(paths[0]))}", file=sys.stderr)
+    print(f"Run the copy: {shell('textseg', 'run', paths[0])}", file=sys.stderr)

@@ -14,6 +14,7 @@ from textseg.errors import RunError, TextsegError
 from textseg.metrics.scores import Mark, Score, read_scores
 from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.runs.folder import RunFolder, flat
+from textseg.system.commands import evaluate
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
 # The keys that may differ between runs of a group. `split` contains the fold; comparability.py compares the rest of it.
@@ -169,17 +170,17 @@ def _read(folder: Path) -> Run:
             "`textseg run RECIPE` (it resumes by itself), or name the finished runs one by one."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"'{path}' is damaged ({error}): evaluate with `textseg evaluate {folder}`.") from None
+        raise RunError(f"'{path}' is damaged ({error}). Make it again with: {evaluate(folder)}") from None
     if not isinstance(facts, dict):
         raise RunError(f"'{path}' must hold an object, and it holds a {type(facts).__name__}.")
     scores = read_scores(here.scores)
     if not scores:
-        raise RunError(f"'{here.scores}' holds no score: evaluate with `textseg evaluate {folder}`.")
+        raise RunError(f"'{here.scores}' holds no score. Make it again with: {evaluate(folder)}")
     trained = here.trained_in.read()
     if trained.get("scored_step", facts.get("scored_step")) != facts.get("scored_step"):
         raise RunError(
             f"'{folder}' scores an earlier checkpoint: '{here.trained_in.path}' was trained on since. Evaluate again: "
-            f"textseg evaluate {here.trained_in.path} --prompts {PERSON if folder.name == SIMULATED else folder.name}"
+            f"{evaluate(folder)}"
         )
     # The probe belongs to the weights, so all evaluations of a run share it.
     facts["obedience"] = trained.get("obedience", facts.get("obedience"))

@@ -11,6 +11,7 @@ from textseg.inference.trained_model import TrainedModel
 from textseg.metrics.scores import read_scores, summarise
 from textseg.metrics.statistics import small_sample_warning
 from textseg.runs.folder import RunFolder, measured_obedience
+from textseg.system.commands import shell
 from textseg.system.messages import counted
 from textseg.text.visibility import statement
 
@@ -41,7 +42,7 @@ def model_card(
         f"# {model.name}",
         f"Segments {counted(len(atlas.structures), 'structure')} in volumes and names each: {', '.join(atlas.names)}.",
         "## Use",
-        f"```bash\ntextseg predict {model.name} scan.mha --output masks\n```",
+        f"```bash\n{shell('textseg', 'predict', model.name, 'scan.mha', '--output', 'masks')}\n```",
         "For research. Not a medical device: no clinical decision may rest on its masks.",
         "## Made of",
         markdown_table(("", ""), [*_made_of(folder, model)]),

@@ -20,6 +20,7 @@ from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import load_weights
 from textseg.runs.task_record import read_task
+from textseg.system.commands import pip_install
 from textseg.system.hub import carried_configurations
 from textseg.text.embeddings import TextTable
 from textseg.version import API_VERSION, OLDEST_API_VERSION, __version__
@@ -132,8 +133,8 @@ def _check_plugins(path: Path, manifest: dict[str, Any], registry: Registry) -> 
     for name, part in manifest["plugins"].items():
         if (plugin := installed.get(name)) is None:
             raise PluginError(
-                f"The bundle '{path}' needs the plug-in '{name}', which is not installed. Install it: pip install "
-                f"{part['distribution']}=={part['version']}"
+                f"The bundle '{path}' needs the plug-in '{name}', which is not installed. Install it: "
+                + pip_install(f"{part['distribution']}=={part['version']}")
             )
         if plugin.error:
             raise PluginError(f"The bundle '{path}' needs {plugin.origin}, which is broken: {plugin.error}.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import SegmenterOutput, TextFeatures
 from textseg.errors import RunError, suggestion
+from textseg.system.commands import pip_install
 
 Engine = Literal["onnxruntime", "openvino"]
 Session = Callable[[Mapping[str, NDArray[Any]]], NDArray[np.float32]]
@@ -62,7 +63,7 @@ def optional_package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        install = f'pip install "textseg[{EXTRAS[name]}]"'
+        install = pip_install(f"textseg[{EXTRAS[name]}]")
         raise RunError(f"The package '{error.name}' is not installed. Run `{install}`.") from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from textseg.contracts import Source
 from textseg.errors import DataError, RunError, suggestion
 from textseg.metrics.definitions import Status
+from textseg.system.commands import evaluate
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
 from textseg.system.user_files import csv_text, read_rows
@@ -80,14 +81,12 @@ def read_scores(path: Path) -> list[Score]:
     try:
         lines = read_rows(path)
     except DataError as error:
-        raise RunError(
-            f"{error} It is a table of scores: evaluate its run with `textseg evaluate {path.parent}`."
-        ) from None
+        raise RunError(f"{error} It is a table of scores. Make it with: {evaluate(path.parent)}") from None
     if not lines or tuple(lines[0][1]) != COLUMNS:
         first_line = ", ".join(lines[0][1]) if lines else "nothing"
         raise RunError(
             f"'{path}' is not a table of scores: its first line must be {','.join(COLUMNS)}, and it is {first_line}. "
-            f"Evaluate the run again with `textseg evaluate {path.parent}`."
+            f"Make it again with: {evaluate(path.parent)}"
         )
     return [_score(path, number, line) for number, line in lines[1:]]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from textseg.errors import DataError, RunError
 from textseg.metrics.statistics import Interval, macro_mean_interval
+from textseg.system.commands import evaluate
 from textseg.system.files import write_atomically
 from textseg.system.user_files import csv_text, read_rows
 
@@ -85,7 +86,7 @@ def write_window_scores(path: Path, rows: Iterable[WindowScore]) -> None:
 
 def read_window_scores(path: Path) -> list[WindowScore]:
     """Return the rows of fields_of_view.csv; raises RunError for a missing file, or one that is not such a table."""
-    again = f"Evaluate the run again: textseg evaluate {path.parent} --fields-of-view 0.7,0.5"
+    again = f"Evaluate the run again: {evaluate(path.parent, '--fields-of-view', '0.7,0.5')}"
     try:
         (_, header), *lines = read_rows(path) or [(1, [""])]
     except DataError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from textseg.errors import DataError, RecipeError
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.system.commands import shell
 from textseg.system.files import write_atomically
 from textseg.system.user_files import read_text
 
@@ -42,7 +43,7 @@ class InstalledRecipe:
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
             raise RecipeError(
                 f"{self.path}: this recipe of {self.distribution} can't be listed: {' '.join(str(error).split())}. "
-                f"`textseg run {self.name} --dry-run` names each mistake."
+                f"`{shell('textseg', 'run', self.path, '--dry-run')}` names each mistake."
             ) from error
         # The comment at the top of the recipe.
         comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
@@ -161,8 +162,8 @@ def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
         content = read_text(source.parent / split)
     except (DataError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(
-            f"{source}: this recipe can't be copied: {' '.join(str(error).split())}. "
-            f"`textseg run {source.stem} --dry-run` names each mistake."
+            f"{source}: this recipe can't be copied: {' '.join(str(error).split()).rstrip('.')}. "
+            f"`{shell('textseg', 'run', source, '--dry-run')}` names each mistake."
         ) from error
     copied = Path("splits") / split.name
     return text[: node.start_mark.index] + copied.as_posix() + text[node.end_mark.index :], {copied: content}

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from textseg.contracts import Source
+from textseg.system.commands import shell
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -190,8 +191,8 @@ class PromptSettings(_Section):
         if evaluation not in ("template", "predicted"):
             raise ValueError(
                 f"'{evaluation}' prompts are read off the annotation of the test cases; a recipe can't ask for them. "
-                "Write 'template' or 'predicted' here, and after the run: textseg evaluate RUN --prompts "
-                f"{evaluation}"
+                "Write 'template' or 'predicted' here, and after the run: "
+                f"{shell('textseg', 'evaluate', 'RUN', '--prompts', evaluation)}"
             )
         return evaluation
 

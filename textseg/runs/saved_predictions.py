@@ -17,6 +17,7 @@ from textseg.contracts import Atlas, Case, LabelMap, Plane
 from textseg.data.preparation import map_labels
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
+from textseg.system.commands import evaluate
 from textseg.system.files import write_atomically
 from textseg.volumes.files import read_labels, read_volume, write_labels
 from textseg.volumes.geometry import Geometry
@@ -95,7 +96,7 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
 def read_kept(folder: RunFolder) -> KeptPredictions:
     """Return the predictions that `keeping` has saved; raises RunError without predictions, or for a damaged index."""
     path = folder.predictions_index
-    again = f"Evaluate it again: textseg evaluate {folder.trained_in.path}"
+    again = f"Evaluate it again: {evaluate(folder.path)}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         plane = content.get("plane", "sagittal")  # old files without this key are sagittal

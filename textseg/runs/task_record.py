@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from textseg.contracts import Atlas, Structure, Task
 from textseg.errors import RunError
+from textseg.system.commands import evaluate
 from textseg.system.files import write_atomically
 
 
@@ -38,13 +39,12 @@ def read_task(path: Path) -> TaskRecord:
         return _RECORD.validate_json(path.read_bytes())
     except FileNotFoundError:
         raise RunError(
-            f"'{path}' does not exist: the run stems from an earlier version. Write it with: textseg evaluate "
-            f"{path.parent}"
+            f"'{path}' does not exist: the run stems from an earlier version. Write it with: {evaluate(path.parent)}"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
-        again = f"Write it anew with: textseg evaluate {path.parent}"
+        again = f"Write it anew with: {evaluate(path.parent)}"
         raise RunError(f"'{path}' is damaged ({problem}). {again}") from error
 
 

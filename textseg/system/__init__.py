@@ -4,6 +4,7 @@ May import only `errors` and `version`. Offers plug-ins downloads, pretrained we
 readers of the tables, JSON and YAML that people write.
 """
 
+from textseg.system.commands import shell
 from textseg.system.fetching import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg.system.hub import CODE, HubModel, carried, quiet_transformers
 from textseg.system.user_files import Row, read_json, read_table, read_text, read_yaml, unknown_row
@@ -21,6 +22,7 @@ __all__ = [
     "read_table",
     "read_text",
     "read_yaml",
+    "shell",
     "unknown_row",
     "unpack_zip",
 ]

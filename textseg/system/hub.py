@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from textseg.errors import TextsegError
+from textseg.system.commands import shell
 from textseg.system.fetching import Progress
 from textseg.system.messages import counted
 
@@ -221,10 +222,11 @@ class HubModel:
         if not self.by_folder:
             return "Without a network here: run that on a machine with one, and copy the hub's cache (HF_HOME)."
         name = "NAME" if self.local else self.name
-        pinned = f" --revision {self.revision}" if self.revision else ""
+        pinned = ["--revision", self.revision] if self.revision else []
+        download = shell("hf", "download", name, *pinned, "--local-dir", "FOLDER")
         return (
-            f"Without a network here: on a machine with one, run `hf download {name}{pinned} --local-dir FOLDER`, copy "
-            "the folder, and write `model: /path/to/folder`."
+            f"Without a network here: on a machine with one, run `{download}`, copy the folder, and write `model: "
+            "/path/to/folder`."
         )
 
 

@@ -25,6 +25,7 @@ from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, flat
+from textseg.system.commands import pip_install
 from textseg.system.files import replacing
 from textseg.system.progress import progress_bar
 from textseg.training.checkpoints import Progression
@@ -126,7 +127,7 @@ def check_loggers(recipe: Recipe, registry: Registry) -> None:
         if importlib.util.find_spec(offer.package) is None:
             raise RecipeError(
                 f"training.loggers: '{name}' needs the package {offer.package}, which is not installed. Install it "
-                f'with: pip install "{offer.install}"'
+                f"with: {pip_install(offer.install)}"
             )
 
 

@@ -22,6 +22,7 @@ def check(
     Example: textseg data check spider --folder data/spider --json check.json
     """
     from textseg.data.checking import check_dataset
+    from textseg.system.commands import leave_out
     from textseg.system.files import write_atomically
     from textseg.system.messages import counted
     from textseg.system.progress import counting
@@ -37,6 +38,6 @@ def check(
     sound, are = len(checked.sound), "is" if len(checked.sound) == 1 else "are"
     print(f"{sound} of {counted(len(checked.cases), 'case')} {are} sound; {counted(doubts, 'doubt')}")
     if checked.faulty:
-        print(f"To train on the sound ones: --set 'leave_out=[{', '.join(checked.faulty)}]'")
+        print(f"To train on the sound ones: {leave_out(checked.faulty)}")
     if not checked.clean:
         raise Exit(1)

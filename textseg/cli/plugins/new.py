@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ def new(
     Example: textseg plugins new my_prompts --kind prompt_generator
     """
     from textseg.cli.plugins.scaffold import write_plugin
+    from textseg.system.commands import pip_install, shell
 
     folder, *files = write_plugin(name, kind, output)
     recipe = next(path for path in files if path.suffix == ".yaml")
@@ -26,6 +26,6 @@ def new(
     local = str(folder) if folder.is_absolute() or str(folder).startswith(".") else f"./{folder}"
     print(*files, sep="\n")
     print(
-        f"\nInstall it, test it, run it:\n\n  pip install -e {shlex.quote(f'{local}[test]')}\n"
-        f"  pytest {shlex.quote(str(folder))}\n  textseg run {recipe.stem}"
+        f"\nInstall it, test it, run it:\n\n  {pip_install('-e', f'{local}[test]')}\n"
+        f"  {shell('pytest', folder)}\n  {shell('textseg', 'run', recipe.stem)}"
     )
