@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "textseg").rglob("*.py"))
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "base", "manager"}
-HEAVY = {"torch", "monai", "lightning", "transformers", "matplotlib", "SimpleITK", "scipy", "pydantic", "omegaconf"}
+HEAVY = {"torch", "monai", "lightning", "transformers", "matplotlib", "SimpleITK", "scipy", "pydantic"}
 
 
 def name_of(path: Path) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
-from omegaconf import OmegaConf
 
 from textseg.data.phantoms import PhantomFiles
 from textseg.evaluation.evaluate import validate
@@ -23,6 +22,7 @@ from textseg.registry.component import Component
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
+from textseg.system import yaml_text
 from textseg.training.loop import Training
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -135,9 +135,9 @@ def test_every_network_has_its_recipes() -> None:
 
 def written(path: Path) -> dict[str, Any]:
     """A recipe as it stands in its file."""
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    content, _ = yaml_text.parse(path.read_text(encoding="utf-8"))
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return content
 
 
 def compare(path: Path, partner: Path, may_differ: set[str]) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LISTED = 40  # names that a message shows
+SHOWN = 60  # characters of a value
+LONGEST_LINE = 4000  # characters
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class TextsegError(Exception):
@@ -44,10 +48,24 @@ def one_line(error: Exception, failure: str) -> str:
     return f"{failure}: {reason}."
 
 
+def shortened(value: object) -> str:
+    """Return a value as a text that fits into a message."""
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def printable(message: str) -> str:
+    """Return a message without colours and control characters of values in it, and with each line cut to a bound."""
+    lines = _COLOURS.sub("", message).split("\n")
+    lines = ["".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line) for line in lines]
+    kept = LONGEST_LINE // 2
+    return "\n".join(f"{line[:kept]} [...] {line[-kept:]}" if len(line) > 2 * kept else line for line in lines)
+
+
 def suggestion(name: str, possible: Iterable[str]) -> str:
     """Return the end of a message about an unknown `name`: the nearest possible name, then all possible names."""
     names = sorted(possible)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(name[:SHOWN], names, n=1, cutoff=0.6)
     guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
     if not names:
         return f"{guess} There is none."

@@ -20,7 +20,7 @@ from textseg.training import many_runs
 from textseg.training.many_runs import PlannedRun
 from textseg.version import __version__
 
-HEAVY = ("torch", "monai", "lightning", "transformers", "omegaconf", "matplotlib", "numpy", "SimpleITK")
+HEAVY = ("torch", "monai", "lightning", "transformers", "matplotlib", "numpy", "SimpleITK")
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -75,8 +75,8 @@ def test_half_precision_does_not_overflow_at_full_size(kind: torch.dtype) -> Non
     mask[:, 100:, :300] = 1  # more than float16 can count
     logits = (8 * torch.randn(2, 3, 384, 384, generator=random)).to(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        terms = SegmentationLoss(cross_entropy=0.5)(logits, mask)
-    expected = SegmentationLoss(cross_entropy=0.5)(logits.double(), mask)
+        terms = SegmentationLoss(dice=1.0, focal=1.0, cross_entropy=0.5)(logits, mask)
+    expected = SegmentationLoss(dice=1.0, focal=1.0, cross_entropy=0.5)(logits.double(), mask)
     for name, value in terms.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-4, atol=1e-6)
@@ -86,7 +86,10 @@ def test_half_precision_does_not_overflow_at_full_size(kind: torch.dtype) -> Non
 def test_gradients_stay_finite_where_pixels_are_already_right(gamma: float) -> None:
     _, mask = example()
     logits = (perfect(mask, K) * 5).requires_grad_()  # the cross-entropy is exactly 0
-    sum(SegmentationLoss(cross_entropy=1.0, focal_gamma=gamma)(logits, mask).values(), torch.zeros(())).backward()
+    sum(
+        SegmentationLoss(dice=1.0, focal=1.0, cross_entropy=1.0, focal_gamma=gamma)(logits, mask).values(),
+        torch.zeros(()),
+    ).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
@@ -109,3 +112,4 @@ def test_terms_carry_their_weights_and_a_weight_of_zero_leaves_its_term_out() ->
     torch.testing.assert_close(terms["dice"], 2 * dice_loss(logits, mask))
     torch.testing.assert_close(terms["cross_entropy"], 0.5 * F.cross_entropy(logits, mask))
     assert list(SegmentationLoss()(logits, mask)) == ["dice", "focal"]
+    assert list(SegmentationLoss(dice=1, cross_entropy=1)(logits, mask)) == ["dice", "cross_entropy"]

@@ -140,6 +140,24 @@ def test_settings_are_complete_with_the_defaults_of_builders(load: Loader) -> No
     assert whole == {"dataset slices": {"folder": "data"}, "network net": {"depth": 2}}
 
 
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ("{}", (1, 1, 0)),
+        ("{focal_gamma: 1}", (1, 1, 0)),
+        ("{dice: 1, cross_entropy: 1}", (1, 0, 1)),
+        ("{focal: 0.5}", (0, 0.5, 0)),
+    ],
+)
+def test_the_segmentation_loss_has_the_terms_that_are_given(
+    load: Loader, given: str, weights: tuple[float, ...]
+) -> None:
+    loss = load(WHOLE.replace("segmentation_loss: {}", f"segmentation_loss: {given}")).segmentation_loss
+    assert (loss.dice, loss.focal, loss.cross_entropy) == weights
+    again = load(dump(load(WHOLE, f"segmentation_loss={given}"))).segmentation_loss
+    assert again == loss
+
+
 def test_a_whole_network_needs_no_prompts(load: Loader) -> None:
     recipe = load(WHOLE)
     assert [kind for kind, _ in required_components(recipe)] == ["dataset", "network"]
@@ -149,6 +167,58 @@ def test_a_whole_network_needs_no_prompts(load: Loader) -> None:
 def test_the_environment_reaches_a_recipe(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEXTSEG_TEST_FOLDER", "/elsewhere")
     assert load(GUIDED).dataset.settings == {"folder": "/elsewhere/slices"}
+
+
+def test_a_default_may_name_another_variable(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "dataset.folder=${oc.env:TEXTSEG_TEST_ABSENT,${oc.env:TEXTSEG_TEST_FOLDER,data}/b c}"
+    assert load(GUIDED, value).dataset.settings["folder"] == "data/b c"
+    monkeypatch.setenv("TEXTSEG_TEST_FOLDER", "/a ${oc.env:HOME}")
+    assert load(GUIDED, value).dataset.settings["folder"] == "/a ${oc.env:HOME}/b c"  # a value is not read again
+
+
+def test_one_value_cannot_repeat_another(load: Loader) -> None:
+    (line,) = load.mistakes(GUIDED, "reference=${seed}${seed}", name="guided")
+    assert line.startswith("--set reference=${seed}${seed}: '${seed}${seed}' can't be read: ${oc.env:NAME,DEFAULT} is")
+
+
+def test_the_documented_switch_of_the_augmentation_works(load: Loader) -> None:
+    augmentation = "augmentation: {on: device}\n"
+    assert load(GUIDED + augmentation).augmentation.on == "device"
+    assert load(GUIDED, "augmentation={on: device}").augmentation.on == "device"
+    assert load(GUIDED, "augmentation.on=device").augmentation.on == "device"
+    assert load(dump(load(GUIDED + augmentation))).augmentation.on == "device"
+
+
+def test_set_keeps_what_yaml_would_cut(load: Loader) -> None:
+    assert load(GUIDED, "dataset.folder=/data/scan #1: a").dataset.settings["folder"] == "/data/scan #1: a"
+    assert load(GUIDED, "leave_out=[010, 1_1, 'a #b']").leave_out == ("010", "1_1", "a #b")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "reference=[" + "x" * 100_000 + "]",
+        "training.epochs=" + "x" * 100_000,
+        "training." + "x" * 100_000 + "=1",
+        "augmentation.flip=" + "x" * 100_000,
+        "model.vision_encoder.use=" + "x" * 100_000,
+        "model.vision_encoder.widths=[" + ",".join("1" * 50_000) + ", x]",
+        "name=" + "x" * 100_000,
+        "seed=" + "9" * 90,
+        "seed=" + "9" * 4000,
+        "seed=" + "[" * 100 + "]" * 100,
+        ".".join("a" * 1000) + "=1",
+        "split={folds: 2, " + "x" * 100_000 + ": 1}",
+        "reference=J\udcfc",
+        "J\udcfc=1",
+        "auxiliary_losses." + "9" * 5000 + "=1",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_value_beyond_bounds_is_one_short_message(load: Loader, override: str) -> None:
+    lines = load.mistakes(GUIDED, override, name="guided")
+    assert lines[0].startswith(f"--set {override[:20]}")
+    assert max(map(len, lines)) < 1000
 
 
 def test_six_mistakes_give_six_lines(load: Loader) -> None:
@@ -269,13 +339,13 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
             "8: training.learning_rate: should be a finite number",
         ),
         ("{epochs: 1}", "{epochs: 1, epochs: 2}", "8: found duplicate key epochs."),
-        ("{epochs: 1}", "{epochs: '???'}", "8: training.epochs: '???' is left open; give it a value."),
+        ("{epochs: 1}", "{epochs: 1, compile: yes}", "8: training.compile: should be true or false, not 'yes'."),
         (
             "{epochs: 1}",
             '{epochs: "${oc.nope:1}"}',
-            "8: training.epochs: '${oc.nope:1}' can't be resolved: ",
+            "8: training.epochs: '${oc.nope:1}' can't be read: ${oc.env:NAME,DEFAULT} is replaced by an environment",
         ),
-        ("{epochs: 1}", '{epochs: "${oc"}', "8: training.epochs: this can't be read: no viable alternative"),
+        ("{epochs: 1}", '{epochs: "${oc"}', "8: training.epochs: '${oc' can't be read: ${oc.env:NAME,DEFAULT}"),
         ("{epochs: 1}", "{epochs: 1, threads: all}", "8: training.threads: should be a valid integer, not 'all'."),
         ("{epochs: 1}", "{}", "8: training.epochs: required but missing."),
         ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: unknown value 'hd'."),

@@ -235,6 +235,7 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert "test: 2 patients, " in printed
     assert "evaluation with 'template'" in printed
     assert "M parameters; 3 epochs, " in printed
+    assert "loss: 1 dice + 1 focal + 0.2 ccae\n" in printed
 
 
 def test_sixteen_bits_need_a_gpu(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

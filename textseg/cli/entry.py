@@ -30,7 +30,7 @@ from textseg.cli.reproduce import reproduce
 from textseg.cli.run import run
 from textseg.cli.runs import runs
 from textseg.cli.score import score
-from textseg.errors import TextsegError
+from textseg.errors import TextsegError, printable
 from textseg.version import __version__
 
 # What is written otherwise now: command and option, and the new spelling.
@@ -73,7 +73,7 @@ def main() -> None:
         _refuse_old_spelling(sys.argv[1:])
         app()
     except TextsegError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in CORRECTABLE:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from textseg.errors import RunError, TextsegError
 from textseg.metrics.scores import Mark, Score, read_scores
 from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.runs.folder import RunFolder, flat
+from textseg.system import yaml_text
 from textseg.system.commands import evaluate
 
 ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
@@ -195,9 +194,9 @@ def _declared(folder: RunFolder) -> frozenset[str]:
     """
     declared: set[str] = set()
     try:
-        prompts = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["prompts"]
-        declared.add(str(prompts["evaluation"]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        recipe, _ = yaml_text.parse(folder.recipe.read_text(encoding="utf-8"))
+        declared.add(str(recipe["prompts"]["evaluation"]))
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     try:
         lines = folder.prompts.read_text(encoding="utf-8").splitlines()

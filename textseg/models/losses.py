@@ -37,13 +37,14 @@ def focal_loss(logits: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
 
 
 class SegmentationLoss(nn.Module):
-    """The weighted sum of Dice, focal and cross-entropy; a weight of zero costs nothing."""
+    """The weighted sum of Dice, focal and cross-entropy; without weights, of Dice and focal."""
 
     def __init__(
-        self, *, dice: float = 1.0, focal: float = 1.0, cross_entropy: float = 0.0, focal_gamma: float = 2.0
+        self, *, dice: float = 0.0, focal: float = 0.0, cross_entropy: float = 0.0, focal_gamma: float = 2.0
     ) -> None:
         super().__init__()
-        self.weights = {"dice": dice, "focal": focal, "cross_entropy": cross_entropy}
+        weights = {"dice": dice, "focal": focal, "cross_entropy": cross_entropy}
+        self.weights = {name: weight for name, weight in weights.items() if weight} or {"dice": 1.0, "focal": 1.0}
         self.focal_gamma = focal_gamma
 
     def forward(self, logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -54,4 +55,4 @@ class SegmentationLoss(nn.Module):
             # The mean is a separate call: inside F.cross_entropy it has no deterministic form on CUDA.
             "cross_entropy": lambda: F.cross_entropy(logits.float(), mask, reduction="none").mean(),
         }
-        return {name: weight * terms[name]() for name, weight in self.weights.items() if weight}
+        return {name: weight * terms[name]() for name, weight in self.weights.items()}

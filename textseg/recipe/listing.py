@@ -32,15 +32,15 @@ class InstalledRecipe:
 
     def summary(self) -> RecipeSummary:
         """Read the summary of the recipe from its file, without an import of its components. Raises RecipeError."""
-        import yaml
+        from textseg.system import yaml_text
 
         try:
             text = self.path.read_text(encoding="utf-8")
-            content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            content, _ = yaml_text.parse(text)
             model, dataset = content["model"], content["dataset"]["use"]
             parts = [model["network"]] if "network" in model else [model["vision_encoder"], model["fusion"]]
             method = " + ".join(part["use"] for part in parts)
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecipeError(
                 f"{self.path}: this recipe of {self.distribution} can't be listed: {' '.join(str(error).split())}. "
                 f"`{shell('textseg', 'run', self.path, '--dry-run')}` names each mistake."
@@ -150,9 +150,11 @@ def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
     """
     import yaml
 
+    from textseg.system import yaml_text
+
     try:
         text = read_text(source)
-        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+        node: Any = yaml_text.compose(text)
         for key in ("split", "file"):
             children = node.value if isinstance(node, yaml.MappingNode) else []
             node = next((value for child, value in children if child.value == key), None)
@@ -160,7 +162,7 @@ def _with_split_beside(source: Path) -> tuple[str, dict[Path, str]]:
             return text, {}
         split = Path(node.value)
         content = read_text(source.parent / split)
-    except (DataError, ValueError, yaml.YAMLError) as error:
+    except (DataError, ValueError) as error:
         raise RecipeError(
             f"{source}: this recipe can't be copied: {' '.join(str(error).split()).rstrip('.')}. "
             f"`{shell('textseg', 'run', source, '--dry-run')}` names each mistake."

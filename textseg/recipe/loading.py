@@ -1,6 +1,6 @@
 """Read a recipe file with `--set` values into a typed recipe, or report all mistakes in them at once.
 
-The text is read first: values with their line numbers, `--set` values, interpolations. Then the schema and the
+The text is read first: values with their line numbers, `--set` values, environment variables. Then the schema and the
 installed components check the values.
 """
 
@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from textseg.errors import PluginError, RecipeError
+from textseg.errors import PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.schema import ComponentSpec, Recipe, WeightedComponent
 from textseg.registry.component import cause
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
+from textseg.system import yaml_text
 
 _KINDS: dict[KeyPath, str] = {
     ("dataset",): "dataset",
@@ -49,7 +48,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
         try:
             places.overrides.append((put(data, override), override))
         except ValueError as error:
-            unusable.append(f"--set {override}: {error}")
+            unusable.append(f"--set {shortened(override)}: {error}")
     mistakes = resolve(data)
     unresolved = {at for at, _ in mistakes}
     for at, kind in _components(data):  # so that a run that was started under an old name can continue
@@ -78,7 +77,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
 
 def dump(recipe: Recipe) -> str:
     """Return the recipe as YAML with all defaults; `load_recipe` reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.create(escaped(recipe.model_dump(mode="json"))))
+    return yaml_text.dump(escaped(recipe.model_dump(mode="json")))
 
 
 def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
@@ -103,7 +102,7 @@ def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str,
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:
     name = data.get("name")
     if isinstance(name, str) and stem not in (name, "recipe"):
-        yield ("name",), f"'{name}' must be the name of its file: write '{stem}', or rename the file."
+        yield ("name",), f"'{shortened(name)}' must be the name of its file: write '{stem}', or rename the file."
 
 
 def _keys(path: KeyPath) -> list[str]:
@@ -159,13 +158,9 @@ def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> 
 class Places:
     """The origin of each key: a line of the file, or a `--set` value."""
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, lines: dict[KeyPath, int]) -> None:
+        self.path, self.lines = path, lines
         self.overrides: list[tuple[KeyPath, str]] = []
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode):
-            raise RecipeError(f"{path}:1: a recipe consists of keys and values, such as 'format: 1'.")
-        self.lines: dict[KeyPath, int] = dict(_lines(root, ()))
 
     def report(self, mistakes: Sequence[Mistake]) -> list[str]:
         """Return a line for each mistake, in the order of the file and then of the command line."""
@@ -177,44 +172,28 @@ class Places:
         for order, (key, text) in reversed(list(enumerate(self.overrides))):
             shared = next((n for n in range(min(len(key), len(at)), 0, -1) if key[:n] == at[:n]), 0)
             if shared == len(key) or shared > depth:
-                return 1, order, f"--set {text}: {'' if key == at else f'{dotted(at)}: '}{message}"
+                return 1, order, f"--set {shortened(text)}: {'' if key == at else f'{dotted(at)}: '}{message}"
         line = self.lines.get(at[:depth], 1)
         return 0, line, f"{self.path}:{line}: {f'{dotted(at)}: ' if at else ''}{message}"
 
 
-def _lines(node: yaml.Node, at: KeyPath) -> Iterator[tuple[KeyPath, int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from _lines(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index))
-
-
 def read(path: Path) -> tuple[dict[str, Any], Places]:
-    """Return the values of a recipe file, with interpolations unresolved, and their origins. Raises RecipeError."""
+    """Return the values of a recipe file, with variables unresolved, and their origins. Raises RecipeError."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:  # not to its end, which a device does not have
+            text = file.read(yaml_text.CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else cause(error)
         raise RecipeError(
             f"{path}: {reason}; a recipe is a YAML file in UTF-8, or a name that `textseg recipes` lists."
         ) from error
     try:
-        places = Places(path, text)
-        data = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{path}:{line}: {error.problem or error.context}.") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: this can't be read as YAML: {cause(error)}.") from error
-    except OmegaConfBaseException as error:
-        at = tuple(int(part) if part.isdecimal() else part for part in re.findall(r"[^.\[\]]+", error.full_key or ""))
-        raise RecipeError("\n".join(places.report([(at, f"this can't be read: {_first_line(error)}.")]))) from error
-    return {str(key): value for key, value in data.items()} if isinstance(data, dict) else {}, places
+        data, lines = yaml_text.parse(text)
+    except yaml_text.YamlError as error:
+        raise RecipeError(f"{path}:{error.line}: {error}.") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}:1: a recipe consists of keys and values, such as 'format: 1'.")
+    return data, Places(path, lines)
 
 
 def put(data: dict[str, Any], override: str) -> KeyPath:
@@ -222,21 +201,27 @@ def put(data: dict[str, Any], override: str) -> KeyPath:
     name, equals, text = override.partition("=")
     if not (name and equals):
         raise ValueError("write KEY=VALUE, such as training.epochs=5.")
+    if not _is_unicode(override):
+        raise ValueError("it is no text in UTF-8.")
+    parts = name.split(".")
+    if len(parts) > yaml_text.DEPTH:
+        raise ValueError(f"a key has at most {yaml_text.DEPTH} parts.")
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]  # type: ignore[call-overload, index]
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the value can't be read as YAML: {cause(error)}.") from error
+        value = yaml_text.parse_value(text)
+    except yaml_text.YamlError as error:
+        raise ValueError(f"the value can't be read as YAML: {error}.") from error
     node: Any = data
     at: KeyPath = ()
-    parts = name.split(".")
     for depth, part in enumerate(parts):
         key: Any = part
         if isinstance(node, list):
             if not (part.isdecimal() and int(part) < len(node)):
-                raise ValueError(f"'{dotted(at)}' is a list of {len(node)}; write an index below that, not '{part}'.")
+                raise ValueError(
+                    f"'{dotted(at)}' is a list of {len(node)}; write an index below that, not '{shortened(part)}'."
+                )
             key = int(part)
         elif not isinstance(node, dict):
-            raise ValueError(f"'{dotted(at)}' holds no keys, it is {node!r}.")
+            raise ValueError(f"'{dotted(at)}' holds no keys, it is {shortened(repr(node))}.")
         at = (*at, key)
         if depth == len(parts) - 1:
             node[key] = value
@@ -247,41 +232,58 @@ def put(data: dict[str, Any], override: str) -> KeyPath:
 
 
 def resolve(data: dict[str, Any]) -> list[Mistake]:
-    """Replace interpolations such as ${oc.env:TEXTSEG_DATA,data} by values. Returns a mistake for each failure."""
+    """Replace variables such as ${oc.env:TEXTSEG_DATA,data} by values. Returns a mistake for each failure."""
     mistakes: list[Mistake] = []
-    whole: Any = None
     for at, holder, key in list(_texts(data, ())):
-        whole = OmegaConf.create(data) if whole is None else whole
         try:
-            value = at_path(whole, at)
-            holder[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except OmegaConfBaseException as error:
-            mistakes.append((at, _unresolved(str(holder[key]), error)))
-            holder[key] = None
+            holder[key] = _resolved(holder[key])
+            if not _is_unicode(holder[key]):
+                mistakes.append((at, f"{shortened(repr(holder[key]))} is no text in UTF-8."))
+        except KeyError as error:
+            name = error.args[0]
+            default = f"${{oc.env:{name},DEFAULT}}"
+            mistakes.append((at, f"the environment variable {name} is not set; set it, or write a default: {default}."))
+        except ValueError as error:
+            mistakes.append((at, str(error)))
+    for at, _ in mistakes:
+        at_path(data, at[:-1])[at[-1]] = None
     return mistakes
 
 
+def _is_unicode(text: str) -> bool:
+    """Return False for a text from the command line or the environment whose bytes are no UTF-8."""
+    return text == text.encode(errors="ignore").decode()
+
+
 def _texts(node: Any, at: KeyPath) -> Iterator[tuple[KeyPath, Any, Any]]:
-    """Yield path, container and key of each text that has to be resolved."""
+    """Yield path, container and key of each text."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        if isinstance(value, str) and ("${" in value or value == "???"):
+        if isinstance(value, str):
             yield (*at, key), node, key
         else:
             yield from _texts(value, (*at, key))
 
 
-def _unresolved(value: str, error: OmegaConfBaseException) -> str:
-    if value == "???":
-        return "'???' is left open; give it a value."
-    variable = re.search(r"Environment variable '(.+?)' not found", str(error))
-    if variable:
-        name = variable[1]
-        return f"the environment variable {name} is not set; set it, or write a default: ${{oc.env:{name},DEFAULT}}."
-    return f"'{value}' can't be resolved: {_first_line(error)}."
+# The default may name another variable: ${oc.env:ONE,${oc.env:TWO,data}}.
+_VARIABLE = re.compile(r"(\\?)\$\{(?:oc\.env:(\w+)(?:,((?:[^{}]|\$\{[^{}]*\})*))?\})?")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(". ")
+def _resolved(text: str) -> str:
+    """Return a text with the values of the variables in it, which are not read for variables again.
+
+    Raises KeyError for a variable without a value, and ValueError for another expression.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        backslash, name, default = match.groups()
+        if backslash:
+            return match[0][1:]
+        if name is None:
+            advice = "${oc.env:NAME,DEFAULT} is replaced by an environment variable; write \\${ for the text itself."
+            raise ValueError(f"'{shortened(text)}' can't be read: {advice}")
+        return os.environ[name] if default is None or name in os.environ else _resolved(default)
+
+    return _VARIABLE.sub(value, text)
 
 
 def at_path(node: Any, at: KeyPath) -> Any:
@@ -292,7 +294,7 @@ def at_path(node: Any, at: KeyPath) -> Any:
 
 
 def escaped(node: Any) -> Any:
-    """Return a copy in which no text is read as an interpolation."""
+    """Return a copy in which no text is read as a variable."""
     if isinstance(node, dict):
         return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list):

@@ -217,12 +217,19 @@ class ModelSettings(_Section):
 
 
 class SegmentationLossSettings(_Section):
-    """The weights of the terms of the segmentation loss."""
+    """The weights of the terms of the segmentation loss: those that are given, or Dice and focal without any."""
 
-    dice: NonNegative = 1.0
-    focal: NonNegative = 1.0
+    dice: NonNegative = 0.0
+    focal: NonNegative = 0.0
     cross_entropy: NonNegative = 0.0
     focal_gamma: NonNegative = 2.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _terms(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not {"dice", "focal", "cross_entropy"} & given.keys():
+            return {"dice": 1.0, "focal": 1.0, **given}
+        return given
 
     @model_validator(mode="after")
     def _something(self) -> Self:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from textseg import hookspecs
-from textseg.errors import PluginError, TextsegError, suggestion
+from textseg.errors import PluginError, TextsegError, shortened, suggestion
 from textseg.hookspecs import LoggerOffer, PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import KINDS, Component, Plugin, cause
@@ -199,7 +199,7 @@ class Registry:
             raise PluginError(self._collisions[kind, name])
         broken = "; ".join(f"{plugin.origin}: {plugin.error}" for plugin in self.plugins if plugin.error)
         note = f" It may belong to what is broken: {broken}." if broken else ""
-        raise PluginError(f"There is no {kind} '{name}'.{suggestion(name, names)}{note}")
+        raise PluginError(f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note}")
 
     def check(self, kind: str, name: str, settings: Mapping[str, Any], at: str) -> list[str]:
         """Return a line for each mistake in the settings of a component at the key `at`. Raises PluginError."""

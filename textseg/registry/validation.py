@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from textseg.errors import suggestion
+from textseg.errors import shortened, suggestion
 
 if TYPE_CHECKING:  # listing components must not import pydantic
     from pydantic import ValidationError
@@ -21,12 +21,13 @@ _WORDS = {
     "dataclass_type": "should be keys and values",
     "tuple_type": "should be a list",
     "list_type": "should be a list",
+    "bool_type": "should be true or false",
 }
 
 
 def dotted(path: KeyPath) -> str:
     """Return a path in the form of `--set`: "training.epochs"."""
-    return ".".join(str(part) for part in path)
+    return ".".join(shortened(part) for part in path)
 
 
 def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]] | None = None) -> list[Mistake]:
@@ -66,11 +67,14 @@ def _sentence(
     if detail["type"] == "value_error":
         return path, str(detail["ctx"]["error"])
     if len(details) == 1 and detail["type"] == "literal_error" and isinstance(given, str) and _expected(detail):
-        return path, f"unknown value '{given}'.{suggestion(given, _expected(detail))}"
+        return path, f"unknown value '{shortened(given)}'.{suggestion(given, _expected(detail))}"
     wishes = list(dict.fromkeys(_wish(each) for each in details))
     if not all(wish.startswith("should be ") for wish in wishes):
         return path, f"{' or '.join(wishes)}."
-    return path, f"should be {' or '.join(wish.removeprefix('should be ') for wish in wishes)}, not {_short(given)}."
+    return (
+        path,
+        f"should be {' or '.join(wish.removeprefix('should be ') for wish in wishes)}, not {shortened(repr(given))}.",
+    )
 
 
 def _wish(detail: ErrorDetails) -> str:
@@ -79,8 +83,3 @@ def _wish(detail: ErrorDetails) -> str:
 
 def _expected(detail: ErrorDetails) -> list[str]:
     return re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textseg.recipe.schema import Recipe
     from textseg.registry.component import Component
 
-LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK", "omegaconf")
+LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK")
 _SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # a run that --fresh moved aside has another name
 
 

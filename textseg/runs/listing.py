@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from textseg.errors import RunError
 from textseg.runs.folder import RunFolder
+from textseg.system import yaml_text
 
 HEADER = ("name", "seed", "fold", "state", "epoch", "validation DSC", "test", "prompts")
 State = Literal["running", "finished", "interrupted", "failed"]
@@ -87,8 +86,8 @@ def _state(run: RunFolder, record: Mapping[str, Any]) -> State:
 
 def _recipe(run: RunFolder) -> dict[str, Any]:
     try:
-        recipe = yaml.load(run.recipe.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+        recipe, _ = yaml_text.parse(run.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return recipe if isinstance(recipe, dict) else {}
 

@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from textseg.contracts import HasLosses
 from textseg.data.phantoms.files import drawn_apart
 from textseg.data.slices import ShuffledBatches
 from textseg.errors import RunError
@@ -195,8 +196,17 @@ def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
         steps, content = ShuffledBatches.per_epoch(slices, settings.batch_size), ""
     return (
         f"model: {count / 1e6:.2f} M parameters; {counted(settings.epochs, 'epoch')}{sequence}, "
-        f"{counted(settings.epochs * steps, 'step')}{content}"
+        f"{counted(settings.epochs * steps, 'step')}{content}\n{_plan_of_loss(experiment, segmenter)}"
     )
+
+
+def _plan_of_loss(experiment: Experiment, segmenter: Segmenter) -> str:
+    """Return every term of the loss with its weight."""
+    weights = dict(experiment.segmentation_loss().weights)
+    for loss in experiment.recipe.auxiliary_losses:
+        weights[loss.use] = weights.get(loss.use, 0.0) + loss.weight
+    own = "" if segmenter.part_with(HasLosses) is None else ", and what the model adds or changes in its own loss"
+    return f"loss: {' + '.join(f'{weight:g} {name}' for name, weight in weights.items())}{own}"
 
 
 def _evaluate(training: Training) -> None:
