@@ -338,7 +338,7 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
             "{epochs: 1, learning_rate: .nan}",
             "8: training.learning_rate: should be a finite number",
         ),
-        ("{epochs: 1}", "{epochs: 1, epochs: 2}", "8: found duplicate key epochs."),
+        ("{epochs: 1}", "{epochs: 1, epochs: 2}", "8: the key 'epochs' stands twice."),
         ("{epochs: 1}", "{epochs: 1, compile: yes}", "8: training.compile: should be true or false, not 'yes'."),
         (
             "{epochs: 1}",

@@ -76,11 +76,11 @@ def test_json_that_contradicts_itself_or_can_not_be_read(tmp_path: Path, content
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: {", "table.csv:1: this is no YAML"),
+        ("a: {", "table.csv:2: this is no YAML"),
         ("a: 1\na: 2\n", "table.csv:2: .*'a' stands twice"),
-        ("a: &x [1]\nb: *x\n", "table.csv:2: .*an alias"),
-        ("? [1]\n: 2\n", "no key"),
-        ("[" * 200, "it is nested more than 50 times"),
+        ("a: &x [*x]\n", "table.csv:1: .*nested deeper"),
+        ("? [1]\n: 2\n", "a key must be a text"),
+        ("[" * 200, "nested deeper than 20 levels"),
         ("!!python/object:os.system {}", "table.csv:1"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_wrong_setting_is_named(folder: Path, settings: dict[str, Any], messag
         ((), {"labels_yaml": "labels: {010: L5}"}, "a scheme or lines such as `1: L5`"),
         ((), {"labels_yaml": "atlas: [1]"}, "a scheme or lines such as `1: L5`"),
         ((), {"cases_csv": "patient\nz\n"}, "no column 'case'"),
-        ((), {"labels_yaml": "{"}, "labels.yaml:1: this is no YAML"),
+        ((), {"labels_yaml": "{"}, "labels.yaml:2: this is no YAML"),
         ((), {"labels_yaml": "labels: {one: L5}"}, "a scheme or lines such as `1: L5`"),
         ((), {"labels_yaml": "label: {1: L5}"}, "a scheme or lines such as `1: L5`"),
     ],

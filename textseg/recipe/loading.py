@@ -16,13 +16,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from textseg.errors import PluginError, RecipeError, shortened
+from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.schema import ComponentSpec, Recipe, WeightedComponent
-from textseg.registry.component import cause
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
+from textseg.system.user_files import read_text
 
 _KINDS: dict[KeyPath, str] = {
     ("dataset",): "dataset",
@@ -73,6 +73,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
         file = (path.parent / recipe.split.file).resolve()
         recipe = recipe.model_copy(update={"split": recipe.split.model_copy(update={"file": file})})
     return recipe
+
+
+def load_trained_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe of a finished run. `--set` values may say where the data are, and how the model is evaluated.
+
+    Raises RecipeError like `load_recipe`, and for other `--set` values: the weights were trained with the recipe.
+    """
+    for override in overrides:
+        if override.partition(".")[0] not in ("dataset", "evaluation"):
+            raise RecipeError(
+                f"--set {shortened(override)}: the model is trained, so only keys that begin with dataset. or "
+                "evaluation. can be set, such as dataset.folder=DIR. Train with other values: textseg run."
+            )
+    return load_recipe(path, overrides)
 
 
 def dump(recipe: Recipe) -> str:
@@ -179,14 +193,14 @@ class Places:
 
 def read(path: Path) -> tuple[dict[str, Any], Places]:
     """Return the values of a recipe file, with variables unresolved, and their origins. Raises RecipeError."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # not to its end, which a device does not have
-            text = file.read(yaml_text.CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else cause(error)
+    if not path.is_file():
         raise RecipeError(
-            f"{path}: {reason}; a recipe is a YAML file in UTF-8, or a name that `textseg recipes` lists."
-        ) from error
+            f"{path}: there is no such file; a recipe is a YAML file in UTF-8, or a name that `textseg recipes` lists."
+        )
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise RecipeError(str(error)) from error
     try:
         data, lines = yaml_text.parse(text)
     except yaml_text.YamlError as error:

@@ -8,18 +8,16 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from textseg.errors import DataError, suggestion
+from textseg.system import yaml_text
 from textseg.system.messages import counted
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".xls", ".xlsx", ".ods")  # the last three are refused with advice
 SEPARATORS = ",;\t"
-DEPTH = 50  # mappings and lists of YAML inside each other
 NEAR = 0.75  # similarity of two names of columns from which one is taken for a slip of the pen
 _SAVE = "Save it as UTF-8 (Excel calls this 'CSV UTF-8')"
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # xlsx and ods, xls
@@ -77,51 +75,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-class _Loader(yaml.SafeLoader):
-    """A reader of YAML 1.2, where `no` is a word and 010 is no octal number; keys stand once, and nothing is reused."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="an alias (*) is not read here; write the value", problem_mark=mark)
-        self.depth += 1
-        if self.depth > DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {DEPTH} times")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        content: dict[Hashable, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in content:
-                problem = f"the key '{key_node.value}' stands twice" if isinstance(key, Hashable) else "no key"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            content[key] = self.construct_object(value_node, deep=deep)
-        return content
-
-
-_TAG = "tag:yaml.org,2002:"
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0].removeprefix(_TAG) not in ("bool", "int", "timestamp", "merge")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-
-
 def read_yaml(path: Path) -> Any:
-    """Return the value in a YAML file. Raises DataError, also for a key that stands twice in a mapping."""
+    """Return the value in a YAML file, whose keys may be numbers. Raises DataError; see `yaml_text.parse`."""
     try:
-        return yaml.load(read_text(path), Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise DataError(f"{path}:{line}: this is no YAML: {error.problem or error.context}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"'{path}' can't be read as YAML: {' '.join(str(error).split())}.") from None
+        value, _ = yaml_text.parse(read_text(path), typed_keys=True)
+    except yaml_text.YamlError as error:
+        raise DataError(f"{path}:{error.line}: this is no YAML: {error}.") from None
+    return value
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:

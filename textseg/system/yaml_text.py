@@ -1,4 +1,4 @@
-"""YAML of recipes: plain values with their lines, and bounds that are checked before a value is built."""
+"""YAML that people write: plain values with their lines, and bounds that are checked before a value is built."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import yaml
+
+from textseg.errors import shortened
 
 CHARACTERS = 2_000_000  # of a file
 DEPTH = 20  # of lists and sections in each other
@@ -24,6 +26,7 @@ _PLAIN = {
     ),
 }
 _TEXT = "tag:yaml.org,2002:str"
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class YamlError(ValueError):
@@ -47,12 +50,14 @@ for _tag, _pattern in _PLAIN.items():
         _class.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern.pattern})\\Z"), None)
 
 
-def parse(text: str) -> tuple[Any, dict[tuple[str | int, ...], int]]:
-    """Return the value of a YAML text, and the line of each key and item by its path; keys are texts.
+def parse(text: str, *, typed_keys: bool = False) -> tuple[Any, dict[tuple[str | int, ...], int]]:
+    """Return the value of a YAML text, and the line of each key and item by its path.
+
+    Keys are texts, or, with `typed_keys`, values such as the number 1.
 
     Raises YamlError for a text that is no YAML, for a key that is given twice, and beyond the bounds of this module.
     """
-    building = _Building()
+    building = _Building(typed_keys=typed_keys)
     return building.value(compose(text), ()), building.lines
 
 
@@ -69,7 +74,7 @@ def parse_value(text: str) -> Any:
     except YamlError as error:
         raise YamlError(f"{error}; in brackets, a text with '#' or ': ' needs quotes") from error
     if rest := text[root.end_mark.index :].strip():
-        raise YamlError(f"'{rest}' stands after the value; put the whole text in quotes")
+        raise YamlError(f"'{shortened(rest)}' stands after the value; put the whole text in quotes")
     return _Building().value(root, ())
 
 
@@ -88,7 +93,7 @@ def compose(text: str) -> yaml.Node:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH:
-                raise YamlError(_DEEP, event.start_mark.line + 1)
+                raise YamlError(_DEEP, _line(event))
         root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -101,7 +106,8 @@ def compose(text: str) -> yaml.Node:
 class _Building:
     """The values of nodes; an alias is a copy of its value, and counts like it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, typed_keys: bool = False) -> None:
+        self.typed_keys = typed_keys
         self.lines: dict[tuple[str | int, ...], int] = {}
         self.count = 0
 
@@ -113,27 +119,30 @@ class _Building:
             raise YamlError(_DEEP, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
-        values: dict[str, Any] = {}
+        if node.tag not in _COLLECTIONS:
+            raise YamlError(f"the type {shortened(node.tag)} is not read", _line(node))
+        values: dict[Any, Any] = {}
         items: list[Any] = []
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self.lines[*at, index] = _line(item)
                 items.append(self.value(item, (*at, index)))
             return items
-        for key, item in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise YamlError("a key must be a text, not a list or a section", _line(key))
-            if key.value in values:
-                raise YamlError(f"found duplicate key {key.value}", _line(key))
-            self.lines[*at, key.value] = _line(key)
-            values[key.value] = self.value(item, (*at, key.value))
+        for key_node, item in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise YamlError("a key must be a text, not a list or a section", _line(key_node))
+            key = _scalar(key_node) if self.typed_keys else key_node.value
+            if key in values:
+                raise YamlError(f"the key '{shortened(key)}' stands twice", _line(key_node))
+            self.lines[*at, key] = _line(key_node)
+            values[key] = self.value(item, (*at, key))
         return values
 
 
 _DEEP = f"lists and sections are nested deeper than {DEPTH} levels"
 
 
-def _line(node: yaml.Node) -> int:
+def _line(node: yaml.Node | yaml.Event) -> int:
     return node.start_mark.line + 1 if node.start_mark else 1
 
 
@@ -149,7 +158,9 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     if kind == "float" and _tag_of(text).endswith(("int", "float")):  # !!float 5
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if node.tag not in _PLAIN or not _PLAIN[node.tag].fullmatch(text):
-        raise YamlError(f"'{node.value}' is no value of the type {node.tag}", _line(node))
+        raise YamlError(f"'{shortened(node.value)}' is no value of the type {node.tag}", _line(node))
     if kind == "int" and len(text) > DIGITS:
         raise YamlError(f"a number has more than {DIGITS} digits", _line(node))
-    return {"bool": lambda: text.lower() == "true", "null": lambda: None, "int": lambda: int(text)}[kind]()
+    if kind == "bool":
+        return text.lower() == "true"
+    return int(text) if kind == "int" else None
