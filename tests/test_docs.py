@@ -35,6 +35,7 @@ OTHER_PROGRAMS = {
     "--rdzv-backend",
     "--rdzv-endpoint",
     "--requeue",
+    "--shm-size",
     "--signal",
     "--smallest",
     "--local-dir",

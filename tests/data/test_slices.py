@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +17,11 @@ import torch
 from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Source, TextFeatures
+from textseg.data import slices as data_slices
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import PackedBatch, ShuffledBatches, Slices, SliceStack, Volumes, training_loader
+from textseg.errors import RunError
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.text.drawn_text import DrawnText, Draws
 from textseg.text.slice_text import AVAILABLE, SliceText
@@ -155,6 +162,50 @@ def test_batches_do_not_depend_on_the_number_of_workers(
     alone = loader_of(cases, text)
     assert len(alone) == 4
     require_equal(alone, loader_of(cases, text, workers=2))
+
+
+def test_too_little_shared_memory_is_a_message_before_workers_start(
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = drawn_text_of(cases, small_atlas)
+    monkeypatch.setattr(data_slices, "SHARED_MEMORY", Path("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(RunError, match=r"2 workers need .* 0 MB free. Lower .*workers, down to 0, or .*--shm-size=1g"):
+        loader_of(cases, text, workers=2)
+
+
+@pytest.mark.parametrize("fault", ["hand over", "killed"])
+def test_a_worker_that_is_lost_ends_the_epoch_with_a_message(
+    fault: str, cases: list[PreparedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unsendable:
+        def __reduce__(self) -> Any:
+            raise RuntimeError("unable to allocate shared memory(shm)")
+
+    def pack(self: Slices, slices: Sequence[Any]) -> Any:
+        if fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Unsendable()
+
+    monkeypatch.setattr(Slices, "pack", pack)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    slices = Slices(cases, None, {}, None, 5)
+    loader = training_loader(slices, ShuffledBatches(len(slices), 3, seed=5, epoch=0), workers=1, pin_memory=False)
+    with pytest.raises(RunError, match=r"A worker process .* was lost .*--shm-size=1g. The same command goes on"):
+        next(iter(loader))
+
+
+def test_a_mistake_in_the_work_of_a_worker_stays_what_it_is(
+    cases: list[PreparedCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pack(self: Slices, slices: Sequence[Any]) -> Any:
+        raise FileNotFoundError("image.npy")
+
+    monkeypatch.setattr(Slices, "pack", pack)
+    slices = Slices(cases, None, {}, None, 5)
+    loader = training_loader(slices, ShuffledBatches(len(slices), 3, seed=5, epoch=0), workers=1, pin_memory=False)
+    with pytest.raises(FileNotFoundError, match=r"image\.npy"):
+        next(iter(loader))
 
 
 def test_a_resumed_epoch_gives_the_batches_that_were_left(

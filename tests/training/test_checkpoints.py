@@ -9,15 +9,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from textseg.errors import RunError
+from textseg.models.stages import Stage
 from textseg.recipe.schema import TrainingSettings
 from textseg.runs.folder import RunFolder
-from textseg.training.checkpoints import Progression
+from textseg.training.checkpoints import Progression, initialize, restore
 
 pytestmark = pytest.mark.usefixtures("stranger")
 
@@ -153,6 +156,51 @@ def assert_same_run(run: RunFolder, whole: RunFolder) -> None:
         assert (run.predictions / path.name).read_bytes() == path.read_bytes(), path.name
     rows = [[{k: v for k, v in row.items() if k not in MEASURED} for row in r.read_history()] for r in (run, whole)]
     assert rows[0] == rows[1]
+
+
+def test_a_precision_without_a_scale_of_the_loss_leaves_a_scaler_as_it_is(tmp_path: Path) -> None:
+    run, scaler = RunFolder(tmp_path), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for state, scale in (({}, 8.0), ({**scaler.state_dict(), "scale": 2.0}, 2.0)):
+        run.save_checkpoint("last", {"precision": state, "progression": asdict(Progression())})
+        restore(run, {"precision": scaler}, [Stage("", 0, 1)], 1)
+        assert scaler.get_scale() == scale
+
+
+def test_weights_that_do_not_fit_say_what_they_are(tmp_path: Path) -> None:
+    model: Any = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    weights = model.state_dict()
+    different = {"0.weight": torch.zeros(3, 5), "1.bias": torch.zeros(1)}
+    contents = {
+        "lightning": {"state_dict": weights, "pytorch-lightning_version": "2"},
+        "plain": weights,
+        "list": [1],
+        "different": {"model": different},
+        "fits": {"model": weights},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.ckpt")
+    (tmp_path / "truncated.ckpt").write_bytes((tmp_path / "fits.ckpt").read_bytes()[:-200])
+    (tmp_path / "empty.ckpt").touch()
+    (tmp_path / "folder").mkdir()
+    messages = {
+        "gone.ckpt": "' does not exist. Name a run folder or its checkpoints/best.ckpt",
+        "lightning.ckpt": "' is a checkpoint of Lightning: it has no key 'model'",
+        "plain.ckpt": "' is no checkpoint of textseg: it has no key 'model'",
+        "list.ckpt": "' is damaged, or no checkpoint of textseg. Name",
+        "truncated.ckpt": "' is damaged, or no checkpoint of textseg. Name",
+        "empty.ckpt": "' is damaged, or no checkpoint of textseg. Name",
+        "folder": "' is no run: it has no run.json",
+        "different.ckpt": (
+            "' does not fit the model of this recipe: 1 tensor missing, such as '0.bias'; 1 tensor unknown, "
+            "such as '1.bias'; 1 tensor of another size, such as '0.weight'. Name"
+        ),
+    }
+    for name, message in messages.items():
+        with pytest.raises(RunError) as caught:
+            initialize(model, tmp_path / name)
+        assert str(caught.value).startswith(f"training.initialize_from: '{tmp_path / name}{message}"), name
+        assert "--fresh" not in str(caught.value)
+    initialize(model, tmp_path / "fits.ckpt")
 
 
 def test_other_epochs_are_said_where_they_change_the_schedule() -> None:

@@ -16,7 +16,6 @@ import torch
 from textseg.errors import RecipeError, RunError
 from textseg.metrics.scores import read_scores
 from textseg.runs.folder import RunFolder
-from textseg.system import distributed
 from textseg.training.launching import check_shares, launched_rank, one_of_several, run_together
 from textseg.training.run import run
 
@@ -72,7 +71,7 @@ def test_a_termination_signal_reaches_all(tmp_path: Path) -> None:
 
 
 def test_who_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "TEXTSEG_PARENT"):
+    for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "TEXTSEG_LAUNCHED"):
         monkeypatch.delenv(key, raising=False)
     assert launched_rank() == 0
     monkeypatch.setenv("SLURM_PROCID", "3")
@@ -80,12 +79,11 @@ def test_who_is_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "5")  # torchrun
     assert launched_rank() == 5
-    monkeypatch.setenv("TEXTSEG_PARENT", "7")  # textseg's own, inside a SLURM job
+    monkeypatch.setenv("TEXTSEG_LAUNCHED", "1")  # textseg's own, inside a SLURM job
     assert launched_rank() == 1
 
 
 def test_only_the_first_one_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TEXTSEG_PARENT", raising=False)
     for rank in (0, 1):
         with one_of_several(rank):
             print(f"process {rank}")
@@ -98,9 +96,9 @@ from pathlib import Path
 
 import torch
 
-from textseg.system import distributed
 from textseg.recipe.loading import load_recipe
 from textseg.runs.folder import RunFolder
+from textseg.system import distributed
 from textseg.training.run import _connected, prepared
 from textseg.training.loop import Training
 
@@ -378,13 +376,20 @@ def test_the_script_for_slurm_queues_the_job_again_only_when_its_time_was_up(
     assert later == (["scontrol requeue 1003"] if requeued else [])
 
 
-def test_what_can_not_be_shared_is_a_message(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_more_devices_than_the_machine_has_are_refused_at_once(
+    dry_run: bool, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(RecipeError, match=r"training.devices is 100000, and this machine has \d+ .*at most"):
+        run(tiny_recipe, output=tmp_path, overrides=["training.devices=100000"], dry_run=dry_run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_can_not_be_shared_is_a_message(tiny_recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="a batch of 4 slices can't be divided among 3 .* 1, 2, 4 are possible"):
-        check_shares(4, "slice")
+        check_shares(4, "slice", 3)
     with pytest.raises(RecipeError, match="the network reads a whole volume in a step"):
-        check_shares(1, "volume")
+        check_shares(1, "volume", 3)
     with pytest.raises(RunError, match="no process was started on each node. .* torchrun or srun"):
         run(tiny_recipe, output=tmp_path, overrides=["training.nodes=2"])

@@ -48,6 +48,11 @@ def test_a_full_disk_behind_an_error_of_torch(tmp_path: Path) -> None:
         fail(hidden, tmp_path)
 
 
+def test_a_worker_that_the_system_has_killed_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"A worker process .* was lost \(DataLoader worker .* Killed"):
+        fail(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), tmp_path)
+
+
 def test_other_errors_pass(tmp_path: Path) -> None:
     for error in (RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "gone"), RunError("said already")):
         with pytest.raises(type(error)) as caught:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from textseg.cli.entry import main
-from textseg.errors import DataError, RunError
+from textseg.errors import DataError, RunError, TextsegError
 from textseg.metrics.scores import read_scores
 from textseg.recipe.loading import load_recipe
 from textseg.reports.run_evaluation import evaluate_run
@@ -236,6 +238,48 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert "evaluation with 'template'" in printed
     assert "M parameters; 3 epochs, " in printed
     assert "loss: 1 dice + 1 focal + 0.2 ccae\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.initialize_from=gone.ckpt", "initialize_from: 'gone.ckpt' does not exist. Name a run folder"),
+        (
+            "training.threads=1000000000",
+            "training.threads=1000000000: should be less than or equal to 1024",
+        ),
+        ("training.workers=100000", "training.workers=100000: should be less than or equal to 256"),
+        ("preparation.size=[100000000, 100000000]", "preparation.size: the outputs for one slice .* Lower it"),
+        ("dataset.cases=999999999999999999999", "999999999999999999999 cases, but must have at most 100,000"),
+    ],
+)
+def test_a_dry_run_says_what_the_run_would_say(override: str, message: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(TextsegError, match=message):
+            run(tiny_recipe, output=tmp_path / "runs", overrides=[override], dry_run=dry_run)
+
+
+def test_a_dry_run_of_a_run_that_has_begun_says_whether_it_would_go_on(
+    tiny_recipe: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = finished_run.parent.parent
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    run(tiny_recipe, output=output, dry_run=True)
+    assert f"in {finished_run}" in capsys.readouterr().out
+    with pytest.raises(RunError, match="holds a run of another experiment"):
+        run(tiny_recipe, output=output, overrides=["training.batch_size=2"], dry_run=True)
+    run(tiny_recipe, output=output, overrides=["training.batch_size=2"], dry_run=True, fresh=True)
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+def test_lightning_gives_no_hint_about_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        running._fabric(accelerator="cpu", devices=1)
+    assert not [warning for warning in warned if "srun" in str(warning.message)]
 
 
 def test_sixteen_bits_need_a_gpu(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from textseg.cli.run import run
 from textseg.cli.runs import runs
 from textseg.cli.score import score
 from textseg.errors import TextsegError, printable
+from textseg.system.children import end_with_caller
 from textseg.version import __version__
 
 # What is written otherwise now: command and option, and the new spelling.
@@ -69,6 +70,7 @@ def main() -> None:
         # A file name may hold bytes that are no text; to print it must not end a command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    end_with_caller()
     try:
         _refuse_old_spelling(sys.argv[1:])
         app()

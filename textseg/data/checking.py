@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.errors import DataError
+from textseg.system.children import end_with
 from textseg.system.messages import counted
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry, downward_axis
@@ -162,7 +163,8 @@ def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[Cas
     if len(tasks) < FEW_CASES or cores == 1:
         yield from (check_case(*task) for task in tasks)
         return
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    start: dict[str, Any] = {"initializer": end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), **start) as pool:
         yield from pool.map(check_case, *zip(*tasks, strict=True))
 
 

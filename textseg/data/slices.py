@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
+from multiprocessing import queues
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +21,18 @@ from textseg.contracts import Batch, Source, TextFeatures
 from textseg.data.augmentation import Augmentation
 from textseg.data.field_of_view import View, draw_window, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
+from textseg.errors import RunError
 from textseg.randomness import case_key, field_of_view, prompt_source, slice_key, slice_order, statement
+from textseg.system.children import end_with
 from textseg.system.devices import Movable
 from textseg.text.drawn_text import DrawnText, Draws
 from textseg.text.slice_text import AVAILABLE, SliceText
 
 Draw = tuple[int, int]  # epoch, number of the slice
+SHARED_MEMORY = Path("/dev/shm")  # of Linux
+PREFETCHED = 2  # batches of each worker
+BYTES = 5  # of a pixel of image and mask
+_FEWER_WORKERS = "Lower training.workers, down to 0, or give a container more: docker run --shm-size=1g"
 UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fields of a packed batch in a batch
 
 
@@ -232,7 +243,7 @@ class Volumes(Dataset[PackedBatch]):
     """
 
     def __init__(self, slices: Slices) -> None:
-        self.slices = slices
+        self.slices, self.positions = slices, slices.positions
         starts = [number for number, (_, index) in enumerate(slices.positions) if index == 0]
         self.numbers = [range(start, start + slices.positions[start][0].slice_count) for start in starts]
 
@@ -304,9 +315,59 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
 def training_loader(
     slices: Slices | Volumes, order: ShuffledBatches, *, workers: int, pin_memory: bool
-) -> Iterable[PackedBatch]:
-    """Load the batches of an epoch in their order, each for `slices.unpack`."""
+) -> Iterator[PackedBatch]:
+    """Load the batches of an epoch in their order, each for `slices.unpack`.
+
+    Raises RunError if the workers can't hand over their batches.
+    """
+    if workers:
+        _check_shared_memory(slices, order.batch_size, workers)
     loader: DataLoader[Any] = DataLoader(
-        slices, batch_sampler=order, num_workers=workers, collate_fn=slices.pack, pin_memory=pin_memory
+        slices,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=slices.pack,
+        pin_memory=pin_memory,
+        worker_init_fn=_begin_worker if workers else None,
     )
-    return loader
+    try:
+        yield from loader
+    except (RuntimeError, OSError, EOFError) as error:
+        if str(error).startswith("Caught ") or not workers:  # in the work itself, not in handing it over
+            raise
+        raise lost_worker(error) from error
+
+
+def lost_worker(error: Exception) -> RunError:
+    """Return the message about a worker that ended before it had handed over all batches."""
+    reason = (str(error).splitlines() or ["the connection to it ended"])[0]
+    return RunError(
+        f"A worker process that loads slices was lost ({reason}). Memory or shared memory may have run out. "
+        f"{_FEWER_WORKERS}. The same command goes on from the last checkpoint."
+    )
+
+
+def _begin_worker(_: int) -> None:
+    """Let a worker end with the training, and when it can't hand over a batch, which the training would wait for."""
+    end_with(os.getppid())
+    queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[attr-defined]
+
+
+def _give_up(error: Exception, _: object) -> None:
+    print(f"A worker can't hand over a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(0)  # other codes make torch raise an error inside any line of the training
+
+
+def _check_shared_memory(slices: Slices | Volumes, batch_size: int, workers: int) -> None:
+    """Raise RunError if the batches of the workers need more shared memory than there is: they would be killed."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    case = max((case for case, _ in slices.positions), key=lambda case: case.slice_count)
+    count = case.slice_count if isinstance(slices, Volumes) else batch_size
+    needed = (PREFETCHED * workers + 1) * count * int(np.prod(case.image.shape[1:])) * BYTES
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise RunError(
+            f"training.workers: the batches of {workers} workers need {needed / 1e6:.0f} MB of shared memory, and "
+            f"{SHARED_MEMORY} has {free / 1e6:.0f} MB free. {_FEWER_WORKERS}."
+        )

@@ -61,7 +61,7 @@ class SplitSettings(_Section):
 
     fractions: tuple[Probability, Probability, Probability] | None = None  # training, validation, test
     official: Literal[True] | None = None
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = None
     fold: Annotated[int, Field(ge=0)] | None = None  # 0-based
     file: Path | None = None  # with `fold`: a splits_final.json of nnU-Net
     validation: Share = 0.1  # of the training patients, for `official` and each `fold`
@@ -253,8 +253,8 @@ class TrainingSettings(_Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
     validate_every: PositiveInt = 1  # epochs
     checkpoint_every: PositiveInt = 1  # epochs
-    workers: Annotated[int, Field(ge=0)] = 0
-    threads: PositiveInt | None = None  # of each process
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of each process
     devices: PositiveInt = 1  # on each node; each has a process and a part of every batch
     nodes: PositiveInt = 1
     deterministic: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ def build(
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
     _check_order(recipe, dataset.atlas)
+    _check_memory(recipe, dataset.atlas.class_count)
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
@@ -180,6 +182,17 @@ def _check_order(recipe: Recipe, atlas: Atlas) -> None:
         raise RecipeError(
             f"prompts.renumbering: the structures of atlas '{atlas.name}' have no order, so their names can't be moved "
             "by levels. Remove 'renumbering'."
+        )
+
+
+def _check_memory(recipe: Recipe, classes: int) -> None:
+    """Raise RecipeError for slices whose logits, probabilities and gradients no batch of this machine can hold."""
+    height, width = recipe.preparation.size
+    needed, available = 3 * 4 * height * width * classes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
+        raise RecipeError(
+            f"preparation.size: the outputs for one slice of {height} x {width} pixels and {classes} classes take "
+            f"{needed / 1e9:,.0f} GB in training, and this machine has {available / 1e9:,.0f} GB. Lower it."
         )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from textseg.errors import RunError
 from textseg.system.files import remove_unfinished, replacing, write_atomically
+from textseg.system.messages import counted
 from textseg.system.user_files import csv_text, read_rows
 
 if TYPE_CHECKING:
@@ -227,8 +228,25 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], mismatch: str,
     """Load the weights of a checkpoint; raises RunError, which begins with `mismatch`, for those of another model."""
     try:
         model.load_state_dict(checkpoint["model"])
-    except (KeyError, RuntimeError) as error:
-        raise RunError(f"{mismatch}: {first_line(error)} {advice}".rstrip()) from error
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        weights, expected = checkpoint.get("model"), model.state_dict()
+        difference = _difference(weights, expected) if isinstance(weights, Mapping) else "it holds no weights."
+        raise RunError(f"{mismatch}: {difference or first_line(error)} {advice}".rstrip()) from error
+
+
+def _difference(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Return a sentence on the tensors that are missing, unknown or of another size; empty without such tensors."""
+    names = {
+        "missing": [name for name in expected if name not in weights],
+        "unknown": [name for name in weights if name not in expected],
+        "of another size": [
+            name
+            for name, tensor in expected.items()
+            if name in weights and getattr(weights[name], "shape", None) != tensor.shape
+        ],
+    }
+    parts = [f"{counted(len(some), 'tensor')} {what}, such as '{some[0]}'" for what, some in names.items() if some]
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -55,13 +55,15 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
     state = folder.load_checkpoint("last")
     try:
         for key, part in parts.items():
-            if part is not None:
+            # A run that began at a precision without a scale of the loss has no state of it.
+            if part is not None and (state[key] or key != "precision"):
                 part.load_state_dict(state[key])
         progression = Progression(**state["progression"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = f"it has no {error}." if isinstance(error, KeyError) else first_line(error)
         raise RunError(
             f"'{folder.checkpoint('last')}' does not fit this recipe and this version of textseg: "
-            f"{first_line(error)} Add --fresh to move the old run aside and start anew."
+            f"{reason} Add --fresh to move the old run aside and start anew."
         ) from error
     trained = len(progression.history)
     if trained > epochs:
@@ -81,7 +83,24 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
 
 
 def initialize(segmenter: Segmenter, source: Path) -> None:
-    """Load the weights of a run folder or a checkpoint; raises RunError for those of another model."""
-    path = source if source.suffix == ".ckpt" else RunFolder.existing(source).checkpoint("best")
-    mismatch = f"training.initialize_from: '{path}' does not fit the model of this recipe"
-    load_weights(segmenter, load_checkpoint(path), mismatch)
+    """Load the weights of a run folder or a checkpoint; raises RunError for another file and for another model."""
+    setting = f"training.initialize_from: '{source}'"
+    fits = "Name a run folder or its checkpoints/best.ckpt, of a run with the model of this recipe."
+    if not source.exists():
+        raise RunError(f"{setting} does not exist. {fits}")
+    try:
+        path = RunFolder.existing(source).checkpoint("best") if source.is_dir() else source
+    except RunError as error:
+        raise RunError(f"training.initialize_from: {error}") from error
+    try:
+        checkpoint = load_checkpoint(path)
+    except RunError as error:
+        state = "is damaged, or no checkpoint of textseg" if path.exists() else "has no checkpoint 'best' yet"
+        raise RunError(f"{setting} {state}. {fits}") from error
+    if not isinstance(checkpoint.get("model"), Mapping):
+        kind = "a checkpoint of Lightning" if "state_dict" in checkpoint else "no checkpoint of textseg"
+        raise RunError(
+            f"{setting} is {kind}: it has no key 'model' with the weights. {fits} Weights of another origin fit if "
+            "their names and sizes do; store them with torch.save({'model': weights}, 'weights.ckpt')."
+        )
+    load_weights(segmenter, checkpoint, f"{setting} does not fit the model of this recipe", fits)

@@ -7,20 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
+import torch
+
 from textseg.errors import RecipeError, RunError, TextsegError
-from textseg.system import distributed
+from textseg.recipe.schema import TrainingSettings
+from textseg.system import children
 from textseg.system.messages import counted
 from textseg.training.signals import on_termination
 
 PAUSE = 0.1  # seconds between two checks of the processes
 GRACE = 5.0  # seconds that a process with an error waits, so that the process that caused the error ends first
-PARENT = "TEXTSEG_PARENT"  # id of the process that started this one
+LAUNCHED = "TEXTSEG_LAUNCHED"  # set in the processes that `run_together` starts
 
 
 def run_command(
@@ -40,7 +42,7 @@ def launched() -> bool:
 
 def launched_by_textseg() -> bool:
     """Return True if `run_together` has started this process."""
-    return PARENT in os.environ
+    return LAUNCHED in os.environ
 
 
 def launched_rank() -> int:
@@ -49,9 +51,21 @@ def launched_rank() -> int:
     return next((int(os.environ[key]) for key in keys if key in os.environ), 0)
 
 
-def check_shares(size: int, batching: str) -> None:
-    """Raise RecipeError if a batch of `size` slices can't be divided into equal parts for the processes."""
-    count = distributed.count()
+def check_devices(settings: TrainingSettings) -> None:
+    """Raise RecipeError for more devices than this machine has, before a process is started for each of them."""
+    if torch.cuda.is_available():
+        available, kind = torch.cuda.device_count(), "CUDA device"
+    else:
+        available, kind = os.cpu_count() or 1, "CPU core"
+    if settings.devices > available:
+        raise RecipeError(
+            f"training.devices is {settings.devices}, and this machine has {counted(available, kind)}. Set it to at "
+            f"most {available}."
+        )
+
+
+def check_shares(size: int, batching: str, count: int) -> None:
+    """Raise RecipeError if a batch of `size` slices can't be divided into equal parts for `count` processes."""
     if count > 1 and batching == "volume":
         raise RecipeError(
             f"training.devices: the network reads a whole volume in a step, which {count} processes can't share. Train "
@@ -74,12 +88,12 @@ def run_together(command: Sequence[str], count: int) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    shared |= {"NODE_RANK": "0", PARENT: str(os.getpid())}
+    shared = {**children.environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"NODE_RANK": "0", LAUNCHED: "1"}
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signals: list[int] = []
     passed_on = 0  # of these signals
-    children = [
+    processes = [
         # A session of its own: Ctrl-C reaches only this process, which passes it on once.
         subprocess.Popen(command, env={**shared, "LOCAL_RANK": str(rank)}, start_new_session=True)
         for rank in range(count)
@@ -87,18 +101,18 @@ def run_together(command: Sequence[str], count: int) -> None:
     try:
         with on_termination(lambda: signals.append(signal.SIGKILL if signals else signal.SIGINT)):
             while True:
-                codes = [process.poll() for process in children]
+                codes = [process.poll() for process in processes]
                 if lost := [rank for rank, code in enumerate(codes) if code not in (None, 0, 130)]:
                     raise _ending(lost, codes)
                 if None not in codes:
                     break
                 for number in signals[passed_on:]:
-                    for process in children:
+                    for process in processes:
                         process.send_signal(number)
                 passed_on = len(signals)
                 time.sleep(PAUSE)
     finally:
-        for process in children:
+        for process in processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
@@ -123,9 +137,7 @@ def _ending(lost: Sequence[int], codes: Sequence[int | None]) -> BaseException:
 
 @contextmanager
 def one_of_several(rank: int) -> Iterator[None]:
-    """Make this one process of several: it ends with the process that started it, and only the first one prints."""
-    if launched_by_textseg():
-        threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    """Make this one process of several: only the first one prints, and it is the first to report a mistake."""
     try:
         with Path(os.devnull).open("w") as null, redirect_stdout(null) if rank else nullcontext():
             yield
@@ -135,10 +147,3 @@ def one_of_several(rank: int) -> Iterator[None]:
         if rank or not isinstance(error, TextsegError):
             time.sleep(GRACE)
         raise
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended."""
-    while os.getppid() == parent:
-        time.sleep(PAUSE)
-    os._exit(1)

@@ -121,7 +121,8 @@ class Training:
         self.batch_size = self.settings.batch_size
         if self.segmenter.batching == "volume":
             self.slices, self.batch_size = Volumes(self.slices), 1
-        check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching)
+        processes = self.settings.devices * self.settings.nodes
+        check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching, processes)
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)

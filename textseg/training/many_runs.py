@@ -19,6 +19,7 @@ from textseg.errors import RecipeError, RunError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder
+from textseg.system import children
 from textseg.system.messages import counted
 from textseg.training.launching import PAUSE, run_command
 from textseg.training.signals import on_termination
@@ -104,7 +105,7 @@ class _Process:
     def __init__(self, run: PlannedRun, command: Sequence[str], jobs: int) -> None:
         self.run = run
         self.output = run.folder.with_name(f"{run.folder.name}.out") if jobs > 1 else None
-        env = dict(os.environ)
+        env = children.environment()
         self.errors: IO[bytes]
         if self.output is None:
             self.errors, stdout = tempfile.TemporaryFile(), None  # noqa: SIM115  read as long as the process lives

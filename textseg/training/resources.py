@@ -1,4 +1,4 @@
-"""Clear messages for a full disk and for memory that ran out."""
+"""Clear messages for a full disk, for memory that ran out, and for workers that were lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from textseg.data.slices import lost_worker
 from textseg.errors import RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -23,6 +24,8 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
+        if str(error).startswith("DataLoader worker (pid"):  # raised at the signal that a worker was killed
+            raise lost_worker(error) from error
         what = _what_ran_out(error)
         if what is None:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -62,8 +63,11 @@ def run(
     resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
     check_loggers(resolved, installed_registry())
     settings, folder = resolved.training, RunFolder.of(resolved, output)
+    launching.check_devices(settings)
+    exhaustion = explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last"))
     if dry_run:
-        print(dump(resolved), plan(prepared(resolved, dry_run=True)), sep="\n")
+        with exhaustion:
+            _check(resolved, folder, fresh=fresh)
         return folder.path
     count = settings.devices * settings.nodes
     if count > 1 and not launching.launched():
@@ -78,7 +82,7 @@ def run(
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
     rank = launching.launched_rank() if count > 1 else 0
     process = launching.one_of_several(rank) if count > 1 else nullcontext()
-    with process, explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last")):
+    with process, exhaustion:
         _run(resolved, folder, rank, fresh=fresh)
         distributed.disconnect()
     return folder.path
@@ -96,7 +100,7 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
         fabric = _connected(recipe.training, precision)
         experiment = experiment or prepared(recipe)
         # 2. Resume if there is a checkpoint of the same experiment.
-        training, resumed = _resumed(experiment, folder, fabric)
+        training, resumed = _resumed(experiment, folder, fabric, precision)
         if distributed.gathered(training.finished and is_scored(training))[0]:
             if rank == 0:
                 _print_result(training, read_scores(folder.scores))
@@ -106,7 +110,10 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
         if rank == 0:
             record.write_inputs()
         if rank == 0 and not training.finished:
-            record.write_origin({"requested": recipe.training.precision, "used": precision, "note": note})
+            begun = folder.read().get("precision", {})
+            earlier = sorted({*begun.get("earlier", []), begun.get("used", precision)} - {precision})
+            precisions = {"requested": recipe.training.precision, "used": precision, "note": note}
+            record.write_origin(precisions | ({"earlier": earlier} if earlier else {}))
             print(plan(experiment), *([note] if note else []), *_cost_of_determinism(training), *resumed, sep="\n")
         # 4. Train and score, in all processes.
         with record.kept() if rank == 0 else nullcontext():
@@ -117,6 +124,15 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
             _evaluate(training)
 
 
+def _check(recipe: Recipe, folder: RunFolder, *, fresh: bool) -> None:
+    """Print recipe and plan, and raise what the run would raise before its first step; the folder stays as it is."""
+    experiment = prepared(recipe, dry_run=True)
+    begun = RunFolder(folder.path / "fresh") if fresh else folder  # a folder that does not exist
+    precision, note = _precision(recipe.training.precision)
+    _, resumed = _resumed(experiment, begun, _fabric(accelerator="cpu", devices=1), precision)
+    print(dump(recipe), plan(experiment), *([note] if note else []), *resumed, sep="\n")
+
+
 def _move_aside(folder: RunFolder) -> None:
     """Rename the folder of an earlier run, unless another process is writing to it."""
     if folder.path.exists():
@@ -124,7 +140,7 @@ def _move_aside(folder: RunFolder) -> None:
             print(f"the earlier run was moved to {folder.move_aside()}")
 
 
-def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple[Training, list[str]]:
+def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric, precision: str) -> tuple[Training, list[str]]:
     """Return a training at its start or at the checkpoint `last`, and lines for the user if it resumes.
 
     Raises RunError for a checkpoint of another experiment.
@@ -137,7 +153,9 @@ def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric) -> tuple
         return training, []
     replanned = training.resume()
     line = f"continuing from step {training.progression.step} of {training.total_steps} in {folder.path}"
-    return training, [line, *([replanned] if replanned else [])]
+    used = folder.read().get("precision", {}).get("used", precision)
+    changed = f"precision: the run used {used} so far, and uses {precision} from here" if used != precision else ""
+    return training, [line, *filter(None, (replanned, changed))]
 
 
 def prepared(recipe: Recipe, *, dry_run: bool = False) -> Experiment:
@@ -158,13 +176,20 @@ def _connected(settings: TrainingSettings, precision: Any) -> Fabric:
     start = LightningEnvironment() if several and launching.launched_by_textseg() else None
     devices, nodes = settings.devices, settings.nodes
     try:
-        fabric = Fabric(strategy=strategy, devices=devices, num_nodes=nodes, precision=precision, plugins=start)
+        fabric = _fabric(strategy=strategy, devices=devices, num_nodes=nodes, precision=precision, plugins=start)
         fabric.launch()
     except (MisconfigurationException, ValueError) as error:
         raise RunError(f"training.devices, training.nodes: {first_line(error)}") from error
     if several:
         distributed.connect()
     return fabric
+
+
+def _fabric(**options: Any) -> Fabric:
+    """Return a Fabric without the hint that a machine with `srun` gets; a run without it is no mistake."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `srun` command is available")
+        return Fabric(**options)
 
 
 def plan(experiment: Experiment) -> str:

@@ -75,7 +75,7 @@ class CardiacPhantom(PhantomFiles):
         check_settings(
             patients=patients,
             slices=slices,
-            size=min(size),
+            size=size,
             spacing_mm=spacing_mm,
             slice_distance_mm=slice_distance_mm,
             seed=seed,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,7 @@ def test_an_anatomy_that_lacks_a_structure_is_refused(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from typing import Any
 from textseg.data.phantoms.files import PhantomFiles
 
 class Killed(PhantomFiles):
@@ -198,3 +200,18 @@ def test_settings_that_draw_nothing_are_refused() -> None:
         check_settings(seed=0, cases=1, spacing_mm=0)
     with pytest.raises(RecipeError, match="seed is -2, but must not be below 0"):
         check_settings(seed=-2, cases=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spacing_mm": 1e300}, r"spacing_mm is 1e\+300, but must be 0.01 to 100 mm"),
+        ({"cases": 10**30}, "cases, but must have at most 100,000"),
+        ({"slices": 10**8, "size": (160, 128)}, "100000000 x 160 x 128 voxels"),
+        ({"slices": 1, "size": (100_000, 100_000)}, "1 x 100000 x 100000 voxels; 134,217,728 are possible"),
+        ({"size": (5, 0)}, "size is 0, but must be above 0"),
+    ],
+)
+def test_a_phantom_that_no_memory_can_hold_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_settings(seed=0, **settings)

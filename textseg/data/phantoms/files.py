@@ -30,6 +30,8 @@ from textseg.volumes.itk import itk_name
 _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
 LOWEST_PICTURE_MM = 20.0
+FINEST_MM, COARSEST_MM = 0.01, 100.0  # spacing
+MOST_CASES, MOST_VOXELS = 100_000, 2**27  # voxels are drawn in float64, several arrays at once
 ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
 
 
@@ -169,7 +171,7 @@ class SpinePhantom(PhantomFiles):
         begins_below: str | None = None,
         ends_above: str | None = None,
     ) -> None:
-        check_settings(cases=cases, slices=slices, size=min(size), spacing_mm=spacing_mm, seed=seed)
+        check_settings(cases=cases, slices=slices, size=size, spacing_mm=spacing_mm, seed=seed)
         self.atlas = atlas
         self.count, self.slices, self.spacing_mm, self.seed = cases, slices, float(spacing_mm), seed
         self.size = (int(size[0]), int(size[1]))
@@ -285,11 +287,19 @@ class SpinePhantom(PhantomFiles):
         return min(self.slab_mm / max(self.slices - 1, 1), THICKEST_SLICE_MM)
 
 
-def check_settings(*, seed: int, **positive: float) -> None:
-    """Raise RecipeError for settings from which no phantom can be drawn."""
-    for name, value in positive.items():
+def check_settings(*, seed: int, slices: int = 1, size: tuple[int, int] = (1, 1), **positive: float) -> None:
+    """Raise RecipeError for settings from which no phantom can be drawn, or none that fits into memory."""
+    for name, value in {"slices": slices, "size": min(size), **positive}.items():
         if not value > 0:
             raise RecipeError(f"The phantom's {name} is {value}, but must be above 0.")
+        if name.endswith("_mm") and not FINEST_MM <= value <= COARSEST_MM:
+            raise RecipeError(f"The phantom's {name} is {value:g}, but must be {FINEST_MM:g} to {COARSEST_MM:g} mm.")
+        if name in ("cases", "patients") and value > MOST_CASES:
+            raise RecipeError(f"The phantom has {value} {name}, but must have at most {MOST_CASES:,}.")
+    if slices * size[0] * size[1] > MOST_VOXELS:
+        raise RecipeError(
+            f"The phantom's volumes have {slices} x {size[0]} x {size[1]} voxels; {MOST_VOXELS:,} are possible."
+        )
     if seed < 0:
         raise RecipeError(f"The phantom's seed is {seed}, but must not be below 0.")
 
