@@ -161,8 +161,8 @@ class Spider:
             raise DataError(
                 f"No SPIDER images in '{self.folder}' ({_what_is_there(self.folder)}). Expected: "
                 "images/<patient>_<t1|t2|t2_SPACE>.mha, masks/ with the same names, overview.csv. "
-                f"SPIDER is Zenodo record 10159290 (CC BY 4.0): `{download}` brings it; or set `dataset.folder` (or "
-                "the environment variable TEXTSEG_DATA, where the recipe uses it) to where they are."
+                f"SPIDER is Zenodo record 10159290 (CC BY 4.0): `{download}` brings it; or set `dataset.folder` to "
+                "where they are: --set dataset.folder=DIR"
             )
         masks = _volumes(self.folder / "masks")
         return tuple(self._case(image, masks.get(stem)) for stem, image in sorted(images.items(), key=_naturally))

@@ -324,7 +324,9 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
         ("interactive", "T10:L5", None),
         (None, None, [0.7, 0.5]),
     ]
-    expected = [((Path("runs/x"),), {"prompts": p, "visible": v, "fields_of_view": f}) for p, v, f in given]
+    expected = [
+        ((Path("runs/x"),), {"prompts": p, "visible": v, "fields_of_view": f, "overrides": []}) for p, v, f in given
+    ]
     assert evaluation.calls == expected
 
 

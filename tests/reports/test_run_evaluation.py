@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from textseg.comparison.compare import compare
 from textseg.comparison.text import as_text
 from textseg.contracts import SegmenterOutput, TextFeatures
-from textseg.errors import PromptError, RecipeError, RunError
+from textseg.errors import DataError, PromptError, RecipeError, RunError
 from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
 from textseg.metrics.window_scores import means_as_json, read_window_scores, summarise_windows
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import dump, load_recipe
 from textseg.reports import run_evaluation
+from textseg.reports.figure import features_figure, predictions_figure
+from textseg.reports.probe_report import probe_run
 from textseg.reports.run_evaluation import evaluate_and_write, evaluate_run
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
@@ -140,6 +143,31 @@ def test_words_of_a_person_are_shown_as_they_were_read(copied: Path, capsys: pyt
     for words, message in (("L5 to T12", "case '.*': 'L5 to T12': .* runs upwards"), ("", "No visible structure")):
         with pytest.raises(PromptError, match=message):
             evaluate_run(copied, prompts="interactive", visible=words)
+
+
+def test_data_that_have_moved_are_named_by_set(copied: Path, tmp_path: Path) -> None:
+    scores, recipe = (copied / "scores.csv").read_bytes(), load_recipe(copied / "recipe.yaml")
+    moved = Path(shutil.copytree(Path(recipe.dataset.settings["folder"]), tmp_path / "moved #1"))
+    here = f"dataset.folder={moved}"
+    assert evaluate_run(copied, prompts="ground_truth", overrides=[here]) == copied / "evaluations" / "ground_truth"
+    assert load_recipe(copied / "recipe.yaml") == recipe  # its own scores are as they were
+    evaluate_run(copied, overrides=[here])
+    assert (copied / "scores.csv").read_bytes() == scores
+    assert load_recipe(copied / "recipe.yaml").dataset.settings["folder"] == str(moved)
+    assert len(predictions_figure([copied], overrides=[here])) > 1000
+    for value in ("training.epochs=5", "datasets=1"):
+        with pytest.raises(RecipeError, match=f"--set {value}: the model is trained, so only keys that begin with dat"):
+            evaluate_run(copied, overrides=[value])
+
+
+def test_the_advice_on_data_that_have_moved_is_one_that_works(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise DataError("No images in 'data'.")
+
+    monkeypatch.setattr("textseg.evaluation.evaluate.build", missing)
+    for command in (evaluate_run, probe_run, lambda run: features_figure([run])):
+        with pytest.raises(DataError, match="No images in 'data'.\nIf the data have moved .* --set dataset.folder=DIR"):
+            command(copied)
 
 
 def test_the_runs_own_prompts_replace_its_scores(copied: Path) -> None:

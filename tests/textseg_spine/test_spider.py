@@ -176,7 +176,7 @@ def test_a_folder_without_images_says_where_to_get_them(tmp_path: Path, kind: st
     with pytest.raises(DataError) as caught:
         Spider(folder=str(folder)).cases()
     message = str(caught.value)
-    for part in (str(folder), "10159290", "CC BY 4.0", "textseg data fetch spider", "dataset.folder", "TEXTSEG_DATA"):
+    for part in (str(folder), "10159290", "CC BY 4.0", "textseg data fetch spider", "--set dataset.folder=DIR"):
         assert part in message
     causes = {"missing": "there is no such folder", "empty": "it is empty", "other": "it holds images.zip"}
     assert causes[kind] in message

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, BadParameter, Option
 
-from textseg.cli.options import numbers
+from textseg.cli.options import TrainedOverrides, numbers
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
         str | None,
         Option(metavar="SHARES", help="Also score windows with these shares of the rows, such as 0.7,0.5."),
     ] = None,
+    overrides: TrainedOverrides = None,
 ) -> None:
     """Score the best checkpoint of a run again, also with other prompts.
 
@@ -34,4 +35,4 @@ def evaluate(
         raise BadParameter(f"'{fields_of_view}': each share must be above 0 and below 1; half of the rows is 0.5.")
     from textseg.reports.run_evaluation import evaluate_run
 
-    evaluate_run(run, prompts=prompts, visible=visible, fields_of_view=shares)
+    evaluate_run(run, prompts=prompts, visible=visible, fields_of_view=shares, overrides=overrides or [])

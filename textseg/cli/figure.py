@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
-from textseg.cli.options import SliceNumber
+from textseg.cli.options import SliceNumber, TrainedOverrides
 
 Shown = Literal["predictions", "probabilities", "features"]
 
@@ -23,6 +23,7 @@ def figure(
     structures: Annotated[
         str | None, Option(metavar="NAMES", help="With --of probabilities: such as L4,L4/L5. Default: the largest.")
     ] = None,
+    overrides: TrainedOverrides = None,
 ) -> None:
     """Draw the same slices under every run, side by side.
 
@@ -39,13 +40,16 @@ def figure(
     from textseg.reports.figure import features_figure, predictions_figure, probabilities_figure
     from textseg.system.files import write_atomically
 
+    values = overrides or []
     index = None if slice_number is None else slice_number - 1
     if of == "predictions":
-        png = predictions_figure(runs, cases=case or [], slice_number=index)
+        png = predictions_figure(runs, cases=case or [], slice_number=index, overrides=values)
     elif of == "probabilities":
         names = [name.strip() for name in structures.split(",")] if structures else []
-        png = probabilities_figure(runs, case=case[0] if case else None, slice_number=index, structures=names)
+        png = probabilities_figure(
+            runs, case=case[0] if case else None, slice_number=index, structures=names, overrides=values
+        )
     else:
-        png = features_figure(runs, cases=case or [])
+        png = features_figure(runs, cases=case or [], overrides=values)
     write_atomically(output, png)
     print(output)

@@ -19,6 +19,10 @@ Recipe = Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, or a na
 RecipeOverrides = Annotated[
     list[str] | None, Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe. May be repeated.")
 ]
+TrainedOverrides = Annotated[
+    list[str] | None,
+    Option("--set", metavar="KEY=VALUE", help="Say where the data are now: dataset.folder=DIR. May be repeated."),
+]
 Fresh = Annotated[bool, Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, train nothing.")]
 SliceNumber = Annotated[

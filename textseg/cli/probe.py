@@ -7,10 +7,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from textseg.cli.options import TrainedOverrides
+
 
 def probe(
     run: Annotated[Path, Argument(metavar="RUN", help="A run whose model reads text.")],
     output: Annotated[Path | None, Option(metavar="DIR", help="The folder for the tables. Default: RUN/probe.")] = None,
+    overrides: TrainedOverrides = None,
 ) -> None:
     """Evaluate one checkpoint with other texts, to measure how much the result depends on the text.
 
@@ -18,4 +21,4 @@ def probe(
     """
     from textseg.reports.probe_report import probe_run
 
-    print(probe_run(run, output=output))
+    print(probe_run(run, output=output, overrides=overrides or []))

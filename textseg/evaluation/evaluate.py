@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from textseg.data.field_of_view import find_body, fixed_windows, named_structure
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import highest
 from textseg.data.slices import SliceStack
-from textseg.errors import RunError
+from textseg.errors import DataError, RunError
 from textseg.evaluation.scoring import compared_maps, score_case
 from textseg.inference.slices import CasePrediction, predict_case, slice_logits
 from textseg.inference.structure_finder import prompted_slices
@@ -24,8 +25,8 @@ from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
 from textseg.metrics.scores import Score, StatedSource, summarise
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.schema import AugmentationSettings
-from textseg.runs.experiment import Experiment
+from textseg.recipe.schema import AugmentationSettings, Recipe
+from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, load_weights
 from textseg.system import distributed
 from textseg.system.messages import counted
@@ -162,6 +163,20 @@ def evaluate(
 def stated_source(source: Source | None, named: str | None) -> StatedSource | None:
     """Return the source that scores state: `simulated` for interactive prompts that no person named."""
     return "simulated" if source == "interactive" and not named else source
+
+
+def rebuild(recipe: Recipe, folder: RunFolder, **options: Any) -> Experiment:
+    """Return the experiment of a finished run; `options` are those of `build`.
+
+    Raises DataError for missing data, and RunError for data that differ from those of the training.
+    """
+    try:
+        experiment = build(recipe, **options)
+    except DataError as error:
+        advice = "If the data have moved since the training, add: --set dataset.folder=DIR"
+        raise DataError(f"{error}\n{advice}") from error
+    check_data(experiment, folder)
+    return experiment
 
 
 def check_data(experiment: Experiment, folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -19,15 +19,16 @@ from textseg.drawing.model_pictures import PixelPlaces, ProbabilityMaps, pixel_p
 from textseg.drawing.pictures import panels_png
 from textseg.drawing.side_by_side import shared_slice, typical_cases
 from textseg.errors import RunError, suggestion
-from textseg.evaluation.evaluate import check_data, load_segmenter
+from textseg.evaluation.evaluate import load_segmenter, rebuild
 from textseg.inference.slices import slice_outputs
 from textseg.inference.structure_finder import prompted_slices
 from textseg.metrics.scores import read_scores
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.loading import load_recipe
-from textseg.runs.experiment import Experiment, build
+from textseg.recipe.loading import load_trained_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
-from textseg.runs.saved_predictions import read_kept
+from textseg.runs.saved_predictions import KeptPredictions, read_kept
 from textseg.system.devices import chosen_device
 from textseg.volumes.labels import fullest_slice
 
@@ -69,7 +70,13 @@ class Trained:
         return list(slice_outputs(self.segmenter, slices, device=self.device, batch_size=size))
 
 
-def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice_number: int | None = None) -> bytes:
+def predictions_figure(
+    runs: Sequence[Path],
+    *,
+    cases: Sequence[str] = (),
+    slice_number: int | None = None,
+    overrides: Sequence[str] = (),
+) -> bytes:
     """Return a PNG of the same slices under every run: image, reference and each prediction.
 
     `cases` are by default the best, the median and the worst by the mean DSC of all runs, and the slice (0-based) is
@@ -77,7 +84,7 @@ def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice
     Raises RunError for a run without saved predictions, and for runs, cases and slices that do not fit together.
     """
     folders = named(runs)
-    kept = {label: read_kept(folder) for label, folder in folders.items()}
+    kept = {label: _moved(read_kept(folder), folder, overrides) for label, folder in folders.items()}
     scores = {} if cases else {label: read_scores(folder.scores) for label, folder in folders.items()}
     chosen = dict.fromkeys(cases, "") or typical_cases(scores)
     panels = []
@@ -89,7 +96,12 @@ def predictions_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), slice
 
 
 def probabilities_figure(
-    runs: Sequence[Path], *, case: str | None = None, slice_number: int | None = None, structures: Sequence[str] = ()
+    runs: Sequence[Path],
+    *,
+    case: str | None = None,
+    slice_number: int | None = None,
+    structures: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> bytes:
     """Return a PNG of softmax probabilities over one slice, at the prepared size, with a line for each run.
 
@@ -97,7 +109,7 @@ def probabilities_figure(
     case, slice or structure, and for masks of another tool, which have no model.
     """
     lines, title = list[ProbabilityMaps](), ""
-    for trained in trained_runs(runs):
+    for trained in trained_runs(runs, overrides):
         prepared = trained.case(case)
         mask = np.asarray(prepared.mask)
         if slice_number is not None and not 0 <= slice_number < len(mask):
@@ -118,7 +130,7 @@ def probabilities_figure(
     return probability_png(title, lines)
 
 
-def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes:
+def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), overrides: Sequence[str] = ()) -> bytes:
     """Return a PNG of pixels of the test cases in a plane, by t-SNE of their features, coloured by structure.
 
     The features are the finest fused ones, or the logits of a network without fused features. An equal number of
@@ -126,7 +138,7 @@ def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes
     `probabilities_figure` does, and without scikit-learn.
     """
     maps, names = list[PixelPlaces](), dict[int, str]()
-    for trained in trained_runs(runs):
+    for trained in trained_runs(runs, overrides):
         chosen = [trained.case(case) for case in cases] or trained.experiment.cases["test"]
         draws = draw_pixels([np.asarray(prepared.mask) for prepared in chosen], PIXELS)
         features, description = [], ""
@@ -137,6 +149,21 @@ def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = ()) -> bytes
         maps.append(PixelPlaces(trained.label, description, _tsne(np.concatenate(features)), np.concatenate(classes)))
         names |= {structure.index: structure.name for structure in trained.experiment.atlas.structures}
     return pixel_png("Pixels of the test, by t-SNE of their features", maps, names)
+
+
+def _moved(kept: KeptPredictions, folder: RunFolder, overrides: Sequence[str]) -> KeptPredictions:
+    """Return saved predictions whose scans are those of the data set that `--set` values name."""
+    if not overrides:
+        return kept
+    dataset = load_trained_recipe(folder.trained_in.recipe, overrides).dataset
+    reader = installed_registry().build("dataset", dataset.use, settings=dataset.settings)
+    cases = {case.id: case for case in reader.cases()}
+    files = {
+        name: replace(case, image=cases[name].image_path, mask=cases[name].mask_path or case.mask)
+        for name, case in kept.cases.items()
+        if name in cases
+    }
+    return replace(kept, cases={**kept.cases, **files})
 
 
 def draw_pixels(masks: Sequence[NDArray[np.uint8]], count: int) -> list[NDArray[np.int64]]:
@@ -208,7 +235,7 @@ def _prompts(record: Mapping[str, Any]) -> str:
     return str((record.get("evaluation") or {}).get("prompts", "none"))
 
 
-def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
+def trained_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Trained]:
     """Load one run after the other; raises RunError for masks of another tool, and for changed data."""
     device = chosen_device()
     for label, folder in named(runs).items():
@@ -217,7 +244,7 @@ def trained_runs(runs: Sequence[Path]) -> Iterator[Trained]:
             raise RunError(f"'{folder.path}' holds masks of another tool: there is no model to look into.")
         prompts, home = _prompts(facts), folder.trained_in
         source = cast("Source | None", prompts if prompts in get_args(Source) else None)
-        experiment = build(load_recipe(home.recipe), also=[source] if source else [])
-        check_data(experiment, home)
+        recipe = load_trained_recipe(home.recipe, overrides)
+        experiment = rebuild(recipe, home, also=[source] if source else [])
         segmenter = load_segmenter(experiment, home).to(device)
         yield Trained(label, experiment, segmenter, source, device)

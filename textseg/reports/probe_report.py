@@ -14,16 +14,15 @@ from textseg.contracts import Source
 from textseg.drawing.pictures import figure_png
 from textseg.drawing.tables import markdown_table
 from textseg.errors import RunError
-from textseg.evaluation.evaluate import check_data, load_segmenter
+from textseg.evaluation.evaluate import load_segmenter, rebuild
 from textseg.evaluation.probe import Drop, expected_scores, measure_drops, probe
 from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, MOVED, Condition
 from textseg.levels.obedience import POLICY, TABLE_HEADER, as_json, direction, table_rows, write_obedience
 from textseg.metrics.scores import Score, write_scores
 from textseg.metrics.statistics import Interval, small_sample_warning
 from textseg.metrics.window_scores import PERSON_ERRS
-from textseg.recipe.loading import load_recipe
+from textseg.recipe.loading import load_trained_recipe
 from textseg.reports.run_report import show_obedience
-from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
@@ -41,7 +40,7 @@ NOTES = (
 EXPECTED = Condition("expected", f"a person who miscounts in {RATE:g} % of the cases", "simulated", None)
 
 
-def probe_run(run: Path, *, output: Path | None = None) -> str:
+def probe_run(run: Path, *, output: Path | None = None, overrides: Sequence[str] = ()) -> str:
     """Evaluate the best checkpoint of a run under each condition; returns the tables and the verdict.
 
     Writes probe.csv (every score), drops.csv (the difference to the template for each condition and structure, with
@@ -50,13 +49,12 @@ def probe_run(run: Path, *, output: Path | None = None) -> str:
     Raises RunError for a run whose model reads no text, and for data other than those of the training.
     """
     folder = RunFolder.existing(run)
-    recipe = load_recipe(folder.recipe)
+    recipe = load_trained_recipe(folder.recipe, overrides)
     if recipe.prompts is None:
         raise RunError(f"'{folder.path}' reads no text, so there is nothing to probe.")
     with folder.lock() if output is None else nullcontext():
         sources: list[Source] = ["template", "interactive", "ground_truth", "predicted"]
-        experiment = build(recipe, also=sources)
-        check_data(experiment, folder)
+        experiment = rebuild(recipe, folder, also=sources)
         device = chosen_device()
         result = probe(experiment, load_segmenter(experiment, folder).to(device), device)
         structures = experiment.structures_in_training

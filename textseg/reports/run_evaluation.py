@@ -15,10 +15,10 @@ from textseg.errors import RunError, suggestion
 from textseg.evaluation.evaluate import (
     CaseResult,
     EvaluationResult,
-    check_data,
     evaluate,
     headline,
     load_segmenter,
+    rebuild,
     stated_source,
 )
 from textseg.evaluation.fields_of_view import WindowEvaluation, evaluate_windows
@@ -28,9 +28,9 @@ from textseg.metrics.definitions import fastest_kernel
 from textseg.metrics.scores import Score, StatedSource, summarise, write_scores
 from textseg.metrics.window_scores import WindowMeans, means_as_json, summarise_windows, write_window_scores
 from textseg.models.segmenter import Segmenter
-from textseg.recipe.loading import dump, load_recipe
+from textseg.recipe.loading import dump, load_trained_recipe
 from textseg.reports.run_report import example_picture, window_picture, write_report
-from textseg.runs.experiment import Experiment, build
+from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.runs.task_record import write_task
@@ -147,17 +147,23 @@ def _write_numbers(
 
 
 def evaluate_run(
-    run: Path, *, prompts: str | None = None, visible: str | None = None, fields_of_view: Sequence[float] | None = None
+    run: Path,
+    *,
+    prompts: str | None = None,
+    visible: str | None = None,
+    fields_of_view: Sequence[float] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Evaluate a finished run again, with the prompts of its recipe or of another source.
 
     The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
-    contains the structures that a person named for `interactive` prompts; see
-    `textseg.text.reading.read_cases`. `fields_of_view` replaces the setting of the recipe, also in the run's
-    recipe.yaml. Raises RunError for an unknown source, and for data that differ from those of the training.
+    contains the structures that a person named for `interactive` prompts; see `textseg.text.reading.read_cases`.
+    `fields_of_view` and `overrides` replace settings of the recipe, also in the run's recipe.yaml if its own scores are
+    written. Raises RunError for an unknown source, and for data that differ from those of the training.
     """
     folder = RunFolder.existing(run)
-    recipe = load_recipe(folder.recipe, _overrides(fields_of_view))
+    overrides = [*overrides, *_overrides(fields_of_view)]
+    recipe = load_trained_recipe(folder.recipe, overrides)
     if prompts is not None and prompts not in get_args(Source):
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
     if prompts is not None and recipe.prompts is None:
@@ -170,19 +176,18 @@ def evaluate_run(
     if visible is not None and source != "interactive":
         raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts need no person.")
     with counting("preparing slices") as report:
-        experiment = build(recipe, also=[source] if source else [], named=visible, progress=report)
+        experiment = rebuild(recipe, folder, also=[source] if source else [], named=visible, progress=report)
     if visible is not None:
         test_cases = [prepared.case.id for prepared in experiment.cases["test"]]
         for line in readings(experiment.atlas, read_cases(experiment.atlas, visible, test_cases)):
             print(line)
-    check_data(experiment, folder)
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
     device = chosen_device()
     segmenter = load_segmenter(experiment, folder).to(device)
     stated = stated_source(source, visible)
     target = folder if source == experiment.evaluation_source else folder.evaluation(stated)
     with target.lock():
-        if fields_of_view is not None:  # the recipe says how the scores beside it were made
+        if overrides and target is folder:  # the recipe says how the scores beside it were made
             write_atomically(folder.recipe, dump(recipe))
         scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
     print(headline(scores, experiment.structures_in_training, stated))
