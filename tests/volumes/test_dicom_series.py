@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from textseg.errors import DataError
 from textseg.volumes.dicom_series import find_series, in_order, is_dicom, only_series
 from textseg.volumes.files import file_hash, read_volume
+from textseg.volumes.integrity import require_whole_dicom
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -170,6 +171,36 @@ def test_what_is_no_volume_is_refused(image: sitk.Image, write_series: Write, tm
         read_volume(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_no_memory_is_taken_for_what_a_file_cannot_hold(
+    image: sitk.Image, write_series: Write, tmp_path: Path, compressed: bool
+) -> None:
+    file = write_series(image[:, :, :1], tmp_path, compressed=compressed)[0]
+    dataset = pydicom.dcmread(file)
+    dataset.ReferencedImageSequence = [pydicom.Dataset()]
+    dataset.ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3.4"
+    dataset.add_new((0x0009, 0x0010), "LO", "somebody")
+    dataset.add_new((0x0009, 0x1001), "UN", b"12345678")
+    dataset.save_as(file)
+    require_whole_dicom(file)
+    assert read_volume(tmp_path).array.shape == (1, 12, 10)
+    whole = file.read_bytes()
+    for before, length in (
+        (b"\x09\x00\x01\x10UN\0\0", b"\x08\0\0\0"),
+        (b"\x08\0\x55\x11UI", b"\x08\0"),
+        *([(b"\xfe\xff\x00\xe0", b"")] if compressed else [(b"\xe0\x7f\x10\0OW\0\0", b"\xf0\0\0\0")]),
+    ):
+        position = whole.rindex(before + length) + len(before)
+        count = len(length) or 4
+        file.write_bytes(whole[:position] + b"\xfe\xff\xff\xf0"[-count:] + whole[position + count :])
+        with pytest.raises(DataError, match="an element of its header states"):
+            read_volume(tmp_path)
+    dataset.Rows = dataset.Columns = 30000
+    dataset.save_as(file)
+    with pytest.raises(DataError, match="its header states 900000000 bytes"):
+        read_volume(tmp_path)
 
 
 def test_implausible_geometry_is_refused(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:

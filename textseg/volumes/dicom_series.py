@@ -17,7 +17,7 @@ import numpy.typing as npt
 from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.integrity import numbers, require_scalar_volume
+from textseg.volumes.integrity import numbers, require_room, require_scalar_volume, require_whole_dicom
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 
 SUFFIXES = (".dcm", ".dicom", ".ima")  # files of other names are known by the letters DICM at their byte 128
@@ -27,6 +27,8 @@ NO_IMAGE = tuple(  # SOP classes of what lies beside images: reports, presentati
 DIRECTORY = "1.2.840.10008.1.3.10"
 APART = 0.01  # of the usual distance between slices, plus 0.01 mm: by how much one may differ from it
 ASKEW = 1e-3  # by how much cosines may differ, and slices lie beside the line through them, per mm of it
+
+LARGE = 1 << 25  # pixels, above which a file must be large enough to hold them
 
 Vector = npt.NDArray[np.float64]
 
@@ -87,7 +89,7 @@ def find_series(files: Iterable[Path]) -> list[DicomSeries]:
             try:
                 header = _header(file)
                 series[header.get("0020|000e", ""), header.get("0020|0011", "0")].append(file)
-            except UnreadableError:
+            except (UnreadableError, DataError):
                 damaged.append(file)
         if len(series) <= 1:
             members = [file for files_of_series in series.values() for file in files_of_series]
@@ -191,7 +193,13 @@ def _opened(file: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(itk_name(file))
+    try:
+        require_whole_dicom(file)
+    except OSError as error:
+        raise UnreadableError(error.strerror) from error
     quietly(reader.ReadImageInformation)
+    if math.prod(reader.GetSize()) > LARGE:
+        require_room(file, math.prod(reader.GetSize()))
     return reader
 
 

@@ -23,8 +23,8 @@ from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.volumes.dicom_series import DicomSeries, only_series, read_series, series_hash
 from textseg.volumes.geometry import Array, Geometry, canonical, restore
-from textseg.volumes.integrity import require_scalar_volume, require_whole_mha, require_whole_nrrd
-from textseg.volumes.itk import UnreadableError, attempt, itk_name, quietly, sitk
+from textseg.volumes.integrity import mha_voxels, require_scalar_volume, require_sound_mha, require_whole_nrrd
+from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 from textseg.volumes.nifti import SUFFIXES as NIFTI
 from textseg.volumes.nifti import open_nifti, write_nifti
 
@@ -221,6 +221,8 @@ def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
             reader.SetImageIO(READERS[suffix])  # which would be chosen by the suffix, in small letters
             reader.SetFileName(itk_name(path))
             with path.open("rb"):  # the system's reason, if it can't be opened
+                if suffix == ".mha":
+                    require_sound_mha(path)
                 quietly(reader.ReadImageInformation)
             require_scalar_volume(path, reader)
             geometry = _geometry(reader, plane)
@@ -235,13 +237,11 @@ def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
 def _voxels(path: Path, reader: Any, geometry: Geometry) -> Array:
     """Check the file, and return its voxels in file order."""
     if _suffix(path) == ".mha":
-        require_whole_mha(path, reader)
+        voxels = mha_voxels(path, reader)
     else:
         require_whole_nrrd(path, reader)
-    # A file that was checked has nothing left for ITK to print about, so threads may decode voxels at once.
-    image = quietly(reader.Execute) if _suffix(path) == ".nrrd" else attempt(reader.Execute)
-    array: Array = sitk.GetArrayFromImage(image)  # a copy: a view would not keep the image
-    return array.reshape(geometry.size[::-1])
+        voxels = sitk.GetArrayFromImage(quietly(reader.Execute))
+    return voxels.reshape(geometry.size[::-1])
 
 
 def _geometry(reader: Any, plane: Plane) -> Geometry:
@@ -257,6 +257,8 @@ def _geometry(reader: Any, plane: Plane) -> Geometry:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, OSError) and error.strerror:  # of the system, not of gzip
+        return DataError(f"{path} can't be read: {error.strerror}.")
     return DataError(
         f"{path} can't be read as a volume: {error}. It is truncated, damaged or of another format; copy it again."
     )

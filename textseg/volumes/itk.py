@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -24,6 +25,11 @@ REASONS = {
     "Reason:": "its header is incomplete or contradicts itself",  # the system's last error, about something else
 }
 
+# What MetaIO and teem print about headers, also of files that they can read
+CHATTER = re.compile(
+    rb"^(Incomplete file record|Skipping unrecognized|Meta\w+: |MET_|Uncomp|\[nrrd\]|.* required and not).*\n?",
+    re.MULTILINE,
+)
 LONGEST_REASON = 300  # characters of ITK's own words
 
 _one_call = threading.Lock()
@@ -45,36 +51,33 @@ def itk_name(path: Path) -> str:
         raise DataError(f"{printable}: this name is no UTF-8. Rename the file or its folder.") from None
 
 
-def attempt(call: Callable[[], Any]) -> Any:
-    """Return the result of `call`; raise UnreadableError where ITK fails."""
-    try:
-        return call()
-    except RuntimeError as error:
-        text = str(error).strip()
-        known = next((reason for words, reason in REASONS.items() if words in text), None)
-        last = text.splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")
-        raise UnreadableError(known or last[:LONGEST_REASON]) from error
-
-
 def quietly(call: Callable[[], Any]) -> Any:
-    """Return the result of `call`; where it fails, nothing is printed beside our one message.
+    """Return the result of `call`; raise UnreadableError where ITK fails, and print nothing beside it.
 
     Standard error belongs to the whole process, so only one call at a time runs quietly, and output of other threads
-    appears after it. A call that needs no silence takes `attempt`, so that threads run beside each other.
+    appears after it.
     """
     with _one_call, _printed() as printed:
         sys.stderr.flush()
         kept = os.dup(2)
         os.dup2(printed.fileno(), 2)
         try:
-            result = attempt(call)
+            result = call()
+        except RuntimeError as error:
+            raise UnreadableError(_reason(error)) from error
         finally:
             os.dup2(kept, 2)
             os.close(kept)
         printed.seek(0)
-        if text := printed.read(1 << 20):
+        if text := CHATTER.sub(b"", printed.read(1 << 20)):
             os.write(2, text)
     return result
+
+
+def _reason(error: RuntimeError) -> str:
+    text = str(error).strip()
+    known = next((reason for words, reason in REASONS.items() if words in text), None)
+    return known or text.splitlines()[-1].removeprefix("sitk::ERROR: ").rstrip(".")[:LONGEST_REASON]
 
 
 def _printed() -> IO[bytes]:

@@ -231,6 +231,7 @@ def _geometry(path: Path, header: Any, sizes: list[int], plane: Plane) -> Geomet
     )
 
 
+@np.errstate(all="ignore")  # what is no finite number is refused below
 def _transform(path: Path, header: Any, spacing: Array, flat: bool) -> tuple[Array, Array]:
     """Return the cosines of the axes, [3, 3], and the offset of the transform that counts, in RAS."""
     b, c, d = quaternion = header["quaternion"].astype(np.float64)
