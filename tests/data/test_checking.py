@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from textseg.data.checking import DatasetCheck, check_dataset
+from textseg.contracts import Case
+from textseg.data.checking import CaseCheck, DatasetCheck, check_case, check_dataset
 from textseg.registry.discovery import installed_registry
+from textseg.volumes.files import Volume, read_volume
 
 LEVELS = 6  # vertebrae and discs of the small spines
 
@@ -151,6 +155,11 @@ def stretched(volume: sitk.Image) -> None:
     volume.SetSpacing((0.51, 0.6, 3.0))
 
 
+def no_voxels(folder: Path) -> None:
+    path = folder / "images/2_t2.mha"
+    path.write_bytes(re.sub(rb"DimSize = .*", b"DimSize = 0 8 8", path.read_bytes(), count=1))
+
+
 def same_image(folder: Path) -> None:
     shutil.copy(folder / "images/1_t2.mha", folder / "images/2_t2.mha")
 
@@ -184,12 +193,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "constant image": (voxels("images", np.zeros_like), "is 0 everywhere"),
     "mask with fractions": (voxels("masks", fraction), "no whole numbers"),
     "empty mask": (voxels("masks", np.zeros_like), "shows no structure"),
-    "mask is the image": (lambda f: shutil.copy(f / "images/2_t2.mha", f / "masks/2_t2.mha"), "holds the value"),
+    "mask is the image": (lambda f: shutil.copy(f / "images/2_t2.mha", f / "masks/2_t2.mha"), r"holds \d+ values: "),
     "mask of another size": (change("masks", lambda v: v[:, 1:, :]), "size 24 x 70 x 5 against 24 x 69 x 5"),
-    "mask with swapped axes": (
-        change("masks", lambda v: sitk.PermuteAxes(v, (1, 0, 2))),
-        "size 24 x 70 x 5 against 70",
+    "image as mask": (
+        voxels("masks", lambda a: np.arange(a.size).reshape(a.shape).astype(np.uint16)),
+        r"holds 8323 values: 26 in 1 voxel, .* 30 in 1 voxel, and 8318 more, which the",
     ),
+    "image without a voxel": (no_voxels, "."),
     "mask spacing 2 % off": (change("masks", stretched), "spacing 0.5 x 0.6 x 3 mm against 0.51 x 0.6 x 3 mm"),
     "mask one slice away": (change("masks", moved), "origin 10 x -20 x 30 mm against 10 x -20 x 33 mm"),
     "mask direction mirrored": (change("masks", mirrored), "direction .* against"),
@@ -231,12 +241,41 @@ def test_a_planted_fault_is_found_and_the_others_stay_sound(folder: Path, name: 
     assert {finding["case"] for finding in stored["findings"] if finding["severity"] == "fault"} == {"2_t2"}
 
 
-@pytest.mark.parametrize("name", ["mask spacing 2 % off", "mask one slice away", "mask direction mirrored"])
+@pytest.mark.parametrize(
+    "how", [lambda m: sitk.Flip(m, [True, False, False]), lambda m: sitk.PermuteAxes(m, (1, 0, 2))]
+)
+def test_a_mask_on_the_grid_of_its_image_is_sound_however_its_axes_are_stored(
+    folder: Path, how: Callable[[sitk.Image], sitk.Image]
+) -> None:
+    change("masks", how)(folder)
+    assert check(folder).findings == ()
+
+
+def test_a_mask_elsewhere_has_no_command_that_would_empty_it(folder: Path) -> None:
+    FAULTS["mask direction mirrored"][0](folder)
+    [finding] = [finding for finding in check(folder).findings if "do not lie" in finding.what]
+    assert finding.remedy == "only 20% of it lies inside the image: export it again from the program that drew it"
+
+
+def rotated(mask: sitk.Image) -> sitk.Image:
+    """The same mask on a turned grid that contains the image."""
+    turn = sitk.Euler3DTransform(mask.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in mask.GetSize()]))
+    turn.SetRotation(0.0, 0.0, 0.02)
+    direction = np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(mask.GetDirection(), (3, 3))
+    origin = turn.TransformPoint(mask.GetOrigin())
+    nearest = sitk.sitkNearestNeighbor
+    return sitk.Resample(
+        mask, mask.GetSize(), sitk.Transform(), nearest, origin, mask.GetSpacing(), direction.ravel(), 0
+    )
+
+
+@pytest.mark.parametrize("name", ["mask spacing 2 % off", "mask one slice away", "mask on a turned grid"])
 def test_the_command_beside_a_fault_of_geometry_mends_it(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FAULTS[name][0](folder)
+    {**FAULTS, "mask on a turned grid": (change("masks", rotated), "")}[name][0](folder)
     remedy = next(finding.remedy for finding in check(folder).findings)
+    assert ("Resample" in remedy) == (name == "mask on a turned grid")
     command = remedy.partition(": ")[2]
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
@@ -295,6 +334,71 @@ def test_a_damaged_numbering_file_is_a_fault_of_every_case(folder: Path) -> None
     result = check(folder)
     assert result.faulty == ["1_t2", "2_t2", "3_t2"]
     assert "the lowest_level of patient 1 is 'X9'" in result.findings[0].what
+    [line] = [line for line in result.lines if "X9" in line]  # told once
+    assert line.startswith("fault  1_t2, 2_t2, 3_t2: ")
+
+
+def test_an_image_in_place_of_a_mask_is_one_finding(folder: Path) -> None:
+    FAULTS["image as mask"][0](folder)
+    result = check(folder)
+    assert [finding.remedy for finding in result.findings if finding.severity == "fault"] == ["is it an image?"]
+
+
+def test_a_case_that_breaks_a_library_or_ends_its_process_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+
+    def crash(path: Path, plane: str) -> Volume:
+        if path.name == "2_t2.mha":
+            raise ZeroDivisionError("of a library")
+        return read_volume(path, "sagittal")
+
+    monkeypatch.setattr("textseg.data.checking.read_volume", crash)
+    assert check_dataset(dataset).sound == ["1_t2", "3_t2"]
+    monkeypatch.undo()
+
+    class Pool:
+        """Runs in this process, and is broken by the second case."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def map(self, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+            return map(self.call, *arguments)
+
+        def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            try:
+                future.set_result(self.call(*arguments))
+            except BrokenProcessPool as error:
+                future.set_exception(error)
+            return future
+
+        def call(self, case: Case, *arguments: Any) -> CaseCheck:
+            if case.id == "2_t2":
+                raise BrokenProcessPool
+            return check_case(case, *arguments)
+
+    monkeypatch.setattr("textseg.data.checking.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("textseg.data.checking.FEW_CASES", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    result = check_dataset(dataset)
+    assert [check.case for check in result.cases] == ["1_t2", "2_t2", "3_t2"]
+    assert result.faulty == ["2_t2"]
+    assert "ended the process" in result.findings[0].what
+
+
+def test_checks_of_the_reader_that_fail_cost_no_other_finding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+    monkeypatch.setattr(type(dataset), "doubts", lambda self, values: 1 / 0)
+    result = check_dataset(dataset)
+    assert [finding.what for finding in result.findings] == [
+        "the reader's own checks failed: ZeroDivisionError: division by zero."
+    ]
+    assert len(result.sound) == 3
 
 
 def test_many_cases_are_checked_in_other_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

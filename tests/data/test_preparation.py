@@ -512,6 +512,26 @@ def test_a_case_without_a_mask_is_refused(tmp_path: Path) -> None:
         prepare_one(replace(case_in(tmp_path), mask_path=None), tmp_path / "cache")
 
 
+def test_every_bad_case_is_named_at_once_and_the_others_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [case_in(tmp_path, number) for number in "123"]
+    bad = [replace(cases[0], image_path=tmp_path / "gone.mha"), replace(cases[1], mask_path=tmp_path / "lost.mha")]
+    with pytest.raises(DataError) as error:
+        prepare([*bad, cases[2]], lambda _: LABELS, SETTINGS, tmp_path / "cache")
+    heading, *lines = str(error.value).splitlines()
+    assert heading == "2 of 3 cases can't be prepared:"
+    assert [name in line for name, line in zip(("gone.mha", "lost.mha"), lines, strict=True)] == [True, True]
+    assert len(list((tmp_path / "cache").rglob("case.json"))) == 1
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr("textseg.data.preparation.read_volume", broken)
+    with pytest.raises(DataError, match="Case '1_t2' can't be prepared: ZeroDivisionError: of a library"):
+        prepare([cases[0]], lambda _: LABELS, SETTINGS, tmp_path / "other")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone.mha"):
         prepare_one(replace(case_in(tmp_path), image_path=tmp_path / "gone.mha"), tmp_path / "cache")

@@ -3,24 +3,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from medpy.metric import binary
 
 from textseg.cli import entry as cli
 from textseg.comparison.compare import compare
 from textseg.comparison.text import as_text
 from textseg.contracts import Dataset
+from textseg.data.preparation import map_labels
 from textseg.errors import DataError, RunError
-from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
+from textseg.evaluation.masks import ScoredMasks, compare_moved_masks, evaluate_masks
 from textseg.metrics.scores import read_scores
 from textseg.recipe.schema import EvaluationSettings
 from textseg.registry.discovery import installed_registry
-from textseg.volumes.files import read_labels, write_labels
+from textseg.volumes.files import file_hash, read_labels, write_labels
 from textseg.volumes.geometry import Geometry
+from textseg.volumes.mask import Mask
 
 SETTINGS = EvaluationSettings()
 
@@ -60,8 +64,10 @@ def first_case(dataset: Dataset) -> str:
 
 def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
     predictions = predict(dataset, tmp_path / "other_tool", rows=3)
-    scores, missing, extra = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
-    assert missing == extra == []
+    scored = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
+    scores = scored.scores
+    assert scored.missing == scored.extra == []
+    assert not scored.failed
     assert repr(read_scores(tmp_path / "out/scores.csv")) == repr(scores)  # NaN is not equal to itself
     case = next(case for case in dataset.cases() if case.mask_path is not None)
     assert case.mask_path is not None
@@ -79,9 +85,9 @@ def test_a_missing_mask_is_a_miss_of_everything_and_a_foreign_one_is_named(datas
     predictions, case = predict(dataset, tmp_path / "masks"), first_case(dataset)
     moved = predictions / "999_t2.nii.gz"
     (predictions / f"{case.upper()}.nii.gz").rename(moved)
-    scores, missing, extra = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
-    assert (missing, extra) == ([case], [str(moved)])
-    rows = [row for row in scores if row.case == case]
+    scored = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out")
+    assert (scored.missing, scored.extra) == ([case], [str(moved)])
+    rows = [row for row in scored.scores if row.case == case]
     assert {row.status for row in rows} == {"missed", "absent"}
     assert json.loads((tmp_path / "out/run.json").read_text())["missing_files"] == [case]
 
@@ -100,29 +106,28 @@ def test_two_tools_are_compared_and_a_run_is_told_apart(
 def test_only_the_patients_asked_for(dataset: Dataset, tmp_path: Path) -> None:
     predictions = predict(dataset, tmp_path / "masks")
     patients = sorted({case.patient for case in dataset.cases()})[:1]
-    scores, missing, extra = evaluate_masks(
-        predictions, dataset, "other", SETTINGS, tmp_path / "out", patients=patients
-    )
-    assert {row.patient for row in scores} == set(patients)
-    assert missing == extra == []
+    scored = evaluate_masks(predictions, dataset, "other", SETTINGS, tmp_path / "out", patients=patients)
+    assert {row.patient for row in scored.scores} == set(patients)
+    assert scored.missing == scored.extra == []
 
 
 def test_what_can_not_be_scored(dataset: Dataset, tmp_path: Path, finished_run: Path) -> None:
     predictions, case = predict(dataset, tmp_path / "masks"), first_case(dataset)
+    patients = [next(c.patient for c in dataset.cases() if c.id == case)]  # its mask is the only one: nothing is left
     path = predictions / f"{case.upper()}.nii.gz"
     labels = read_labels(path)
     g = labels.geometry
     write_labels(labels.array, Geometry(g.size, g.spacing, (g.origin[0] + 3, *g.origin[1:]), g.direction), path)
-    with pytest.raises(DataError, match=r"does not lie on its reference .*: origin .* Resample it"):
-        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
-    write_labels(np.where(labels.array == 1, 77, labels.array), g, path)
-    with pytest.raises(DataError, match="holds 77, and the data set's labels name only"):
-        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
+    for relative in dataset.cases():
+        if relative.id != case and relative.patient in patients and relative.mask_path is not None:
+            shutil.copy(path, predictions / f"{relative.id.upper()}.nii.gz")
+    with pytest.raises(DataError, match=r"does not lie on its reference .*: .*origin .* Resample it"):
+        evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out", patients=patients)
     shutil.copy(path, predictions / f"{case}.nii")
     with pytest.raises(DataError, match="are masks of the same case"):
         evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="bears the name of a case; these are"):
+    with pytest.raises(DataError, match="'.*empty' holds no volume"):
         evaluate_masks(tmp_path / "empty", dataset, "x", SETTINGS, tmp_path / "out")
     with pytest.raises(DataError, match="There is no folder"):
         evaluate_masks(tmp_path / "nowhere", dataset, "x", SETTINGS, tmp_path / "out")
@@ -160,8 +165,9 @@ def move(dataset: Dataset, folder: Path, levels: int) -> Path:
 
 def test_the_obedience_of_masks_under_a_moved_text(dataset: Dataset, tmp_path: Path) -> None:
     right, up = predict(dataset, tmp_path / "right", rows=2), move(dataset, tmp_path / "up", -1)
-    pictures, left_out = compare_moved_masks(right, up, dataset, -1)
+    pictures, left_out, failed = compare_moved_masks(right, up, dataset, -1)
     assert left_out == []
+    assert not failed
     assert [picture.case for picture in pictures] == [c.id for c in dataset.cases() if c.mask_path is not None]
     assert {picture.obedience.value for picture in pictures} == {1.0}
     assert {picture.landmark for picture in pictures} == {True}  # each shows L5/S
@@ -171,9 +177,9 @@ def test_the_obedience_of_masks_under_a_moved_text(dataset: Dataset, tmp_path: P
     assert (tmp_path / "out/obedience.csv").read_text().count("\n") == 1 + len(pictures)
     # The names are those of the right text: a tool that ignores its text.
     (up / f"{first_case(dataset)}.nii.gz").unlink()
-    pictures, left_out = compare_moved_masks(right, right, dataset, -1)
+    pictures, _, _ = compare_moved_masks(right, right, dataset, -1)
     assert {picture.obedience.value for picture in pictures} == {0.0}
-    pictures, left_out = compare_moved_masks(right, up, dataset, -1)
+    pictures, left_out, _ = compare_moved_masks(right, up, dataset, -1)
     assert left_out == [first_case(dataset)]
     # A later score without the moved masks says nothing about obedience.
     evaluate_masks(right, dataset, "other", SETTINGS, tmp_path / "out")
@@ -234,3 +240,89 @@ def test_the_command_line(
     assert (tmp_path / "runs/other_tool/scores.csv").exists()
     for wrong in ((), ("other_tool",), ("--dataset", "spider")):
         assert call(monkeypatch, *wrong) == 2
+
+
+@pytest.fixture
+def phantom(tmp_path: Path) -> Dataset:
+    """Two small cases with the values of SPIDER: L5 is 1, its disc 201."""
+    folder = tmp_path / "data"
+    array = np.zeros((5, 12, 10), np.uint8)
+    array[1:3, 4:8, 2:7], array[1:3, 9:11, 2:7] = 1, 201
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((3.0, 0.5, 0.6))
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+        for number in (1, 2):
+            sitk.WriteImage(image, str(folder / part / f"{number}_t2.mha"))
+    built: Dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+    return built
+
+
+def copies(dataset: Dataset, folder: Path, *, change: Callable[[sitk.Image], sitk.Image] = lambda mask: mask) -> Path:
+    folder.mkdir()
+    for case in dataset.cases():
+        sitk.WriteImage(change(sitk.ReadImage(str(case.mask_path))), str(folder / f"{case.id}.mha"))
+    return folder
+
+
+def dsc(result: ScoredMasks) -> dict[tuple[str, str], float]:
+    return {(row.case, row.structure): row.value for row in result.scores if row.metric == "dsc" and row.status == "ok"}
+
+
+PERFECT = {(case, structure): 1.0 for case in ("1_t2", "2_t2") for structure in ("L5", "L5/S")}
+
+
+def test_one_bad_mask_is_named_and_the_others_are_scored(phantom: Dataset, tmp_path: Path) -> None:
+    masks = copies(phantom, tmp_path / "masks")
+    both = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "both")
+    assert dsc(both) == PERFECT
+    bad = masks / "2_t2.mha"
+    whole = bad.read_bytes()
+
+    def link() -> None:
+        bad.unlink()
+        bad.symlink_to("/nowhere")
+
+    for damage, reason in (
+        (lambda: bad.write_bytes(whole[:-20]), "can't be read as a volume"),
+        (lambda: sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkUInt8), str(bad)), "does not lie on its reference"),
+        (lambda: bad.write_bytes(b""), "can't be read as a volume"),
+        (lambda: bad.write_bytes(whole[:-30] + bytes([77]) * 30), "holds 77"),
+        (link, "leads to no file"),
+    ):
+        damage()
+        scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")
+        assert scored.failed.keys() == {"2_t2"}
+        assert reason in scored.failed["2_t2"]
+        assert dsc(scored) == {key: value for key, value in PERFECT.items() if key[0] == "1_t2"}
+    pictures, _, failed = compare_moved_masks(masks, masks, phantom, 1)
+    assert ([picture.case for picture in pictures], failed.keys()) == (["1_t2"], {"2_t2"})
+    with pytest.raises(RunError, match=r"hashes\.data"):  # fewer cases, so another data set
+        compare([tmp_path / "both", tmp_path / "out"])
+
+
+def test_a_mask_on_the_same_grid_is_scored_however_its_axes_are_stored(phantom: Dataset, tmp_path: Path) -> None:
+    turned = copies(phantom, tmp_path / "turned", change=lambda mask: sitk.DICOMOrient(mask, "SAR"))
+    assert dsc(evaluate_masks(turned, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT
+    mirrored = copies(phantom, tmp_path / "mirrored", change=lambda mask: sitk.Flip(mask, [True, True, False]))
+    assert dsc(evaluate_masks(mirrored, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT
+
+
+def test_values_have_the_names_that_the_mask_gives_them(phantom: Dataset, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    for case in phantom.cases():
+        labels = read_labels(case.mask_path or "")
+        classes = map_labels(labels, phantom.label_map(case), case)
+        named = Mask(classes, labels.geometry, phantom.atlas, {}, None)
+        named.save(masks / f"{case.id}.nii.gz")  # class indices, with their names in the header
+    assert dsc(evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT
+    # A sidecar goes before, and names the case of a mask with another name
+    path = (masks / "2_t2.nii.gz").rename(masks / "other_seg.nii.gz")
+    names = {str(value): name for value, name in named.names.items()}
+    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": names, "made": {}, "case": "2_t2"}
+    (masks / "other_seg.json").write_text(json.dumps(sidecar))
+    assert dsc(evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT
+    sidecar["labels"] = {**names, str(phantom.atlas["L5"].index): "femur"}
+    (masks / "other_seg.json").write_text(json.dumps(sidecar))
+    scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")
+    assert "calls its value 1 'femur', which atlas 'lumbar_spider' lacks" in scored.failed["2_t2"]

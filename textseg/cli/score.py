@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Exit, Option
 
 from textseg.cli.options import dataset_of, split_parts
 
@@ -35,6 +37,7 @@ def score(
     from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
     from textseg.levels.obedience import TABLE_HEADER, as_json, table_rows
     from textseg.recipe.schema import EvaluationSettings
+    from textseg.system.messages import counted
     from textseg.system.progress import counting
 
     if (moved is None) != (levels is None):
@@ -44,13 +47,16 @@ def score(
     truth, parts = dataset_of(dataset, references, None), split_parts(split)
     folder, patients = output or Path("runs") / masks.name, parts and parts["test"]
     compared: list[ComparedPicture] = []
+    unread: Mapping[str, str] = {}
     if moved is not None and levels is not None:
         with counting("comparing cases", transient=True) as progress:
-            compared, left_out = compare_moved_masks(masks, moved, truth, levels, patients=patients, progress=progress)
+            compared, left_out, unread = compare_moved_masks(
+                masks, moved, truth, levels, patients=patients, progress=progress
+            )
         if left_out:
             print(f"not in both folders, so not in the obedience: {', '.join(left_out)}")
     with counting("scoring cases", transient=True) as progress:
-        scores, missing, extra = evaluate_masks(
+        scored = evaluate_masks(
             masks,
             truth,
             folder.name,
@@ -60,13 +66,17 @@ def score(
             compared=compared,
             progress=progress,
         )
-    if missing:
-        print(f"no mask, so every structure is missed: {', '.join(missing)}")
-    if extra:
-        print(f"of no case, left out: {', '.join(extra)}")
-    shown = {row.structure for row in scores if row.status in ("ok", "missed")}
-    print(headline(scores, [name for name in truth.atlas.names if name in shown], None, of="in the references"))
+    if scored.missing:
+        print(f"no mask, so every structure is missed: {', '.join(scored.missing)}")
+    if scored.extra:
+        print(f"of no case, left out: {', '.join(scored.extra)}")
+    shown = {row.structure for row in scored.scores if row.status in ("ok", "missed")}
+    print(headline(scored.scores, [name for name in truth.atlas.names if name in shown], None, of="in the references"))
     if compared:
         record = as_json(compared)
         print(f"\n{record['conclusion']}\n\n{markdown_table(TABLE_HEADER, table_rows(record))}")
     print(folder)
+    if failed := {**unread, **scored.failed}:
+        print(f"{counted(len(failed), 'case')} could not be scored:", file=sys.stderr)
+        print(*(f"  {name}: {reason}" for name, reason in failed.items()), sep="\n", file=sys.stderr)
+        raise Exit(1)

@@ -6,26 +6,30 @@ import hashlib
 import json
 import os
 import shlex
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
-from textseg.errors import DataError
+from textseg.errors import DataError, one_line
 from textseg.system.children import end_with
 from textseg.system.messages import counted
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry, downward_axis
+from textseg.volumes.label_tables import require_names
 
 FEW_VOXELS = 10  # a structure this small is probably a slip of the annotator
 UNLIKE = 3.0  # times the median spacing, or a third of it
+LISTED = 5  # values that a finding names
+MOSTLY = 0.99  # of a mask: less of it inside the image is no question of grids
 FEW_CASES = 16  # not worth the start of other processes
 
 
@@ -69,6 +73,19 @@ class DatasetCheck:
         return [check.case for check in self.cases if check.case not in self.faulty]
 
     @property
+    def lines(self) -> list[str]:
+        """The findings for a reader: two lines each, and a finding of several cases once."""
+        cases: dict[tuple[str, str, str], list[str]] = {}
+        for finding in self.findings:
+            names = cases.setdefault((finding.severity, finding.what, finding.remedy), [])
+            names.append("data set" if finding.case is None else finding.case)
+        lines = []
+        for (severity, what, remedy), names in cases.items():
+            more = f" and {len(names) - LISTED} more cases" if len(names) > LISTED else ""
+            lines.append(f"{severity}  {', '.join(names[:LISTED])}{more}: {what}\n       {remedy}")
+        return lines
+
+    @property
     def clean(self) -> bool:
         return all(finding.severity == "doubt" for finding in self.findings)
 
@@ -105,9 +122,12 @@ def check_dataset(
     findings += [*_duplicates(cases, checks), *_unlike(checks), *_overlaps(dataset, split)]
     doubts = getattr(dataset, "doubts", None)
     if doubts is not None:
-        doubted: Mapping[str, Sequence[str]] = doubts(
-            {check.case: set(check.values) for check in checks if check.values}
-        )
+        doubted: Mapping[str, Sequence[str]] = {}
+        try:
+            doubted = doubts({check.case: set(check.values) for check in checks if check.values})
+        except Exception as error:  # the cases have been read, and what was found in them is not lost
+            what = one_line(error, "the reader's own checks failed")
+            findings.append(Finding(None, "fault", what, "correct what it names"))
         findings += [Finding(case, "doubt", line, "look at it") for case, lines in doubted.items() for line in lines]
     return DatasetCheck(tuple(checks), tuple(sorted(findings, key=lambda finding: finding.severity != "fault")))
 
@@ -116,6 +136,14 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     """Check one case; `label_map` is an error message if the reader has no label map for it."""
     if isinstance(label_map, str):
         return CaseCheck(case.id, (Finding(case.id, "fault", label_map, "mend what it names"),))
+    try:
+        return _check_case(case, label_map, atlas)
+    except Exception as error:  # whatever a damaged file does to a library: the other cases are checked all the same
+        what = one_line(error, f"'{case.image_path}' or its mask can't be checked")
+        return CaseCheck(case.id, (Finding(case.id, "fault", what, "replace both files, or leave it out"),))
+
+
+def _check_case(case: Case, label_map: LabelMap, atlas: Atlas) -> CaseCheck:
     try:
         image = read_volume(case.image_path, atlas.plane)
         file, voxels = file_hash(case.image_path), hashlib.sha256(image.array.tobytes()).hexdigest()
@@ -135,12 +163,24 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
     except DataError as error:
         findings.append(Finding(case.id, "fault", str(error), "replace the mask"))
         return replace(check, findings=tuple(findings))
-    findings += _geometry(case, image.geometry, labels.geometry)
+    findings += _geometry(case, image.geometry, labels)
     counts = {int(v): int(n) for v, n in zip(*np.unique(labels.array, return_counts=True), strict=True)}
-    for value in sorted(counts.keys() - label_map.keys()):
-        what = f"the mask holds the value {value} in {counted(counts[value], 'voxel')}, "
-        what += "which the data set's labels don't name"
+    if unknown := sorted(counts.keys() - label_map.keys()):
+        listed = ", ".join(f"{value} in {counted(counts[value], 'voxel')}" for value in unknown[:LISTED])
+        listed += f", and {len(unknown) - LISTED} more" if len(unknown) > LISTED else ""
+        values = "the value" if len(unknown) == 1 else f"{len(unknown)} values:"
+        what = f"the mask holds {values} {listed}, which the data set's labels don't name"
+        if len(unknown) > len(label_map):
+            findings.append(Finding(case.id, "fault", what, "is it an image?"))
+            return replace(check, findings=tuple(findings))
         findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
+    try:
+        own = {value: atlas.names[index - 1] for value, index in label_map.items() if index}
+        require_names(case.mask_path, own, counts, "the data set's labels")
+    except DataError as error:
+        findings.append(
+            Finding(case.id, "fault", str(error), "correct the labels of the data set, or convert the mask")
+        )
     slices, rows, sizes = _structures(labels, label_map, atlas)
     if not sizes:
         what = f"the mask '{case.mask_path}' shows no structure of atlas '{atlas.name}'"
@@ -154,8 +194,8 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck
 def _label_map(dataset: Dataset, case: Case) -> LabelMap | str:
     try:
         return dict(dataset.label_map(case))
-    except DataError as error:
-        return str(error)
+    except Exception as error:
+        return one_line(error, "the labels of the case can't be read")
 
 
 def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[CaseCheck]:
@@ -163,24 +203,66 @@ def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[Cas
     if len(tasks) < FEW_CASES or cores == 1:
         yield from (check_case(*task) for task in tasks)
         return
-    start: dict[str, Any] = {"initializer": end_with, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), **start) as pool:
-        yield from pool.map(check_case, *zip(*tasks, strict=True))
+    remaining = deque(tasks)
+    while remaining:
+        try:
+            with _pool(cores) as pool:
+                for check in pool.map(check_case, *zip(*remaining, strict=True)):
+                    remaining.popleft()
+                    yield check
+        except BrokenProcessPool:
+            # A library ended its process. Which case it was reading is known only if each is checked alone.
+            for _ in range(min(2 * cores, len(remaining))):
+                yield _alone(remaining.popleft())
 
 
-def _geometry(case: Case, image: Geometry, mask: Geometry) -> Iterator[Finding]:
-    """Yield each difference between the geometries of mask and image, with the command that solves it."""
-    path, mended = str(case.mask_path), f"mended_{Path(str(case.mask_path)).name}"
-    resized = image.size != mask.size
-    step = "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)" if resized else "m.CopyInformation(i)"
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+
+
+def _alone(task: tuple[Case, LabelMap | str, Atlas]) -> CaseCheck:
+    """Check a case in a process of its own."""
+    case = task[0]
+    try:
+        with _pool(1) as pool:
+            return pool.submit(check_case, *task).result()
+    except BrokenProcessPool:
+        what = f"reading '{case.image_path}' or its mask ended the process: damaged, or too large for the memory"
+        return CaseCheck(case.id, (Finding(case.id, "fault", what, "replace both files, or leave it out"),))
+
+
+def _geometry(case: Case, image: Geometry, labels: Volume) -> Iterator[Finding]:
+    """Yield the difference between the grids of mask and image, with the command that solves it where there is one."""
+    mask, path = labels.geometry, str(case.mask_path)
+    if not (differences := image.grid_differences(mask)):
+        return
+    # The header is copied only where the stored voxels run as those of the image; else the mask would be mirrored.
+    alike = image.size == mask.size and np.allclose(image.direction, mask.direction, rtol=0.0, atol=1e-3)
+    share = _share_inside(labels, image)
+    step = "m.CopyInformation(i)" if alike else "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)"
     code = (
         f"import SimpleITK as s; i, m = s.ReadImage({str(case.image_path)!r}), s.ReadImage({path!r}); {step}; "
-        f"s.WriteImage(m, {mended!r}, True)"
+        f"s.WriteImage(m, {f'mended_{Path(path).name}'!r}, True)"
     )
-    sure = "if it is a mask of this patient" if resized else "if it was drawn on this image"
+    sure = "if it was drawn on this image" if alike else "if it is a mask of this patient"
     remedy = f"{sure}: python -c {shlex.quote(code)}"
-    for difference in image.differences(mask):
-        yield Finding(case.id, "fault", f"image and mask do not lie on each other: {difference}", remedy)
+    if not alike and share < MOSTLY:
+        remedy = f"only {share:.0%} of it lies inside the image: export it again from the program that drew it"
+    what = f"image and mask do not lie on each other: {'; '.join(differences)}"
+    yield Finding(case.id, "fault", what, remedy)
+
+
+def _share_inside(labels: Volume, image: Geometry) -> float:
+    """Return the share of the labelled voxels whose centres lie inside the grid of an image; 1 for an empty mask."""
+    grid, target = labels.geometry.canonical, image.canonical
+    voxels = np.argwhere(labels.array)[:, ::-1]  # columns, rows, slices
+    if not len(voxels):
+        return 1.0
+    points = (voxels * grid.spacing) @ np.reshape(grid.direction, (3, 3)).T + grid.origin
+    steps = np.reshape(target.direction, (3, 3)) * target.spacing
+    indices = np.linalg.solve(steps, (points - target.origin).T).T
+    inside = (indices > -0.5) & (indices < np.array(target.size) - 0.5)
+    return float(inside.all(axis=1).mean())
 
 
 def _structures(

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from textseg.contracts import Case, LabelMap, Plane
 from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
-from textseg.errors import DataError
+from textseg.errors import DataError, one_line
 from textseg.recipe.schema import PreparationSettings
 from textseg.system.files import new_folder, replacing, write_atomically
+from textseg.system.messages import counted
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry
 
 VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
 MAPPED = 64  # arrays that a process keeps mapped
-LISTED = 10  # unknown values that a message shows
+LISTED = 10  # unknown values, or faulty cases, that a message shows
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,26 @@ def prepare(
     read.
     """
     prepared: list[PreparedCase] = []
+    faults: list[str] = []
+    maps = [label_map(case) for case in cases]
+
+    def attempt(case: Case, values: LabelMap) -> PreparedCase | str:
+        try:
+            return _prepare_case(case, values, settings, cache, plane)
+        except Exception as error:  # whatever a damaged file does to a library: all bad cases are named at once
+            return one_line(error, f"Case '{case.id}' can't be prepared")
+
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for case in pool.map(lambda case: _prepare_case(case, label_map(case), settings, cache, plane), cases):
-            prepared.append(case)
-            progress(len(prepared), len(cases))
+        for done, result in enumerate(pool.map(attempt, cases, maps), start=1):
+            if isinstance(result, str):
+                faults.append(result)
+            else:
+                prepared.append(result)
+            progress(done, len(cases))
+    if faults:
+        heading = [f"{len(faults)} of {counted(len(cases), 'case')} can't be prepared:"] if len(faults) > 1 else []
+        rest = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        raise DataError("\n  ".join([*heading, *faults[:LISTED], *rest]))
     return prepared
 
 
@@ -169,7 +186,7 @@ def _write_case(
     case: Case, mask_path: Path, label_map: LabelMap, settings: PreparationSettings, folder: Path, plane: Plane
 ) -> dict[str, Any]:
     volume, labels = read_volume(case.image_path, plane), read_labels(mask_path, plane)
-    if differences := volume.geometry.differences(labels.geometry):
+    if differences := volume.geometry.grid_differences(labels.geometry):
         raise DataError(
             f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "
             f"{'; '.join(differences)}. Resample the mask to the image, or leave out the case."

@@ -78,7 +78,7 @@ def shared_slice(kept: Mapping[str, KeptPredictions], case_id: str, slice_number
     read = {method: predictions.cases[case_id].read_prediction() for method, predictions in kept.items()}
     geometry = next(iter(read.values()))[1]
     for method, (_, grid) in read.items():
-        if differences := grid.differences(geometry):
+        if differences := grid.grid_differences(geometry):
             raise RunError(f"Case '{case_id}' of '{method}' lies on another grid: {'; '.join(differences)}.")
     reference = here.read_reference()
     if slice_number is not None and not 0 <= slice_number < len(reference):

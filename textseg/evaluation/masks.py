@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from textseg.contracts import Case, Dataset
+from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.preparation import map_labels
-from textseg.errors import DataError
+from textseg.errors import DataError, one_line
 from textseg.evaluation.scoring import score_maps
+from textseg.inference.files import find_inputs
 from textseg.levels.level_naming import LevelNaming, compare_names, write_level_naming
 from textseg.levels.obedience import ComparedPicture, as_json, obedience, shows_landmark, write_obedience
 from textseg.metrics.definitions import fastest_kernel
@@ -20,9 +21,20 @@ from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash
-from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels
+from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels, stem
+from textseg.volumes.label_tables import PART, own_case, value_names
 
 LISTED = 5  # files that a message names
+
+
+@dataclass(frozen=True)
+class ScoredMasks:
+    """The scores of the masks in a folder."""
+
+    scores: list[Score]
+    missing: list[str]  # cases without a mask
+    extra: list[str]  # files that belong to no case
+    failed: Mapping[str, str]  # cases in no score, each with the reason
 
 
 def evaluate_masks(
@@ -35,16 +47,16 @@ def evaluate_masks(
     patients: Collection[str] | None = None,
     compared: Sequence[ComparedPicture] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[Score], list[str], list[str]]:
+) -> ScoredMasks:
     """Score the masks in `predictions` against those of a data set, and write scores.csv and run.json into `output`.
 
-    A mask is named by the id of its case, in upper or lower case, and has the label values of the data set. A case
-    without a mask counts as an empty prediction: every structure is missed. With `patients`, only the cases of these
-    patients are scored. The obedience of `compared` pictures, from `compare_moved_masks`, is written, too. Returns the
-    scores, the cases without a mask, and the files that belong to no case.
+    A mask is named by the id of its case, in upper or lower case, or by its sidecar. Its values are those that its
+    sidecar or the table in its header names, else those of the data set. A case without a mask counts as an empty
+    prediction: every structure is missed. A case whose mask or reference can't be read, lies on another grid or has an
+    unknown value is in no score. With `patients`, only the cases of these patients are scored. The obedience of
+    `compared` pictures, from `compare_moved_masks`, is written, too.
 
-    Raises DataError if no file belongs to a case, if a mask differs from its reference in geometry or has an unknown
-    value, and if `output` is the folder of a run.
+    Raises DataError if no file belongs to a case, if no case can be scored, and if `output` is the folder of a run.
     """
     if settings.space != "native":
         raise DataError("evaluation.space: masks of another tool are scored in their own grid; write 'native'.")
@@ -54,12 +66,18 @@ def evaluate_masks(
     cases, files, extra = _choose(predictions, dataset, patients)
     missing = [case.id for case in cases if case.id.lower() not in files]
     scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
+    failed: dict[str, str] = {}
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
-            labels = read_labels(case.mask_path or "", dataset.atlas.plane)
-            reference = map_labels(labels, dataset.label_map(case), case)
+            progress(done, len(cases))
             path = files.get(case.id.lower())
-            prediction = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
+            try:
+                labels = read_labels(case.mask_path or "", dataset.atlas.plane)
+                reference = map_labels(labels, dataset.label_map(case), case)
+                prediction = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
+            except Exception as error:  # whatever a damaged file does to a library: the others are scored all the same
+                failed[case.id] = one_line(error, f"'{path or case.mask_path}' can't be scored")
+                continue
             keep(case, prediction, labels.geometry, dataset.label_map(case))
             maps, spacing, metrics = (prediction, reference), labels.spacing_mm, settings.metrics
             rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source="none", metrics=metrics)
@@ -67,7 +85,8 @@ def evaluate_masks(
             group_scores += merged
             names[case.id] = compare_names(*maps, dataset.atlas)
             contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
-            progress(done, len(cases))
+        if len(failed) == len(cases):
+            raise DataError(next(iter(failed.values())))
     write_scores(folder.scores, scores)
     write_scores(folder.group_scores, group_scores)
     if compared:
@@ -81,6 +100,7 @@ def evaluate_masks(
         dataset=type(dataset).__name__,
         predictions=str(predictions),
         missing_files=missing,
+        failed=failed,
         hashes={"data": content_hash(contents), "split": split, "preparation": "none: masks of another tool"},
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
         obedience=as_json(compared) if compared else None,
@@ -89,7 +109,7 @@ def evaluate_masks(
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
         groups={name: list(members) for name, members in dataset.atlas.groups.items()},
     )
-    return scores, missing, extra
+    return ScoredMasks(scores, missing, extra, failed)
 
 
 def compare_moved_masks(
@@ -100,15 +120,16 @@ def compare_moved_masks(
     *,
     patients: Collection[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[ComparedPicture], list[str]]:
-    """Return the obedience of the masks in `moved`, and the cases that are left out since a folder has no mask of them.
+) -> tuple[list[ComparedPicture], list[str], dict[str, str]]:
+    """Return the obedience of the masks in `moved`, and the cases without it.
+
+    These are the cases of which a folder has no mask, and those that can't be compared, each with the reason.
 
     The masks in `right` were made under a right text, those in `moved` under that text moved by `levels`, downwards
     positive. Names, values and geometry are as for `evaluate_masks`; the annotation only says which pictures show a
     landmark.
 
-    Raises DataError for a data set without an order of levels, if the folders have no case in common, and for a mask
-    that `evaluate_masks` would refuse.
+    Raises DataError for a data set without an order of levels, and if the folders have no case in common.
     """
     atlas = dataset.atlas
     if not levels:
@@ -120,15 +141,18 @@ def compare_moved_masks(
     both = [case for case in cases if case.id.lower() in files.keys() & moved_files.keys()]
     if not both:
         raise DataError(f"'{right}' and '{moved}' have no case in common, so no two masks can be compared.")
-    pictures = []
+    pictures, failed = list[ComparedPicture](), dict[str, str]()
     for done, case in enumerate(both, start=1):
-        labels = read_labels(case.mask_path or "", atlas.plane)
-        first, second = (_read(folder[case.id.lower()], labels, dataset, case) for folder in (files, moved_files))
-        picture = obedience(first, second, atlas, levels)
-        landmark = shows_landmark(map_labels(labels, dataset.label_map(case), case), atlas)
-        pictures.append(ComparedPicture(case.id, case.patient, landmark, picture))
         progress(done, len(both))
-    return pictures, [case.id for case in cases if case not in both]
+        try:
+            labels = read_labels(case.mask_path or "", atlas.plane)
+            first, second = (_read(folder[case.id.lower()], labels, dataset, case) for folder in (files, moved_files))
+            landmark = shows_landmark(map_labels(labels, dataset.label_map(case), case), atlas)
+        except Exception as error:
+            failed[case.id] = one_line(error, f"the masks of '{case.id}' can't be compared")
+            continue
+        pictures.append(ComparedPicture(case.id, case.patient, landmark, obedience(first, second, atlas, levels)))
+    return pictures, [case.id for case in cases if case not in both], failed
 
 
 def _choose(
@@ -148,26 +172,57 @@ def _choose(
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return the volumes of a folder by the lower-case stem of their names."""
+    """Return the masks of a folder and its subfolders by their cases in lower case.
+
+    A case is that of a mask's sidecar, else the name of the file; subfolders stand before it, as in the ids of cases.
+    """
     if not folder.is_dir():
         raise DataError(f"There is no folder '{folder}'.")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
-        stem = path.name.lower().removesuffix(suffix)
-        if suffix and not path.name.startswith(".") and (first := files.setdefault(stem, path)) is not path:
-            raise DataError(f"'{first}' and '{path}' are masks of the same case. Keep one.")
+    for path in find_inputs([str(folder)], masks=True):
+        if isinstance(path, Path) and path.name.lower().endswith(SUFFIXES):
+            relative = path.relative_to(folder)
+            name = own_case(path) or relative.with_name(stem(path)).as_posix()
+            if (first := files.setdefault(name.replace("/", "_").lower(), path)) is not path:
+                raise DataError(f"'{first}' and '{path}' are masks of the same case. Keep one.")
     return files
 
 
 def _read(
     path: Path, reference: Volume, dataset: Dataset, case: Case
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the class indices of a prediction; raises DataError if its geometry differs from its reference."""
+    """Return the class indices of a prediction; raises DataError if it lies on another grid than its reference."""
     labels = read_labels(path, dataset.atlas.plane)
-    if differences := labels.geometry.differences(reference.geometry):
+    if differences := labels.geometry.grid_differences(reference.geometry):
         raise DataError(
             f"'{path}' does not lie on its reference '{case.mask_path}': {'; '.join(differences)}. Resample it with "
             "nearest neighbours; textseg moves no voxel of a mask that it scores."
         )
-    return map_labels(labels, dataset.label_map(case), replace(case, mask_path=path))
+    label_map = _named(path, labels, dataset.label_map(case), dataset.atlas)
+    return map_labels(labels, label_map, replace(case, mask_path=path))
+
+
+def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> LabelMap:
+    """Return the class indices of the values by the names that the mask gives them; `label_map` where it gives none.
+
+    Raises DataError for a value whose name the atlas lacks, unless it is background in the data set, too.
+    """
+    names = value_names(path)
+    indices = {
+        spelling.casefold(): structure.index
+        for structure in atlas.structures
+        for spelling in (*structure.synonyms, structure.name)
+    }
+    known = {value: indices[name.casefold()] for value, name in names.items() if name.casefold() in indices}
+    if not known:  # names such as "Segment_1" say nothing
+        return label_map
+    for value in np.unique(labels.array).tolist():
+        if value and value not in known:
+            name = names.get(value)
+            whole = indices.get((name or "").removesuffix(PART).casefold())
+            if name is not None and label_map.get(value) in (0, whole):  # by the rule of the data set
+                known[value] = label_map[value]
+                continue
+            called = f"'{name}', which atlas '{atlas.name}' lacks" if name else "nothing"
+            raise DataError(f"'{path}': it calls its value {value} {called}. Convert it to values of the data set.")
+    return {0: 0, **known}

@@ -22,9 +22,8 @@ from textseg.version import __version__
 from textseg.volumes.dicom_series import DicomSeries
 from textseg.volumes.files import Volume, file_hash, read_labels, write_labels
 from textseg.volumes.geometry import extent_mm, voxel_at
-from textseg.volumes.label_tables import require_names
+from textseg.volumes.label_tables import PART, require_names
 
-PART = " (part)"  # ends the name of a vertebra that the edge of the picture cuts, in schemes such as SPIDER's
 POINT = re.compile(r"(?P<name>[^@]+)@" + ",".join(rf"\s*(?P<{axis}>[+-]?(?:\d+\.?\d*|\.\d+))\s*" for axis in "xyz"))
 
 

@@ -53,7 +53,7 @@ class KeptCase:
     def read_image(self, geometry: Geometry) -> NDArray[np.float32]:
         """Return intensities [S, H, W]; raises DataError for a missing scan, or one of another geometry."""
         volume = read_volume(self.image, self.plane)
-        if differences := volume.geometry.differences(geometry):
+        if differences := volume.geometry.grid_differences(geometry):
             raise DataError(
                 f"'{self.image}' is not the scan that '{self.prediction}' was made of: {'; '.join(differences)}. "
                 "Restore it, or evaluate the run again."

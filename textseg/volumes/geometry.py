@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from typing import Any
 
@@ -108,6 +108,27 @@ class Geometry:
                 unit = "" if name == "direction" else " mm"
                 differences.append(f"{name} {numbers(ours)}{unit} against {numbers(theirs)}{unit}")
         return differences
+
+    def grid_differences(self, second: Geometry) -> list[str]:
+        """Return the differences if the voxels lie elsewhere in the patient; files may store their axes otherwise."""
+        differences = self.differences(second)
+        turned = self.canonical.differences(second.canonical) if differences else []
+        return (differences or turned) if turned else []
+
+    @property
+    def canonical(self) -> Geometry:
+        """The geometry of the canonical array: the same voxels, in columns, rows and slices."""
+        cosines, origin = np.reshape(self.direction, (3, 3)), np.array(self.origin)
+        columns = []
+        for axis, flipped in reversed(self.axes):
+            columns.append(cosines[:, axis] * (-1 if flipped else 1))
+            if flipped:
+                origin = origin + cosines[:, axis] * self.spacing[axis] * (self.size[axis] - 1)
+        slices, rows, width = self.shape
+        size, spacing = (width, rows, slices), self.spacing_mm[::-1]
+        direction = tuple(np.stack(columns, axis=1).ravel().tolist())
+        first = tuple(origin.tolist())
+        return replace(self, size=size, spacing=spacing, origin=first, direction=direction, nifti=None)
 
     @property
     def axes(self) -> tuple[tuple[int, bool], ...]:

@@ -24,6 +24,7 @@ from textseg.volumes.itk import UnreadableError
 from textseg.volumes.nifti import HEADER_BYTES, nifti_extensions
 
 SLICER = ".seg.nrrd"
+PART = " (part)"  # ends the name of a vertebra that the edge of the picture cuts, in schemes such as SPIDER's
 CARET = 30  # the code of a NIfTI extension of Caret and Connectome Workbench, which hold tables of labels
 PRIVATE = "99TEXTSEG"  # the coding scheme of structures that have no SNOMED concept; 99 marks it as private
 
@@ -101,6 +102,12 @@ def is_own_mask(path: Path) -> bool:
     """Return True if a sidecar says that textseg wrote this file as a mask."""
     content = _sidecar(path)
     return "made" in content
+
+
+def own_case(path: Path) -> str | None:
+    """Return the case that the sidecar of a mask names; None without one."""
+    case = _sidecar(path).get("case")
+    return case if isinstance(case, str) else None
 
 
 def value_names(path: Path) -> dict[int, str]:

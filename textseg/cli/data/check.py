@@ -32,12 +32,11 @@ def check(
         checked = check_dataset(source, parts, progress=progress)
     if json is not None:
         write_atomically(json, checked.as_json())
-    for finding in checked.findings:
-        print(f"{finding.severity}  {finding.case or 'data set'}: {finding.what}\n       {finding.remedy}")
+    print(*checked.lines, sep="\n", end="\n" * bool(checked.lines))
     doubts = sum(finding.severity == "doubt" for finding in checked.findings)
-    sound, are = len(checked.sound), "is" if len(checked.sound) == 1 else "are"
+    sound, are = len(checked.sound), "is" if 1 in (len(checked.sound), len(checked.cases)) else "are"
     print(f"{sound} of {counted(len(checked.cases), 'case')} {are} sound; {counted(doubts, 'doubt')}")
-    if checked.faulty:
+    if checked.faulty and checked.sound:
         print(f"To train on the sound ones: {leave_out(checked.faulty)}")
     if not checked.clean:
         raise Exit(1)
