@@ -142,7 +142,9 @@ def read_recipe(path: Path, overrides: Sequence[str]) -> SimpleNamespace:
     return SimpleNamespace(
         name=path.stem,
         seed=int(given.get("seed", 2025)),
-        split=SimpleNamespace(folds=3 if "folded" in path.stem else None, fold=None if fold is None else int(fold)),
+        split=SimpleNamespace(
+            folds=3 if "folded" in path.stem else None, fold=None if fold is None else int(fold), file=None
+        ),
     )
 
 

@@ -274,7 +274,7 @@ def test_settings_get_their_types() -> None:
     [
         ({"heads": "3"}, ["at.heads: should be a valid integer, not '3'."]),
         ({"heads": True}, ["at.heads: should be a valid integer, not True."]),
-        ({"heads": 1, "on": 1}, ["at.on: should be a valid boolean, not 1."]),
+        ({"heads": 1, "on": 1}, ["at.on: should be true or false, not 1."]),
         ({"heads": 1, "rate": "0.1"}, ["at.rate: should be a valid number, not '0.1'."]),
         ({"heads": 1, "rate": False}, ["at.rate: should be a valid number, not False."]),
         ({"heads": 1, "mode": "gat"}, ["at.mode: unknown value 'gat'. Did you mean 'gate'? Possible: add, gate."]),
