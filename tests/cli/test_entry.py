@@ -417,6 +417,9 @@ def test_a_run_imports_nothing_that_no_recipe_has_asked_for() -> None:
         (PermissionError(errno.EACCES, "Permission denied", "scans"), "'scans': Permission denied. Change its permis"),
         (FileExistsError(errno.EEXIST, "File exists", "a.yaml"), "'a.yaml': File exists. Name another file"),
         (OSError(errno.ENOSPC, "No space left on device"), "The output: No space left on device. Make room"),
+        (OSError(errno.EFBIG, "File too large", "x.png"), "'x.png': File too large. Raise the limit on the size of f"),
+        (OSError(errno.ELOOP, "Too many levels", "run/.lock"), "'run/.lock': Too many levels. It is a link where"),
+        (OSError(errno.EIO, "Input/output error", "x"), "'x': Input/output error. Name another file or folder."),
     ],
 )
 def test_rights_and_a_full_disk_are_one_message(
@@ -431,11 +434,35 @@ def test_rights_and_a_full_disk_are_one_message(
     assert line.startswith(message)
 
 
-def test_another_error_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_behind_the_error_of_a_library_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "best.ckpt")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904  as torch does
+
+    monkeypatch.setattr(cli, "app", fail)
+    assert call(monkeypatch, "export") == 2
+    assert capsys.readouterr().err.startswith("'best.ckpt': No space left on device. Make room")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_an_output_that_goes_to_a_full_disk_is_one_message() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [sys.executable, "-m", "textseg", "plugins", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("The output: No space left on device.")
+
+
+def test_an_error_that_is_not_of_the_system_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("a library's own")
 
     monkeypatch.setattr(cli, "app", fail)
     monkeypatch.setattr(sys, "argv", ["textseg", "runs"])
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match="a library's own"):
         cli.main()

@@ -9,7 +9,7 @@ import pytest
 from textseg.data.cache import cache_entries, clean_cache
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
-from textseg.system.files import cache_folder
+from textseg.system.files import cache_folder, new_folder
 
 KEY = "0123456789abcdef" * 2
 
@@ -62,15 +62,16 @@ def test_what_was_used_lately_stays(cache: Path, tiny_recipe: Path) -> None:
 
 
 def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(cache: Path) -> None:
-    dead = put(cache / "slices/01" / f".{KEY}.{KEY}" / "image.npy", hours=2)
+    dead = put(cache / "slices/01" / f".textseg-{KEY[:16]}" / "image.npy", hours=0)
     half = put(cache / "slices/01" / KEY / "image.npy", hours=2)
-    text = put(cache / "text/ab" / f".{KEY}.safetensors.x1.safetensors", hours=2)
-    alive = put(cache / "slices/02" / f".{KEY}.{KEY}" / "image.npy", hours=0)
-    count = len(cache_entries(cache))
-    assert len(clean_cache(cache, leftovers_only=True)) == 3
+    text = put(cache / "text/ab" / f".textseg-{KEY[:16]}", hours=0)
+    with new_folder(cache / "slices/02" / KEY) as folder:
+        alive = put(folder / "image.npy", hours=2)
+        count = len(cache_entries(cache))
+        assert len(clean_cache(cache, leftovers_only=True)) == 3
+        assert len(cache_entries(cache)) == count - 3
+        assert alive.exists()
     assert not any(path.exists() for path in (dead, half, text))
-    assert alive.exists()
-    assert len(cache_entries(cache)) == count - 3
 
 
 def test_what_textseg_did_not_write_is_never_touched(tmp_path: Path) -> None:

@@ -373,3 +373,16 @@ def test_one_slice_is_a_volume_too(model: TrainedModel, scan: Path, tmp_path: Pa
     [outcome] = outcomes(model, plan_jobs([tmp_path / "one.nii"], tmp_path / "out"))
     assert outcome.state == "written"
     assert read_labels(outcome.job.mask).array.shape[0] == 1
+
+
+@pytest.mark.parametrize("suffix", [None, ".seg.nrrd", ".nii"])
+def test_the_name_of_a_mask_and_of_its_sidecar_fit_the_file_system(tmp_path: Path, suffix: str | None) -> None:
+    names = (f"{'x' * 251}.mha", f"{'y' * 251}.mha", f"{'z' * 218}.mha", "a:b.nii")
+    jobs = plan_jobs([tmp_path / name for name in names], tmp_path / "out", suffix=suffix)
+    for job in jobs:
+        assert max(len(path.name) for path in (job.mask, job.sidecar, job.picture)) <= 255
+        assert job.mask.parent == tmp_path / "out"
+    assert jobs[0].mask.name.startswith("x" * 230)
+    assert jobs[2].mask.name == f"{'z' * 218}{suffix or '.mha'}"
+    assert jobs[3].mask.name.startswith("a_b-")
+    assert len({job.mask.name for job in jobs}) == 4

@@ -93,3 +93,21 @@ def test_the_command_imports_nothing_heavy(finished_run: Path, tmp_path: Path) -
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert expected in done.stdout
         assert done.stderr == "[]\n"
+
+
+def test_one_folder_that_cannot_be_read_does_not_end_the_list(tmp_path: Path) -> None:
+    make(tmp_path / "a" / "seed1", name="a", seed=1)
+    for seed, damage in enumerate(("run.json", "log/metrics.csv", "recipe.yaml", "report.html"), start=2):
+        folder = make(tmp_path / "a" / f"seed{seed}", history=(0.5,), name="a", seed=seed).path
+        (folder / damage).unlink(missing_ok=True)
+        (folder / damage).mkdir()
+    (make(tmp_path / "a" / "seed6").log).mkdir()
+    (tmp_path / "a" / "seed6" / "log" / "metrics.csv").write_bytes(b"epoch\nmany\xff")
+    (make(tmp_path / "a" / "seed7").record).write_text("[[1, 2, 3]]")
+    make(tmp_path / "a" / "seed9", name="a", fold="first")
+    (make(tmp_path / "a" / "seed8", name="a", seed=8).path / ".lock").symlink_to("/etc/passwd")
+    runs = {run.folder: run for run in list_runs(tmp_path)}
+    assert len(runs) == 9
+    assert {name[-1] for name, run in runs.items() if run.state == "failed"} == {"2", "3", "6", "7", "9"}
+    assert runs["a/seed2"].failure == "it can't be read: Is a directory."
+    assert runs["a/seed8"].state == "interrupted"

@@ -12,6 +12,7 @@ from textseg.contracts import Atlas, Case
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping, read_kept
+from textseg.system.files import file_name
 from textseg.volumes.files import write_labels
 from textseg.volumes.geometry import Geometry
 
@@ -62,7 +63,10 @@ def test_the_file_is_a_small_volume_that_lies_on_its_scan(case: Case, small_atla
     folder = RunFolder(tmp_path / "run")
     with keeping(folder, small_atlas) as keep:
         keep(case, predicted(), GEOMETRY, LABELS)
-    image, scan = sitk.ReadImage(str(folder.predictions / "a%2Fb 1.mha")), sitk.ReadImage(str(case.image_path))
+    image, scan = (
+        sitk.ReadImage(str(folder.predictions / file_name("a/b 1", ".mha"))),
+        sitk.ReadImage(str(case.image_path)),
+    )
     assert image.GetPixelID() == sitk.sitkUInt8
     for read in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(image, read)(), getattr(scan, read)(), atol=1e-6)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -189,6 +191,17 @@ def test_a_damaged_beginning_is_fetched_again_from_the_start(server: Server, tmp
     assert server.asked == ["bytes=1000-", None]
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_where_the_received_bytes_are_kept_is_not_followed(
+    server: Server, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    (tmp_path / "theirs").write_bytes(b"precious")
+    link(tmp_path / "theirs", tmp_path / ".scan.zip.part")
+    assert fetch_file(server.file(), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None]
+    assert (tmp_path / "theirs").read_bytes() == b"precious"
+
+
 def test_another_file_of_that_name_is_not_touched(server: Server, tmp_path: Path) -> None:
     (tmp_path / "scan.zip").write_bytes(b"mine")
     with pytest.raises(DataError, match="is not the published file: .* Move it away"):
@@ -288,3 +301,36 @@ def test_a_file_that_differs_is_not_overwritten(tmp_path: Path) -> None:
         unpack_zip(path, tmp_path / "out")
     assert leftovers(tmp_path / "out") == ["b"]
     assert (tmp_path / "out" / "b").read_bytes() == b"mine"
+
+
+def test_links_in_the_target_folder_are_not_followed(tmp_path: Path) -> None:
+    path, elsewhere = archive(tmp_path / "a.zip", {"sub/a": b"1", "b": b"2"}), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_bytes(b"precious")
+    (tmp_path / "out").mkdir()
+    for link, target in (("sub", elsewhere), ("b", elsewhere / "file")):
+        (tmp_path / "out" / link).symlink_to(target)
+        with pytest.raises(DataError, match=r"is a link, and nothing is written through links\. Remove the link"):
+            unpack_zip(path, tmp_path / "out")
+        (tmp_path / "out" / link).unlink()
+    (tmp_path / "linked").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="is a link"):
+        unpack_zip(path, tmp_path / "linked")
+    with pytest.raises(DataError, match="leads out of"):
+        unpack_zip(path, tmp_path / "out", renamed=lambda member: f"../{member.name}")
+    assert [item.read_bytes() for item in elsewhere.iterdir()] == [b"precious"]
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = archive(tmp_path / "a.zip", {"zeros": bytes(1 << 20)})
+    assert unpack_zip(path, tmp_path / "small")[0].stat().st_size == 1 << 20
+    monkeypatch.setattr(fetching, "PLAUSIBLE_SIZE", 1000)
+    with pytest.raises(DataError, match=r"has 0\.0 MB and would unpack to 1 MB, more than 200 times as much"):
+        unpack_zip(path, tmp_path / "out")
+    monkeypatch.setattr(fetching, "PLAUSIBLE_RATIO", 2000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DataError, match=r"The content of .*a\.zip' needs 0\.0 GB more"):
+        unpack_zip(path, tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []

@@ -60,6 +60,17 @@ def test_two_series_of_one_number_have_two_names(image: sitk.Image, write_series
     assert len({series.name for series in find_series(tmp_path.iterdir())}) == 2
 
 
+def test_values_of_a_header_do_not_become_paths(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
+    write_series(image, tmp_path, prefix="a")
+    for file in write_series(image, tmp_path, prefix="b"):
+        content = pydicom.dcmread(file)
+        content[0x0020, 0x0011] = pydicom.DataElement(0x00200011, "LO", "/../../X/run")
+        content.save_as(file)
+    names = sorted(series.name for series in find_series(tmp_path.iterdir()))
+    assert names[0] == f"{tmp_path.name}_1"
+    assert names[1].startswith(f"{tmp_path.name}__.._.._X_run-")
+
+
 def test_objects_that_are_no_images_are_left_out(image: sitk.Image, write_series: Write, tmp_path: Path) -> None:
     first, *_ = write_series(image, tmp_path)
     report = pydicom.dcmread(first)

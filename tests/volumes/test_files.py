@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 import zlib
@@ -188,6 +189,26 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_labels(np.zeros((2, 2, 2), np.uint8), geometry, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+CUBE = Geometry((32, 32, 32), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", volumes.SUFFIXES)
+def test_what_a_library_does_not_write_wholly_is_noticed_before_it_takes_its_name(tmp_path: Path, suffix: str) -> None:
+    path, noise = tmp_path / f"mask{suffix}", np.random.default_rng(0).integers(0, 200, (32, 32, 32), np.uint8)
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as on a full disk, ITK writes 4096 bytes
+    try:
+        with pytest.raises(DataError, match=r"mask\S* can't be written: .*Check the folder, its rights and free space"):
+            write_labels(noise, CUBE, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_labels(noise, CUBE, path)
+    assert np.array_equal(read_labels(path).array, noise)
 
 
 def test_labels_that_cannot_be_written(tmp_path: Path) -> None:
@@ -490,13 +511,12 @@ def test_nrrd_takes_no_memory_for_voxels_that_it_cannot_hold_and_has_them_in_no_
 def test_what_was_written_is_read_back(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = Geometry((4, 3, 2), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
     array = np.ones(geometry.shape, np.uint8)
-    written = volumes.Volume(array, (1, 1, 1), geometry)
     for result, message in (
-        (replace(written, geometry=replace(geometry, origin=(0, 0, 1))), "another geometry: origin"),
-        (replace(written, array=2 * array), "other labels"),
+        ((array, replace(geometry, origin=(0, 0, 1))), "another geometry: origin"),
+        ((2 * array, geometry), "other voxels"),
         (DataError("it is empty"), "can't be read back"),
     ):
-        monkeypatch.setattr(volumes, "read_labels", Mock(side_effect=[result]))
+        monkeypatch.setattr(volumes, "_read", Mock(side_effect=[result]))
         with pytest.raises(DataError, match=f"can't be written: .*{message}"):
             write_labels(array, geometry, tmp_path / f"a{suffix}")
         assert not list(tmp_path.iterdir())

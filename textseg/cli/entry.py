@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -32,6 +33,7 @@ from textseg.cli.runs import runs
 from textseg.cli.score import score
 from textseg.errors import TextsegError, printable
 from textseg.system.children import end_with_caller
+from textseg.system.files import full_disk
 from textseg.version import __version__
 
 # What is written otherwise now: command and option, and the new spelling.
@@ -41,11 +43,14 @@ MOVED = {
     ("compare", "--only-published"): "textseg published [DATASET]",
 }
 
-# Errors of the operating system that a user can correct, wherever they arise, and how.
-CORRECTABLE = {
+# What a user can do about errors of the operating system, wherever they arise.
+REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "Change its permissions, or name another file or folder."),
-    **dict.fromkeys((errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "Name another file or folder."),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk, or name another folder."),
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or make the output smaller.",
+    errno.ELOOP: "It is a link where none is followed: remove it, or name another file or folder.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n).",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 
 app = Typer(
@@ -73,18 +78,42 @@ def main() -> None:
     end_with_caller()
     try:
         _refuse_old_spelling(sys.argv[1:])
-        app()
-    except TextsegError as error:
-        print(printable(str(error)), file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in CORRECTABLE:
-            raise
-        subject = f"'{error.filename}'" if error.filename else "The output"
-        print(f"{subject}: {error.strerror}. {CORRECTABLE[error.errno]}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            app()
+        finally:
+            _flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        sys.exit(1)
+    except Exception as error:
+        if (message := _message(error)) is None:
+            raise
+        print(message, file=sys.stderr)
+        sys.exit(2)
+
+
+def _flush() -> None:
+    """Write what is left of the output, so that a full disk is noticed while it can be reported."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries it again when it ends
+        raise
+
+
+def _message(error: Exception) -> str | None:
+    """Return the message for a mistake of the user or an error of the operating system, or None for a fault of ours.
+
+    A full disk among the causes of an error counts, since libraries hide it behind errors of their own.
+    """
+    if isinstance(error, TextsegError):
+        return printable(str(error))
+    reason = error if isinstance(error, OSError) and error.errno is not None else full_disk(error)
+    if reason is None:
+        return None
+    subject = f"'{reason.filename}'" if reason.filename else "The output"
+    return f"{subject}: {reason.strerror}. {REMEDIES.get(reason.errno or 0, 'Name another file or folder.')}"
 
 
 def _refuse_old_spelling(arguments: list[str]) -> None:

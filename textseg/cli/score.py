@@ -37,6 +37,7 @@ def score(
     from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
     from textseg.levels.obedience import TABLE_HEADER, as_json, table_rows
     from textseg.recipe.schema import EvaluationSettings
+    from textseg.system.files import file_name
     from textseg.system.messages import counted
     from textseg.system.progress import counting
 
@@ -45,7 +46,7 @@ def score(
             "--moved and --levels go together: --moved DIR --levels 1 for a text moved down by one level."
         )
     truth, parts = dataset_of(dataset, references, None), split_parts(split)
-    folder, patients = output or Path("runs") / masks.name, parts and parts["test"]
+    folder, patients = output or Path("runs") / file_name(masks.resolve().name), parts and parts["test"]
     compared: list[ComparedPicture] = []
     unread: Mapping[str, str] = {}
     if moved is not None and levels is not None:

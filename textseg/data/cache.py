@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from textseg.system.files import is_leftover
+
 Kind = Literal["slices", "text", "leftover"]
 
 CASE_FILES = ("case.json", "image.npy", "mask.npy")
-ABANDONED_SECONDS = 3600  # an unfinished entry that has not changed for so long belongs to a killed process
-_NAMES: Mapping[Literal["slices", "text"], tuple[str, str]] = {  # of whole entries, and of unfinished ones
-    "slices": (r"[0-9a-f]{32}", r"\.[0-9a-f]{32}\.[0-9a-f]{32}"),
-    "text": (r"[0-9a-f]+\.safetensors", r"\.[0-9a-f]+\.safetensors\..*"),
-}
+ABANDONED_SECONDS = 3600  # an entry that lacks files and has not changed for so long belongs to a killed process
+_NAMES: Mapping[Literal["slices", "text"], str] = {"slices": r"[0-9a-f]{32}", "text": r"[0-9a-f]+\.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def _entry(kind: Literal["slices", "text"], path: Path) -> CacheEntry | None:
     parts = [path / name for name in CASE_FILES] if kind == "slices" else []
     present = [part for part in parts if part.is_file()]
     used = max(file.stat().st_mtime for file in (path, *present))
-    named, unfinished = (re.fullmatch(pattern, path.name) for pattern in _NAMES[kind])
+    named = re.fullmatch(_NAMES[kind], path.name)
     whole = named and present == parts
-    if not whole and not ((named or unfinished) and time.time() - used > ABANDONED_SECONDS):
+    if not whole and not is_leftover(path) and not (named and time.time() - used > ABANDONED_SECONDS):
         return None
     size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
     return CacheEntry(kind if whole else "leftover", path, size, used)

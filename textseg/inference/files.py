@@ -22,7 +22,7 @@ from textseg.errors import DataError, PromptError, one_line
 from textseg.inference.averaging import Change
 from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
-from textseg.system.files import write_atomically
+from textseg.system.files import file_name, write_atomically
 from textseg.text.reading import read_statements, readings
 from textseg.text.visibility import statement
 from textseg.version import __version__
@@ -192,7 +192,9 @@ def plan_jobs(
     taken = {os.path.realpath(volume): volume for volume in names if isinstance(volume, Path)}
     jobs = []
     for volume, name in names.items():
-        mask = output / name.with_name(f"{name.name}{ending}{suffix or _own_suffix(volume)}")
+        own = suffix or _own_suffix(volume)
+        longest = max(own, ".json", key=len)  # beside the mask
+        mask = output / name.parent / f"{file_name(name.name + ending, longest).removesuffix(longest)}{own}"
         if replaced := taken.get(os.path.realpath(mask)):
             raise DataError(f"The mask of '{volume}' would take the place of '{replaced}'. Choose another --output.")
         fault = ""

@@ -21,6 +21,7 @@ from pydantic import (
 
 from textseg.contracts import Source
 from textseg.system.commands import shell
+from textseg.system.files import file_name
 
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -308,6 +309,13 @@ class Recipe(_Section):
     auxiliary_losses: tuple[WeightedComponent, ...] = ()
     training: TrainingSettings
     evaluation: EvaluationSettings
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder(cls, name: str) -> str:
+        if file_name(name) != name:
+            raise ValueError(f"'{name}' must also be the name of a folder; '{file_name(name)}' would be possible.")
+        return name
 
     @field_validator("format", mode="before")
     @classmethod

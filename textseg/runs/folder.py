@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textseg.errors import RunError
-from textseg.system.files import remove_unfinished, replacing, write_atomically
+from textseg.system.files import is_locked, remove_leftovers, replacing, write_atomically
 from textseg.system.messages import counted
 from textseg.system.user_files import csv_text, read_rows
 
@@ -106,21 +106,13 @@ class RunFolder:
         with acquired:
             checkpoints, overlays = self.checkpoint("last").parent, self.overlay(1).parent
             for folder in (self.path, checkpoints, self.predictions, self.log, overlays):
-                remove_unfinished(folder)
+                remove_leftovers(folder)
             yield
 
     @property
     def in_use(self) -> bool:
         """True if a process holds the lock; the check writes nothing."""
-        from filelock import FileLock, Timeout
-
-        if not (self.path / ".lock").exists():
-            return False
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                return False
-        except Timeout:
-            return True
+        return is_locked(self.path / ".lock")
 
     def move_aside(self) -> Path | None:
         """Give an old run another name, and return it, so that a new run can use the folder."""

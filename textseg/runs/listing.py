@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from textseg.errors import RunError
+from textseg.errors import RunError, one_line
 from textseg.runs.folder import RunFolder
 from textseg.system import yaml_text
 
@@ -39,7 +40,7 @@ def list_runs(folder: Path) -> list[ListedRun]:
     """
     if not folder.is_dir():
         raise RunError(f"There is no folder '{folder}'. Name the one that holds the run folders: textseg runs FOLDER")
-    runs = [_listed(run, folder) for run in _runs_below(folder)]
+    runs = [_row(run, folder) for run in _runs_below(folder)]
     return sorted(runs, key=lambda run: (run.name, run.seed, -1 if run.fold is None else run.fold, run.folder))
 
 
@@ -48,8 +49,17 @@ def _runs_below(folder: Path) -> Iterator[RunFolder]:
     levels = [[folder], sorted(folder.iterdir()), sorted(folder.glob("*/*"))]
     for path in (path for level in levels for path in level):
         run = RunFolder(path)
-        if (run.is_repeat or path == folder) and run.recipe.exists():
+        named = path == folder or (run.is_repeat and path.is_dir())
+        if named and (not os.access(path, os.R_OK | os.X_OK) or run.recipe.exists()):
             yield run
+
+
+def _row(run: RunFolder, below: Path) -> ListedRun:
+    try:
+        return _listed(run, below)
+    except Exception as error:  # whatever has become of its files: the other runs are listed
+        folder, failure = str(run.path.relative_to(below)), one_line(error, "it can't be read")
+        return ListedRun(folder, run.path.parent.name, 0, None, "failed", 0, None, None, {}, None, failure)
 
 
 def _listed(run: RunFolder, below: Path) -> ListedRun:
@@ -61,16 +71,18 @@ def _listed(run: RunFolder, below: Path) -> ListedRun:
     history = run.read_history()
     validated = [float(row["validation_dsc"]) for row in history if row.get("validation_dsc")]
     state = _state(run, record)
+    fold = record.get("fold", (recipe.get("split") or {}).get("fold"))
+    test = record.get("test", {}) if state == "finished" else {}
     return ListedRun(
         folder=str(run.path.relative_to(below)),
         name=str(record.get("name", recipe.get("name", run.path.parent.name))),
         seed=int(record.get("seed", recipe.get("seed", 0))),
-        fold=record.get("fold", (recipe.get("split") or {}).get("fold")),
+        fold=None if fold is None else int(fold),
         state=state,
         epoch=int(history[-1]["epoch"]) if history else 0,
         epochs=(recipe.get("training") or {}).get("epochs"),
         best=max(validated, default=None),
-        test=record.get("test", {}) if state == "finished" else {},
+        test={metric: None if mean is None else float(mean) for metric, mean in test.items()},
         prompts=(record.get("evaluation") or {}).get("prompts"),
         failure=record.get("failure") if state == "failed" else None,
     )

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from textseg.data.preparation import map_labels
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.system.commands import evaluate
-from textseg.system.files import write_atomically
+from textseg.system.files import file_name, write_atomically
 from textseg.volumes.files import read_labels, read_volume, write_labels
 from textseg.volumes.geometry import Geometry
 
@@ -79,7 +78,7 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
     cases: dict[str, dict[str, Any]] = {}
 
     def keep(case: Case, predicted: NDArray[np.uint8], geometry: Geometry, label_map: LabelMap) -> None:
-        name = f"{quote(case.id, safe=' ()+,=@')}.mha"
+        name = file_name(case.id, ".mha")
         write_labels(predicted, geometry, folder.predictions / name)
         cases[case.id] = {
             "prediction": name,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import stat
 import time
-import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from textseg.errors import DataError
+from textseg.system.files import file_name, inside, is_owned, open_owned, temporary_folder
 
 if TYPE_CHECKING:
     from requests import Response
@@ -25,6 +26,7 @@ ATTEMPTS = 6  # in a row, without one more byte
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
 TIMEOUT_SECONDS = (15, 60)  # to connect, between two pieces
 PIECE = 1 << 20
+PLAUSIBLE_SIZE, PLAUSIBLE_RATIO = 1 << 28, 200  # bytes of an unpacked archive, and how often its own size that may be
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses after which it is worth trying again
 
 
@@ -51,14 +53,14 @@ def fetch_file(remote: RemoteFile, folder: Path, *, progress: Progress = lambda 
     """
     from filelock import FileLock, Timeout
 
-    target, part = folder / remote.name, folder / f".{remote.name}.part"
+    target, part = folder / file_name(remote.name), folder / f".{file_name(remote.name, '.part')}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{remote.name}.lock", timeout=0):
+        with FileLock(part.with_suffix(".lock"), timeout=0):
             if target.exists():
                 _require_known(target, remote)
                 return target
-            _require_room(remote, folder, part)
+            _require_room(f"'{remote.name}'", (remote.bytes or 0) - _size(part), folder)
             resumed = _download(remote, part, progress)
             if resumed and _md5(part) != remote.md5:  # the file changed between two tries, or its beginning was damaged
                 part.unlink()
@@ -81,29 +83,31 @@ def unpack_zip(path: Path, folder: Path, *, renamed: Renaming = str) -> list[Pat
     `renamed` gives the path of a member below `folder`, or None to leave it out. Files that are there already must have
     the same content. Raises DataError.
     """
-    temporary = folder / f".unpacking.{uuid.uuid4().hex}"
     try:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path, renamed)
+            targets = [inside(folder, name) for name in members.values()]
             folder.mkdir(parents=True, exist_ok=True)
-            for info, name in members.items():
-                unpacked = temporary / name
-                unpacked.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(info) as source, unpacked.open("wb") as file:
-                    shutil.copyfileobj(source, file, PIECE)
-        for name in members.values():
-            if (folder / name).exists() and _md5(folder / name) != _md5(temporary / name):
-                raise DataError(f"'{folder / name}' is not the file that '{path}' holds. Move it away first.")
-        for name in members.values():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).replace(folder / name)
+            _require_size(sum(info.file_size for info in members), path, folder)
+            with temporary_folder(folder) as temporary:
+                for info, name in members.items():
+                    unpacked = temporary / name
+                    unpacked.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(info) as source, unpacked.open("xb") as file:
+                        shutil.copyfileobj(source, file, PIECE)  # zipfile gives no byte more than is declared
+                        file.flush()
+                        os.fsync(file.fileno())
+                for name, target in zip(members.values(), targets, strict=True):
+                    if target.exists() and _md5(target) != _md5(temporary / name):
+                        raise DataError(f"'{target}' is not the file that '{path}' holds. Move it away first.")
+                for name, target in zip(members.values(), targets, strict=True):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    (temporary / name).replace(target)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"'{path}' is no sound archive ({error}). Delete it and fetch it again.") from error
     except OSError as error:
         raise DataError(f"'{path}' can't be unpacked to '{folder}': {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return [folder / name for name in members.values()]
+    return targets
 
 
 def _members(archive: zipfile.ZipFile, path: Path, renamed: Renaming) -> dict[zipfile.ZipInfo, str]:
@@ -158,8 +162,9 @@ def _transfer(remote: RemoteFile, part: Path, progress: Progress) -> None:
     try:
         with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
             have, total = _start(response, remote, part, have)
-            with part.open("r+b" if have else "wb") as file:
+            with open_owned(part) as file:
                 file.seek(have)
+                file.truncate()
                 for piece in response.iter_content(PIECE):
                     file.write(piece)
                     have += len(piece)
@@ -214,12 +219,22 @@ def _require_known(path: Path, remote: RemoteFile) -> None:
     )
 
 
-def _require_room(remote: RemoteFile, folder: Path, part: Path) -> None:
-    missing, free = (remote.bytes or 0) - _size(part), shutil.disk_usage(folder).free
-    if missing > free:
+def _require_size(declared: int, archive: Path, folder: Path) -> None:
+    """Raise DataError for an archive that unpacks to more than the disk holds, or to far more than its own size."""
+    size = archive.stat().st_size
+    if declared > max(PLAUSIBLE_SIZE, PLAUSIBLE_RATIO * size):
         raise DataError(
-            f"'{remote.name}' needs {missing / 1e9:.1f} GB more, and '{folder}' has room for {free / 1e9:.1f} GB. Make "
-            "room or choose another folder."
+            f"'{archive}' has {size / 1e6:.1f} MB and would unpack to {declared / 1e6:.0f} MB, more than "
+            f"{PLAUSIBLE_RATIO} times as much: it seems made to fill a disk, and is not unpacked."
+        )
+    _require_room(f"The content of '{archive}'", declared, folder)
+
+
+def _require_room(subject: str, missing: int, folder: Path) -> None:
+    if missing > (free := shutil.disk_usage(folder).free):
+        raise DataError(
+            f"{subject} needs {missing / 1e9:.1f} GB more, and '{folder}' has room for {free / 1e9:.1f} GB. Make room "
+            "or choose another folder."
         )
 
 
@@ -229,7 +244,7 @@ def _first_byte(response: Response) -> int:
 
 
 def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+    return part.stat().st_size if is_owned(part) else 0
 
 
 def _md5(path: Path) -> str:

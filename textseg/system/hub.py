@@ -18,6 +18,7 @@ from typing import Any
 from textseg.errors import TextsegError
 from textseg.system.commands import shell
 from textseg.system.fetching import Progress
+from textseg.system.files import file_name
 from textseg.system.messages import counted
 
 CONFIGURATION = "config.json"
@@ -92,7 +93,7 @@ class HubModel:
     @property
     def place(self) -> str:
         """The folder of the model among the configurations of a bundle."""
-        return re.sub(r"\W", "-", self.name).strip("-")
+        return file_name(re.sub(r"\W", "-", self.name).strip("-"))
 
     @property
     def commit(self) -> str | None:

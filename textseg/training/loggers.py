@@ -26,7 +26,7 @@ from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, flat
 from textseg.system.commands import pip_install
-from textseg.system.files import replacing
+from textseg.system.files import write_atomically
 from textseg.system.progress import progress_bar
 from textseg.training.checkpoints import Progression
 
@@ -160,8 +160,7 @@ class TrainingDisplay:
     def show_pictures(self, pictures: Sequence[OverlayPicture], epoch: int, step: int) -> None:
         """Draw validation slices into log/overlays/epoch_0010.png, and give them to the loggers."""
         path = self.folder.overlay(epoch)
-        with replacing(path) as temporary:
-            temporary.write_bytes(overlay_png(*pictures))
+        write_atomically(path, overlay_png(*pictures))
         for logger in self.loggers:
             logger.show(path, step)
 

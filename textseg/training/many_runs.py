@@ -20,6 +20,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder
 from textseg.system import children
+from textseg.system.files import open_owned
 from textseg.system.messages import counted
 from textseg.training.launching import PAUSE, run_command
 from textseg.training.signals import on_termination
@@ -111,7 +112,8 @@ class _Process:
             self.errors, stdout = tempfile.TemporaryFile(), None  # noqa: SIM115  read as long as the process lives
         else:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.errors = stdout = self.output.open("w+b")
+            self.errors = stdout = open_owned(self.output)
+            stdout.truncate()
             env["OMP_NUM_THREADS"] = str(max(1, _threads() // jobs))
         self.shown = self.passed_on = 0  # bytes of its errors; signals
         # A session of its own: Ctrl-C reaches only this process, which passes it on once.

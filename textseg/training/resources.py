@@ -10,8 +10,8 @@ from typing import Literal
 
 from textseg.data.slices import lost_worker
 from textseg.errors import RunError
+from textseg.system.files import full_disk
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_MEMORY = ("not enough memory", "out of memory", "cannot allocate memory")
 
 
@@ -33,8 +33,9 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
         kept = resumable if last.exists() else "No checkpoint was saved yet"
         if what == "disk":
             raise RunError(
-                f"A disk is full, or a quota used up. Make room where the run folder ('{run}') and the cache "
-                f"('{cache}') lie, or choose others with --output and TEXTSEG_CACHE. {kept}."
+                "A disk is full, or a quota used up, or files may not be so large (ulimit -f). Make room where the run "
+                f"folder ('{run}') and the cache ('{cache}') lie, or choose others with --output and TEXTSEG_CACHE. "
+                f"{kept}."
             ) from error
         raise RunError(
             "Memory ran out. Lower training.batch_size or preparation.size (both begin a new run, with --fresh), "
@@ -44,9 +45,9 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
 
 def _what_ran_out(error: BaseException | None) -> Literal["disk", "memory"] | None:
     """Return the resource that an error is about; its causes count, too, since torch hides a full disk behind them."""
+    if full_disk(error):
+        return "disk"
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return "disk"
         is_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         if is_memory or any(words in str(error).lower() for words in NO_MEMORY):  # torch.OutOfMemoryError among them
             return "memory"

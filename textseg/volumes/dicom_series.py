@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from textseg.contracts import Plane
 from textseg.errors import DataError
+from textseg.system.files import file_name
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.integrity import numbers, require_room, require_scalar_volume, require_whole_dicom
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
@@ -97,11 +98,13 @@ def find_series(files: Iterable[Path]) -> list[DicomSeries]:
             continue
         numbers_given = Counter(number for _, number in series)
         for (unique, number), members in series.items():
-            name = f"{folder.resolve().name}_{number}"
+            name = f"{folder.resolve().name}_{number}"  # of a header that anybody may have written
             if numbers_given[number] > 1:
                 name += f"_{unique.rpartition('.')[2]}"
-            series_list.append(DicomSeries(folder, name, tuple(members)))
-        series_list += [DicomSeries(folder, f"{folder.resolve().name}_{file.stem}", (file,)) for file in damaged]
+            series_list.append(DicomSeries(folder, file_name(name), tuple(members)))
+        series_list += [
+            DicomSeries(folder, file_name(f"{folder.resolve().name}_{file.stem}"), (file,)) for file in damaged
+        ]
     return series_list
 
 

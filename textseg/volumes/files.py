@@ -8,10 +8,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import stat
-import uuid
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from textseg.contracts import Plane
 from textseg.errors import DataError
+from textseg.system.files import replacing
 from textseg.volumes.dicom_series import DicomSeries, only_series, read_series, series_hash
 from textseg.volumes.geometry import Array, Geometry, canonical, restore
 from textseg.volumes.integrity import mha_voxels, require_scalar_volume, require_sound_mha, require_whole_nrrd
@@ -111,34 +111,40 @@ def write_labels(
     smallest = np.min_scalar_type(int(array.max()) if array.size else 0)
     stored = restore(array, geometry).astype(smallest)
     geometry = replace(geometry, flat=geometry.flat and flat)
-    # A name of our own: it fits where the name of the path fits, and C++ can take it.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _verified(path, stored, geometry) as temporary:
         if suffix in NIFTI:
             write_nifti(stored, geometry, temporary, extension=extension)
         else:
             _write_itk(stored, geometry, temporary, header or {})
-        _verify(stored, geometry, temporary)
-        temporary.replace(path)
+
+
+def write_image(image: Any, path: Path) -> None:
+    """Write an image of SimpleITK, compressed, read back and compared, in one step. Raises DataError."""
+    _suffix(path)
+    with _verified(path, sitk.GetArrayFromImage(image), _geometry(image, "sagittal")) as temporary:
+        quietly(lambda: sitk.WriteImage(image, itk_name(temporary), useCompression=True))
+
+
+@contextmanager
+def _verified(path: Path, array: Array, geometry: Geometry) -> Iterator[Path]:
+    """Give a temporary path, which becomes `path` if it holds this array in file order and this geometry.
+
+    Raises DataError for a file that can't be written, or does not hold them: some writers report no full disk.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+            try:
+                written, stored = _read(temporary, geometry.plane)
+            except DataError as error:
+                raise UnreadableError("what was written can't be read back") from error
+            if differences := geometry.differences(stored):
+                raise UnreadableError(f"it would get another geometry: {'; '.join(differences)}")
+            if not np.array_equal(restore(written, stored), array):
+                raise UnreadableError("it would get other voxels")
     except (OSError, UnreadableError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} can't be written: {reason}. Check the folder, its rights and free space.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _verify(array: Array, geometry: Geometry, path: Path) -> None:
-    """Read labels in file order back; raise UnreadableError where they or their geometry are not what was written."""
-    try:
-        written = read_labels(path, geometry.plane)
-    except DataError as error:
-        raise UnreadableError("what was written can't be read back") from error
-    if differences := geometry.differences(written.geometry):
-        raise UnreadableError(f"it would get another geometry: {'; '.join(differences)}")
-    if not np.array_equal(restore(written.array, written.geometry), array):
-        raise UnreadableError("it would get other labels")
 
 
 def _write_itk(array: Array, geometry: Geometry, path: Path, header: Mapping[str, str]) -> None:

@@ -165,7 +165,7 @@ def test_what_a_killed_process_had_drawn_is_removed_by_the_next(tmp_path: Path, 
     assert killed.returncode == -signal.SIGKILL
     phantom = OneFile(str(tmp_path), number=1, atlas=small_atlas)
     (left,) = names_in(tmp_path)
-    assert left.startswith(f".{phantom.folder.name}.")
+    assert left.startswith(".textseg-")
     (tmp_path / ".of_somebody_else").mkdir()
     assert [case.id for case in phantom.cases()] == ["1"]
     assert names_in(tmp_path) == {phantom.folder.name, ".of_somebody_else"}

@@ -25,7 +25,7 @@ def show(
     """
     from textseg.data.checking import check_dataset
     from textseg.drawing.volume_pictures import case_png, frequency_png
-    from textseg.system.files import write_atomically
+    from textseg.system.files import file_name, write_atomically
     from textseg.system.messages import counted
     from textseg.system.progress import counting
 
@@ -37,13 +37,13 @@ def show(
             checked = check_dataset(source, progress=progress)
         visible = [checked_case.slices for checked_case in checked.cases if checked_case.slices]
         title = f"{Path(dataset).stem}: {counted(len(visible), 'case')} with masks"
-        target, content = output or Path(f"{Path(dataset).stem}.png"), frequency_png(title, source.atlas, visible)
+        name, content = Path(dataset).stem, frequency_png(title, source.atlas, visible)
     else:
         cases = {candidate.id: candidate for candidate in source.cases()}
         if case not in cases:
             raise DataError(f"The data set has no case '{case}'.{suggestion(case, cases)}")
         indices = None if slices is None else [number - 1 for number in numbers(slices, "7,8", int)]
-        target = output or Path(f"{case}.png")
-        content = case_png(cases[case], source.label_map(cases[case]), source.atlas, indices)
+        name, content = case, case_png(cases[case], source.label_map(cases[case]), source.atlas, indices)
+    target = output or Path(file_name(name, ".png"))
     write_atomically(target, content)
     print(target)

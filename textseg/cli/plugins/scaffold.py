@@ -6,14 +6,13 @@ import importlib.metadata
 import importlib.util
 import keyword
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from textseg.errors import PluginError, suggestion
 from textseg.registry.component import KINDS
 from textseg.registry.discovery import installed_registry
+from textseg.system.files import new_folder, write_atomically
 from textseg.version import API_VERSION, __version__
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -94,16 +93,14 @@ def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
     folder = output / plugin.distribution
     if folder.exists():
         raise PluginError(f"'{folder}' exists already. Remove it, or choose another name or --output.")
-    unfinished = output / f".{plugin.distribution}.{uuid.uuid4().hex}"
     try:
-        for path, content in plugin.files():
-            (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
-            (unfinished / path).write_text(content, encoding="utf-8")
-        unfinished.rename(folder)
+        with new_folder(folder) as unfinished:
+            for path, content in plugin.files():
+                write_atomically(unfinished / path, content)
     except OSError as error:
-        raise PluginError(f"'{folder}' can't be written: {error}. Choose another --output.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        raise PluginError(
+            f"'{folder}' can't be written: {error.strerror or error}. Choose another --output."
+        ) from error
     return [folder, *(folder / path for path, _ in plugin.files())]
 
 

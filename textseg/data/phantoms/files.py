@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +22,8 @@ from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.phantoms.spine import Phantom, render
 from textseg.data.phantoms.spine_anatomy import T1, T2, T2_SPACE, Anatomy, Contrast
 from textseg.errors import DataError, RecipeError, suggestion
-from textseg.system.files import cache_folder, new_folder
-from textseg.volumes.itk import itk_name
+from textseg.system.files import cache_folder, new_folder, temporary_folder
+from textseg.volumes.files import write_image
 
 _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
@@ -39,8 +37,8 @@ ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
 def drawn_apart() -> Iterator[None]:
     """Draw phantoms that are not on disk into the cache, and remove them in the end, so that a dry run leaves none."""
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="phantom.", dir=cache_folder()) as folder:
-        token = _apart.set(Path(folder))
+    with temporary_folder(cache_folder()) as folder:
+        token = _apart.set(folder)
         try:
             yield
         finally:
@@ -99,8 +97,6 @@ class PhantomFiles(ABC):
             with FileLock(self.folder.with_name(f".{name}.lock")):
                 if self.folder.is_dir():  # another process has just drawn it
                     return
-                for left in self.folder.parent.glob(f".{name}.{'[0-9a-f]' * 32}"):
-                    shutil.rmtree(left, ignore_errors=True)
                 with new_folder(self.folder) as unfinished:
                     self.write(unfinished)
         except OSError as error:
@@ -329,4 +325,4 @@ def write_drawn(
     image.SetOrigin(origin)  # type: ignore[no-untyped-call]
     if orientation is not None:
         image = sitk.DICOMOrient(image, orientation)  # type: ignore[no-untyped-call]
-    sitk.WriteImage(image, itk_name(path), useCompression=True)
+    write_image(image, path)
