@@ -24,7 +24,21 @@ FORMULAS = (
     "a\n+b",
     "=",
 )
-PLAIN = ("12_t2", "a=b", "it's", "'a", "T10:L5", "L5/S", "Müller, Jürgen", 'a "quoted" name', "a; b", "2-3", "")
+PLAIN = (
+    "12_t2",
+    "a=b",
+    "it's",
+    "'a",
+    "T10:L5",
+    "L5/S",
+    "Müller, Jürgen",
+    'a "quoted" name',
+    "a; b",
+    "2-3",
+    "",
+    "a\rb",
+    "\r\n",
+)
 
 
 def written(folder: Path, content: str | bytes, name: str = "table.csv") -> Path:

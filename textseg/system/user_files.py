@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from textseg.errors import DataError, suggestion
@@ -177,10 +178,11 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
     A text that a spreadsheet would take for a formula gets a quotation mark in front; `read_rows` removes it.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_cell(value) for value in row] for row in (header, *rows))
-    return text.getvalue()
+    lines = list[str]()
+    # With "\n" as terminator, a cell with "\r" would get no quotation marks, and end its row for most readers.
+    file: Any = SimpleNamespace(write=lines.append)
+    csv.writer(file, lineterminator="\r\n").writerows([_cell(value) for value in row] for row in (header, *rows))
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def _cell(value: object) -> object:
