@@ -9,7 +9,7 @@ from typing import Any
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
-from textseg.system import Row, read_table, read_yaml, unknown_row
+from textseg.system import Row, optional_file, read_table, read_yaml, unknown_row
 from textseg_folders.listing import find_atlas, map_values, patient_of, volumes_by_stem
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
@@ -107,13 +107,12 @@ class NiftiFolder:
     @cached_property
     def _table(self) -> Mapping[str, Row]:
         """Rows of cases.csv by case; empty without the file."""
-        if not self._table_path.exists():
-            return {}
-        return read_table(self._table_path, "case", optional=("patient", "split"), synonyms=PATIENTS)
+        path = optional_file(self._table_path)
+        return read_table(path, "case", optional=("patient", "split"), synonyms=PATIENTS) if path else {}
 
     def _labels_file(self) -> dict[str, Any]:
-        path = self.folder / "labels.yaml"
-        if not path.exists():
+        path = optional_file(self.folder / "labels.yaml")
+        if path is None:
             return {}
         content = read_yaml(path)
         atlas, labels = (content.get(key, "") for key in KEYS) if isinstance(content, dict) else (None, None)

@@ -10,7 +10,17 @@ from typing import Literal
 
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
-from textseg.system import Progress, RemoteFile, Row, fetch_file, read_table, shell, unknown_row, unpack_zip
+from textseg.system import (
+    Progress,
+    RemoteFile,
+    Row,
+    fetch_file,
+    optional_file,
+    read_table,
+    shell,
+    unknown_row,
+    unpack_zip,
+)
 from textseg_spine.atlas import CANAL, DISCS, VERTEBRAE, lumbar_spider
 
 LEVELS = range(1, 26)  # vertebrae and discs are counted from the bottom
@@ -259,7 +269,8 @@ def _naturally(item: tuple[str, Path]) -> list[tuple[int, str]]:
 
 def _table(path: Path, key: str, *columns: str) -> Mapping[str, Row]:
     """Return rows of a CSV file with at least these columns; empty without the file."""
-    return read_table(path, key, columns, fold=str.lower) if path.exists() else {}
+    file = optional_file(path)
+    return read_table(file, key, columns, fold=str.lower) if file else {}
 
 
 def _what_is_there(folder: Path) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from textseg.errors import DataError
-from textseg.system.user_files import Row, csv_text, read_json, read_rows, read_table, read_text, read_yaml
+from textseg.system.user_files import (
+    Row,
+    csv_text,
+    optional_file,
+    read_json,
+    read_rows,
+    read_table,
+    read_text,
+    read_yaml,
+)
 
 TABLE = "case,patient\nMüller,7\n"
 FORMULAS = (
@@ -71,6 +80,27 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         read_text(tmp_path / "missing")
     with pytest.raises(DataError, match="can't be read: Is a directory"):
         read_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["numbering.xlsx", "Numbering.XLS", "numbering.ods", "numbering.tsv", "numbering.csv.txt"]
+)
+def test_a_table_in_another_format_does_not_count_as_missing(tmp_path: Path, name: str) -> None:
+    assert optional_file(tmp_path / "numbering.csv") is optional_file(tmp_path / "no/numbering.csv") is None
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=f"{name}' is not read. Save it as 'numbering.csv'"):
+        optional_file(tmp_path / "numbering.csv")
+    path = tmp_path / "numbering.csv"
+    path.touch()
+    assert optional_file(path) == path
+
+
+def test_the_name_of_a_table_may_be_in_another_case(tmp_path: Path) -> None:
+    (tmp_path / "Cases.CSV").touch()
+    assert optional_file(tmp_path / "cases.csv") == tmp_path / "Cases.CSV"
+    (tmp_path / "labels.yml").touch()
+    with pytest.raises(DataError, match="Save it as 'labels.yaml'"):
+        optional_file(tmp_path / "labels.yaml")
 
 
 @pytest.mark.parametrize(
@@ -158,5 +188,9 @@ def test_a_written_table_has_no_formulas_and_reads_back_as_it_was(tmp_path: Path
     assert rows == [["name", text], [text, "0.1"], ["", "-1.0"]]
     assert (text in PLAIN) == (list(csv.reader(io.StringIO(content)))[1][0] == text)
     for separator in ",;\t":  # whichever a spreadsheet separates at
-        cells = [cell.lstrip(" ") for row in csv.reader(io.StringIO(content), delimiter=separator) for cell in row]
+        cells = [
+            cell.lstrip(" ")
+            for row in csv.reader(io.StringIO(content, newline=""), delimiter=separator)
+            for cell in row
+        ]
         assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\uff1d")) or cell[:2] in ("-x",)]

@@ -7,7 +7,7 @@ readers of the tables, JSON and YAML that people write.
 from textseg.system.commands import shell
 from textseg.system.fetching import Progress, RemoteFile, fetch_file, unpack_zip
 from textseg.system.hub import CODE, HubModel, carried, quiet_transformers
-from textseg.system.user_files import Row, read_json, read_table, read_text, read_yaml, unknown_row
+from textseg.system.user_files import Row, optional_file, read_json, read_table, read_text, read_yaml, unknown_row
 
 __all__ = [
     "CODE",
@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "carried",
     "fetch_file",
+    "optional_file",
     "quiet_transformers",
     "read_json",
     "read_table",

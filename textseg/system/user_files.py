@@ -19,6 +19,7 @@ from textseg.system.messages import counted
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".xls", ".xlsx", ".ods")  # the last three are refused with advice
 SEPARATORS = ",;\t"
+_MISNAMED = {".csv": (".xlsx", ".xls", ".ods", ".tsv", ".csv.txt"), ".yaml": (".yml", ".yaml.txt")}
 NEAR = 0.75  # similarity of two names of columns from which one is taken for a slip of the pen
 _SAVE = "Save it as UTF-8 (Excel calls this 'CSV UTF-8')"
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # xlsx and ods, xls
@@ -54,6 +55,20 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise DataError(f"{path}:{1 + text[: text.index(chr(0))].count(chr(10))}: this is no text in UTF-8. {_SAVE}.")
     return text
+
+
+def optional_file(path: Path) -> Path | None:
+    """Return a file that may be missing, also with its name in another case; None without it.
+
+    Raises DataError for a file of that name in another format, which would silently count as missing.
+    """
+    if path.exists() or not path.parent.is_dir():
+        return path if path.exists() else None
+    files = {file.name.casefold(): file for file in path.parent.iterdir()}
+    for suffix in _MISNAMED[path.suffix]:
+        if misnamed := files.get(f"{path.stem}{suffix}"):
+            raise DataError(f"'{misnamed}' is not read. Save it as '{path.name}', in UTF-8, or move it away.")
+    return files.get(path.name)
 
 
 def read_json(path: Path) -> Any:
