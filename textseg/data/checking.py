@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.errors import DataError, one_line
 from textseg.system.children import end_with
+from textseg.system.commands import shell
 from textseg.system.messages import counted
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry, downward_axis
@@ -245,7 +245,7 @@ def _geometry(case: Case, image: Geometry, labels: Volume) -> Iterator[Finding]:
         f"s.WriteImage(m, {f'mended_{Path(path).name}'!r}, True)"
     )
     sure = "if it was drawn on this image" if alike else "if it is a mask of this patient"
-    remedy = f"{sure}: python -c {shlex.quote(code)}"
+    remedy = f"{sure}: {shell('python', '-c', code)}"
     if not alike and share < MOSTLY:
         remedy = f"only {share:.0%} of it lies inside the image: export it again from the program that drew it"
     what = f"image and mask do not lie on each other: {'; '.join(differences)}"
