@@ -208,6 +208,11 @@ def test_no_memory_is_taken_for_what_a_file_cannot_hold(
         file.write_bytes(whole[:position] + b"\xfe\xff\xff\xf0"[-count:] + whole[position + count :])
         with pytest.raises(DataError, match="an element of its header states"):
             read_volume(tmp_path)
+    syntax = whole.index(b"1.2.840.10008.1.2.")
+    file.write_bytes(whole[: syntax + 17] + whole[syntax + 17 :].replace(b".1\0", bytes(3), 1))  # implicit, it says
+    if not compressed:
+        with pytest.raises(DataError, match="an element of its header states"):
+            read_volume(tmp_path)
     dataset.Rows = dataset.Columns = 30000
     dataset.save_as(file)
     with pytest.raises(DataError, match="its header states 900000000 bytes"):

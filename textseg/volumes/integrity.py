@@ -27,6 +27,8 @@ MHA_NUMBERS = (
 TRUE = (b"T", b"1")  # how MetaIO's true begins, in capitals
 # Of DICOM: groups of the file's own header and of items in sequences, the pixels, types with a length of 32 bits
 META, ITEM, PIXELS, UNDEFINED = 0x0002, 0xFFFE, (0x7FE0, 0x0010), 0xFFFFFFFF
+META_KINDS = (b"AE", b"OB", b"SH", b"UI", b"UL", b"UR")  # of the elements of the file's own header
+SYNTAX, IMPLICIT = (0x0002, 0x0010), b"1.2.840.10008.1.2"  # the transfer syntax; the one without types in the file
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 LONGEST_LINE = 1 << 16  # bytes of a line of a header
 
@@ -107,7 +109,7 @@ def require_whole_dicom(path: Path) -> None:
 
     Elements are read one after the other, those of sequences too; what can't be walked through is left to GDCM.
     """
-    size, explicit, fragments, first = path.stat().st_size, True, False, True
+    size, syntax, explicit, fragments, first = path.stat().st_size, b"", True, False, True
     with path.open("rb") as file:
         if file.read(132)[128:] != b"DICM":
             file.seek(0)
@@ -116,8 +118,10 @@ def require_whole_dicom(path: Path) -> None:
             kind = start[4:6]
             if group == ITEM:
                 kind = b"" if fragments else b"SQ"
+            elif group == META and kind not in META_KINDS:
+                raise UnreadableError("its header is damaged")
             elif group != META and first:
-                explicit, first = kind.isalpha() and kind.isupper(), False
+                explicit, first = kind.isalpha() and kind.isupper() and syntax != IMPLICIT, False
             if group != ITEM and (explicit or group == META):
                 length = struct.unpack("<I", file.read(4).ljust(4))[0] if kind in LONG else length >> 16
             if length == UNDEFINED:
@@ -126,6 +130,8 @@ def require_whole_dicom(path: Path) -> None:
                 fragments = fragments or (group, element) == PIXELS
             elif length > size - file.tell():
                 raise UnreadableError(f"an element of its header states {length} bytes, and {size} are in the file")
+            elif (group, element) == SYNTAX:
+                syntax = file.read(length).rstrip(b"\0 ")
             elif kind != b"SQ":
                 file.seek(length, os.SEEK_CUR)
 
