@@ -52,6 +52,7 @@ CPU = (
     Benchmark("Fusion", "fusion", "", "--sides 64 --pairs 1 --feature-size 24"),
     Benchmark("Backbone", "backbone", "", "--sides 64 --pairs 1 --feature-size 12"),
     Benchmark("One slice at full size", "full_size", SLICE, "recipes/quickstart.yaml"),
+    Benchmark("Validation in windows", "validation", "recipes/quickstart.yaml", "recipes/quickstart.yaml --smallest"),
     Benchmark(
         "One vision encoder after the other",
         "encoders",
