@@ -82,9 +82,11 @@ def test_a_mask_that_names_its_values_otherwise_is_not_converted(tmp_path: Path)
     write_labels(
         np.ones((3, 1, 2), np.uint8), Geometry((3, 2, 1), (1.0,) * 3, (0.0,) * 3, tuple(np.eye(3).ravel())), path
     )
-    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "S"}, "made": {}}
+    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "L4"}, "made": {}}
     (tmp_path / "mask.json").write_text(json.dumps(sidecar))
-    with pytest.raises(DataError, match="names its value 1 'S', and the labels 'spider' call it 'L5'"):
+    with pytest.raises(DataError, match="names its value 1 'L4', and the labels 'spider' call it 'L5'"):
         convert_file(path, tmp_path / "out.mha", "spider", "totalspineseg")
     assert not (tmp_path / "out.mha").exists()
-    convert_file(path, tmp_path / "out.mha", "mrspineseg", "totalspineseg")
+    (tmp_path / "mask.json").write_text(json.dumps({**sidecar, "labels": {"1": "L5"}}))
+    convert_file(path, tmp_path / "out.mha", "spider", "totalspineseg")
+    assert np.unique(read_labels(tmp_path / "out.mha").array).tolist() == [45]

@@ -322,6 +322,12 @@ def test_values_have_the_names_that_the_mask_gives_them(phantom: Dataset, tmp_pa
     sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": names, "made": {}, "case": "2_t2"}
     (masks / "other_seg.json").write_text(json.dumps(sidecar))
     assert dsc(evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT
+    sidecar["mask_sha256"] = "of another content"
+    (masks / "other_seg.json").write_text(json.dumps(sidecar))
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(path))  # as a program that drops the table in the header
+    scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")
+    assert "has changed since 'other_seg.json' was written" in scored.failed["2_t2"]
+    sidecar["mask_sha256"] = file_hash(path)
     sidecar["labels"] = {**names, str(phantom.atlas["L5"].index): "femur"}
     (masks / "other_seg.json").write_text(json.dumps(sidecar))
     scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")

@@ -205,3 +205,14 @@ def test_the_convention_of_a_mask_must_be_clear() -> None:
     convention = find_convention(registry, "atlas", "lumbar_spider")
     assert convention.values["L5"] == 1
     assert read_point(convention.atlas, "lumbar 4 @ -1.5, 2, .5").name == "L4"
+
+
+def test_labels_that_the_mask_itself_contradicts_are_refused(tmp_path: Path) -> None:
+    mask = write(tmp_path / "a.mha", column("T11", "L4"))
+    sidecar = {"mask": "a.mha", "labels": {str(SPIDER["L4"]): "L3"}, "made": {}}
+    (tmp_path / "a.json").write_text(json.dumps(sidecar))
+    arguments = [str(mask), "--visible", "T12:L5", "--output", str(tmp_path / "out")]
+    options = ["--labels", "spider", "--atlas", "lumbar_spider"]
+    result = CliRunner().invoke(app, ["rename", *arguments, *options])
+    assert result.exit_code == 1
+    assert "itself names its value 2 'L3', and the labels 'spider' call it 'L4'" in result.output

@@ -129,6 +129,16 @@ def test_no_annotated_case(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -
             lambda label_map: lambda case: {**label_map(case), 77: 20},
             "maps labels of case '.*' to 20, and the classes of atlas '.*' are 0 to 19",
         ),
+        (
+            "cases",
+            lambda cases: lambda: [replace(case, id=f"J\udcfc{case.id}") for case in cases()],
+            r"the id 'J\\udcfc.*' of a case is no UTF-8",
+        ),
+        (
+            "label_map",
+            lambda label_map: lambda case: {**label_map(case), 1: 2, 2: 1},
+            "itself names its value 1 'L5', and the labels of the data set call it 'L4'",
+        ),
     ],
 )
 def test_cases_that_would_spoil_a_run_are_refused_before_preparation(
@@ -144,6 +154,7 @@ def test_cases_that_would_spoil_a_run_are_refused_before_preparation(
 
     monkeypatch.setattr(module.installed_registry(), "build", spoilt, raising=False)
     monkeypatch.setattr(module, "prepare", lambda *_, **__: pytest.fail("cases were prepared"))
+    monkeypatch.setattr("textseg.volumes.label_tables.value_names", lambda path: {1: "L5"})
     with pytest.raises(DataError, match=message):
         build(load_recipe(tiny_recipe))
 

@@ -14,7 +14,7 @@ from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
 from textseg.volumes.files import file_hash, read_labels
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.label_tables import PRIVATE, require_names, value_names
+from textseg.volumes.label_tables import PRIVATE, has_changed, require_names, value_names
 from textseg.volumes.mask import Mask
 
 nibabel = pytest.importorskip("nibabel")
@@ -89,10 +89,14 @@ def test_a_mask_names_its_values_and_another_convention_is_refused(mask: Mask, t
     mask.save(path)
     assert value_names(path) == mask.names
     require_names(path, mask.names, [0, 1, 4], "the labels 'a'")
-    first = mask.names[1]
-    with pytest.raises(DataError, match=f"itself names its value 1 '{first}', and the labels 'a' call it 'x'"):
-        require_names(path, {1: "x"}, [0, 1], "the labels 'a'")
-    require_names(path, {1: "x"}, [2], "the labels 'a'")  # the mask does not hold that value
+    first, second = mask.names[1], mask.names[2]
+    exchanged = {1: second, 2: first}
+    with pytest.raises(DataError, match=f"itself names its value 1 '{first}', and the labels 'a' call it '{second}'"):
+        require_names(path, exchanged, [0, 1], "the labels 'a'")
+    with pytest.raises(DataError, match="do not name it"):
+        require_names(path, {7: first}, [0, 1], "the labels 'a'")
+    require_names(path, exchanged, [3], "the labels 'a'")  # the mask does not hold these values
+    require_names(path, {1: "another spelling"}, [1], "the labels 'a'")
 
 
 def test_a_sidecar_names_the_values_of_the_mask_that_it_was_written_for(mask: Mask, tmp_path: Path) -> None:
@@ -104,9 +108,9 @@ def test_a_sidecar_names_the_values_of_the_mask_that_it_was_written_for(mask: Ma
     sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"7": "L5"}, "made": {}}
     (tmp_path / "mask.json").write_text(json.dumps(sidecar))
     assert value_names(path) == {7: "L5"}
+    assert not has_changed(path)
     path.write_bytes(path.read_bytes() + b"0")
-    with pytest.raises(DataError, match="has changed since 'mask.json' was written"):
-        value_names(path)
+    assert has_changed(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x5c\x01\0\0" * 100, b"\x1f\x8b no gzip"])

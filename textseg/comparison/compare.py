@@ -16,6 +16,8 @@ from textseg.comparison.text import FORMATS, as_markdown
 from textseg.errors import RunError
 from textseg.system.files import write_atomically
 
+LISTED = 10  # differences that a message shows
+
 
 def compare(
     runs: Sequence[Path],
@@ -42,7 +44,8 @@ def compare(
     if different and not force:
         raise RunError(
             "These runs can't be compared, because their scores do not mean the same:\n  "
-            + "\n  ".join(mismatch.line for mismatch in different)
+            + "\n  ".join(mismatch.line for mismatch in different[:LISTED])
+            + (f"\n  and {len(different) - LISTED} more differences" if len(different) > LISTED else "")
             + "\nCompare runs of the same data, split and preparation; where `evaluation` differs, evaluate again with "
             "equal settings (`textseg evaluate RUN`). --force makes a table anyway, marked as not comparable."
         )

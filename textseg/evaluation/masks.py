@@ -22,7 +22,7 @@ from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash
 from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels, stem
-from textseg.volumes.label_tables import PART, own_case, value_names
+from textseg.volumes.label_tables import PART, has_changed, own_case, sidecar_of, value_names
 
 LISTED = 5  # files that a message names
 
@@ -214,8 +214,13 @@ def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> Lab
         for spelling in (*structure.synonyms, structure.name)
     }
     known = {value: indices[name.casefold()] for value, name in names.items() if name.casefold() in indices}
-    if not known:  # names such as "Segment_1" say nothing
-        return label_map
+    if not known or all(label_map.get(value) == index for value, index in known.items()):
+        return label_map  # names such as "Segment_1" say nothing
+    if has_changed(path):
+        raise DataError(
+            f"'{path}' has changed since '{sidecar_of(path).name}' was written beside it, so it is not known what its "
+            "values mean. Predict it again; or move the JSON file away if the mask has the values of the data set."
+        )
     for value in np.unique(labels.array).tolist():
         if value and value not in known:
             name = names.get(value)

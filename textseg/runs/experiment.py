@@ -30,6 +30,7 @@ from textseg.text.drawn_text import DrawnText, Statements
 from textseg.text.reading import read_cases
 from textseg.text.slice_text import Knowledge, Text, build_text, require_levels
 from textseg.text.visibility import statement
+from textseg.volumes.label_tables import require_names
 
 Progress = Callable[[int, int], None]
 
@@ -216,11 +217,16 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
         )
     classes = dataset.atlas.class_count
     for case in cases:
+        if any("\ud800" <= character <= "\udfff" for character in case.id + case.patient):
+            raise DataError(f"dataset: the id {case.id!a} of a case is no UTF-8. Rename its files.")
         if beyond := sorted({index for index in dataset.label_map(case).values() if not 0 <= index < classes}):
             raise DataError(
                 f"dataset: '{name}' maps labels of case '{case.id}' to {', '.join(map(str, beyond))}, and the classes "
                 f"of atlas '{dataset.atlas.name}' are 0 to {classes - 1}. Correct its label map."
             )
+        if case.mask_path is not None:
+            own = {value: dataset.atlas.names[i - 1] for value, i in dataset.label_map(case).items() if i}
+            require_names(case.mask_path, own, own, "the labels of the data set")
     return cases
 
 

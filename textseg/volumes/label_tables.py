@@ -111,31 +111,30 @@ def own_case(path: Path) -> str | None:
 
 
 def value_names(path: Path) -> dict[int, str]:
-    """Return the names that a mask gives its values, from its sidecar or the table in its header; empty without any.
-
-    Raises DataError where the sidecar of a mask without a table describes another content than the mask has.
-    """
+    """Return the names that a mask gives its values, from the table in its header or its sidecar; empty without any."""
     name = path.name.lower()
-    sidecar = _sidecar(path)
-    if sidecar and sidecar.get("mask_sha256") == file_hash(path):
-        return _by_value(sidecar["labels"].items())
     names = _slicer_names(path) if name.endswith(".nrrd") else _nifti_names(path) if ".nii" in name[-7:] else {}
-    if sidecar and not names:
-        raise DataError(
-            f"'{path}' has changed since '{sidecar_of(path).name}' was written beside it, so nobody can tell what its "
-            "values mean. Predict it again; or move the JSON file away if the mask has the values that you expect."
-        )
-    return names
+    return names or _by_value(_sidecar(path).get("labels", {}).items())
+
+
+def has_changed(path: Path) -> bool:
+    """Return True if a mask has another content than its sidecar describes, so that other values may be in it."""
+    sidecar = _sidecar(path)
+    return bool(sidecar) and sidecar.get("mask_sha256") != file_hash(path)
 
 
 def require_names(path: Path, expected: Mapping[int, str], values: Iterable[int], convention: str) -> None:
-    """Raise DataError where a mask itself names one of its `values` otherwise than the `convention` for reading it."""
-    names = value_names(path)
+    """Raise DataError where a mask itself gives a value the name that the `convention` for reading it gives another.
+
+    Names that the convention does not have say nothing: other tools spell them differently.
+    """
+    names, known = value_names(path), set(expected.values())
     for value in values:
-        if value and value in names and names[value] != expected.get(value, names[value]):
+        if value and names.get(value) in known and names[value] != expected.get(value):
+            called = f"call it '{expected[value]}'" if value in expected else "do not name it"
             raise DataError(
-                f"'{path}' itself names its value {value} '{names[value]}', and {convention} call it "
-                f"'{expected[value]}'. State the labels that this mask has."
+                f"'{path}' itself names its value {value} '{names[value]}', and {convention} {called}. State the "
+                "labels that this mask has."
             )
 
 
@@ -150,8 +149,11 @@ def _sidecar(path: Path) -> dict[str, Any]:
 
 
 def _slicer_names(path: Path) -> dict[int, str]:
-    with path.open("rb") as file:
-        header = file.read(HEADER_BYTES).partition(b"\n\n")[0].decode(errors="replace")
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES).partition(b"\n\n")[0].decode(errors="replace")
+    except OSError:  # whoever reads the voxels names what is wrong with the file
+        return {}
     names, values = (
         dict(re.findall(rf"^Segment(\d+)_{key}:=(.*?)\r?$", header, re.MULTILINE)) for key in ("Name", "LabelValue")
     )
