@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import typer
 
 from textseg.cli import entry as cli
@@ -133,6 +135,8 @@ def test_a_check_prints_the_option_that_leaves_its_faulty_cases_out(
         (tmp_path / part).mkdir()
         for case_id in ("010", "a'b", "a,b"):
             (tmp_path / part / f"{case_id}.mha").write_text("nothing")
+    sound = np.random.default_rng(0).random((4, 16, 16))
+    sitk.WriteImage(sitk.GetImageFromArray(sound), tmp_path / "images" / "sound.mha")
     arguments = ["data", "check", "nifti_folder", "--folder", str(tmp_path), "--set", "atlas=lumbar_spider"]
     monkeypatch.setattr(sys, "argv", ["textseg", *arguments])
     with pytest.raises(SystemExit, match="1"):
