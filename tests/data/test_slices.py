@@ -20,7 +20,15 @@ from textseg.contracts import Atlas, Batch, Source, TextFeatures
 from textseg.data import slices as data_slices
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import PreparedCase
-from textseg.data.slices import PackedBatch, ShuffledBatches, Slices, SliceStack, Volumes, training_loader
+from textseg.data.slices import (
+    PackedBatch,
+    ShuffledBatches,
+    Slices,
+    SliceStack,
+    Volumes,
+    check_shared_memory,
+    training_loader,
+)
 from textseg.errors import RunError
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.text.drawn_text import DrawnText, Draws
@@ -164,14 +172,18 @@ def test_batches_do_not_depend_on_the_number_of_workers(
     require_equal(alone, loader_of(cases, text, workers=2))
 
 
+@pytest.mark.parametrize("kind", [Slices, Volumes])
 def test_too_little_shared_memory_is_a_message_before_workers_start(
-    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf, monkeypatch: pytest.MonkeyPatch
+    kind: Any, cases: list[PreparedCase], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = drawn_text_of(cases, small_atlas)
+    slices = Slices(cases, None, {}, None, 5)
     monkeypatch.setattr(data_slices, "SHARED_MEMORY", Path("/"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    free = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    check_shared_memory(kind(slices) if kind is Volumes else slices, 10, 2)
+    free.free = 100
     with pytest.raises(RunError, match=r"2 workers need .* 0 MB free. Lower .*workers, down to 0, or .*--shm-size=1g"):
-        loader_of(cases, text, workers=2)
+        check_shared_memory(kind(slices) if kind is Volumes else slices, 10, 2)
 
 
 @pytest.mark.parametrize("fault", ["hand over", "killed"])

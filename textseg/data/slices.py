@@ -320,8 +320,6 @@ def training_loader(
 
     Raises RunError if the workers can't hand over their batches.
     """
-    if workers:
-        _check_shared_memory(slices, order.batch_size, workers)
     loader: DataLoader[Any] = DataLoader(
         slices,
         batch_sampler=order,
@@ -358,7 +356,7 @@ def _give_up(error: Exception, _: object) -> None:
     os._exit(0)  # other codes make torch raise an error inside any line of the training
 
 
-def _check_shared_memory(slices: Slices | Volumes, batch_size: int, workers: int) -> None:
+def check_shared_memory(slices: Slices | Volumes, batch_size: int, workers: int) -> None:
     """Raise RunError if the batches of the workers need more shared memory than there is: they would be killed."""
     if not SHARED_MEMORY.is_dir():
         return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from textseg.contracts import Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
-from textseg.data.slices import ShuffledBatches, Slices, Volumes, training_loader
+from textseg.data.slices import ShuffledBatches, Slices, Volumes, check_shared_memory, training_loader
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
 from textseg.models.segmenter import Segmenter
@@ -123,6 +123,8 @@ class Training:
             self.slices, self.batch_size = Volumes(self.slices), 1
         processes = self.settings.devices * self.settings.nodes
         check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching, processes)
+        if self.settings.workers:
+            check_shared_memory(self.slices, self.batch_size, self.settings.workers)
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
