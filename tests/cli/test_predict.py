@@ -33,10 +33,12 @@ def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(
     assert f"1 mask written to {tmp_path / 'out'}" in result.stdout
     assert "1 of 2 volumes failed:\n  " in result.stderr
     assert "bad.mha" in result.stderr
+    (tmp_path / "out" / f".textseg-{'0' * 16}.mha").touch()  # of a command that was killed
     again = CliRunner().invoke(app, [*arguments[:3], *arguments[4:]])
     assert again.exit_code == 0
     assert "0 masks written" in again.stdout
     assert "1 was there already" in again.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_words_are_shown_as_they_were_read(finished_run: Path, scan: Path, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def write_masks(outcomes: Iterable[Outcome], count: int, output: Path, kind: str
     Raises Exit(1) if a job failed, and DataError if the folder can't be made.
     """
     from textseg.errors import DataError
+    from textseg.system.files import remove_leftovers
     from textseg.system.messages import counted
     from textseg.system.progress import progress_bar
 
@@ -117,6 +118,7 @@ def write_masks(outcomes: Iterable[Outcome], count: int, output: Path, kind: str
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--output: '{output}' can't be made: {error.strerror}.") from error
+    remove_leftovers(output)  # also where all masks are there already
     failed, written, existing = [], 0, 0
     with progress_bar() as bar:
         for outcome in bar.track(outcomes, total=count, description=doing):
