@@ -209,7 +209,7 @@ def test_volumes_are_distorted_on_the_device_as_by_workers(tiny_recipe: Path, tm
 def test_a_run_says_what_it_does_in_sequence(tiny_recipe: Path, tmp_path: Path, capsys: Any) -> None:
     data = experiment(tiny_recipe)
     steps = 3 * len(data.cases["train"])
-    assert running.plan(data).endswith(f"3 epochs (1 coarse, then 2 fine), {steps} steps of one case each")
+    assert f"3 epochs (1 coarse, then 2 fine), {steps} steps of one case each\nloss: " in running.plan(data)
     running.run(tiny_recipe, overrides=STAGED, output=tmp_path)
     assert "test: dsc" in capsys.readouterr().out
     report = next(tmp_path.rglob("report.html")).read_text()
