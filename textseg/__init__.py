@@ -31,7 +31,13 @@ __all__ = [
 ]
 
 
-def load(path: Path | str, *others: Path | str, device: str | None = None, engine: Engine | None = None) -> Predictor:
+def load(
+    path: Path | str,
+    *others: Path | str,
+    device: str | None = None,
+    engine: Engine | None = None,
+    trust_code: bool = False,
+) -> Predictor:
     """Load the trained model of a run folder or a bundle; several paths give an ensemble.
 
     `mask = load("bundle")("scan.mha", visible="T10:L5")`; see `textseg.inference.loading.load`. That module
@@ -39,7 +45,7 @@ def load(path: Path | str, *others: Path | str, device: str | None = None, engin
     """
     from textseg.inference.loading import load as load_trained
 
-    return load_trained(path, *others, device=device, engine=engine)
+    return load_trained(path, *others, device=device, engine=engine, trust_code=trust_code)
 
 
 def run(
@@ -50,6 +56,7 @@ def run(
     output: Path | None = None,
     fresh: bool = False,
     dry_run: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Run a recipe like `textseg run`: prepare, train or resume, evaluate. Returns the run folder.
 
@@ -58,4 +65,6 @@ def run(
     from textseg.training.run import run as run_recipe
 
     folders = {} if output is None else {"output": output}
-    return run_recipe(recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, **folders)
+    return run_recipe(
+        recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, trust_code=trust_code, **folders
+    )

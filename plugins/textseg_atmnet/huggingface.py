@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from textseg.errors import PromptError
-from textseg.system import CODE, HubModel, Progress, quiet_transformers
+from textseg.system import HubModel, Progress, quiet_transformers
 
 BATCH_SIZE = 32
 TEXT_FILES = ("config.json", "*token*.json", "vocab*", "merges.txt", "*.model")  # configuration and tokenizer
@@ -154,8 +154,8 @@ class HuggingFace:
         """Hash of weights (on the hub: name and commit), configuration, tokenizer, layer and pooling."""
         source = self._source
         digest = hashlib.sha256(json.dumps([self.layer, self.pooling]).encode())
-        patterns = (*TEXT_FILES, *([CODE] if source.remote_code else []))
-        files = {path for pattern in patterns for path in source.folder.glob(pattern)}
+        files = {path for pattern in TEXT_FILES for path in source.folder.glob(pattern)}
+        files |= {source.folder / name for name in source.code}
         if source.local:
             files |= set(source.weights())
         else:
@@ -214,6 +214,7 @@ class HuggingFace:
             stated = json.loads((self._source.folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._unreadable("configuration", error) from error
+        _ = self._source.code  # refuses code of other repositories
         names = AUTO if self._source.remote_code else HEADS_ALONE.get(stated.get("model_type"), AUTO)
         config, tokenizer, model = (getattr(transformers, name) for name in names)
         return config, tokenizer, model

@@ -135,7 +135,7 @@ class Recorder:
         return "what it says"
 
 
-def read_recipe(path: Path, overrides: Sequence[str]) -> SimpleNamespace:
+def read_recipe(path: Path, overrides: Sequence[str], **_: bool) -> SimpleNamespace:
     """Stands in for a recipe: its name and what the overrides give it."""
     given = dict(value.split("=", 1) for value in overrides)
     fold = given.get("split.fold")
@@ -171,21 +171,25 @@ def test_one_run_is_done_in_this_process(running: Recorder, monkeypatch: pytest.
     options = ["--set", "a.b=1", "--set", "c=[1,2]", "--seeds", "7", "--output", "o", "--fresh", "--dry-run"]
     assert call(monkeypatch, "run", "x.yaml", *options) == 0
     named: dict[str, Any] = {"overrides": ("a.b=1", "c=[1,2]"), "output": Path("o"), "fresh": True, "dry_run": True}
-    assert running.calls == [((Path("x.yaml"),), {**named, "seed": 7})]
+    assert running.calls == [((Path("x.yaml"),), {**named, "seed": 7, "trust_code": False})]
 
 
 def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "run", "x.yaml") == 0
     named: dict[str, Any] = {"overrides": (), "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
-    assert running.calls == [((Path("x.yaml"),), named)]
+    assert running.calls == [((Path("x.yaml"),), {**named, "trust_code": False})]
 
 
 def test_a_run_is_repeated_from_its_folder(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     repeating = Recorder(monkeypatch, "training.reproduce", "reproduce")
     assert call(monkeypatch, "reproduce", "runs/x/seed1") == 0
-    assert call(monkeypatch, "reproduce", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run") == 0
+    assert (
+        call(monkeypatch, "reproduce", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run", "--trust-code")
+        == 0
+    )
     named: dict[str, Any] = {"overrides": [], "output": Path("repeated"), "fresh": False, "dry_run": False}
     others: dict[str, Any] = {"overrides": ["a=1"], "output": Path("o"), "fresh": True, "dry_run": True}
+    named["trust_code"], others["trust_code"] = False, True
     assert repeating.calls == [((Path("runs/x/seed1"),), named), ((Path("r"),), others)]
     for wrong in ([], ["r", "--seeds", "1"], ["r", "--jobs", "2"]):
         assert call(monkeypatch, "reproduce", *wrong) == 2
@@ -213,13 +217,13 @@ def test_several_runs_are_planned_and_their_exit_code_is_that_of_all(
     running_all: list[tuple[list[PlannedRun], dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = ["--set", "a=1", "--seeds", "1,2", "--output", "o", "--jobs", "3", "--fresh"]
+    options = ["--set", "a=1", "--seeds", "1,2", "--output", "o", "--jobs", "3", "--fresh", "--trust-code"]
     assert call(monkeypatch, "run", "x.yaml", "y.yaml", *options) == 2
     ((runs, named),) = running_all
     assert [(run.recipe.name, run.overrides, run.seed, str(run.folder)) for run in runs] == [
         (f"{name}.yaml", ("a=1",), seed, f"o/{name}/seed{seed}") for name in ("x", "y") for seed in (1, 2)
     ]
-    assert named == {"jobs": 3, "fresh": True, "dry_run": False}
+    assert named == {"jobs": 3, "fresh": True, "dry_run": False, "trust_code": True}
     assert not running.calls
 
 
@@ -326,9 +330,10 @@ def test_evaluate_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> No
         ("interactive", "T10:L5", None),
         (None, None, [0.7, 0.5]),
     ]
-    expected = [
-        ((Path("runs/x"),), {"prompts": p, "visible": v, "fields_of_view": f, "overrides": []}) for p, v, f in given
-    ]
+    assert call(monkeypatch, "evaluate", "runs/x", "--trust-code") == 0
+    options: dict[str, Any] = {"overrides": [], "trust_code": False}
+    expected = [((Path("runs/x"),), {"prompts": p, "visible": v, "fields_of_view": f, **options}) for p, v, f in given]
+    expected.append((expected[0][0], {**expected[0][1], "trust_code": True}))
     assert evaluation.calls == expected
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -474,6 +475,35 @@ def test_a_folder_that_lost_a_file_is_prepared_again(tmp_path: Path, name: str) 
     assert again == first
     assert np.array_equal(again.image, image)
     assert json.loads((again.folder / "case.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["case.json", "image.npy", "mask.npy"])
+def test_a_bit_flipped_in_the_store_is_noticed_and_the_case_prepared_again(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, cache = case_in(tmp_path), tmp_path / "cache"
+    first = prepare_one(case, cache)
+    image, mask = np.array(first.image), np.array(first.mask)
+    content, draw = (first.folder / name).read_bytes(), random.Random(0)
+    assert not capsys.readouterr().err
+    for position in sorted({9, 30, len(content) - 1, *(draw.randrange(len(content)) for _ in range(12))}):
+        changed = bytearray(content)
+        changed[position] ^= 1 << draw.randrange(8)
+        (first.folder / name).write_bytes(changed)
+        again = prepare_one(case, cache)
+        assert again == first
+        assert np.array_equal(again.image, image)
+        assert np.array_equal(again.mask, mask)
+        # In case.json it may hit the name of the checksums, as if a version without them had written the file.
+        assert "Case '1_t2': its slices in" in capsys.readouterr().err or name == "case.json"
+    assert sorted(path.name for path in files_in(cache)) == ["case.json", "image.npy", "mask.npy"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"checksums": 3, "intensities": [1, 2, 3, 4, 5]}', "[" * 100_000])
+def test_facts_of_another_shape_are_written_anew(tmp_path: Path, content: str) -> None:
+    first = prepare_one(case_in(tmp_path), tmp_path / "cache")
+    (first.folder / "case.json").write_text(content)
+    assert prepare_one(case_in(tmp_path), tmp_path / "cache") == first
 
 
 def test_a_damaged_store_is_a_clear_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from textseg.registry.component import Plugin
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build, build_segmenter
 from textseg.runs.folder import RunFolder
+from textseg.volumes.files import file_hash
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,74 @@ def test_a_bundle_of_another_time_is_refused(
     manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
     (tmp_path / "b" / "bundle.json").write_text(json.dumps({**manifest, key: value}))
     with pytest.raises(RunError, match=message):
+        textseg.load(tmp_path / "b")
+
+
+def sealed(bundle: Path, **changes: object) -> None:
+    """Write the manifest anew, with the hashes of the files as they are now: what a hostile person would do."""
+    manifest = json.loads((bundle / "bundle.json").read_text()) | changes
+    if "files" not in changes:
+        manifest["files"] = {name: file_hash(bundle / name) for name in manifest["files"]}
+    (bundle / "bundle.json").write_text(manifest_text({k: v for k, v in manifest.items() if v is not None}))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("weights.safetensors", b"", "weights.safetensors' is damaged"),
+        ("weights.safetensors", pickle.dumps(print), "weights.safetensors' is damaged"),
+        ("text.safetensors", b"", "text.safetensors' is damaged"),
+        ("texts.json", b"{}", "texts.json' is damaged"),
+        ("texts.json", b'["a"]', "text.safetensors' is damaged .*features of 1 text"),
+        ("texts.json", b"[1]", "texts.json' is damaged"),
+        ("task.json", b"[]", "task.json' is damaged"),
+    ],
+)
+def test_a_bundle_with_hostile_files_is_one_message(
+    bundle: Path, tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    (tmp_path / "b" / file).write_bytes(content)
+    sealed(tmp_path / "b")
+    with pytest.raises(RunError, match=message):
+        textseg.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": None},
+        {"name": 3},
+        {"plugins": []},
+        {"plugins": {"spine": {}}},
+        {"files": {"a": 1}},
+        {"files": {}},
+        {"api": "1"},
+    ],
+)
+def test_a_manifest_of_other_types_is_one_message(bundle: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    sealed(tmp_path / "b", **changes)
+    with pytest.raises(RunError, match="bundle.json' is damaged|is not the file that was exported"):
+        textseg.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_count": [1]},
+        {"class_count": 10**9},
+        {"text_size": 10**9},
+        {"text_length": 70_000},
+        {"image_channels": 0},
+    ],
+)
+def test_sizes_of_a_task_have_bounds(bundle: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    shutil.copytree(bundle, tmp_path / "b")
+    record = json.loads((tmp_path / "b" / "task.json").read_text())
+    (tmp_path / "b" / "task.json").write_text(json.dumps({**record, "task": {**record["task"], **changes}}))
+    sealed(tmp_path / "b")
+    with pytest.raises(RunError, match="task.json' is damaged|does not hold the features"):
         textseg.load(tmp_path / "b")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,51 @@ def test_a_damaged_or_missing_checkpoint_says_what_to_do(tmp_path: Path) -> None
         with pytest.raises(RunError, match="last.ckpt' is damaged .* --fresh") as caught:
             folder.load_checkpoint("last")
         assert "\n" not in str(caught.value)
+
+
+def test_a_bit_flipped_anywhere_in_a_checkpoint_never_gives_other_weights(tmp_path: Path) -> None:
+    folder, path = RunFolder(tmp_path), RunFolder(tmp_path).checkpoint("last")
+    weights = torch.arange(60.0)
+    folder.save_checkpoint("last", {"model": {"weight": weights}, "progression": {"step": 3}})
+    content, refused = path.read_bytes(), 0
+    draw = random.Random(0)
+    start = content.index(weights.numpy().tobytes())
+    positions = [*range(start, start + 240, 8), *(draw.randrange(len(content)) for _ in range(150))]
+    for position in positions:
+        changed = bytearray(content)
+        changed[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            state = folder.load_checkpoint("last")
+        except RunError:
+            refused += 1
+        else:  # padding, or a field of the archive that nobody reads
+            assert torch.equal(state["model"]["weight"], weights)
+            assert state["progression"] == {"step": 3}
+    assert refused >= 30
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"seed": "x"}', '{"test": {"dsc": "high"}}', '{"groups": []}', "[" * 100_000, '{"seed": 1' + "0" * 5000],
+)
+def test_a_record_of_other_types_is_damaged(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record.write_text(content)
+    with pytest.raises(RunError, match="run.json' is damaged") as caught:
+        folder.read()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"epoch\n\x81", b"epoch\nx\n", b"step\n1\n", b"epoch,step\n1\n", b"epoch,dsc\n1,x\n"]
+)
+def test_a_damaged_history_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = RunFolder(tmp_path).log / "metrics.csv"
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(RunError, match=r"metrics.csv' is damaged .*Delete it"):
+        RunFolder(tmp_path).read_history()
 
 
 def test_an_interrupted_save_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

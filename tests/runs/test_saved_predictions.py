@@ -90,7 +90,14 @@ def test_an_evaluation_that_is_cut_off_leaves_nothing_to_read(case: Case, small_
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"cases": {"a": {}}, "structures": {}}', '{"cases": {}, "structures": {}, "plane": "oblique"}'],
+    [
+        "{",
+        "[]",
+        '{"cases": {}, "structures": {"1000000000000": "L1"}}',
+        '{"structures": {}, "cases": {"a": {"prediction": "a.mha", "image": "", "mask": "", "labels": {"1": 999999}}}}',
+        '{"cases": {"a": {}}, "structures": {}}',
+        '{"cases": {}, "structures": {}, "plane": "oblique"}',
+    ],
 )
 def test_a_damaged_table_is_named(content: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)

@@ -44,7 +44,7 @@ def planned(folder: Path, name: str) -> PlannedRun:
 
 
 def with_programs(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> None:
-    def command(self: PlannedRun, *, fresh: bool, dry_run: bool) -> list[str]:
+    def command(self: PlannedRun, **_: bool) -> list[str]:
         return [sys.executable, "-c", programs[self.recipe.stem], str(self.folder)]
 
     monkeypatch.setattr(PlannedRun, "command", command)
@@ -52,12 +52,23 @@ def with_programs(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str]) -> 
 
 def test_the_command_does_this_run_alone(tmp_path: Path) -> None:
     run = PlannedRun(Path("r/x.yaml"), ("a=[1, 2]", "split.fold=0"), 7, tmp_path / "x" / "seed7_fold0", tmp_path)
-    expected = f"-m textseg run r/x.yaml --set|a=[1, 2]|--set split.fold=0 --seeds 7 --output {tmp_path} --fresh"
+    expected = f"-P -m textseg run r/x.yaml --set|a=[1, 2]|--set split.fold=0 --seeds 7 --output {tmp_path} --fresh"
     given = " ".join(run.command(fresh=True, dry_run=False)[1:])
     assert given == expected.replace("|", " ")
     assert "a=[1, 2]" in run.command(fresh=True, dry_run=False)
-    alone = PlannedRun(Path("x.yaml"), (), None, tmp_path, tmp_path).command(fresh=False, dry_run=True)
-    assert alone == [sys.executable, "-m", "textseg", "run", "x.yaml", "--output", str(tmp_path), "--dry-run"]
+    alone = PlannedRun(Path("x.yaml"), (), None, tmp_path, tmp_path).command(fresh=False, dry_run=True, trust_code=True)
+    assert alone == [
+        sys.executable,
+        "-P",
+        "-m",
+        "textseg",
+        "run",
+        "x.yaml",
+        "--output",
+        str(tmp_path),
+        "--dry-run",
+        "--trust-code",
+    ]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

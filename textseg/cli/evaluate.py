@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, BadParameter, Option
 
-from textseg.cli.options import TrainedOverrides, numbers
+from textseg.cli.options import TrainedOverrides, TrustCode, numbers
 
 
 def evaluate(
@@ -25,6 +25,7 @@ def evaluate(
         Option(metavar="SHARES", help="Also score windows with these shares of the rows, such as 0.7,0.5."),
     ] = None,
     overrides: TrainedOverrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Score the best checkpoint of a run again, also with other prompts.
 
@@ -35,4 +36,6 @@ def evaluate(
         raise BadParameter(f"'{fields_of_view}': each share must be above 0 and below 1; half of the rows is 0.5.")
     from textseg.reports.run_evaluation import evaluate_run
 
-    evaluate_run(run, prompts=prompts, visible=visible, fields_of_view=shares, overrides=overrides or [])
+    evaluate_run(
+        run, prompts=prompts, visible=visible, fields_of_view=shares, overrides=overrides or [], trust_code=trust_code
+    )

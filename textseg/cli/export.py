@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from textseg.cli.options import TrustCode
+
 FORMS = ("bundle", "onnx", "grand-challenge")
 
 
@@ -18,6 +20,7 @@ def export(
     labels: Annotated[
         str | None, Option(metavar="SCHEME", help="For grand-challenge: the label values of the masks, such as spider.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Export the model of a run, to predict on other machines, offline and without the data.
 
@@ -37,7 +40,7 @@ def export(
     from textseg.runs.folder import RunFolder
 
     folder = RunFolder.existing(run)
-    model = load_model(folder.path, device="cpu")
+    model = load_model(folder.path, device="cpu", trust_code=trust_code)
     if slug:
         print(export_container(folder, model, output, slug=slug, labels=labels or LABELS))
         return

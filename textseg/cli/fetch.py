@@ -15,7 +15,7 @@ def fetch(recipe: Recipe, overrides: RecipeOverrides = None) -> None:
     from textseg.system.progress import bytes_bar
 
     warn_of_faults()
-    needed = required_components(load_recipe(recipe, overrides or []))
+    needed = required_components(load_recipe(recipe, overrides or [], builds=()))
     with bytes_bar() as progress:
         lines = [installed_registry().component(kind, spec.use).fetch(spec.settings, progress) for kind, spec in needed]
     print("\n".join(filter(None, lines)) or f"'{recipe}' needs no weights from elsewhere.")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, BadParameter, Option
 
-from textseg.cli.options import SliceNumber, TrainedOverrides
+from textseg.cli.options import SliceNumber, TrainedOverrides, TrustCode
 
 Shown = Literal["predictions", "probabilities", "features"]
 
@@ -24,6 +24,7 @@ def figure(
         str | None, Option(metavar="NAMES", help="With --of probabilities: such as L4,L4/L5. Default: the largest.")
     ] = None,
     overrides: TrainedOverrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Draw the same slices under every run, side by side.
 
@@ -47,9 +48,14 @@ def figure(
     elif of == "probabilities":
         names = [name.strip() for name in structures.split(",")] if structures else []
         png = probabilities_figure(
-            runs, case=case[0] if case else None, slice_number=index, structures=names, overrides=values
+            runs,
+            case=case[0] if case else None,
+            slice_number=index,
+            structures=names,
+            overrides=values,
+            trust_code=trust_code,
         )
     else:
-        png = features_figure(runs, cases=case or [], overrides=values)
+        png = features_figure(runs, cases=case or [], overrides=values, trust_code=trust_code)
     write_atomically(output, png)
     print(output)

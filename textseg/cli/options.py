@@ -24,6 +24,9 @@ TrainedOverrides = Annotated[
     Option("--set", metavar="KEY=VALUE", help="Say where the data are now: dataset.folder=DIR. May be repeated."),
 ]
 Fresh = Annotated[bool, Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
+TrustCode = Annotated[
+    bool, Option("--trust-code", help="Let the recipe of a run folder or bundle run code of a model that it names.")
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, train nothing.")]
 SliceNumber = Annotated[
     int | None, Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most.")
@@ -55,7 +58,7 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> D
         component = name
         settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}
     elif name.lower().endswith((".yaml", ".yml")) or name in {recipe.name for recipe in installed_recipes(registry)}:
-        spec = load_recipe(Path(name), []).dataset
+        spec = load_recipe(Path(name), [], builds=["dataset"]).dataset
         component, settings = spec.use, dict(spec.settings)
     else:
         raise DataError(f"There is no data set '{name}'.{suggestion(name, known)} Or name a recipe, as for `run`.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from typer import Argument, Exit, Option
 
+from textseg.cli.options import TrustCode
+
 if TYPE_CHECKING:
     from textseg.inference.files import Outcome
 
@@ -58,6 +60,7 @@ def predict(
     engine: Annotated[
         str | None, Option(metavar="ENGINE", help="ONNX bundles: onnxruntime (default), openvino.")
     ] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Segment volumes. Each mask has the geometry of its volume, and a JSON file that names its values.
 
@@ -92,7 +95,7 @@ def predict(
         require_highdicom()
         if labels != "atlas":
             raise DataError(f"--labels: segments of a DICOM file have no '{labels}' values; add --format .nii.gz.")
-    trained = load(model, *(others or ()), engine=checked_engine(engine) if engine else None)
+    trained = load(model, *(others or ()), engine=checked_engine(engine) if engine else None, trust_code=trust_code)
     if prompts is not None and not trained.reads_text:
         raise RunError(f"--prompts: '{model}' reads no text.")
     if prompts is None and any(job.visible is None for job in jobs):

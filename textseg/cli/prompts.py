@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from textseg.cli.options import Recipe, RecipeOverrides, SliceNumber
+from textseg.cli.options import Recipe, RecipeOverrides, SliceNumber, TrustCode
 
 
 def prompts(
@@ -17,6 +17,7 @@ def prompts(
     visible: Annotated[str | None, Option(metavar="FIRST:LAST", help="For interactive prompts: what is named.")] = None,
     overrides: RecipeOverrides = None,
     output: Annotated[Path | None, Option(metavar="FILE", help="Also write a page: the slice and its prompts.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Show the prompts of a slice at each granularity and from each source, with their number of tokens.
 
@@ -26,7 +27,8 @@ def prompts(
     from textseg.reports.prompt_sheet import prompt_sheet
     from textseg.system.files import write_atomically
 
-    sheet = prompt_sheet(load_recipe(recipe, overrides or []), case_id=case, slice_number=slice_number, named=visible)
+    loaded = load_recipe(recipe, overrides or [], trust_code=trust_code)
+    sheet = prompt_sheet(loaded, case_id=case, slice_number=slice_number, named=visible)
     print(sheet)
     if output is not None:
         write_atomically(output, sheet.page())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from textseg.cli.options import DryRun, Fresh, RecipeOverrides
+from textseg.cli.options import DryRun, Fresh, RecipeOverrides, TrustCode
 
 
 def reproduce(
@@ -16,6 +16,7 @@ def reproduce(
     output: Annotated[Path, Option(metavar="DIR", help="The folder for the new run folder.")] = Path("repeated"),
     fresh: Fresh = False,
     dry_run: DryRun = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Repeat a run from its folder, and report what differs: settings, versions, data, weights, scores.
 
@@ -25,4 +26,5 @@ def reproduce(
     from textseg.training.reproduce import reproduce as reproduce_run
 
     warn_of_faults()
-    reproduce_run(run, overrides=overrides or [], output=output, fresh=fresh, dry_run=dry_run)
+    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code}
+    reproduce_run(run, overrides=overrides or [], output=output, **options)

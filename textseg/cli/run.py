@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from textseg.cli.options import DryRun, Fresh, RecipeOverrides, numbers
+from textseg.cli.options import DryRun, Fresh, RecipeOverrides, TrustCode, numbers
 
 
 def run(
@@ -21,6 +21,7 @@ def run(
     output: Annotated[Path, Option(metavar="DIR", help="The folder for the run folders.")] = Path("runs"),
     fresh: Fresh = False,
     dry_run: DryRun = False,
+    trust_code: TrustCode = False,
     jobs: Annotated[int, Option(min=1, metavar="N", help="Run so many at once, each with its share of the cores.")] = 1,
 ) -> None:
     """Prepare the data, train, evaluate and write a report.
@@ -34,11 +35,13 @@ def run(
     from textseg.training.many_runs import plan_runs, run_all
 
     warn_of_faults()
-    planned = plan_runs(recipes, overrides or [], chosen, folds, output)
+    planned = plan_runs(recipes, overrides or [], chosen, folds, output, trust_code=trust_code)
     if len(planned) > 1:
         # Dry runs go one after the other: with several at once, each would write what it prints to a file.
-        raise Exit(run_all(planned, jobs=1 if dry_run else jobs, fresh=fresh, dry_run=dry_run))
+        at_once = 1 if dry_run else jobs
+        raise Exit(run_all(planned, jobs=at_once, fresh=fresh, dry_run=dry_run, trust_code=trust_code))
     from textseg.training.run import run as run_recipe
 
     (only,) = planned
-    run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, fresh=fresh, dry_run=dry_run)
+    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code}
+    run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, **options)

@@ -160,18 +160,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read(folder: Path) -> Run:
     here = RunFolder(folder)
-    path = here.record
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not here.record.exists():
         raise RunError(
             f"The run '{folder}' has no run.json: it has not finished. Start its recipe again with "
             "`textseg run RECIPE` (it resumes by itself), or name the finished runs one by one."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"'{path}' is damaged ({error}). Make it again with: {evaluate(folder)}") from None
-    if not isinstance(facts, dict):
-        raise RunError(f"'{path}' must hold an object, and it holds a {type(facts).__name__}.")
+        )
+    facts = here.read()
     scores = read_scores(here.scores)
     if not scores:
         raise RunError(f"'{here.scores}' holds no score. Make it again with: {evaluate(folder)}")
@@ -202,7 +196,7 @@ def _declared(folder: RunFolder) -> frozenset[str]:
         lines = folder.prompts.read_text(encoding="utf-8").splitlines()
         sources = {str(json.loads(line)["source"]) for line in lines}
         declared |= sources if len(sources) == 1 else set()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return frozenset(declared)
 

@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,10 +27,12 @@ from textseg.errors import DataError, one_line
 from textseg.recipe.schema import PreparationSettings
 from textseg.system.files import new_folder, replacing, write_atomically
 from textseg.system.messages import counted
+from textseg.system.own_files import read_json
 from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
 from textseg.volumes.geometry import Geometry
 
 VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
+ARRAYS = ("image.npy", "mask.npy")  # beside case.json in the folder of a case
 MAPPED = 64  # arrays that a process keeps mapped
 LISTED = 10  # unknown values, or faulty cases, that a message shows
 
@@ -69,7 +74,7 @@ class PreparedCase:
     def _map(self, name: str) -> NDArray[Any]:
         try:
             return _mapped(self.folder / name)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:
             raise DataError(
                 f"Case '{self.case.id}': its prepared slices in '{self.folder / name}' can't be read: {error}. Delete "
                 f"'{self.folder}'; the next run prepares the case again."
@@ -93,7 +98,8 @@ def prepare(
 ) -> list[PreparedCase]:
     """Put every case into the store under `cache`, unless it is there already; the order of `cases` stays.
 
-    `plane` is that of the atlas.
+    `plane` is that of the atlas. Stored slices are compared with their checksums; damaged ones are prepared again, with
+    a line on stderr.
 
     Two processes may prepare the same case: each writes its own folder and the first to finish gives its name. Memory
     holds as many volumes as there are threads. Raises DataError that names the case, or its file where that can't be
@@ -152,7 +158,9 @@ def _prepare_case(
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "slices" / key[:2] / key
-    facts = _stored_facts(folder)
+    facts, damaged = _stored_facts(folder)
+    if damaged:
+        print(f"Case '{case.id}': its slices in '{folder}' are damaged, and are prepared again.", file=sys.stderr)
     if facts is None:
         facts = _write_case(case, mask_path, label_map, settings, folder, plane)
     else:
@@ -172,14 +180,31 @@ def _prepare_case(
     )
 
 
-def _stored_facts(folder: Path) -> dict[str, Any] | None:
-    """Read case.json; None where the folder isn't whole, or its version knew fewer percentiles."""
+def _stored_facts(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """Return the facts in case.json, and True if the folder is damaged; no facts for a folder that can't be used.
+
+    The arrays are read once here, to compare them with their checksums, and never again while a run lasts.
+    """
     try:
-        facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
-    except (OSError, ValueError):
-        return None
-    whole = (folder / "image.npy").exists() and (folder / "mask.npy").exists()
-    return facts if whole and len(facts.get("intensities", ())) == len(PERCENTILES) else None
+        facts = read_json(folder / "case.json", dict[str, Any], "")
+        if "checksums" not in facts or len(facts.get("intensities", ())) != len(PERCENTILES):
+            return None, False  # of an earlier version
+        recorded = facts.pop("checksums")
+        arrays = {name: np.load(folder / name, mmap_mode="r") for name in ARRAYS}
+        whole = recorded == _checksums(facts, arrays)
+    except FileNotFoundError:
+        return None, False
+    except Exception:  # numpy reads the header of a damaged array as Python, and fails in any way
+        whole = False
+    return (facts, False) if whole else (None, True)
+
+
+def _checksums(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """Return the CRC-32 of the facts, and of each array with its type and its shape."""
+    sums = {"case.json": zlib.crc32(json.dumps(facts).encode())}
+    for name, array in arrays.items():
+        sums[name] = zlib.crc32(array.data, zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
+    return sums
 
 
 def _write_case(
@@ -201,17 +226,22 @@ def _write_case(
         "intensities": prepared.intensities,
         "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
     }
+    facts = json.loads(json.dumps(facts))  # as they are read back
+    arrays = {"image.npy": prepared.image.numpy().astype(np.float16), "mask.npy": np.ascontiguousarray(mask.numpy())}
+    sums = _checksums(facts, arrays)  # of the memory, so that a fault of the disk is noticed
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         with new_folder(folder) as temporary:
-            with replacing(temporary / "image.npy") as path:
-                np.save(path, prepared.image.numpy().astype(np.float16))
-            with replacing(temporary / "mask.npy") as path:
-                np.save(path, mask.numpy())
-            write_atomically(temporary / "case.json", json.dumps(facts))
-            if folder.exists() and _stored_facts(folder) is None:  # a part deleted, or of an earlier version
-                shutil.rmtree(folder)
+            for name, array in arrays.items():
+                with replacing(temporary / name) as path:
+                    np.save(path, array)
+            write_atomically(temporary / "case.json", json.dumps({**facts, "checksums": sums}))
+            if folder.exists() and _stored_facts(folder)[0] is None:  # damaged, or of an earlier version
+                folder.rename(aside)  # quicker than its removal: another process may be reading its arrays
+                _mapped.cache_clear()
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        if _stored_facts(folder) is None:  # else another process was first, with the same content
+        if _stored_facts(folder)[0] is None:  # else another process was first, with the same content
             raise DataError(
                 f"Case '{case.id}': its slices can't be written to '{folder.parent}': {error.strerror or error}. Make "
                 "room, or set TEXTSEG_CACHE to a folder that you may write to."

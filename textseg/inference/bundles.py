@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from textseg.errors import PluginError, PromptError, RunError
@@ -16,12 +17,15 @@ from textseg.inference.onnx_networks import Engine, OnnxNetwork
 from textseg.inference.trained_model import TrainedModel, prompt_generator
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
+from textseg.registry.component import KINDS
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import load_weights
 from textseg.runs.task_record import read_task
 from textseg.system.commands import pip_install
 from textseg.system.hub import carried_configurations
+from textseg.system.messages import counted
+from textseg.system.own_files import damaged, read_json
 from textseg.text.embeddings import TextTable
 from textseg.version import API_VERSION, OLDEST_API_VERSION, __version__
 from textseg.volumes.files import file_hash
@@ -30,10 +34,14 @@ FORMAT = 1
 MANIFEST, WEIGHTS, ONNX = "bundle.json", "weights.safetensors", "network.onnx"
 HUB = "hub"  # the configurations that the network is built from
 SEAL = "sha256"  # the last key of a manifest: the hash of all keys before it
+LARGEST = 2**33  # features of texts in a bundle, with their padding
+AGAIN = "Copy the whole bundle again, or export it again."
 NO_ONNX = "'{}' holds no ONNX network for {}. Make one: textseg export RUN --to onnx --output DIR."
 
 
-def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) -> TrainedModel:
+def open_bundle(
+    path: Path, device: torch.device, engine: Engine | None = None, *, trust_code: bool = False
+) -> TrainedModel:
     """Open the model of a bundle. Nothing is unpickled, and no text encoder is needed.
 
     `engine` runs the network of a bundle that has it as ONNX. Raises RunError if a file is missing or differs from the
@@ -42,7 +50,11 @@ def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) 
     manifest = check_bundle(path)
     registry = installed_registry()
     _check_plugins(path, manifest, registry)
-    recipe, record = load_recipe(path / "recipe.yaml"), read_task(path / "task.json")
+    builds = KINDS.keys() - {"text_encoder"}  # a bundle holds what the text encoder made of its texts
+    recipe = load_recipe(path / "recipe.yaml", trust_code=trust_code, builds=builds)
+    record = read_task(path / "task.json")
+    task = record.task
+    texts = FrozenTexts(path, task.text_length or 0, task.text_size or 0) if recipe.prompts else None
     if ONNX in manifest["files"]:
         uses_text = recipe.prompts is not None
         segmenter = Segmenter(OnnxNetwork(path / ONNX, uses_text=uses_text, engine=engine or "onnxruntime"))
@@ -50,25 +62,42 @@ def open_bundle(path: Path, device: torch.device, engine: Engine | None = None) 
         raise RunError(NO_ONNX.format(path, engine))
     else:
         with carried_configurations(path / HUB):
-            segmenter = build_segmenter(recipe, registry, record.task)
+            segmenter = build_segmenter(recipe, registry, task)
         mismatch = f"'{path}': its weights don't fit the model of its recipe"
         load_weights(cast(nn.Module, segmenter.network), {"model": read_tensors(path / WEIGHTS)}, mismatch)
     name, fingerprint, segmenter = manifest["name"], manifest["fingerprint"], segmenter.eval().to(device)
-    generator = prompt_generator(recipe, registry, record.task.atlas)
-    texts = FrozenTexts(path, record.task.text_length or 0) if recipe.prompts else None
+    generator = prompt_generator(recipe, registry, task.atlas)
     return TrainedModel(name, fingerprint, recipe, record, segmenter, generator, texts, device)
+
+
+class _Distribution(BaseModel):
+    distribution: str
+    version: str
+
+
+class _Manifest(BaseModel):
+    """The content of bundle.json."""
+
+    model_config = ConfigDict(strict=True)
+    format: int
+    api: int
+    name: str
+    fingerprint: str
+    textseg: str
+    plugins: dict[str, _Distribution]
+    files: dict[str, str]
 
 
 class FrozenTexts:
     """Features of every text that template, interactive and predicted prompts can produce, from a bundle."""
 
-    def __init__(self, path: Path, text_length: int) -> None:
+    def __init__(self, path: Path, text_length: int, text_size: int) -> None:
         self.path = path
         tensors = read_tensors(path / "text.safetensors")
-        texts = tuple(json.loads((path / "texts.json").read_text(encoding="utf-8")))
-        counts = tensors["counts"].tolist()
+        texts = tuple(_read(path / "texts.json", list[str]))
+        counts = _checked_counts(path / "text.safetensors", tensors, (len(texts), text_length, text_size))
         # The file holds the tokens of all texts one after the other, without padding.
-        tokens = torch.zeros(len(texts), text_length, tensors["tokens"].shape[1], dtype=torch.float16)
+        tokens = torch.zeros(len(texts), text_length, text_size, dtype=torch.float16)
         for row, features in zip(tokens, torch.split_with_sizes(tensors["tokens"], counts), strict=True):
             row[: len(features)] = features
         mask = torch.arange(text_length)[None] < tensors["counts"][:, None]
@@ -91,10 +120,40 @@ class FrozenTexts:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read tensors by name from a safetensors file."""
+    """Read tensors by name from a safetensors file. Raises RunError for a file that is none."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error), AGAIN) from error
+
+
+def _read(path: Path, schema: Any) -> Any:
+    try:
+        return read_json(path, schema, AGAIN)
+    except FileNotFoundError:
+        raise RunError(f"'{path.parent}' lacks '{path.name}'. {AGAIN}") from None
+
+
+def _checked_counts(path: Path, tensors: Mapping[str, torch.Tensor], sizes: tuple[int, int, int]) -> list[int]:
+    """Return the number of tokens of each text; raises RunError unless the tensors hold the features of all texts.
+
+    `sizes` are those of the table: texts, tokens, features.
+    """
+    texts, text_length, text_size = sizes
+    try:
+        tokens, counts, pooled = (tensors[name] for name in ("tokens", "counts", "pooled"))
+    except KeyError as error:
+        raise damaged(path, f"it lacks {error}", AGAIN) from None
+    fits = counts.shape == (texts,) and counts.dtype == torch.int64 and tokens.dtype == pooled.dtype == torch.float16
+    fits = fits and tokens.shape[1:] == (text_size,) and pooled.shape == (texts, text_size)
+    fits = fits and texts * text_length * text_size <= LARGEST
+    numbers: list[int] = counts.tolist() if fits else []
+    if not fits or sum(numbers) != len(tokens) or not all(0 <= number <= text_length for number in numbers):
+        raise damaged(path, f"it does not hold the features of {counted(texts, 'text')}", AGAIN)
+    return numbers
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
@@ -106,20 +165,17 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 def check_bundle(path: Path) -> dict[str, Any]:
     """Read the manifest of a bundle; raise RunError where a file is missing or was changed."""
-    try:
-        text = (path / MANIFEST).read_bytes().decode()
-        manifest: dict[str, Any] = json.loads(text)
-        files, form, api = dict(manifest["files"]), manifest["format"], manifest["api"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"'{path / MANIFEST}' is damaged ({type(error).__name__}). Export the bundle again.") from error
+    manifest: dict[str, Any] = _read(path / MANIFEST, _Manifest)
+    files, form, api = manifest["files"], manifest["format"], manifest["api"]
     if form != FORMAT or not OLDEST_API_VERSION <= api <= API_VERSION:
         raise RunError(
             f"'{path}' is a bundle of format {form} and API {api}, and textseg {__version__} reads format {FORMAT}, "
             f"API {OLDEST_API_VERSION} to {API_VERSION}. Use the textseg that wrote it: {manifest.get('textseg')}."
         )
-    if text != manifest_text(manifest):
+    if (path / MANIFEST).read_bytes() != manifest_text(manifest).encode():
         raise RunError(f"'{path / MANIFEST}' is not the file that was exported. Copy the bundle again.")
-    for name, expected in files.items():
+    network = ONNX if ONNX in files else WEIGHTS
+    for name, expected in {**dict.fromkeys(("recipe.yaml", "task.json", network), ""), **files}.items():
         file = path / name
         if not file.is_file():
             raise RunError(f"'{path}' lacks '{name}'. Copy the whole bundle again.")

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from textseg.contracts import Atlas, Visibility
 from textseg.data.slice_geometry import PreparedVolume
 from textseg.drawing.volume_pictures import mask_png
-from textseg.errors import DataError, PromptError, one_line
+from textseg.errors import DataError, PromptError, RunError, one_line
 from textseg.inference.averaging import Change
 from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
 from textseg.system.files import file_name, write_atomically
+from textseg.system.own_files import read_json
 from textseg.text.reading import read_statements, readings
 from textseg.text.visibility import statement
 from textseg.version import __version__
@@ -349,9 +350,9 @@ def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings
 def is_done(job: Job, made: Mapping[str, Any]) -> bool:
     """Return True if the mask of a job exists, and its JSON file records these facts."""
     try:
-        sidecar = json.loads(job.sidecar.read_text(encoding="utf-8"))
-        return bool(sidecar["made"] == made and sidecar["mask_sha256"] == file_hash(job.mask))
-    except (OSError, ValueError, KeyError, TypeError, DataError):
+        sidecar = read_json(job.sidecar, dict[str, Any], "")
+        return bool(sidecar.get("made") == made and sidecar.get("mask_sha256") == file_hash(job.mask))
+    except (FileNotFoundError, RunError, DataError):
         return False
 
 

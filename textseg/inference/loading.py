@@ -22,29 +22,40 @@ from textseg.volumes.files import file_hash
 
 
 def load(
-    path: Path | str, *others: Path | str, device: str | torch.device | None = None, engine: Engine | None = None
+    path: Path | str,
+    *others: Path | str,
+    device: str | torch.device | None = None,
+    engine: Engine | None = None,
+    trust_code: bool = False,
 ) -> Predictor:
     """Load the trained model of a run folder or a bundle; several paths give an ensemble.
 
-    `device` is the GPU where there is one; `engine` runs a bundle whose network is ONNX. Raises RunError for a path
-    that is neither, whose weights do not fit, or that cannot be in an ensemble with the first path. Raises PluginError
-    if a plug-in is missing.
+    `device` is the GPU where there is one; `engine` runs a bundle whose network is ONNX; `trust_code` lets the recipe
+    of a run folder run code of a model that it names. Raises RunError for a path that is neither, whose weights do not
+    fit, or that cannot be in an ensemble with the first path. Raises PluginError if a plug-in is missing.
     """
-    models = [(str(source), load_model(source, device=device, engine=engine)) for source in (path, *others)]
+    models = [
+        (str(source), load_model(source, device=device, engine=engine, trust_code=trust_code))
+        for source in (path, *others)
+    ]
     return Ensemble.of(models) if others else models[0][1]
 
 
 def load_model(
-    path: Path | str, *, device: str | torch.device | None = None, engine: Engine | None = None
+    path: Path | str,
+    *,
+    device: str | torch.device | None = None,
+    engine: Engine | None = None,
+    trust_code: bool = False,
 ) -> TrainedModel:
     """Load one trained model from a bundle, or from a run folder with its best checkpoint; see `load`."""
     path, device = Path(path), chosen_device(device)
     if (path / MANIFEST).exists():
-        return open_bundle(path, device, engine)
+        return open_bundle(path, device, engine, trust_code=trust_code)
     if engine is not None:
         raise RunError(NO_ONNX.format(path, engine))
     folder, registry = RunFolder.existing(path), installed_registry()
-    recipe, record = load_recipe(folder.recipe), read_task(folder.task)
+    recipe, record = load_recipe(folder.recipe, trust_code=trust_code), read_task(folder.task)
     segmenter = build_segmenter(recipe, registry, record.task)
     checkpoint = folder.checkpoint("best")
     mismatch = f"'{checkpoint}' does not fit the model of '{folder.recipe}'"

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
+from textseg.recipe.received import CONSENT, is_received, refusal
 from textseg.recipe.schema import ComponentSpec, Recipe, WeightedComponent
+from textseg.registry.component import KINDS
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
@@ -34,11 +36,21 @@ _KINDS: dict[KeyPath, str] = {
 }
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | None = None) -> Recipe:
+def load_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    registry: Registry | None = None,
+    *,
+    trust_code: bool = False,
+    builds: Container[str] = KINDS,
+) -> Recipe:
     """Read a recipe, given its file or the name of an installed recipe, and apply `--set` values ("training.epochs=5").
 
     The file must have the name of the recipe, or be the copy in a run folder, which is always called recipe.yaml.
     Raises RecipeError with a line for each mistake, with the line number in the file, or with the `--set` value.
+
+    The code of models that such a copy names is refused without `trust_code`; see `textseg.recipe.received`. `builds`
+    are the kinds of components that the caller builds, all by default.
     """
     registry = installed_registry() if registry is None else registry
     path = recipe_file(path, registry)
@@ -65,6 +77,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     for at, kind in _components(data):
         inside = _component_mistakes(at_path(data, at), kind, registry)
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
+    for at, kind in _components(data) if is_received(path) else ():
+        if kind in builds and (reason := refusal(at_path(data, at), path, trust_code=trust_code)):
+            mistakes.append(((*at, CONSENT), reason))
     if path.stem != "recipe":  # a trained model is used even if the plug-in of its logger is missing
         mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
     if mistakes or unusable or recipe is None:
@@ -75,7 +90,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), registry: Registry | 
     return recipe
 
 
-def load_trained_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_trained_recipe(
+    path: Path, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = KINDS
+) -> Recipe:
     """Read the recipe of a finished run. `--set` values may say where the data are, and how the model is evaluated.
 
     Raises RecipeError like `load_recipe`, and for other `--set` values: the weights were trained with the recipe.
@@ -86,7 +103,7 @@ def load_trained_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"--set {shortened(override)}: the model is trained, so only keys that begin with dataset. or "
                 "evaluation. can be set, such as dataset.folder=DIR. Train with other values: textseg run."
             )
-    return load_recipe(path, overrides)
+    return load_recipe(path, overrides, trust_code=trust_code, builds=builds)
 
 
 def dump(recipe: Recipe) -> str:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from textseg.contracts import Source
+from textseg.errors import shortened
 from textseg.system.commands import shell
 from textseg.system.files import file_name
 
@@ -314,7 +315,8 @@ class Recipe(_Section):
     @classmethod
     def _is_a_folder(cls, name: str) -> str:
         if file_name(name) != name:
-            raise ValueError(f"'{name}' must also be the name of a folder; '{file_name(name)}' would be possible.")
+            possible = file_name(name)
+            raise ValueError(f"'{shortened(name)}' must also be the name of a folder; '{possible}' would be possible.")
         return name
 
     @field_validator("format", mode="before")

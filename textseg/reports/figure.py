@@ -102,6 +102,7 @@ def probabilities_figure(
     slice_number: int | None = None,
     structures: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> bytes:
     """Return a PNG of softmax probabilities over one slice, at the prepared size, with a line for each run.
 
@@ -109,7 +110,7 @@ def probabilities_figure(
     case, slice or structure, and for masks of another tool, which have no model.
     """
     lines, title = list[ProbabilityMaps](), ""
-    for trained in trained_runs(runs, overrides):
+    for trained in trained_runs(runs, overrides, trust_code=trust_code):
         prepared = trained.case(case)
         mask = np.asarray(prepared.mask)
         if slice_number is not None and not 0 <= slice_number < len(mask):
@@ -130,7 +131,9 @@ def probabilities_figure(
     return probability_png(title, lines)
 
 
-def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), overrides: Sequence[str] = ()) -> bytes:
+def features_figure(
+    runs: Sequence[Path], *, cases: Sequence[str] = (), overrides: Sequence[str] = (), trust_code: bool = False
+) -> bytes:
     """Return a PNG of pixels of the test cases in a plane, by t-SNE of their features, coloured by structure.
 
     The features are the finest fused ones, or the logits of a network without fused features. An equal number of
@@ -138,7 +141,7 @@ def features_figure(runs: Sequence[Path], *, cases: Sequence[str] = (), override
     `probabilities_figure` does, and without scikit-learn.
     """
     maps, names = list[PixelPlaces](), dict[int, str]()
-    for trained in trained_runs(runs, overrides):
+    for trained in trained_runs(runs, overrides, trust_code=trust_code):
         chosen = [trained.case(case) for case in cases] or trained.experiment.cases["test"]
         draws = draw_pixels([np.asarray(prepared.mask) for prepared in chosen], PIXELS)
         features, description = [], ""
@@ -155,7 +158,7 @@ def _moved(kept: KeptPredictions, folder: RunFolder, overrides: Sequence[str]) -
     """Return saved predictions whose scans are those of the data set that `--set` values name."""
     if not overrides:
         return kept
-    dataset = load_trained_recipe(folder.trained_in.recipe, overrides).dataset
+    dataset = load_trained_recipe(folder.trained_in.recipe, overrides, builds=["dataset"]).dataset
     reader = installed_registry().build("dataset", dataset.use, settings=dataset.settings)
     cases = {case.id: case for case in reader.cases()}
     files = {
@@ -235,7 +238,7 @@ def _prompts(record: Mapping[str, Any]) -> str:
     return str((record.get("evaluation") or {}).get("prompts", "none"))
 
 
-def trained_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterator[Trained]:
+def trained_runs(runs: Sequence[Path], overrides: Sequence[str] = (), *, trust_code: bool = False) -> Iterator[Trained]:
     """Load one run after the other; raises RunError for masks of another tool, and for changed data."""
     device = chosen_device()
     for label, folder in named(runs).items():
@@ -244,7 +247,7 @@ def trained_runs(runs: Sequence[Path], overrides: Sequence[str] = ()) -> Iterato
             raise RunError(f"'{folder.path}' holds masks of another tool: there is no model to look into.")
         prompts, home = _prompts(facts), folder.trained_in
         source = cast("Source | None", prompts if prompts in get_args(Source) else None)
-        recipe = load_trained_recipe(home.recipe, overrides)
+        recipe = load_trained_recipe(home.recipe, overrides, trust_code=trust_code)
         experiment = rebuild(recipe, home, also=[source] if source else [])
         segmenter = load_segmenter(experiment, home).to(device)
         yield Trained(label, experiment, segmenter, source, device)

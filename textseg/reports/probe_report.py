@@ -40,7 +40,7 @@ NOTES = (
 EXPECTED = Condition("expected", f"a person who miscounts in {RATE:g} % of the cases", "simulated", None)
 
 
-def probe_run(run: Path, *, output: Path | None = None, overrides: Sequence[str] = ()) -> str:
+def probe_run(run: Path, *, output: Path | None = None, overrides: Sequence[str] = (), trust_code: bool = False) -> str:
     """Evaluate the best checkpoint of a run under each condition; returns the tables and the verdict.
 
     Writes probe.csv (every score), drops.csv (the difference to the template for each condition and structure, with
@@ -49,7 +49,7 @@ def probe_run(run: Path, *, output: Path | None = None, overrides: Sequence[str]
     Raises RunError for a run whose model reads no text, and for data other than those of the training.
     """
     folder = RunFolder.existing(run)
-    recipe = load_trained_recipe(folder.recipe, overrides)
+    recipe = load_trained_recipe(folder.recipe, overrides, trust_code=trust_code)
     if recipe.prompts is None:
         raise RunError(f"'{folder.path}' reads no text, so there is nothing to probe.")
     with folder.lock() if output is None else nullcontext():

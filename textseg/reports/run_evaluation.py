@@ -153,17 +153,19 @@ def evaluate_run(
     visible: str | None = None,
     fields_of_view: Sequence[float] | None = None,
     overrides: Sequence[str] = (),
+    trust_code: bool = False,
 ) -> Path:
     """Evaluate a finished run again, with the prompts of its recipe or of another source.
 
     The scores of another source are written to a folder below the run, which `compare` reads like a run. `visible`
     contains the structures that a person named for `interactive` prompts; see `textseg.text.reading.read_cases`.
     `fields_of_view` and `overrides` replace settings of the recipe, also in the run's recipe.yaml if its own scores are
-    written. Raises RunError for an unknown source, and for data that differ from those of the training.
+    written. `trust_code` lets the recipe run code of a model. Raises RunError for an unknown source, and for data that
+    differ from those of the training.
     """
     folder = RunFolder.existing(run)
     overrides = [*overrides, *_overrides(fields_of_view)]
-    recipe = load_trained_recipe(folder.recipe, overrides)
+    recipe = load_trained_recipe(folder.recipe, overrides, trust_code=trust_code)
     if prompts is not None and prompts not in get_args(Source):
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
     if prompts is not None and recipe.prompts is None:

@@ -14,11 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
-from textseg.errors import RunError
+from pydantic import BaseModel, ConfigDict
+
+from textseg.errors import DataError, RunError
 from textseg.system.files import is_locked, remove_leftovers, replacing, write_atomically
 from textseg.system.messages import counted
+from textseg.system.own_files import damaged, read_json
 from textseg.system.user_files import csv_text, read_rows
 
 if TYPE_CHECKING:
@@ -29,6 +34,34 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK")
 _SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # a run that --fresh moved aside has another name
+
+
+class RunFacts(BaseModel):
+    """The types of the keys of run.json that textseg reads; others are free."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str = ""
+    seed: int | None = None
+    fold: int | None = None
+    scored_step: int | None = None
+    failure: str | None = None
+    wall_seconds: float = 0
+    peak_memory_bytes: float = 0
+    test: dict[str, float | None] = {}
+    hashes: dict[str, Any] = {}
+    groups: dict[str, list[str]] = {}
+    structures_in_training: list[str] = []
+    logged_as: dict[str, str] = {}
+    bound: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    evaluation: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    plugins: dict[str, Any] = {}
+    hardware: dict[str, Any] = {}
+    precision: dict[str, Any] = {}
+    best: dict[str, float] = {}
+    obedience: dict[str, Any] | None = None
+    code: dict[str, dict[str, str]] = {}
 
 
 class RunFolder:
@@ -124,20 +157,17 @@ class RunFolder:
 
     def read(self) -> dict[str, Any]:
         """Return run.json, or an empty record before it is written; raises RunError for a damaged file."""
+        remedy = "Restore it, or add --fresh to `textseg run` to start anew."
         try:
-            return dict(json.loads(self.record.read_text()))
+            return dict(read_json(self.record, RunFacts, remedy))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise RunError(
-                f"'{self.record}' is damaged ({error}). Restore it, or add --fresh to `textseg run` to start anew."
-            ) from error
 
     def read_split(self) -> dict[str, Any]:
-        """Return split.json, or an empty mapping without that file."""
+        """Return split.json, or an empty mapping where it can't be read."""
         try:
-            return dict(json.loads(self.split.read_text()))
-        except (OSError, ValueError):
+            return dict(read_json(self.split, dict[str, Any], ""))
+        except (FileNotFoundError, RunError):
             return {}
 
     def update(self, **facts: Any) -> dict[str, Any]:
@@ -153,10 +183,18 @@ class RunFolder:
         write_atomically(self.log / "metrics.csv", csv_text(columns, rows))
 
     def read_history(self) -> list[dict[str, str]]:
-        """Return the rows of log/metrics.csv; none before the first epoch."""
+        """Return the rows of log/metrics.csv, numbers as text; none before the first epoch. Raises RunError."""
         path = self.log / "metrics.csv"
-        (_, header), *rows = read_rows(path) if path.exists() else [(1, list[str]())]
-        return [dict(zip(header, cells, strict=False)) for _, cells in rows]
+        if not path.exists():
+            return []
+        try:
+            (_, header), *lines = read_rows(path) or [(1, list[str]())]
+            rows = [dict(zip(header, cells, strict=True)) for _, cells in lines]
+            for row in rows:
+                int({key: float(value) for key, value in row.items() if value}["epoch"])
+        except (DataError, ValueError, KeyError, OverflowError) as error:
+            raise damaged(path, str(error), "Delete it; the next epoch of the run writes it anew.") from None
+        return rows
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a checkpoint under a temporary name in its folder, sync, rename."""
@@ -208,12 +246,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise RunError(f"The checkpoint '{path}' does not exist.")
     try:
+        _check_sums(path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:
+    except Exception as error:  # a damaged archive or pickle fails in any way
+        # The text of torch advises to read the file without protection.
+        objects = isinstance(error, UnpicklingError)
+        reason = "no checkpoint of textseg (it holds objects)" if objects else "damaged or no checkpoint of textseg"
         raise RunError(
-            f"The checkpoint '{path}' is damaged or no checkpoint of textseg ({first_line(error)}). Restore it from a "
-            "copy, or add --fresh to `textseg run` to move the run aside and train anew."
+            f"The checkpoint '{path}' is {reason}. Restore it from a copy, or add --fresh to `textseg "
+            "run` to move the run aside and train anew."
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise an error for a checkpoint whose content differs from its checksums, which torch writes but never checks."""
+    with ZipFile(path) as archive:
+        if any(member.compress_type != ZIP_STORED for member in archive.infolist()) or archive.testzip():
+            raise BadZipFile
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], mismatch: str, advice: str = "") -> None:

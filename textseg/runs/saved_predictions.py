@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from textseg.contracts import Atlas, Case, LabelMap, Plane
 from textseg.data.preparation import map_labels
@@ -18,8 +19,12 @@ from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.system.commands import evaluate
 from textseg.system.files import file_name, write_atomically
+from textseg.system.own_files import read_json
 from textseg.volumes.files import read_labels, read_volume, write_labels
 from textseg.volumes.geometry import Geometry
+
+_ClassIndex = Annotated[int, Field(ge=0, le=255)]
+_Value = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # of a voxel in an annotation
 
 
 class Keep(Protocol):
@@ -68,6 +73,21 @@ class KeptPredictions:
     cases: Mapping[str, KeptCase]
 
 
+class _IndexedCase(BaseModel):
+    prediction: str
+    image: str
+    mask: str
+    labels: dict[_Value, _ClassIndex]
+
+
+class _Index(BaseModel):
+    """The content of predictions/cases.json."""
+
+    plane: Plane = "sagittal"
+    structures: dict[_ClassIndex, str]
+    cases: dict[str, _IndexedCase]
+
+
 @contextmanager
 def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
     """Save the predictions of an evaluation, one file for each case in the folder `predictions`.
@@ -97,17 +117,12 @@ def read_kept(folder: RunFolder) -> KeptPredictions:
     path = folder.predictions_index
     again = f"Evaluate it again: {evaluate(folder.path)}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        plane = content.get("plane", "sagittal")  # old files without this key are sagittal
-        if plane not in get_args(Plane):
-            raise ValueError(f"no plane is called {plane!r}")
-        cases = {}
+        content = read_json(path, _Index, again)
+        plane, cases = content.get("plane", "sagittal"), {}  # old files without this key are sagittal
         for case_id, case in content["cases"].items():
             prediction = folder.predictions / Path(case["prediction"]).name
             label_map = {int(value): int(index) for value, index in case["labels"].items()}
             cases[case_id] = KeptCase(case_id, prediction, Path(case["image"]), Path(case["mask"]), label_map, plane)
-        return KeptPredictions({int(index): str(name) for index, name in content["structures"].items()}, cases)
+        return KeptPredictions({int(index): name for index, name in content["structures"].items()}, cases)
     except FileNotFoundError:
         raise RunError(f"'{folder.path}' keeps no predictions to draw. {again}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"'{path}' is damaged ({type(error).__name__}: {error}). {again}") from None

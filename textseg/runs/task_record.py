@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from textseg.contracts import Atlas, Structure, Task
 from textseg.errors import RunError
 from textseg.system.commands import evaluate
 from textseg.system.files import write_atomically
+from textseg.system.own_files import damaged
+
+_Size = Annotated[int, Field(ge=1, le=2**16)]
+_Spacing = Annotated[float, Field(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,13 @@ def write_task(path: Path, record: TaskRecord) -> None:
 
 def read_task(path: Path) -> TaskRecord:
     """Return the record in a task.json. Raises RunError where it is missing or damaged."""
+    again = f"Write it anew with: {evaluate(path.parent)}"
     try:
-        return _RECORD.validate_json(path.read_bytes())
+        record = _RECORD.validate_json(path.read_bytes())
+        _Bounds.model_validate(record.task, from_attributes=True)
+        if record.task.class_count != record.task.atlas.class_count:
+            raise damaged(path, f"class_count {record.task.class_count} is not that of its atlas", again)
+        return record
     except FileNotFoundError:
         raise RunError(
             f"'{path}' does not exist: the run stems from an earlier version. Write it with: {evaluate(path.parent)}"
@@ -44,8 +53,28 @@ def read_task(path: Path) -> TaskRecord:
     except ValidationError as error:
         first = error.errors()[0]
         problem = ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
-        again = f"Write it anew with: {evaluate(path.parent)}"
-        raise RunError(f"'{path}' is damaged ({problem}). {again}") from error
+        raise damaged(path, problem, again) from error
+    except OSError as error:
+        raise damaged(path, str(error.strerror), again) from error
+
+
+class _Fingerprint(BaseModel):
+    """The facts of the training data in a task; an empty list for a task without them."""
+
+    native_sizes: list[tuple[_Size, _Size, _Size]] = []
+    native_spacings_mm: list[tuple[_Spacing, _Spacing, _Spacing]] = []
+    spacings_mm: list[tuple[_Spacing, _Spacing, _Spacing]] = []
+    intensities: list[tuple[float, ...]] = []
+
+
+class _Bounds(BaseModel):
+    """The bounds of a task, checked before memory is taken for its model."""
+
+    image_channels: Annotated[int, Field(ge=1, le=64)]
+    image_size: tuple[_Size, _Size]
+    text_size: _Size | None
+    text_length: _Size | None
+    fingerprint: _Fingerprint
 
 
 # With this attribute, pydantic refuses unknown fields of data classes that are not its own.

@@ -32,7 +32,7 @@ def evaluate(folder: Path, *options: object) -> str:
             prompts += ["--visible", folder / "visible.csv"]
     try:
         masks = json.loads((run / "run.json").read_bytes()).get("predictions")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         masks = None
     if masks:  # of another tool
         return shell("textseg", "score", masks, "--dataset", "DATASET", "--output", run)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -89,6 +91,29 @@ class HubModel:
         if not (folder / CONFIGURATION).is_file():
             raise self._absent()
         return folder
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """The SHA-256 of each file of code in the folder, by its path in it; none without `remote_code`.
+
+        Raises `error` for a configuration that names code of another repository: transformers would run it unseen.
+        """
+        if not self.remote_code:
+            return {}
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                elsewhere = [name for name in _code_names(json.loads(path.read_bytes())) if "--" in name]
+            except (OSError, ValueError, RecursionError) as error:
+                raise self.error(f"'{path}' can't be read: {type(error).__name__}. {self.remedy}") from error
+            if elsewhere:
+                raise self.error(
+                    f"'{path}' names code of another repository, '{elsewhere[0]}', which is never run. Put the code "
+                    f"into '{self.folder}', and name it there."
+                )
+        files = sorted(self.folder.rglob(CODE))
+        return {
+            path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        }
 
     @property
     def place(self) -> str:
@@ -270,6 +295,18 @@ def quiet_transformers() -> Iterator[None]:
         messages.set_verbosity(verbosity)
         if bar:
             messages.enable_progress_bar()
+
+
+def _code_names(node: Any, *, below: bool = False) -> Iterator[str]:
+    """Yield the names of classes under each "auto_map" of a configuration."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _code_names(value, below=below or key == "auto_map")
+    elif isinstance(node, list):
+        for value in node:
+            yield from _code_names(value, below=below)
+    elif below and isinstance(node, str):
+        yield node
 
 
 def _reporting(name: str, progress: Progress) -> Any:

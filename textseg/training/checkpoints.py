@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter
+
 from textseg.errors import RunError
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage
@@ -58,6 +60,7 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
             # A run that began at a precision without a scale of the loss has no state of it.
             if part is not None and (state[key] or key != "precision"):
                 part.load_state_dict(state[key])
+        TypeAdapter(Progression).validate_python(state["progression"])
         progression = Progression(**state["progression"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"it has no {error}." if isinstance(error, KeyError) else first_line(error)

@@ -36,13 +36,19 @@ class PlannedRun:
     folder: Path
     output: Path
 
-    def command(self, *, fresh: bool, dry_run: bool) -> list[str]:
+    def command(self, **flags: bool) -> list[str]:
         """Return the command line that does this run alone."""
-        return run_command(self.recipe, self.overrides, self.seed, self.output, fresh=fresh, dry_run=dry_run)
+        return run_command(self.recipe, self.overrides, self.seed, self.output, **flags)
 
 
 def plan_runs(
-    recipes: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int | None], folds: str | None, output: Path
+    recipes: Sequence[Path],
+    overrides: Sequence[str],
+    seeds: Sequence[int | None],
+    folds: str | None,
+    output: Path,
+    *,
+    trust_code: bool = False,
 ) -> list[PlannedRun]:
     """Return a run for each recipe, fold and seed; all recipes are checked before the first run trains for hours.
 
@@ -51,10 +57,11 @@ def plan_runs(
     """
     planned: dict[Path, PlannedRun] = {}
     for recipe in dict.fromkeys(recipes):
-        for fold in _folds(folds, recipe, load_recipe(recipe, overrides)):
+        for fold in _folds(folds, recipe, load_recipe(recipe, overrides, trust_code=trust_code)):
             for seed in seeds:
                 values = (*overrides, *fold)
-                resolved = load_recipe(recipe, [*values, *([] if seed is None else [f"seed={seed}"])])
+                seeded = [*values, *([] if seed is None else [f"seed={seed}"])]
+                resolved = load_recipe(recipe, seeded, trust_code=trust_code)
                 run = PlannedRun(recipe, values, seed, RunFolder.of(resolved, output).path, output)
                 if (first := planned.setdefault(run.folder, run)) is not run:
                     raise RecipeError(
@@ -64,8 +71,10 @@ def plan_runs(
     return list(planned.values())
 
 
-def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, dry_run: bool = False) -> int:
+def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, dry_run: bool = False, **flags: bool) -> int:
     """Do the runs, at most `jobs` at once, continue after a failed one, and print the failures and a leaderboard.
+
+    `flags` are options of `textseg run` without a value: see `run_command`.
 
     Returns the exit code: 0 if all finished, 2 if each failure is a mistake of the user, else 1. Raises
     KeyboardInterrupt after a termination signal, when the current runs have ended.
@@ -77,7 +86,7 @@ def run_all(runs: Sequence[PlannedRun], *, jobs: int = 1, fresh: bool = False, d
             while waiting and len(going) < jobs and not signals:
                 number, run = waiting.popleft()
                 print(f"run {number} of {len(runs)}: {run.folder}", flush=True)
-                going.append(_Process(run, run.command(fresh=fresh, dry_run=dry_run), jobs))
+                going.append(_Process(run, run.command(dry_run=dry_run, **flags), jobs))
             time.sleep(PAUSE)
             for process in list(going):
                 process.pass_on(signals)

@@ -13,7 +13,8 @@ from textseg.contracts import HasPlan
 from textseg.models.cost import measure_cost
 from textseg.models.segmenter import Segmenter
 from textseg.randomness import DRAWS
-from textseg.recipe.loading import complete_settings, dump
+from textseg.recipe.loading import complete_settings, dump, required_components
+from textseg.recipe.received import code_of
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import environment, first_line
 from textseg.runs.task_record import write_task
@@ -63,6 +64,7 @@ class RunRecord:
             hashes=experiment.hashes(),
             bound=bound(experiment),
             settings=complete_settings(recipe, experiment.registry),
+            code=code_of(spec for _, spec in required_components(recipe)),
             **environment(experiment.components),
             **measure_cost(segmenter, experiment.task, self.training.fabric.device),
             **_plan_of_network(segmenter),

@@ -17,6 +17,7 @@ from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.recipe.loading import complete_settings, load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder, change_lines, changes, environment
+from textseg.system.own_files import damaged
 from textseg.training.run import prepared, run
 
 # Keys of run.json on the origin of a run; the first ones are known before the first step.
@@ -28,7 +29,13 @@ _FOLDER = re.compile(r"recipe\.dataset\.folder|settings\.dataset .*\.folder")
 
 
 def reproduce(
-    source: Path, *, overrides: Sequence[str] = (), output: Path, fresh: bool = False, dry_run: bool = False
+    source: Path,
+    *,
+    overrides: Sequence[str] = (),
+    output: Path,
+    fresh: bool = False,
+    dry_run: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Repeat the run in a folder from its recipe.yaml, and print the differences; returns the new folder.
 
@@ -38,7 +45,7 @@ def reproduce(
     original = RunFolder.existing(source)
     if not original.recipe.exists():
         raise RunError(f"'{original.path}' holds no recipe.yaml, so nothing says how to repeat it. Name a run folder.")
-    recipe, asked = load_recipe(original.recipe), load_recipe(original.recipe, overrides)
+    recipe, asked = (load_recipe(original.recipe, values, trust_code=trust_code) for values in ((), overrides))
     folder = RunFolder.of(asked, output)
     if folder.path.resolve() == original.path.resolve():
         raise RunError(f"The repeat would be written to '{folder.path}', the run itself. Choose another --output.")
@@ -51,7 +58,7 @@ def reproduce(
     if dry_run:
         return folder.path
     del experiment
-    run(original.recipe, overrides=overrides, output=output, fresh=fresh)
+    run(original.recipe, overrides=overrides, output=output, fresh=fresh, trust_code=trust_code)
     differs = differences(recipe, asked, {key: record.get(key) for key in RECORDED}, folder.read())
     differs |= changed_prompts(original, folder)
     weights, scores = compare_weights(original, folder), compare_scores(original, folder)
@@ -159,5 +166,8 @@ def _texts(path: Path) -> dict[str, None]:
     """Return the lines of prompts.jsonl without counts and fingerprints, in their order."""
     if not path.exists():
         return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return dict.fromkeys(f"{row['source']}, {row['view']}: {row['text']}" for row in rows)
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return dict.fromkeys(f"{row['source']}, {row['view']}: {row['text']}" for row in rows)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}", "Restore it, or repeat a copy without it.") from None

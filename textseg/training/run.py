@@ -54,13 +54,17 @@ def run(
     output: Path = Path("runs"),
     fresh: bool = False,
     dry_run: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Run a recipe: prepare, train or resume, evaluate. Returns the run folder.
+
+    `trust_code` lets a recipe that came with a run folder run code of a model that it names.
 
     With several devices or nodes, this function starts the processes and waits for them, unless torchrun or SLURM has
     started this process as one of them. Raises a TextsegError for a mistake of the user.
     """
-    resolved = load_recipe(recipe, [*overrides, *([] if seed is None else [f"seed={seed}"])])
+    values = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    resolved = load_recipe(recipe, values, trust_code=trust_code)
     check_loggers(resolved, installed_registry())
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     launching.check_devices(settings)
@@ -76,7 +80,7 @@ def run(
                 f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
                 "with torchrun or srun; see docs/how_to/many_devices.md."
             )
-        command = launching.run_command(recipe, overrides, seed, output, fresh=fresh, dry_run=False)
+        command = launching.run_command(recipe, overrides, seed, output, fresh=fresh, trust_code=trust_code)
         launching.run_together(command, count)
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
