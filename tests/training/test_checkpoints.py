@@ -46,7 +46,10 @@ def described(event, arguments):
         return None
     path = os.fspath(arguments[0])
     writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
-    return f"{event} {os.path.relpath(path, place)}" if writes and path.startswith(str(place)) else None
+    if not (writes and path.startswith(str(place))):
+        return None
+    target = f" to {os.path.basename(arguments[1])}" if event == "os.rename" else ""  # temporary names say nothing
+    return f"{event} {os.path.relpath(path, place)}{target}"
 
 
 def watch(last):
