@@ -97,19 +97,19 @@ def main() -> None:
 
 
 def drawn_for(path: Path) -> dict[str, Any]:
-    """Return the size of the phantom's pictures that a run was trained on; empty for other data and for a bundle."""
+    """Return size and upper end of the pictures that a run was trained on; empty for other data and for a bundle."""
     if not (path / "run.json").is_file():
         return {}
     dataset = load_recipe(RunFolder.existing(path).recipe).dataset
-    kept = ("slices", "size", "spacing_mm") if dataset.use == "lumbar_phantom" else ()
+    kept = ("slices", "size", "spacing_mm", "begins_below") if dataset.use == "lumbar_phantom" else ()
     return {key: value for key, value in dataset.settings.items() if key in kept}
 
 
 def drawn(settings: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[Picture]:
     """Draw pictures of one kind; what a person names in them follows from the whole pictures of the same patients."""
-    phantom = LumbarPhantom(**settings, **cut)
+    phantom = LumbarPhantom(**{**settings, **cut})
     ends = {key: value for key, value in cut.items() if key not in ("begins_below", "ends_above")}
-    whole = LumbarPhantom(**settings, **ends)
+    whole = LumbarPhantom(**{**settings, **ends, "begins_below": None})
     for case, uncut in zip(phantom.cases(), whole.cases(), strict=True):
         reference, spacing = read_classes(phantom, case)
         before, after = (sizes(classes) for classes in (read_classes(whole, uncut)[0], reference))
