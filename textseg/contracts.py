@@ -52,7 +52,8 @@ class Atlas:
     superior to inferior; it is empty for a region without order. `groups` names sets of structures for coarse scores.
     `adjacent` lists the pairs that touch. `label_schemes` gives the meaning of the values in mask files; a scheme may
     also name structures that the atlas does not have. `plane` is the orientation of the slices; a sequence needs a
-    plane that shows it. `landmarks` are structures that are recognised without counting, such as the sacrum.
+    plane that shows it. `landmarks` are structures that are recognised without counting, such as the sacrum. `region`
+    is the part of the body in words, such as "lumbar spine", which prompts of another region do not fit.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Atlas:
     label_schemes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     plane: Plane = "sagittal"
     landmarks: tuple[str, ...] = ()
+    region: str = ""
 
     def __post_init__(self) -> None:
         names = self.names
@@ -78,6 +80,21 @@ class Atlas:
             )
         if self.sequence and self.plane == "short_axis":
             raise ValueError(f"Atlas '{self.name}': short-axis slices of the heart show no sequence downwards.")
+        schemes = {name: self._in_own_names(scheme) for name, scheme in self.label_schemes.items()}
+        object.__setattr__(self, "label_schemes", schemes)
+
+    def _in_own_names(self, scheme: Mapping[int, str]) -> Mapping[int, str]:
+        """Return a label scheme with the names of the atlas in place of their synonyms.
+
+        A synonym keeps its own value where the scheme tells it apart from the name, as TotalSegmentator does S and S1.
+        """
+        names = set(scheme.values())
+        own = {}
+        for name in names - set(self.names):
+            structure = self.find(name)
+            if structure and not names & {structure.name, *structure.synonyms} - {name}:
+                own[name] = structure.name
+        return {value: own.get(name, name) for value, name in scheme.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +116,16 @@ class Atlas:
         if name not in self.names:
             raise PromptError(f"Atlas '{self.name}' has no structure '{name}'.{suggestion(name, self.names)}")
         return self.structures[self.names.index(name)]
+
+    def find(self, words: str) -> Structure | None:
+        """Return the structure with this name or synonym, in upper or lower case; None for other words.
+
+        A name comes before a synonym of another structure. Every file and option that names structures is read so.
+        """
+        spelled = words.strip().casefold()
+        names = (structure for structure in self.structures if structure.name.casefold() == spelled)
+        synonyms = (item for item in self.structures if spelled in {synonym.casefold() for synonym in item.synonyms})
+        return next(names, None) or next(synonyms, None)
 
     def collapsed(self) -> tuple[Atlas, LabelMap]:
         """Return an atlas of the groups, and the class of each structure in it (0 for a structure in no group)."""

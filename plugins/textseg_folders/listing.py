@@ -58,7 +58,8 @@ def patient_of(stem: str, pattern: str | None) -> str:
 def map_values(labels: Mapping[int, str] | str | None, atlas: Atlas, where: str) -> LabelMap:
     """Class indices of file values: by the names that `labels` gives them, by a scheme, or the atlas's own indices.
 
-    Raises DataError for a name that the atlas lacks; names that a scheme has and the atlas lacks are background.
+    Names are those of the atlas and their synonyms, in upper or lower case. Raises DataError for a name that the atlas
+    lacks; names that a scheme has and the atlas lacks are background.
     """
     if labels is None:
         return {index: index for index in range(atlas.class_count)}
@@ -68,14 +69,15 @@ def map_values(labels: Mapping[int, str] | str | None, atlas: Atlas, where: str)
             raise DataError(f"{where}: atlas '{atlas.name}' has no label scheme '{labels}'.{possible}")
         scheme = atlas.label_schemes[labels]
         return {0: 0, **{value: atlas[name].index if name in atlas.names else 0 for value, name in scheme.items()}}
-    known = {BACKGROUND: 0, **{structure.name: structure.index for structure in atlas.structures}}
+    classes = {0: 0}
     for value, name in labels.items():
-        if name not in known:
-            raise DataError(
-                f"{where}: value {value} is '{name}', which atlas '{atlas.name}' lacks.{suggestion(name, known)}"
-            )
+        structure = atlas.find(name)
+        if structure is None and name.lower() != BACKGROUND:
+            possible = suggestion(name, (BACKGROUND, *atlas.names))
+            raise DataError(f"{where}: value {value} is '{name}', which atlas '{atlas.name}' lacks.{possible}")
         if value < 0:
             raise DataError(f"{where}: {value} is no value of a mask; they are whole numbers from 0.")
-    if labels.get(0, BACKGROUND) != BACKGROUND:
-        raise DataError(f"{where}: 0 is the background, and can't be '{labels[0]}'.")
-    return {0: 0, **{value: known[name] for value, name in labels.items()}}
+        if value == 0 and structure is not None:
+            raise DataError(f"{where}: 0 is the background, and can't be '{name}'.")
+        classes[value] = structure.index if structure else 0
+    return classes

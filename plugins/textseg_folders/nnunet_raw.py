@@ -70,7 +70,6 @@ class NnunetRaw:
     @cached_property
     def _labels(self) -> LabelMap:
         path = self.folder / "dataset.json"
-        own = {name.lower(): name for name in (BACKGROUND, *self.atlas.names)}
         values: dict[int, str] = {}
         described = self._described(path)
         for name, value in described:
@@ -84,7 +83,9 @@ class NnunetRaw:
                     f"and scores. Annotate them, or count them as background with dataset.labels: "
                     f"{{{IGNORE}: {BACKGROUND}}}."
                 )
-            structure = self._names.get(name) or own.get(name.lower(), name)
+            structure = self._names.get(name, name)
+            if own := self.atlas.find(structure):
+                structure = own.name
             if values.setdefault(value, structure) != structure:
                 raise DataError(f"{path}: value {value} is '{values[value]}' and '{structure}'. Keep one of the names.")
         label_map = map_values(values, self.atlas, f"{path} (translate names with dataset.labels)")

@@ -56,6 +56,7 @@ def lumbar_spider() -> Atlas:
         adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
         label_schemes=all_schemes(),
         landmarks=("L5/S",),
+        region="lumbar spine",
     )
 
 
@@ -70,6 +71,7 @@ def lumbar_mrspineseg() -> Atlas:
         adjacent=_neighbours(sequence),
         label_schemes=all_schemes(),
         landmarks=(SACRUM, "L5/S"),
+        region="lumbar spine",
     )
 
 
@@ -86,6 +88,7 @@ def whole_spine() -> Atlas:
         adjacent=(*_neighbours(sequence), *((name, CANAL) for name in sequence)),
         label_schemes=all_schemes(),
         landmarks=("C2", "L5/S", SACRUM),
+        region="spine",
     )
 
 

@@ -74,7 +74,7 @@ def test_probabilities_are_those_of_the_checkpoint(finished_run: Path, monkeypat
     monkeypatch.setattr(
         "textseg.reports.figure.probability_png", lambda title, lines: drawn.update({title: lines}) or b""
     )
-    probabilities_figure([finished_run], slice_number=2, structures=["L4", "SC"])
+    probabilities_figure([finished_run], slice_number=2, structures=["l4", "vertebral canal"])
     ((title, (line,)),) = drawn.items()
     (trained,) = trained_runs([finished_run])
     prepared = trained.case(None)

@@ -10,7 +10,7 @@ import torch
 
 from textseg.contracts import Atlas, Task
 from textseg.data.slices import Slices
-from textseg.errors import DataError, RecipeError
+from textseg.errors import DataError, PromptError, RecipeError
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
@@ -18,6 +18,7 @@ from textseg.registry.discovery import Registry
 from textseg.runs import experiment as module
 from textseg.runs.experiment import Experiment, build, build_segmenter
 from textseg.text.slice_text import AVAILABLE
+from textseg_atmnet.atpg_lumbar import ATPGLumbar
 from textseg_atmnet.hasf import HASF
 
 ONLY_TRUTH = ("prompts.training={ground_truth: 1.0}",)
@@ -57,6 +58,20 @@ def test_parts_that_do_not_go_together_are_refused_before_preparation(
     monkeypatch.setattr(module, "prepare", called)
     with pytest.raises(RecipeError, match=message):
         build(load_recipe(tiny_recipe, overrides))
+
+
+def test_prompts_of_another_region_are_refused_before_preparation(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("cases were prepared")
+
+    monkeypatch.setattr(module, "prepare", called)
+    monkeypatch.setattr(ATPGLumbar, "region", "foot")
+    with pytest.raises(
+        PromptError, match="'atpg_lumbar' writes about the foot, and atlas 'lumbar_spider' is of the lumbar spine"
+    ):
+        build(load_recipe(tiny_recipe))
 
 
 def test_names_without_an_order_cannot_be_moved(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

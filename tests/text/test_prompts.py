@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PromptError
-from textseg.text.prompts import SequencePrompts, generate
+from textseg.text.prompts import RegionPrompts, SequencePrompts, generate, require_region
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import (
     ground_truth_visibility,
@@ -112,6 +113,22 @@ def test_atlas_without_order_and_unpublished_wording_are_refused(small_atlas: At
 def test_unknown_visible_structure_is_refused(small_atlas: Atlas) -> None:
     with pytest.raises(PromptError, match="has no structure 'L9'"):
         SequencePrompts(small_atlas)(Visibility(("L9",), "predicted", "volume"))
+
+
+class FootPrompts(RegionPrompts):
+    image = "sagittal MRI of the foot"
+
+
+def test_prompts_of_another_region_are_refused(small_atlas: Atlas) -> None:
+    lumbar = replace(small_atlas, region="Lumbar spine")
+    with pytest.raises(
+        PromptError, match="'foot_prompts' writes about the foot, and atlas 'small' is of the Lumbar sp"
+    ):
+        require_region(FootPrompts(lumbar), lumbar, "foot_prompts")
+    require_region(SequencePrompts(lumbar), lumbar, "of the spine")  # a wider region
+    require_region(FootPrompts(small_atlas), small_atlas, "an atlas of no region")
+    require_region(RegionPrompts(lumbar), lumbar, "a medical image of anything")
+    require_region(lambda _: Prompts("A spine.", ("",) * 4), lumbar, "a generator of no region")
 
 
 def test_generate_checks_what_a_generator_gives(small_atlas: Atlas) -> None:

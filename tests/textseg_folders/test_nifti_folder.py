@@ -80,6 +80,12 @@ def test_values_are_what_the_recipe_calls_them(folder: Path) -> None:
     )
 
 
+def test_labels_may_be_synonyms_of_the_atlas(folder: Path) -> None:
+    data = reader(folder, labels={0: "Background", 1: "th12", 2: "lumbosacral disc", 3: "vertebral canal"})
+    named = {value: data.atlas.names[index - 1] for value, index in data.label_map(data.cases()[0]).items() if index}
+    assert named == {1: "T12", 2: "L5/S", 3: "SC"}
+
+
 def test_a_file_beside_the_folders_may_say_it(folder: Path) -> None:
     (folder / "labels.yaml").write_text("atlas: lumbar_mrspineseg\nlabels: {1: S, 2: L5}\n")
     data = NiftiFolder(folder=str(folder))

@@ -78,6 +78,17 @@ def test_what_can_not_be_read_is_named(tmp_path: Path, labels: Any, names: tuple
         data.label_map(data.cases()[0])
 
 
+def test_names_of_dataset_json_may_be_synonyms(tmp_path: Path) -> None:
+    labels = {"background": 0, "Th12": 1, "lumbosacral disc": 2, "canal": 3}
+    data = reader(lay_out(tmp_path, labels), labels={"canal": "vertebral canal"})
+    values = data.label_map(data.cases()[0]).items()
+    assert [(value, data.atlas.names[index - 1]) for value, index in values if index] == [
+        (1, "T12"),
+        (2, "L5/S"),
+        (3, "SC"),
+    ]
+
+
 def test_the_ignore_label_may_be_called_background(tmp_path: Path) -> None:
     data = reader(lay_out(tmp_path, {**VERSION_2, "ignore": 4}), labels={"canal": "SC", "ignore": "background"})
     assert data.label_map(data.cases()[0])[4] == 0

@@ -99,6 +99,18 @@ def test_a_mask_names_its_values_and_another_convention_is_refused(mask: Mask, t
     require_names(path, {1: "another spelling"}, [1], "the labels 'a'")
 
 
+def test_a_mask_may_name_its_values_by_synonyms(mask: Mask, tmp_path: Path) -> None:
+    path = tmp_path / "mask.mha"
+    mask.save(path)
+    sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "First lumbar vertebra"}, "made": {}}
+    (tmp_path / "mask.json").write_text(json.dumps(sidecar))
+    first, second, *others = mask.atlas.structures
+    atlas = replace(mask.atlas, structures=(first, replace(second, synonyms=("first lumbar vertebra",)), *others))
+    require_names(path, {1: "L1"}, [1], "the labels 'a'", atlas)
+    with pytest.raises(DataError, match="names its value 1 'L1', and the labels 'a' call it 'L2'"):
+        require_names(path, {1: "L2", 2: "L1"}, [1], "the labels 'a'", atlas)
+
+
 def test_a_sidecar_names_the_values_of_the_mask_that_it_was_written_for(mask: Mask, tmp_path: Path) -> None:
     path = tmp_path / "mask.mha"
     mask.save(path)

@@ -176,7 +176,7 @@ def _check_case(case: Case, label_map: LabelMap, atlas: Atlas) -> CaseCheck:
         findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
     try:
         own = {value: atlas.names[index - 1] for value, index in label_map.items() if index}
-        require_names(case.mask_path, own, counts, "the data set's labels")
+        require_names(case.mask_path, own, counts, "the data set's labels", atlas)
     except DataError as error:
         findings.append(
             Finding(case.id, "fault", str(error), "correct the labels of the data set, or convert the mask")

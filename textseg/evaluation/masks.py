@@ -208,12 +208,7 @@ def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> Lab
     Raises DataError for a value whose name the atlas lacks, unless it is background in the data set, too.
     """
     names = value_names(path)
-    indices = {
-        spelling.casefold(): structure.index
-        for structure in atlas.structures
-        for spelling in (*structure.synonyms, structure.name)
-    }
-    known = {value: indices[name.casefold()] for value, name in names.items() if name.casefold() in indices}
+    known = {value: structure.index for value, name in names.items() if (structure := atlas.find(name))}
     if not known or all(label_map.get(value) == index for value, index in known.items()):
         return label_map  # names such as "Segment_1" say nothing
     if has_changed(path):
@@ -224,8 +219,8 @@ def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> Lab
     for value in np.unique(labels.array).tolist():
         if value and value not in known:
             name = names.get(value)
-            whole = indices.get((name or "").removesuffix(PART).casefold())
-            if name is not None and label_map.get(value) in (0, whole):  # by the rule of the data set
+            whole = atlas.find((name or "").removesuffix(PART))
+            if name is not None and label_map.get(value) in (0, whole and whole.index):  # by the rule of the data set
                 known[value] = label_map[value]
                 continue
             called = f"'{name}', which atlas '{atlas.name}' lacks" if name else "nothing"

@@ -137,7 +137,7 @@ def _rename(job: Job, convention: Convention, stated: Visibility | Point) -> Out
             f"{path}: the labels '{convention.labels}' have no value {listed}. Choose the labels of this mask with "
             "--labels."
         )
-    require_names(path, convention.names, present, f"the labels '{convention.labels}'")
+    require_names(path, convention.names, present, f"the labels '{convention.labels}'", atlas)
     classes, kept = np.zeros(volume.array.shape, np.uint8), []
     for value in present:
         name = convention.names[value].removesuffix(PART)

@@ -58,10 +58,12 @@ class Trained:
     def classes(self, structures: Sequence[str]) -> dict[str, int]:
         """Return the class indices of structures. Raises RunError for a structure that the atlas lacks."""
         atlas = self.experiment.atlas
-        if unknown := [name for name in structures if name not in atlas.names]:
-            possible = suggestion(unknown[0], atlas.names)
-            raise RunError(f"--structures: atlas '{atlas.name}' has no '{unknown[0]}'.{possible}")
-        return {name: atlas[name].index for name in structures}
+        classes = {}
+        for name in structures:
+            if (structure := atlas.find(name)) is None:
+                raise RunError(f"--structures: atlas '{atlas.name}' has no '{name}'.{suggestion(name, atlas.names)}")
+            classes[structure.name] = structure.index
+        return classes
 
     def outputs(self, prepared: PreparedCase) -> list[SegmenterOutput]:
         """Return the outputs of the model for every slice of a case, batch by batch."""

@@ -16,6 +16,7 @@ from textseg.recipe.schema import Recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
+from textseg.text.prompts import require_region
 from textseg.text.reading import interactive_visibility, summary
 from textseg.text.slice_text import AVAILABLE, Knowledge, SlicePrompt, slice_prompts
 from textseg.text.visibility import statement
@@ -146,4 +147,6 @@ def _generators(recipe: Recipe, registry: Registry, atlas: Atlas) -> Iterator[tu
     levels: Sequence[int | None] = get_args(parameter.annotation) if parameter is not None else (None,)
     for level in levels or (None,):
         changed = settings if level is None else {**settings, "granularity": level}
-        yield level, registry.build("prompt_generator", use, atlas, settings=changed)
+        generator = registry.build("prompt_generator", use, atlas, settings=changed)
+        require_region(generator, atlas, use)
+        yield level, generator

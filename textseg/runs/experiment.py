@@ -27,6 +27,7 @@ from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
 from textseg.text.drawn_text import DrawnText, Statements
+from textseg.text.prompts import require_region
 from textseg.text.reading import read_cases
 from textseg.text.slice_text import Knowledge, Text, build_text, require_levels
 from textseg.text.visibility import statement
@@ -148,6 +149,10 @@ def build(
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
     _check_order(recipe, dataset.atlas)
+    if recipe.prompts is not None:
+        spec = recipe.prompts.generator
+        generator = registry.build("prompt_generator", spec.use, dataset.atlas, settings=spec.settings)
+        require_region(generator, dataset.atlas, spec.use)
     _check_memory(recipe, dataset.atlas.class_count)
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
@@ -226,7 +231,7 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
             )
         if case.mask_path is not None:
             own = {value: dataset.atlas.names[i - 1] for value, i in dataset.label_map(case).items() if i}
-            require_names(case.mask_path, own, own, "the labels of the data set")
+            require_names(case.mask_path, own, own, "the labels of the data set", dataset.atlas)
     return cases
 
 

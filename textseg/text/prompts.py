@@ -58,6 +58,11 @@ class RegionPrompts:
         sentences = [FACT_PHRASES.get(name, f"The {name} is {{}}.").format(known[name]) for name in facts]
         return Prompts(" ".join([self._holistic(visible, visibility), *sentences]), tuple(classwise))
 
+    @property
+    def region(self) -> str:
+        """The region of the body in `image`, such as "lumbar spine"; empty where `image` names none."""
+        return self.image.rpartition(" of the ")[2] if " of the " in self.image else ""
+
     def relations(self, visible: Set[str]) -> str:
         """Return the spatial relations of the visible structures, as the end of the sentence; empty by default."""
         return ""
@@ -131,6 +136,21 @@ class SequencePrompts(RegionPrompts):
         if wording == "paper":
             families = {item.name: self.paper_families.get(item.family, item.family) for item in atlas.structures}
             self.phrases = {name: _phrase(family, name) for name, family in families.items()}
+
+
+def require_region(generator: PromptGenerator, atlas: Atlas, name: str) -> None:
+    """Raise PromptError if a prompt generator writes about another region of the body than that of the atlas.
+
+    A region may be a part of the other: prompts of the "spine" fit the "lumbar spine". Nothing is compared where the
+    generator or the atlas names no region.
+    """
+    ours, theirs = (words.casefold().split() for words in (str(getattr(generator, "region", "")), atlas.region))
+    shared = min(len(ours), len(theirs))
+    if shared and ours[-shared:] != theirs[-shared:]:
+        raise PromptError(
+            f"prompts.generator: '{name}' writes about the {' '.join(ours)}, and atlas '{atlas.name}' is of the "
+            f"{atlas.region}. Use a prompt generator of the {atlas.region}, or a data set of the {' '.join(ours)}."
+        )
 
 
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from textseg.contracts import Structure
+from textseg.contracts import Atlas, Structure
 from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
 from textseg.volumes.files import file_hash, stem
@@ -123,17 +123,23 @@ def has_changed(path: Path) -> bool:
     return bool(sidecar) and sidecar.get("mask_sha256") != file_hash(path)
 
 
-def require_names(path: Path, expected: Mapping[int, str], values: Iterable[int], convention: str) -> None:
+def require_names(
+    path: Path, expected: Mapping[int, str], values: Iterable[int], convention: str, atlas: Atlas | None = None
+) -> None:
     """Raise DataError where a mask itself gives a value the name that the `convention` for reading it gives another.
 
-    Names that the convention does not have say nothing: other tools spell them differently.
+    Synonyms in the `atlas` count as names. Names that the convention does not have say nothing: other tools spell them
+    differently.
     """
     names, known = value_names(path), set(expected.values())
     for value in values:
-        if value and names.get(value) in known and names[value] != expected.get(value):
+        name = names.get(value, "")
+        if atlas is not None and name not in known and (structure := atlas.find(name)):
+            name = structure.name
+        if value and name in known and name != expected.get(value):
             called = f"call it '{expected[value]}'" if value in expected else "do not name it"
             raise DataError(
-                f"'{path}' itself names its value {value} '{names[value]}', and {convention} {called}. State the "
+                f"'{path}' itself names its value {value} '{name}', and {convention} {called}. State the "
                 "labels that this mask has."
             )
 

@@ -40,4 +40,5 @@ def _heart(name: str, names: tuple[str, ...], groups: dict[str, tuple[str, ...]]
         adjacent=tuple(pair for pair in touching if set(pair) <= set(names)),
         label_schemes={"acdc": ACDC_VALUES},
         plane="short_axis",
+        region="heart",
     )

@@ -27,6 +27,7 @@ def cervical_spine() -> Atlas:
         adjacent=tuple(pairwise(sequence)),
         label_schemes={"totalspineseg": totalspineseg()},
         landmarks=("C2",),
+        region="cervical spine",
     )
 
 
