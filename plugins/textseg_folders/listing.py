@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from textseg.contracts import Atlas, LabelMap
 from textseg.errors import DataError, PluginError, suggestion
 from textseg.registry import installed_registry
-from textseg.volumes import SUFFIXES
+from textseg.volumes import SUFFIXES, find_volumes
 
 BACKGROUND = "background"
 
@@ -28,20 +29,54 @@ def find_atlas(name: str) -> Atlas:
 
 
 def volumes_by_stem(folder: Path) -> dict[str, Path]:
-    """Return volumes of a folder, sorted by stem, without hidden files. Raises DataError for two with one stem."""
+    """Return the volumes directly in a folder, sorted by stem, without hidden files.
+
+    Raises DataError for two with one stem.
+    """
+    inside = sorted(folder.iterdir()) if folder.is_dir() else ()
+    return _by_stem(folder, (path for path in inside if not path.name.startswith(".")))
+
+
+def nested_volumes(folder: Path, beside: Path) -> dict[str, Path]:
+    """Return the volumes below a folder by their paths without suffix, such as "pat1/ses-1/T2"; none in `beside`.
+
+    Raises DataError for two with one path, and for a folder that can't be listed.
+    """
+    if not folder.is_dir():
+        return {}
+    paths = list(find_volumes(folder, frozenset({os.path.realpath(beside)})))
+    if closed := [path for path in paths if not path.name.lower().endswith(SUFFIXES)]:
+        raise DataError(f"The folder '{closed[0]}' can't be listed. Make it readable, or move it out of '{folder}'.")
+    return _by_stem(folder, paths)
+
+
+def _by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     volumes: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in paths:
         suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix is None or path.name.startswith("."):
+        if suffix is None:
             continue
-        if (first := volumes.setdefault(path.name[: -len(suffix)], path)) is not path:
-            raise DataError(f"'{folder}' holds '{first.name}' and '{path.name}', which are the same case. Keep one.")
+        name = path.relative_to(folder).as_posix()[: -len(suffix)]
+        if (first := volumes.setdefault(name, path)) is not path:
+            raise DataError(
+                f"'{path.parent}' holds '{first.name}' and '{path.name}', which are the same case. Keep one."
+            )
     return volumes
 
 
 def patient_of(stem: str, pattern: str | None) -> str:
-    """Return the patient in a stem: the group of `pattern`, or the whole stem without a pattern. Raises DataError."""
+    """Return the patient in a stem: the group of `pattern`, or the whole stem without a pattern. Raises DataError.
+
+    In subfolders a pattern is required: nothing tells pat1/T1, pat1/T2 from T1/pat1, T2/pat1.
+    """
     if pattern is None:
+        if "/" in stem:
+            first, _, rest = stem.partition("/")
+            raise DataError(
+                f"Case '{stem}' lies in a subfolder, and its patient may be '{first}' or '{rest}'. Write "
+                f"`patient_pattern: '^([^/]+)/'` in the recipe for '{first}', `patient_pattern: '/(.+)$'` for "
+                f"'{rest}', or give the patient of each case in cases.csv."
+            )
         return stem
     try:
         match = re.search(pattern, stem)

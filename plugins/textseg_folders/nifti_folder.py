@@ -10,7 +10,7 @@ from typing import Any
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
 from textseg.system import Row, optional_file, read_table, read_yaml, unknown_row
-from textseg_folders.listing import find_atlas, map_values, patient_of, volumes_by_stem
+from textseg_folders.listing import find_atlas, map_values, nested_volumes, patient_of, volumes_by_stem
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
 PATIENTS = dict.fromkeys(("participant", "person", "pid", "subject"), "patient")  # what people call this column
@@ -19,12 +19,13 @@ KEYS = ("atlas", "labels")  # of labels.yaml
 
 
 class NiftiFolder:
-    """A folder with images/ and masks/, in which each mask has the name of its image.
+    """A folder with images/ and masks/, in which each mask has the name of its image, also in subfolders.
 
     `labels` says what the values in the masks mean: `{1: L5, 2: L4}`, or the name of a label scheme of the atlas. A
     file labels.yaml beside the folders may give `atlas` and `labels` instead; where nothing does, values are the
     atlas's own class indices. `patient_pattern` is a regular expression whose first group finds the patient in a name;
-    without it each name is a patient of its own. A table cases.csv with the column `case`, and `patient`, `split`
+    without it each name is a patient of its own. Where images/ holds no volume, its subfolders are searched, and the
+    pattern is required: pat1/ses-1/T2 is a case. A table cases.csv with the column `case`, and `patient`, `split`
     (train or test) and any facts, goes before it. Raises DataError.
     """
 
@@ -82,12 +83,14 @@ class NiftiFolder:
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
-        images = volumes_by_stem(self.folder / self.images)
+        at, masks_at = self.folder / self.images, self.folder / self.masks
+        images, masks = volumes_by_stem(at), volumes_by_stem(masks_at)
         if not images:
-            raise DataError(f"No volume in '{self.folder / self.images}'. Expected there: MHA, NRRD or NIfTI files.")
-        masks = volumes_by_stem(self.folder / self.masks)
+            images, masks = nested_volumes(at, masks_at), nested_volumes(masks_at, at)
+        if not images:
+            raise DataError(f"No volume in '{at}'. Expected there: MHA, NRRD or NIfTI files.")
         if lonely := sorted(masks.keys() - images.keys()):
-            raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{self.folder / self.images}'.")
+            raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{at}'.")
         if unknown := sorted(self._table.keys() - images.keys()):
             raise DataError(unknown_row(self._table_path, self._table[unknown[0]], unknown[0], "image of case", images))
         return tuple(self._case(stem, path, masks.get(stem)) for stem, path in images.items())

@@ -301,6 +301,25 @@ def test_one_bad_mask_is_named_and_the_others_are_scored(phantom: Dataset, tmp_p
         compare([tmp_path / "both", tmp_path / "out"])
 
 
+@pytest.mark.parametrize("form", ["{}/T2.mha", "{}_T2.mha"])
+def test_masks_of_cases_in_subfolders_are_scored(phantom: Dataset, tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "scans"
+    for case in phantom.cases():
+        assert case.mask_path is not None
+        for path, name in (
+            (case.image_path, f"images/{case.patient}/T2.mha"),
+            (case.mask_path, f"masks/{case.patient}/T2.mha"),
+            (case.mask_path, f"../given/{form.format(case.patient)}"),
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / name)
+    settings = {"folder": str(folder), "atlas": "lumbar_spider", "labels": "spider", "patient_pattern": "^([^/]+)/"}
+    nested: Dataset = installed_registry().build("dataset", "nifti_folder", settings=settings)
+    scored = evaluate_masks(tmp_path / "given", nested, "x", SETTINGS, tmp_path / "out")
+    assert {(case.removesuffix("/T2"), value) for (case, _), value in dsc(scored).items()} == {("1", 1.0), ("2", 1.0)}
+    assert not scored.failed
+
+
 def test_a_mask_on_the_same_grid_is_scored_however_its_axes_are_stored(phantom: Dataset, tmp_path: Path) -> None:
     turned = copies(phantom, tmp_path / "turned", change=lambda mask: sitk.DICOMOrient(mask, "SAR"))
     assert dsc(evaluate_masks(turned, phantom, "x", SETTINGS, tmp_path / "out")) == PERFECT

@@ -65,6 +65,70 @@ def test_series_of_a_patient_stay_together_however_the_table_is_written(
     assert [(case.patient, case.facts) for case in reader(folder).cases()] == [("Jörg", {}), ("Jörg", {}), ("9", {})]
 
 
+NESTED = ("pat1/ses-1/T2.nii.gz", "pat1/ses-2/T2.nii.gz", "pat2/T2.mha")
+
+
+@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), (".", "masks"), ("images", "images/masks")])
+def test_cases_are_read_in_subfolders(tmp_path: Path, images: str, masks: str) -> None:
+    lay_out(tmp_path, *(f"{images}/{name}" for name in NESTED), *(f"{masks}/{name}" for name in NESTED[1:]))
+    data = reader(tmp_path, images=images, masks=masks, patient_pattern="^([^/]+)/")
+    cases = [(case.id, case.patient, case.mask_path) for case in data.cases()]
+    assert cases == [
+        ("pat1/ses-1/T2", "pat1", None),
+        ("pat1/ses-2/T2", "pat1", tmp_path / masks / NESTED[1]),
+        ("pat2/T2", "pat2", tmp_path / masks / NESTED[2]),
+    ]
+
+
+def test_a_pattern_or_a_table_finds_the_patient_of_a_case_in_a_subfolder(tmp_path: Path) -> None:
+    data = lay_out(tmp_path, "images/T1/a.mha", "images/T2/a.mha", "images/T2/b.mha")
+    assert [case.patient for case in reader(data, patient_pattern="/(.+)$").cases()] == ["a", "a", "b"]
+    (data / "cases.csv").write_text("case,patient\nT1/a,x\nT2/a,x\nT2/b,y\n")
+    assert [case.patient for case in reader(data).cases()] == ["x", "x", "y"]
+
+
+def test_the_patients_of_cases_in_subfolders_are_stated(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"may be 'T1' or 'pat1'. Write `patient_pattern: '\^\(\[\^/\]\+\)/'`"):
+        reader(lay_out(tmp_path, "images/T1/pat1.mha", "images/T2/pat1.mha")).cases()
+
+
+def test_subfolders_beside_volumes_are_not_read(folder: Path) -> None:
+    before = reader(folder).cases()
+    lay_out(folder, "images/old/a_1.mha", "masks/old/c.mha")
+    assert reader(folder).cases() == before
+
+
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    lay_out(tmp_path, "data/images/pat1/T2.mha", "store/T2.mha")
+    (tmp_path / "data/images/pat2").symlink_to(tmp_path / "store")
+    (tmp_path / "data/images/pat1/up").symlink_to(tmp_path / "data/images")
+    cases = reader(tmp_path / "data", patient_pattern="^([^/]+)/").cases()
+    assert [case.id for case in cases] == ["pat1/T2", "pat2/T2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("masks/pat3/T2.mha", "has no image of that name"), ("images/pat2/T2.nii", "which are the same case")],
+)
+def test_a_wrong_file_in_a_subfolder_is_named(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"pat[23].*{message}"):
+        reader(lay_out(tmp_path, *(f"images/{path}" for path in NESTED), name)).cases()
+
+
+def test_a_folder_that_can_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path, "images/pat1/T2.mha", "images/pat2/T2.mha")
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> Any:
+        if path.name == "pat2":
+            raise PermissionError
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match="pat2' can't be listed"):
+        reader(tmp_path).cases()
+
+
 def test_values_are_what_the_recipe_calls_them(folder: Path) -> None:
     data = reader(folder)
     case = data.cases()[0]

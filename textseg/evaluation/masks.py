@@ -64,13 +64,13 @@ def evaluate_masks(
     if folder.record.exists() and not folder.read().get("predictions"):
         raise DataError(f"'{output}' is the folder of a run. Name another one.")
     cases, files, extra = _choose(predictions, dataset, patients)
-    missing = [case.id for case in cases if case.id.lower() not in files]
+    missing = [case.id for case in cases if _key(case.id) not in files]
     scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
     failed: dict[str, str] = {}
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
             progress(done, len(cases))
-            path = files.get(case.id.lower())
+            path = files.get(_key(case.id))
             try:
                 labels = read_labels(case.mask_path or "", dataset.atlas.plane)
                 reference = map_labels(labels, dataset.label_map(case), case)
@@ -138,7 +138,7 @@ def compare_moved_masks(
         raise DataError(f"--moved: atlas '{atlas.name}' has no order of levels, so no text can be moved by levels.")
     cases, files, _ = _choose(right, dataset, patients)
     _, moved_files, _ = _choose(moved, dataset, patients)
-    both = [case for case in cases if case.id.lower() in files.keys() & moved_files.keys()]
+    both = [case for case in cases if _key(case.id) in files.keys() & moved_files.keys()]
     if not both:
         raise DataError(f"'{right}' and '{moved}' have no case in common, so no two masks can be compared.")
     pictures, failed = list[ComparedPicture](), dict[str, str]()
@@ -146,7 +146,7 @@ def compare_moved_masks(
         progress(done, len(both))
         try:
             labels = read_labels(case.mask_path or "", atlas.plane)
-            first, second = (_read(folder[case.id.lower()], labels, dataset, case) for folder in (files, moved_files))
+            first, second = (_read(folder[_key(case.id)], labels, dataset, case) for folder in (files, moved_files))
             landmark = shows_landmark(map_labels(labels, dataset.label_map(case), case), atlas)
         except Exception as error:
             failed[case.id] = one_line(error, f"the masks of '{case.id}' can't be compared")
@@ -165,10 +165,15 @@ def _choose(
     known = [case for case in dataset.cases() if case.mask_path is not None]
     cases = [case for case in known if patients is None or case.patient in patients]
     files = _files(folder)
-    if not any(case.id.lower() in files for case in cases):
+    if not any(_key(case.id) in files for case in cases):
         names = ", ".join(case.id for case in cases[:LISTED])
         raise DataError(f"No file in '{folder}' bears the name of a case; these are {names} and so on.")
-    return cases, files, sorted(str(files[stem]) for stem in files.keys() - {case.id.lower() for case in known})
+    return cases, files, sorted(str(files[stem]) for stem in files.keys() - {_key(case.id) for case in known})
+
+
+def _key(name: str) -> str:
+    """Return the name of a case as masks bear it, whether in subfolders or with these in their names."""
+    return name.replace("/", "_").lower()
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -183,7 +188,7 @@ def _files(folder: Path) -> dict[str, Path]:
         if isinstance(path, Path) and path.name.lower().endswith(SUFFIXES):
             relative = path.relative_to(folder)
             name = own_case(path) or relative.with_name(stem(path)).as_posix()
-            if (first := files.setdefault(name.replace("/", "_").lower(), path)) is not path:
+            if (first := files.setdefault(_key(name), path)) is not path:
                 raise DataError(f"'{first}' and '{path}' are masks of the same case. Keep one.")
     return files
 

@@ -29,7 +29,17 @@ from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
 from textseg.volumes.dicom_series import DicomSeries, find_series, is_dicom
-from textseg.volumes.files import MASK_SUFFIXES, SUFFIXES, file_hash, is_folder, read_volume, require_file, stem
+from textseg.volumes.files import (
+    MASK_SUFFIXES,
+    SUFFIXES,
+    file_hash,
+    find_volumes,
+    is_folder,
+    is_named,
+    read_volume,
+    require_file,
+    stem,
+)
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.label_tables import is_own_mask, sidecar_of
 from textseg.volumes.mask import Mask
@@ -113,7 +123,9 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
         for path in matches:
             if not is_folder(path):
                 inside = {path: Path()}
-            elif not (inside := {file: file.relative_to(path).parent for file in _search(path, left_out)}):
+            elif not (
+                inside := {file: file.relative_to(path).parent for file in find_volumes(path, left_out, dicom=True)}
+            ):
                 reasons.append(f"'{path}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
                 files.setdefault(_absolute(path), (path, Path()))
                 continue
@@ -126,7 +138,7 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
     if not usable:
         raise DataError(reasons[0])
     # A file with the name of a volume is never DICOM, and one without may be.
-    slices = {file: folder for file, folder in files.values() if not _is_named(file) and is_dicom(file)}
+    slices = {file: folder for file, folder in files.values() if not is_named(file) and is_dicom(file)}
     inputs: dict[Input, Path] = {file: folder for file, folder in files.values() if file not in slices}
     return inputs | {series: slices[series.files[0]].parent for series in find_series(slices)}
 
@@ -138,30 +150,6 @@ def _matches(pattern: Path) -> list[Path]:
         return sorted(path for path in root.glob(str(pattern.relative_to(root))) if not path.name.startswith("."))
     except ValueError:  # of pathlib, for a pattern such as "**.mha"
         return []
-
-
-def _search(folder: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Yield the volumes below a folder in the order of their names, without the folders `left_out`.
-
-    A folder that can't be listed stands for itself, as does an empty one with the name of a volume.
-    """
-    try:
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        yield folder
-        return
-    left_out |= {os.path.realpath(folder)}  # a link back to it would be a circle
-    for path in paths:
-        if not is_folder(path):
-            if _is_named(path) or is_dicom(path):
-                yield path
-        elif os.path.realpath(path) not in left_out:
-            inside = list(_search(path, left_out))
-            yield from inside or ([path] if _is_named(path) else [])
-
-
-def _is_named(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
 
 
 def plan_jobs(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ import numpy as np
 from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.system.files import replacing
-from textseg.volumes.dicom_series import DicomSeries, only_series, read_series, series_hash
+from textseg.volumes.dicom_series import DicomSeries, is_dicom, only_series, read_series, series_hash
 from textseg.volumes.geometry import Array, Geometry, canonical, restore
 from textseg.volumes.integrity import mha_voxels, require_scalar_volume, require_sound_mha, require_whole_nrrd
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
@@ -188,6 +189,32 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def find_volumes(folder: Path, left_out: frozenset[str] = frozenset(), *, dicom: bool = False) -> Iterator[Path]:
+    """Yield the volumes below a folder in the order of their names, with `dicom` also DICOM files; links are followed.
+
+    Hidden files are left out, and the folders whose real paths are `left_out`. A folder that can't be listed stands for
+    itself, as does an empty one with the name of a volume.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        yield folder
+        return
+    left_out |= {os.path.realpath(folder)}  # a link back to it would be a circle
+    for path in paths:
+        if not is_folder(path):
+            if is_named(path) or (dicom and is_dicom(path)):
+                yield path
+        elif os.path.realpath(path) not in left_out:
+            inside = list(find_volumes(path, left_out, dicom=dicom))
+            yield from inside or ([path] if is_named(path) else [])
+
+
+def is_named(path: Path) -> bool:
+    """Return True for a name of an MHA, NRRD or NIfTI file."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def file_hash(path: Path | str | DicomSeries) -> str:
