@@ -10,9 +10,10 @@ import nox
 # Those that are distributions of their own
 PLUGINS = sorted(path.parent.name for path in Path("plugins").glob("*/pyproject.toml"))
 
-# Of component; `textseg plugins new` refuses any other
-KINDS = ["atlas", "dataset", "prompt_generator", "text_encoder"]
-KINDS += ["vision_encoder", "fusion", "auxiliary_loss", "network"]
+# Of component: those that have a template of a new plug-in
+TEMPLATES = Path("textseg/cli/plugins/templates")
+KINDS = sorted(path.name.removesuffix(".py.template") for path in TEMPLATES.glob("[!_]*.py.template"))
+KINDS = [name for name in KINDS if (TEMPLATES / f"test_{name}.py.template").exists()]
 
 # What benchmarks/data.py compares with; without what they want for themselves, which contradicts our versions
 PEERS = ["blosc2", "batchgeneratorsv2", "fft-conv-pytorch", "acvl-utils", "batchgenerators", "ndindex", "msgpack"]

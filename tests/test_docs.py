@@ -14,6 +14,7 @@ from textseg import errors, hookspecs
 from textseg.contracts import Atlas, Visibility
 from textseg.metrics import scores
 from textseg.registry import discovery as registry
+from textseg.registry.kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -168,13 +169,13 @@ def test_every_recipe_key_is_described_with_its_default() -> None:
             check(model, f"## {key}")
 
 
-@pytest.mark.parametrize("kind", registry.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_component_is_described_with_its_settings(kind: str) -> None:
     page = read("docs/reference/components.md")
     own = [c for c in registry.installed_registry().components(kind) if c.distribution == "textseg"]
     part = section(page, f"## {kind}")
     assert set(re.findall(r"^### (.*)$", part, re.MULTILINE)) == {component.name for component in own}
-    assert f"({', '.join([*registry.KINDS[kind], '*'])}" in part
+    assert f"({', '.join([*KINDS[kind].parameters, '*'])}" in part
     for component in own:
         below = section(part, f"### {component.name}")
         settings = component.settings()

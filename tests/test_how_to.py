@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from textseg import testing
 from textseg.cli.entry import app
 from textseg.recipe.loading import load_recipe
-from textseg.registry.component import KINDS, Plugin
+from textseg.registry.component import Plugin
 from textseg.registry.discovery import Register
+from textseg.registry.kinds import KINDS
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 

@@ -16,8 +16,8 @@ from textseg.cli.plugins import scaffold
 from textseg.cli.plugins.scaffold import LONGEST, NewPlugin, write_plugin
 from textseg.errors import PluginError
 from textseg.recipe.loading import load_recipe, required_components
-from textseg.registry.component import KINDS
 from textseg.registry.discovery import installed_registry
+from textseg.registry.kinds import KINDS
 from textseg.version import API_VERSION, __version__
 
 

@@ -17,8 +17,9 @@ import pytest
 from textseg.contracts import Features, Task
 from textseg.errors import DataError, PluginError, RecipeError
 from textseg.hookspecs import ReportSection, Run
-from textseg.registry.component import KINDS, Component, Plugin
+from textseg.registry.component import Component, Plugin
 from textseg.registry.discovery import Register, Registry, discover, installed_registry
+from textseg.registry.kinds import KINDS
 
 GOOD = """
 from textseg import hookimpl
@@ -113,7 +114,10 @@ def test_first_party_plugins_are_found_without_a_list_in_the_core() -> None:
             "marks 'textseg_registr' with @hookimpl. Did you mean 'textseg_register'?",
         ),
         (GOOD.format(name="ha.lf", module="m"), "a name is made of letters"),
-        (GOOD.format(name="half", module="m") + "    register.fusio('x', 'a:b')", "no attribute 'fusio'"),
+        (
+            GOOD.format(name="half", module="m") + "    register.fusio('x', 'a:b')",
+            "There is no kind of component 'fusio'. Did you mean 'fusion'?",
+        ),
         (GOOD.format(name="half", module="m") + "    register.fusion('half', 'a:b')", "registered twice"),
         (GOOD.format(name="half", module="m") + "    register.fusion('x', 'a.b')", 'must be written "module:name"'),
         (GOOD.format(name="half", module="m") + "    register.fusion('x', 3)", "a builder is callable"),

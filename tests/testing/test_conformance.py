@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from textseg.errors import PluginError
-from textseg.registry.component import KINDS
+from textseg.registry.kinds import KINDS
 from textseg.testing import check_fusion, check_plugin, checks, subjects_of
 
 ROOT = Path(__file__).parent.parent.parent

@@ -17,8 +17,8 @@ from textseg.inference.onnx_networks import Engine, OnnxNetwork
 from textseg.inference.trained_model import TrainedModel, prompt_generator
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
-from textseg.registry.component import KINDS
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.registry.kinds import KINDS
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import load_weights
 from textseg.runs.task_record import read_task

@@ -6,7 +6,6 @@ installed components check the values.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -19,21 +18,12 @@ from pydantic import BaseModel, ValidationError
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.received import CONSENT, is_received, refusal
-from textseg.recipe.schema import ComponentSpec, Recipe, WeightedComponent
-from textseg.registry.component import KINDS
+from textseg.recipe.schema import ComponentSpec, Recipe
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.registry.kinds import KINDS, Kind
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
 from textseg.system.user_files import read_text
-
-_KINDS: dict[KeyPath, str] = {
-    ("dataset",): "dataset",
-    ("prompts", "generator"): "prompt_generator",
-    ("prompts", "text_encoder"): "text_encoder",
-    ("model", "vision_encoder"): "vision_encoder",
-    ("model", "fusion"): "fusion",
-    ("model", "network"): "network",
-}
 
 
 def load_recipe(
@@ -63,9 +53,12 @@ def load_recipe(
             unusable.append(f"--set {shortened(override)}: {error}")
     mistakes = resolve(data)
     unresolved = {at for at, _ in mistakes}
-    for at, kind in _components(data):  # so that a run that was started under an old name can continue
-        spec = at_path(data, at)
-        spec["use"] = registry.current_name(kind, spec["use"])
+    for at, kind, spec in list(_components(data)):  # so that a run that was started under an old name can continue
+        name = registry.current_name(kind, spec["use"])
+        if isinstance(at_path(data, at), str):
+            at_path(data, at[:-1])[at[-1]] = name
+        else:
+            spec["use"] = name
 
     mistakes += [mistake for mistake in _cross_mistakes(data, path.stem) if mistake[0] not in unresolved]
     recipe: Recipe | None = None
@@ -74,11 +67,11 @@ def load_recipe(
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
-    for at, kind in _components(data):
-        inside = _component_mistakes(at_path(data, at), kind, registry)
+    for at, kind, spec in _components(data):
+        inside = _component_mistakes(spec, kind, registry)
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
-    for at, kind in _components(data) if is_received(path) else ():
-        if kind in builds and (reason := refusal(at_path(data, at), path, trust_code=trust_code)):
+    for at, kind, spec in _components(data) if is_received(path) else ():
+        if kind in builds and (reason := refusal(spec, path, trust_code=trust_code)):
             mistakes.append(((*at, CONSENT), reason))
     if path.stem != "recipe":  # a trained model is used even if the plug-in of its logger is missing
         mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
@@ -113,13 +106,8 @@ def dump(recipe: Recipe) -> str:
 
 def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
     """Return the kind and the settings of each component that the recipe uses."""
-    whole: Any = recipe
-    parts = [
-        (kind, functools.reduce(lambda section, key: getattr(section, str(key), None), at, whole))
-        for at, kind in _KINDS.items()
-    ]
-    parts += [("auxiliary_loss", loss) for loss in recipe.auxiliary_losses]
-    return [(kind, spec) for kind, spec in parts if spec is not None]
+    named = [(kind.name, spec) for kind, _, spec in _named(recipe)]
+    return [(kind, spec) for kind, spec in named if isinstance(spec, ComponentSpec)]
 
 
 def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str, Any]]:
@@ -152,18 +140,32 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return next((section for part in get_args(annotation) if (section := _section(part))), None)
 
 
-def _components(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Yield path and kind of each component whose name can be read, in a recipe that may hold mistakes."""
-    losses = data.get("auxiliary_losses")
-    count = len(losses) if isinstance(losses, list) else 0
-    places: dict[KeyPath, str] = {**_KINDS, **{("auxiliary_losses", n): "auxiliary_loss" for n in range(count)}}
-    for at, kind in places.items():
-        try:
-            named = isinstance(at_path(data, at)["use"], str)
-        except (KeyError, IndexError, TypeError):
-            named = False
-        if named:
-            yield at, kind
+def _components(data: dict[str, Any]) -> Iterator[tuple[KeyPath, str, dict[str, Any]]]:
+    """Yield path, kind and keys of each component whose name can be read, in a recipe that may hold mistakes."""
+    for kind, at, node in _named(data):
+        spec = {"use": node} if isinstance(node, str) else node
+        if isinstance(spec, dict) and isinstance(spec.get("use"), str):
+            yield at, kind.name, spec
+
+
+def _named(recipe: Any) -> Iterator[tuple[Kind, KeyPath, Any]]:
+    """Yield the kind, the path and the content of each place in a recipe, typed or as data, that names a component."""
+    for kind in KINDS.values():
+        for key in kind.keys:
+            yield from ((kind, at, node) for at, node in _nodes(recipe, tuple(key.split("."))))
+
+
+def _nodes(node: Any, key: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    if not key:
+        yield at, node
+    elif key[0] == "*":
+        for index, item in enumerate(node if isinstance(node, list | tuple) else ()):
+            yield from _nodes(item, key[1:], (*at, index))
+    else:
+        part = str(key[0])
+        inside = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
+        if inside is not None:
+            yield from _nodes(inside, key[1:], (*at, part))
 
 
 def _logger_mistakes(data: dict[str, Any], registry: Registry) -> Iterator[Mistake]:
@@ -178,8 +180,7 @@ def _logger_mistakes(data: dict[str, Any], registry: Registry) -> Iterator[Mista
 
 
 def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> list[Mistake]:
-    reserved = WeightedComponent.model_fields if kind == "auxiliary_loss" else ComponentSpec.model_fields
-    settings = {key: value for key, value in spec.items() if key not in reserved}
+    settings = {key: value for key, value in spec.items() if key not in KINDS[kind].own_keys}
     try:
         return registry.component(kind, spec["use"]).validated(settings)[1]
     except PluginError as error:

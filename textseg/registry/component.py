@@ -10,28 +10,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from textseg.errors import PluginError, RecipeError, suggestion
+from textseg.registry.kinds import KINDS
 from textseg.registry.validation import Mistake, dotted, explain
 
 if TYPE_CHECKING:
     from textseg.system.fetching import Progress
-
-KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "atlas": (),
-        "dataset": (),
-        "prompt_generator": ("atlas",),
-        "text_encoder": (),
-        "vision_encoder": ("task",),
-        "fusion": ("task", "features"),
-        "auxiliary_loss": ("task", "features"),
-        "network": ("task",),
-    }
-)
-"""Each kind of component, and the positional parameters that the core hands to its builders."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +87,11 @@ class Component:
             raise self._broken(f"the signature of its builder can't be read: {cause(error)}") from error
         keyword = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         positional = tuple(str(p) if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if _positional(p))
-        if positional != KINDS[self.kind]:
+        wired = KINDS[self.kind].parameters
+        if positional != wired:
             raise self._broken(
                 f"its builder takes the positional parameters ({', '.join(positional)}); a builder of this kind takes "
-                f"({', '.join(KINDS[self.kind])}), and every setting stands after a '*'"
+                f"({', '.join(wired)}), and every setting stands after a '*'"
             )
         return keyword
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pluggy
 
@@ -19,7 +19,8 @@ from textseg import hookspecs
 from textseg.errors import PluginError, TextsegError, shortened, suggestion
 from textseg.hookspecs import LoggerOffer, PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
-from textseg.registry.component import KINDS, Component, Plugin, cause
+from textseg.registry.component import Component, Plugin, cause
+from textseg.registry.kinds import KINDS, kind_of
 from textseg.registry.validation import dotted
 from textseg.version import __version__
 
@@ -30,36 +31,26 @@ CORE_LOGGERS = (
 )
 
 
+class _Add(Protocol):
+    def __call__(self, name: str, builder: object) -> None: ...
+
+
 class Register:
-    """The components that one plug-in registers; a builder is an object or "module:name"."""
+    """The components that one plug-in registers, with a function for each kind: `register.fusion("mine", builder)`.
+
+    A builder is an object or "module:name". The kinds are those of `textseg.registry.kinds`.
+    """
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
         self.components: list[Component] = []
 
-    def atlas(self, name: str, builder: object) -> None:
-        self._add("atlas", name, builder)
+    def __getattr__(self, kind: str) -> _Add:
+        """Return the function that registers a component of a kind. Raises UnknownKindError."""
+        return functools.partial(self._add, kind_of(kind).name)
 
-    def dataset(self, name: str, builder: object) -> None:
-        self._add("dataset", name, builder)
-
-    def prompt_generator(self, name: str, builder: object) -> None:
-        self._add("prompt_generator", name, builder)
-
-    def text_encoder(self, name: str, builder: object) -> None:
-        self._add("text_encoder", name, builder)
-
-    def vision_encoder(self, name: str, builder: object) -> None:
-        self._add("vision_encoder", name, builder)
-
-    def fusion(self, name: str, builder: object) -> None:
-        self._add("fusion", name, builder)
-
-    def auxiliary_loss(self, name: str, builder: object) -> None:
-        self._add("auxiliary_loss", name, builder)
-
-    def network(self, name: str, builder: object) -> None:
-        self._add("network", name, builder)
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *KINDS]
 
     def renamed(self, kind: str, old: str, new: str, *, until: str) -> None:
         """Accept the `old` name of a component that is registered as `new`, with a warning.
@@ -163,8 +154,8 @@ class Registry:
 
     def components(self, kind: str | None = None) -> list[Component]:
         """Return the components of one kind, or all, sorted by kind and name. Raises PluginError."""
-        if kind is not None and kind not in KINDS:
-            raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
+        if kind is not None:
+            kind_of(kind)
         return _sorted(c for c in self._components.values() if kind in (None, c.kind) and c.now is None)
 
     def old_names(self, kind: str | None = None) -> list[Component]:

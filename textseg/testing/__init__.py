@@ -8,9 +8,10 @@ for each broken promise: the expected value, the actual value, and the page to r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from textseg.contracts import Atlas, Features
+from textseg.registry.kinds import KINDS
 from textseg.testing.conformance import (
     IMAGE_SIZE,
     PYRAMID,
@@ -22,70 +23,42 @@ from textseg.testing.conformance import (
     subjects_of,
 )
 
-__all__ = [
-    "Check",
-    "ConformanceError",
-    "Subject",
-    "check_atlas",
-    "check_auxiliary_loss",
-    "check_dataset",
-    "check_fusion",
-    "check_network",
-    "check_plugin",
-    "check_prompt_generator",
-    "check_text_encoder",
-    "check_vision_encoder",
-    "checks",
-    "subjects_of",
-]
+__all__ = ["Check", "ConformanceError", "Subject", "check_plugin", "checks", "subjects_of"]
+__all__ += [f"check_{kind}" for kind in KINDS]
 
 Settings = Mapping[str, Any] | None
-Size = tuple[int, int]  # H, W
 
 
-def check_vision_encoder(component: object, *, settings: Settings = None, image_size: Size = IMAGE_SIZE) -> None:
-    """Check a vision encoder, built with `settings`, on images of about `image_size`. Raises ConformanceError."""
-    examine(Subject.of("vision_encoder", component, settings, image_size=image_size))
+class CheckOfKind(Protocol):
+    """A function that checks a component of one kind, built with `settings`. Raises ConformanceError.
 
-
-def check_fusion(component: object, *, settings: Settings = None, features: Features = PYRAMID) -> None:
-    """Check a fusion on a pyramid of these `features`. Raises ConformanceError."""
-    examine(Subject.of("fusion", component, settings, features=features))
-
-
-def check_auxiliary_loss(component: object, *, settings: Settings = None, features: Features = PYRAMID) -> None:
-    """Check an auxiliary loss on a fused pyramid of these `features`. Raises ConformanceError."""
-    examine(Subject.of("auxiliary_loss", component, settings, features=features))
-
-
-def check_network(
-    component: object, *, settings: Settings = None, image_size: Size = IMAGE_SIZE, atlas: Atlas | str | None = None
-) -> None:
-    """Check a network on images of about `image_size`, of the structures of `atlas`. Raises ConformanceError."""
-    examine(Subject.of("network", component, settings, image_size=image_size, atlas=atlas))
-
-
-def check_prompt_generator(component: object, *, settings: Settings = None, atlas: Atlas | str | None = None) -> None:
-    """Check a prompt generator on every visibility of an atlas: a given atlas, one of its plug-in, or an example.
-
-    Raises ConformanceError.
+    Modules are checked on images of about `image_size`, or on a pyramid of these `features`; networks and prompt
+    generators for the structures of `atlas`: a given atlas, the name of an installed one, or an example.
     """
-    examine(Subject.of("prompt_generator", component, settings, atlas=atlas))
+
+    def __call__(
+        self,
+        component: object,
+        *,
+        settings: Settings = None,
+        image_size: tuple[int, int] = IMAGE_SIZE,  # H, W
+        features: Features = PYRAMID,
+        atlas: Atlas | str | None = None,
+    ) -> None: ...
 
 
-def check_text_encoder(component: object, *, settings: Settings = None) -> None:
-    """Check a text encoder. Raises ConformanceError."""
-    examine(Subject.of("text_encoder", component, settings))
+def __getattr__(name: str) -> CheckOfKind:
+    """Return `check_<kind>`."""
+    kind = name.removeprefix("check_")
+    if kind == name or kind not in KINDS:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
+    def check(component: object, *, settings: Settings = None, **more: Any) -> None:
+        examine(Subject.of(kind, component, settings, **more))
 
-def check_dataset(component: object, *, settings: Settings = None) -> None:
-    """Check a reader on the data that its settings name; one case is read. Raises ConformanceError."""
-    examine(Subject.of("dataset", component, settings))
-
-
-def check_atlas(component: object, *, settings: Settings = None) -> None:
-    """Check that an atlas is consistent. Raises ConformanceError."""
-    examine(Subject.of("atlas", component, settings))
+    check.__name__ = check.__qualname__ = name
+    check.__doc__ = CheckOfKind.__doc__
+    return check
 
 
 def check_plugin(name: str, *, settings: Mapping[tuple[str, str], Settings] | None = None) -> None:

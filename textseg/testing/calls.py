@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Task
 from textseg.models.segmenter import Segmenter
+from textseg.registry.kinds import KINDS
 from textseg.testing.conformance import Subject
 from textseg.testing.examples import REGION, Example, task
 from textseg.testing.promises import promise
@@ -22,8 +23,8 @@ def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Modu
     """Return the module with the weights of a seed, in training mode."""
     where = where or task_of(subject)
     torch.manual_seed(seed)
-    wired = (where, subject.features) if subject.component.kind in ("fusion", "auxiliary_loss") else (where,)
-    module = subject.build(*wired)
+    wired = {"task": where, "features": subject.features}
+    module = subject.build(*(wired[parameter] for parameter in KINDS[subject.component.kind].parameters))
     promise(isinstance(module, nn.Module), "an nn.Module", type(module).__name__)
     return cast(nn.Module, module)
 

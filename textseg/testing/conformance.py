@@ -10,24 +10,14 @@ from typing import Any, cast
 
 from textseg.contracts import Atlas, Features
 from textseg.errors import PluginError, TextsegError, suggestion
-from textseg.registry.component import KINDS, Component, cause
+from textseg.registry.component import Component, cause
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.registry.kinds import KINDS, kind_of
 from textseg.testing.promises import BrokenPromiseError, promise
 
 PAGE = "docs/reference/conformance.md"
 IMAGE_SIZE = (64, 96)
 PYRAMID = Features((8, 16, 24), (1, 2, 4))
-
-_CHECKS = {  # where the checks of a kind are defined; they need torch, which pytest runs of others must not import
-    "atlas": "textseg.testing.atlases",
-    "dataset": "textseg.testing.datasets",
-    "prompt_generator": "textseg.testing.prompt_generators",
-    "text_encoder": "textseg.testing.text_encoders",
-    "vision_encoder": "textseg.testing.modules",
-    "fusion": "textseg.testing.modules",
-    "auxiliary_loss": "textseg.testing.auxiliary_losses",
-    "network": "textseg.testing.modules",
-}
 
 
 class ConformanceError(AssertionError):
@@ -116,9 +106,7 @@ def check(
 
 def checks(kind: str) -> list[Check]:
     """Return the checks of a kind of component, in order. Raises PluginError for an unknown kind."""
-    if kind not in KINDS:
-        raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
-    own: Iterable[Check] = importlib.import_module(_CHECKS[kind]).CHECKS
+    own: Iterable[Check] = importlib.import_module(kind_of(kind).checks).CHECKS
     return [_signature, *(each for each in own if kind in each.kinds)]
 
 

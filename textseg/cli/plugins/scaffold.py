@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from textseg.errors import PluginError, suggestion
-from textseg.registry.component import KINDS
+from textseg.errors import PluginError
 from textseg.registry.discovery import installed_registry
+from textseg.registry.kinds import KINDS, kind_of
 from textseg.system.files import new_folder, write_atomically
 from textseg.version import API_VERSION, __version__
 
@@ -19,17 +19,6 @@ TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 24  # letters of a name: what is written stays within its lines
 LINE = 120  # letters of a line of code
 RESERVED = ("atlas", "plugin")  # modules beside the component's own
-
-_WHAT = {
-    "atlas": "the structures",
-    "dataset": "the reader",
-    "prompt_generator": "the sentences",
-    "text_encoder": "the encoder",
-    "vision_encoder": "the pyramid",
-    "fusion": "where text meets image",
-    "auxiliary_loss": "the loss",
-    "network": "the network",
-}
 
 
 class NewPlugin:
@@ -64,7 +53,7 @@ class NewPlugin:
             lstrip_blocks=True,
             autoescape=False,  # what is written is Python, YAML, TOML and Markdown
         )
-        words = {**vars(self), "what": _WHAT[self.kind], "textseg_version": __version__, "api": API_VERSION}
+        words = {**vars(self), "what": KINDS[self.kind].summary, "textseg_version": __version__, "api": API_VERSION}
         templates = {name: name for name in ("pyproject.toml", "README.md")}
         templates |= {f"{self.package}/{name}": name for name in ("__init__.py", "plugin.py")}
         templates[f"{self.package}/{self.name}.py"] = f"{self.kind}.py"
@@ -85,9 +74,7 @@ def write_plugin(name: str, kind: str, output: Path) -> list[Path]:
 
     Raises PluginError for an unknown kind, and for a name that is invalid, taken, or that of an existing folder.
     """
-    if kind not in KINDS:
-        raise PluginError(f"There is no kind of component '{kind}'.{suggestion(kind, KINDS)}")
-    plugin = NewPlugin(kind, name)
+    plugin = NewPlugin(kind_of(kind).name, name)
     _check_name(name)
     _check_free(plugin)
     folder = output / plugin.distribution
