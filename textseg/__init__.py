@@ -57,6 +57,7 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
     trust_code: bool = False,
+    changed_code: bool = False,
 ) -> Path:
     """Run a recipe like `textseg run`: prepare, train or resume, evaluate. Returns the run folder.
 
@@ -66,5 +67,12 @@ def run(
 
     folders = {} if output is None else {"output": output}
     return run_recipe(
-        recipe, overrides=overrides, seed=seed, fresh=fresh, dry_run=dry_run, trust_code=trust_code, **folders
+        recipe,
+        overrides=overrides,
+        seed=seed,
+        fresh=fresh,
+        dry_run=dry_run,
+        trust_code=trust_code,
+        changed_code=changed_code,
+        **folders,
     )

@@ -73,7 +73,7 @@ def plugin(registry: Registry, name: str) -> Plugin:
 def test_a_foreign_plugin_is_found_and_its_component_is_built(install: Callable[..., None]) -> None:
     install("mixing", "mixing", "fake_mixing", GOOD.format(name="mixer", module="fake_mixing"))
     registry = installed_registry()
-    assert plugin(registry, "mixing") == Plugin("mixing", "mixing", "1.2", None)
+    assert plugin(registry, "mixing") == Plugin("mixing", "mixing", "1.2", package="fake_mixing")
     assert "fake_mixing_parts" not in sys.modules
     component = registry.component("fusion", "mixer")
     assert (component.plugin, component.distribution, component.version) == ("mixing", "mixing", "1.2")

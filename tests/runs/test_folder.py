@@ -14,7 +14,7 @@ import torch
 from textseg.errors import RunError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
-from textseg.registry.discovery import installed_registry
+from textseg.registry.source import core_source
 from textseg.runs import folder as run_folder
 from textseg.runs.folder import RunFolder, environment
 
@@ -196,9 +196,9 @@ def test_an_interrupted_save_leaves_the_checkpoint(tmp_path: Path, monkeypatch: 
 
 
 def test_the_environment() -> None:
-    facts = json.loads(json.dumps(environment(installed_registry().components("fusion"))))
+    facts = json.loads(json.dumps(environment()))
     assert facts["versions"]["torch"] == torch.__version__
-    assert facts["plugins"]["atmnet"].startswith("textseg ")
+    assert facts["core_source"] == core_source()
     assert facts["hardware"]["threads"] == torch.get_num_threads()
 
 

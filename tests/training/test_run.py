@@ -19,12 +19,16 @@ from textseg.metrics.scores import read_scores
 from textseg.recipe.loading import load_recipe
 from textseg.reports.run_evaluation import evaluate_run
 from textseg.runs.folder import RunFolder
+from textseg.runs.listing import list_runs
+from textseg.training import loop as looping
+from textseg.training import record as recording
 from textseg.training import run as running
 from textseg.training.loop import Training
 from textseg.training.record import RunRecord
 from textseg.training.run import run
 
 ROOT = Path(__file__).parents[2]
+ENCODER = "text_encoder hashed_words"  # of the distribution `stranger`
 
 pytestmark = pytest.mark.usefixtures("stranger", "threads")
 
@@ -83,7 +87,8 @@ def test_the_record_says_what_ran(finished_run: Path) -> None:
     state = RunFolder(finished_run).load_checkpoint("last")
     assert (record["name"], record["seed"], record["fold"], record["dataset"]) == ("tiny", 2025, None, "lumbar_phantom")
     assert record["versions"]["torch"] == torch.__version__
-    assert record["plugins"]["stranger"] == "stranger 1.2"
+    facts = record["components"][ENCODER]
+    assert (facts["distribution"], facts["version"], list(facts["source"])) == ("stranger", "1.2", ["stranger.py"])
     assert record["hashes"].keys() == {"data", "split", "preparation", "prompts"}
     assert record["hashes"]["split"] == json.loads((finished_run / "split.json").read_text())["hash"]
     assert record["parameters"] == sum(tensor.numel() for tensor in state["model"].values())
@@ -125,6 +130,91 @@ def test_running_again_changes_nothing(
     printed = capsys.readouterr().out
     assert "test: dsc " in printed
     assert f"report: {copied}/report.html" in printed
+
+
+def edited(folder: Path, **facts: Any) -> RunFolder:
+    """Let run.json say that the text encoder had other facts when the run was made."""
+    run_folder = RunFolder(folder)
+    components = run_folder.read()["components"]
+    components[ENCODER] |= facts
+    run_folder.update(components=components)
+    return run_folder
+
+
+def test_a_finished_run_names_the_code_that_was_edited_since(
+    tiny_recipe: Path, copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch, Training, "__init__")
+    run(tiny_recipe, output=copied.parent.parent)
+    assert f"finished earlier, nothing was trained: {copied}\n" in capsys.readouterr().out
+    edited(copied, source={"stranger.py": "0"})
+    before = content(copied)
+    for dry_run in (False, True):
+        run(tiny_recipe, output=copied.parent.parent, dry_run=dry_run)
+        lines = capsys.readouterr().out.splitlines()
+        first = lines.index(f"finished earlier, nothing was trained: {copied}. Since then the code has changed:")
+        assert lines[first + 1 : first + 3] == [
+            "  text_encoder 'hashed_words': its code changed: stranger.py",
+            "To train with this code, add --fresh: it moves the earlier run aside.",
+        ]
+    assert content(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({"source": {"stranger.py": "0"}}, "its code changed: stranger.py"),
+        ({"version": "1.1"}, "stranger was 1.1, and is 1.2"),
+    ],
+)
+def test_a_begun_run_with_other_code_is_refused_until_somebody_accepts_it(
+    facts: dict[str, Any], line: str, tiny_recipe: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = edited(copied, **facts)
+    longer = {"overrides": ["training.epochs=4"], "output": copied.parent.parent}
+    before, recorded = content(copied), folder.read()["components"][ENCODER]
+    for dry_run in (True, False):
+        with pytest.raises(RunError, match="was begun with other code") as caught:
+            run(tiny_recipe, **longer, dry_run=dry_run)
+        assert line in str(caught.value)
+        assert "add --changed-code" in str(caught.value)
+    assert content(copied) == before, "a refusal is no failure of the run"
+    monkeypatch.setattr(Training, "fit", lambda training: None)
+    monkeypatch.setattr(running, "_evaluate", lambda training: None)
+    run(tiny_recipe, **longer, changed_code=True)
+    record = folder.read()
+    assert record["components"][ENCODER] != recorded
+    (earlier,) = record["earlier"]
+    assert earlier["components"][ENCODER] == recorded
+    assert earlier["until_step"] == folder.load_checkpoint("last")["progression"]["step"]
+
+
+def test_other_weights_of_the_text_encoder_are_named(tiny_recipe: Path, copied: Path) -> None:
+    folder = RunFolder(copied)
+    record = folder.read()
+    record["components"][ENCODER]["weights"] = "9de57"
+    folder.update(components=record["components"], bound={**record["bound"], "text": "0"})
+    with pytest.raises(RunError, match="holds a run of another experiment") as caught:
+        run(tiny_recipe, output=copied.parent.parent, changed_code=True)
+    (line,) = str(caught.value).splitlines()[1:-1]
+    assert line.startswith(
+        "  text_encoder 'hashed_words': its weights, tokenizer or settings changed (fingerprint 9de57,"
+    )
+
+
+def test_a_run_that_dies_before_its_record_is_listed_as_failed(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more")
+
+    for name, owner in (("measure_cost", recording), ("Objective", looping)):
+        monkeypatch.setattr(owner, name, fail)
+        with pytest.raises(RuntimeError):
+            run(tiny_recipe, output=tmp_path / name)
+        (listed,) = list_runs(tmp_path / name)
+        assert (listed.state, listed.failure) == ("failed", "mat1 and mat2 shapes cannot be multiplied")
+        assert (listed.name, listed.seed) == ("tiny", 2025)
 
 
 def test_another_evaluation_is_done_without_training(
@@ -265,7 +355,7 @@ def test_a_dry_run_of_a_run_that_has_begun_says_whether_it_would_go_on(
     output = finished_run.parent.parent
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
     run(tiny_recipe, output=output, dry_run=True)
-    assert f"in {finished_run}" in capsys.readouterr().out
+    assert f"nothing was trained: {finished_run}\n" in capsys.readouterr().out
     with pytest.raises(RunError, match="holds a run of another experiment"):
         run(tiny_recipe, output=output, overrides=["training.batch_size=2"], dry_run=True)
     run(tiny_recipe, output=output, overrides=["training.batch_size=2"], dry_run=True, fresh=True)

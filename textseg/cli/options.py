@@ -27,6 +27,10 @@ Fresh = Annotated[bool, Option("--fresh", help="Move an earlier run aside instea
 TrustCode = Annotated[
     bool, Option("--trust-code", help="Let the recipe of a run folder or bundle run code of a model that it names.")
 ]
+ChangedCode = Annotated[
+    bool,
+    Option("--changed-code", help="Resume although the code of a component has changed; run.json keeps both."),
+]
 DryRun = Annotated[bool, Option("--dry-run", help="Check everything, train nothing.")]
 SliceNumber = Annotated[
     int | None, Option("--slice", metavar="N", help="The slice, from 1. Default: the one that shows the most.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from textseg.cli.options import DryRun, Fresh, RecipeOverrides, TrustCode
+from textseg.cli.options import ChangedCode, DryRun, Fresh, RecipeOverrides, TrustCode
 
 
 def reproduce(
@@ -17,6 +17,7 @@ def reproduce(
     fresh: Fresh = False,
     dry_run: DryRun = False,
     trust_code: TrustCode = False,
+    changed_code: ChangedCode = False,
 ) -> None:
     """Repeat a run from its folder, and report what differs: settings, versions, data, weights, scores.
 
@@ -26,5 +27,5 @@ def reproduce(
     from textseg.training.reproduce import reproduce as reproduce_run
 
     warn_of_faults()
-    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code}
+    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code, "changed_code": changed_code}
     reproduce_run(run, overrides=overrides or [], output=output, **options)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from textseg.cli.options import DryRun, Fresh, RecipeOverrides, TrustCode, numbers
+from textseg.cli.options import ChangedCode, DryRun, Fresh, RecipeOverrides, TrustCode, numbers
 
 
 def run(
@@ -22,6 +22,7 @@ def run(
     fresh: Fresh = False,
     dry_run: DryRun = False,
     trust_code: TrustCode = False,
+    changed_code: ChangedCode = False,
     jobs: Annotated[int, Option(min=1, metavar="N", help="Run so many at once, each with its share of the cores.")] = 1,
 ) -> None:
     """Prepare the data, train, evaluate and write a report.
@@ -36,12 +37,12 @@ def run(
 
     warn_of_faults()
     planned = plan_runs(recipes, overrides or [], chosen, folds, output, trust_code=trust_code)
+    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code, "changed_code": changed_code}
     if len(planned) > 1:
         # Dry runs go one after the other: with several at once, each would write what it prints to a file.
         at_once = 1 if dry_run else jobs
-        raise Exit(run_all(planned, jobs=at_once, fresh=fresh, dry_run=dry_run, trust_code=trust_code))
+        raise Exit(run_all(planned, jobs=at_once, **options))
     from textseg.training.run import run as run_recipe
 
     (only,) = planned
-    options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code}
     run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, **options)

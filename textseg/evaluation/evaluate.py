@@ -28,6 +28,7 @@ from textseg.models.segmenter import Segmenter
 from textseg.recipe.schema import AugmentationSettings, Recipe
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, load_weights
+from textseg.runs.identity import PREDICTING, component_changes, warn_of_changes
 from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.text.visibility import FEW, person_visibility
@@ -180,7 +181,10 @@ def rebuild(recipe: Recipe, folder: RunFolder, **options: Any) -> Experiment:
 
 
 def check_data(experiment: Experiment, folder: RunFolder) -> None:
-    """Raise RunError if the data differ from those of the training: a training patient could then be a test patient."""
+    """Raise RunError if the data differ from those of the training: a training patient could then be a test patient.
+
+    Warn if the code of the model or of the data set has changed since.
+    """
     before, now = folder.read().get("hashes", {}), experiment.hashes()
     if changed := [key for key in ALWAYS_EQUAL if before.get(key) != now[key]]:
         raise RunError(
@@ -188,6 +192,9 @@ def check_data(experiment: Experiment, folder: RunFolder) -> None:
             f"of the training may be among the test. Restore the data of '{experiment.recipe.dataset.use}', or train "
             "again: textseg run RECIPE --fresh"
         )
+    recorded = folder.read().get("components", {})
+    changes = component_changes(recorded, experiment.component_facts(), of=(*PREDICTING, "dataset"))
+    warn_of_changes(folder.path, changes)
 
 
 def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best") -> Segmenter:

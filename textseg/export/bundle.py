@@ -80,6 +80,7 @@ def _write_bundle(bundle: Path, folder: RunFolder, model: TrainedModel, *, onnx:
         "fingerprint": files[ONNX] if onnx else model.fingerprint,
         "textseg": __version__,
         "api": API_VERSION,
+        "components": folder.read().get("components", {}),
         "plugins": {part.plugin: {"distribution": part.distribution, "version": part.version} for part in used},
         "files": files,
     }

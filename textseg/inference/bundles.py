@@ -21,6 +21,7 @@ from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import load_weights
+from textseg.runs.identity import changes_since, warn_of_changes
 from textseg.runs.task_record import read_task
 from textseg.system.commands import pip_install
 from textseg.system.hub import carried_configurations
@@ -52,6 +53,7 @@ def open_bundle(
     _check_plugins(path, manifest, registry)
     builds = KINDS.keys() - {"text_encoder"}  # a bundle holds what the text encoder made of its texts
     recipe = load_recipe(path / "recipe.yaml", trust_code=trust_code, builds=builds)
+    warn_of_changes(path, changes_since(manifest.get("components", {}), recipe, registry, frozen_text=True))
     record = read_task(path / "task.json")
     task = record.task
     texts = FrozenTexts(path, task.text_length or 0, task.text_size or 0) if recipe.prompts else None
@@ -85,6 +87,7 @@ class _Manifest(BaseModel):
     fingerprint: str
     textseg: str
     plugins: dict[str, _Distribution]
+    components: dict[str, dict[str, Any]] = {}
     files: dict[str, str]
 
 

@@ -16,6 +16,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import RunFolder, load_weights
+from textseg.runs.identity import changes_since, warn_of_changes
 from textseg.runs.task_record import read_task
 from textseg.system.devices import chosen_device
 from textseg.volumes.files import file_hash
@@ -56,6 +57,7 @@ def load_model(
         raise RunError(NO_ONNX.format(path, engine))
     folder, registry = RunFolder.existing(path), installed_registry()
     recipe, record = load_recipe(folder.recipe, trust_code=trust_code), read_task(folder.task)
+    warn_of_changes(folder.path, changes_since(folder.read().get("components", {}), recipe, registry))
     segmenter = build_segmenter(recipe, registry, record.task)
     checkpoint = folder.checkpoint("best")
     mismatch = f"'{checkpoint}' does not fit the model of '{folder.recipe}'"

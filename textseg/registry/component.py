@@ -32,6 +32,7 @@ class Plugin:
     version: str
     error: str | None = None
     api: int | None = None
+    package: str = ""  # the module of its entry point
 
     @property
     def origin(self) -> str:
@@ -54,6 +55,8 @@ class Component:
     version: str
     now: str | None = None
     until: str | None = None
+    package: str = ""  # the module of its plug-in
+    source: Mapping[str, str] | None = None  # the hashes of code that is not installed; else `source_of` finds them
 
     @property
     def origin(self) -> str:

@@ -76,7 +76,8 @@ class Register:
         if any((known.kind, known.name) == (kind, name) for known in self.components):
             raise ValueError(f"{kind} '{name}' is registered twice")
         plugin = self.plugin
-        self.components.append(Component(kind, name, builder, plugin.name, plugin.distribution, plugin.version))
+        origin = plugin.name, plugin.distribution, plugin.version
+        self.components.append(Component(kind, name, builder, *origin, package=plugin.package))
 
 
 class Registry:
@@ -269,9 +270,10 @@ def plugin_of(entry_point: EntryPoint) -> Plugin:
     """Return the plug-in of an entry point, with its distribution."""
     distribution = entry_point.dist
     if distribution is None:
-        return Plugin(entry_point.name, "unknown distribution", "unknown version")
+        return Plugin(entry_point.name, "unknown distribution", "unknown version", package=entry_point.module)
     metadata = distribution.metadata  # parsed each time that it is asked for
-    return Plugin(entry_point.name, metadata["Name"], metadata["Version"], api=asked_api(distribution))
+    name, version = metadata["Name"], metadata["Version"]
+    return Plugin(entry_point.name, name, version, api=asked_api(distribution), package=entry_point.module)
 
 
 def hook_caller() -> pluggy.PluginManager:

@@ -32,6 +32,7 @@ from textseg.recipe.loading import dump, load_trained_recipe
 from textseg.reports.run_report import example_picture, window_picture, write_report
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
+from textseg.runs.identity import changed_facts
 from textseg.runs.saved_predictions import keeping
 from textseg.runs.task_record import write_task
 from textseg.system import distributed
@@ -120,8 +121,10 @@ def _write_numbers(
     write_scores(target.group_scores, result.group_scores)
     trained = experiment.structures_in_training
     overall = summarise(result.scores, structures=trained).overall
+    trained_by = folder.read()
     facts = {
-        **folder.read(),
+        **trained_by,
+        "scored_with": changed_facts(trained_by, experiment.component_facts()),
         "evaluation": {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": result.prompts or "none"},
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": trained,

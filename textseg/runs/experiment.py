@@ -24,6 +24,7 @@ from textseg.recipe.loading import required_components
 from textseg.recipe.schema import PromptSettings, Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.runs.identity import component_facts
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
 from textseg.text.drawn_text import DrawnText, Statements
@@ -76,6 +77,13 @@ class Experiment:
     def components(self) -> list[Component]:
         """The components that the recipe uses."""
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
+
+    def component_facts(self) -> dict[str, Any]:
+        """Return distribution, version and code of each component, and the fingerprint of the text encoder."""
+        prompts, text, weights = self.recipe.prompts, self.text, {}
+        if prompts is not None and text is not None:
+            weights[f"text_encoder {prompts.text_encoder.use}"] = text.rows[0].encoder_fingerprint
+        return component_facts(self.components, weights)
 
     def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
         """Return the `Run` of this experiment in a folder, for hooks."""

@@ -21,6 +21,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 from pydantic import BaseModel, ConfigDict
 
 from textseg.errors import DataError, RunError
+from textseg.registry.source import core_source
 from textseg.system.files import is_locked, remove_leftovers, replacing, write_atomically
 from textseg.system.messages import counted
 from textseg.system.own_files import damaged, read_json
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from textseg.recipe.schema import Recipe
-    from textseg.registry.component import Component
 
 LIBRARIES = ("torch", "lightning", "monai", "transformers", "numpy", "scipy", "SimpleITK")
 _SEED_FOLDER = re.compile(r"seed\d+(_fold\d+)?")  # a run that --fresh moved aside has another name
@@ -56,7 +56,8 @@ class RunFacts(BaseModel):
     settings: dict[str, dict[str, Any]] = {}
     evaluation: dict[str, Any] = {}
     versions: dict[str, Any] = {}
-    plugins: dict[str, Any] = {}
+    components: dict[str, dict[str, Any]] = {}
+    earlier: list[dict[str, Any]] = []
     hardware: dict[str, Any] = {}
     precision: dict[str, Any] = {}
     best: dict[str, float] = {}
@@ -209,8 +210,11 @@ class RunFolder:
         """Return a checkpoint, plain Python and tensors; raises RunError for a damaged or missing file."""
         return load_checkpoint(self.checkpoint(name))
 
-    def check_bound(self, bound: Mapping[str, Any]) -> None:
-        """Raise RunError, with the changed keys, if these settings would make the run another experiment."""
+    def check_bound(self, bound: Mapping[str, Any], weights: Sequence[str] = ()) -> None:
+        """Raise RunError, with the changed keys, if these settings would make the run another experiment.
+
+        `weights` are sentences on components that read other weights; they explain another hash of the text.
+        """
         recorded = self.read().get("bound")
         if not recorded:
             raise RunError(
@@ -225,8 +229,10 @@ class RunFolder:
                 "to move it aside and start anew."
             )
         if changed := changes(recorded, bound):
+            lines = change_lines({key: pair for key, pair in changed.items() if key != "text" or not weights})
+            lines += [f"  {sentence}" for sentence in weights]
             raise RunError(
-                f"'{self.path}' holds a run of another experiment:\n" + "\n".join(change_lines(changed)) + "\nUndo the "
+                f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the "
                 "change, add --fresh to move the old run aside, or choose another --output or name."
             )
 
@@ -316,8 +322,8 @@ def change_lines(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"  {key}: was {was}, is {now}" for key, (was, now) in values.items()]
 
 
-def environment(components: Sequence[Component]) -> dict[str, Any]:
-    """Return versions, plug-ins, git commit and hardware, for run.json."""
+def environment() -> dict[str, Any]:
+    """Return versions, git commit, a hash of the code of textseg, and hardware, for run.json."""
     import torch
 
     from textseg.version import __version__
@@ -326,8 +332,8 @@ def environment(components: Sequence[Component]) -> dict[str, Any]:
     libraries["torch"] = str(torch.__version__)  # it names the build, such as +cu130
     return {
         "versions": {"textseg": __version__, "python": platform.python_version(), **libraries},
-        "plugins": {component.plugin: f"{component.distribution} {component.version}" for component in components},
         "git_commit": _git_commit(),
+        "core_source": core_source(),
         "hardware": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),

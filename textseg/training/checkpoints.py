@@ -37,6 +37,12 @@ class Progression:
     sums: dict[str, float] = field(default_factory=dict)  # of the losses of an epoch in which the run was stopped
     planned_epochs: int | None = None  # number of epochs of the learning-rate schedule
 
+    def is_over(self, settings: TrainingSettings) -> bool:
+        """Return True after the last epoch, and after early stopping."""
+        later = [row for row in self.history if row["epoch"] > self.best_epoch]
+        waited, patience = sum("validation_dsc" in row for row in later), settings.patience
+        return len(self.history) >= settings.epochs or (patience is not None and waited >= patience)
+
     def plan(self, settings: TrainingSettings, *, staged: bool = False) -> str:
         """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs."""
         before, self.planned_epochs = self.planned_epochs, settings.epochs
@@ -49,6 +55,12 @@ class Progression:
         )
 
 
+def read_progression(checkpoint: Mapping[str, Any]) -> Progression:
+    """Return the progress in a checkpoint. Raises KeyError, TypeError or ValueError for one that holds none."""
+    TypeAdapter(Progression).validate_python(checkpoint["progression"])
+    return Progression(**checkpoint["progression"])
+
+
 def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequence[Stage], epochs: int) -> Progression:
     """Load the state of the checkpoint `last` into the parts, and return the progress.
 
@@ -56,12 +68,11 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
     """
     state = folder.load_checkpoint("last")
     try:
+        progression = read_progression(state)
         for key, part in parts.items():
             # A run that began at a precision without a scale of the loss has no state of it.
             if part is not None and (state[key] or key != "precision"):
                 part.load_state_dict(state[key])
-        TypeAdapter(Progression).validate_python(state["progression"])
-        progression = Progression(**state["progression"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"it has no {error}." if isinstance(error, KeyError) else first_line(error)
         raise RunError(

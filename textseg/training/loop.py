@@ -174,7 +174,7 @@ class Training:
                     stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
                 if stopping:
                     self._save_and_stop(display)
-                if self._patience_is_over and epoch + 1 < self.settings.epochs:
+                if self.finished and epoch + 1 < self.settings.epochs:
                     waited, best = counted(self.settings.patience or 0, "validation"), self.progression.best_epoch
                     display.print(f"finished early: no better score in {waited} after epoch {best}")
                     break
@@ -226,14 +226,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """True after the last epoch, and after early stopping."""
-        return len(self.progression.history) >= self.settings.epochs or self._patience_is_over
-
-    @property
-    def _patience_is_over(self) -> bool:
-        """True if the last `patience` validations have not improved the best score."""
-        progression, patience = self.progression, self.settings.patience
-        later = [row for row in progression.history if row["epoch"] > progression.best_epoch]
-        return patience is not None and sum("validation_dsc" in row for row in later) >= patience
+        return self.progression.is_over(self.settings)
 
     def stage(self, epoch: int) -> Stage:
         """Return the stage of an epoch, which is counted from 0."""

@@ -15,11 +15,14 @@ from textseg.models.segmenter import Segmenter
 from textseg.randomness import DRAWS
 from textseg.recipe.loading import complete_settings, dump, required_components
 from textseg.recipe.received import code_of
+from textseg.recipe.schema import Recipe
 from textseg.runs.experiment import Experiment
-from textseg.runs.folder import environment, first_line
+from textseg.runs.folder import RunFolder, environment, first_line
+from textseg.runs.identity import SCORING, component_changes, scored_with
 from textseg.runs.task_record import write_task
 from textseg.system.files import write_atomically
 from textseg.text.embeddings import write_prompt_table
+from textseg.training.checkpoints import read_progression
 from textseg.training.loggers import peak_memory
 from textseg.training.loop import Training
 from textseg.training.number_checks import numeric_settings
@@ -52,6 +55,7 @@ class RunRecord:
     def write_origin(self, precision: Mapping[str, Any]) -> None:
         """Write the origin of the weights (data, settings, versions, hardware) and the cost of the model."""
         experiment, recipe, segmenter = self.experiment, self.experiment.recipe, self.training.segmenter
+        now = {"components": experiment.component_facts(), **environment()}
         self.folder.update(
             name=recipe.name,
             seed=recipe.seed,
@@ -65,7 +69,8 @@ class RunRecord:
             bound=bound(experiment),
             settings=complete_settings(recipe, experiment.registry),
             code=code_of(spec for _, spec in required_components(recipe)),
-            **environment(experiment.components),
+            **now,
+            **_earlier(self.folder.read(), now, self.training.progression.step),
             **measure_cost(segmenter, experiment.task, self.training.fabric.device),
             **_plan_of_network(segmenter),
         )
@@ -78,9 +83,6 @@ class RunRecord:
         experiment.registry.notify("textseg_run_started", experiment.run(folder.path, self.before))
         try:
             yield
-        except Exception as error:
-            folder.update(failure=first_line(error))  # `textseg runs` shows it
-            raise
         finally:
             self.write_cost()
         experiment.registry.notify("textseg_run_finished", experiment.run(folder.path, folder.read()))
@@ -92,6 +94,26 @@ class RunRecord:
             training_seconds=round(self.training.progression.seconds, 1),
             peak_memory_bytes=max(self.before.get("peak_memory_bytes", 0), peak_memory(self.training.fabric.device)),
         )
+
+
+@contextmanager
+def failure_kept(folder: RunFolder, recipe: Recipe) -> Iterator[None]:
+    """Write an error into run.json, where `textseg runs` finds it, also of a run that has not written any file yet."""
+    try:
+        yield
+    except Exception as error:
+        if not folder.recipe.exists():
+            write_atomically(folder.recipe, dump(recipe))
+        experiment = {"name": recipe.name, "seed": recipe.seed, "fold": recipe.split.fold}
+        folder.update(**experiment, failure=first_line(error))
+        raise
+
+
+def _earlier(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return what the steps of a resumed run were made with up to here, where it differs, behind earlier parts."""
+    differs = {key: before[key] for key in now if key in before and before[key] != json.loads(json.dumps(now[key]))}
+    differs.pop("command", None)
+    return {"earlier": [*before.get("earlier", []), {"until_step": step, **differs}]} if step and differs else {}
 
 
 def bound(experiment: Experiment) -> dict[str, Any]:
@@ -112,12 +134,25 @@ def bound(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def is_scored(training: Training) -> bool:
-    """Return True if the folder has the scores of these weights, with the evaluation settings of the recipe."""
-    experiment, folder, record = training.experiment, training.folder, training.folder.read()
+def finished_earlier(experiment: Experiment, folder: RunFolder) -> bool:
+    """Return True if the training of this experiment has ended, and the folder has its scores.
+
+    The model is not built, since code that changed may no longer fit the weights.
+    """
+    settings, record = experiment.recipe.training, folder.read()
+    if record.get("scored_step") is None:
+        return False
+    try:
+        progression = read_progression(folder.load_checkpoint("last"))
+    except (KeyError, TypeError, ValueError):
+        return False  # the attempt to resume says what is wrong
+    if len(progression.history) > settings.epochs or not progression.is_over(settings):
+        return False
     evaluation = experiment.recipe.evaluation.model_dump(mode="json")
     evaluation["prompts"] = experiment.evaluation_source or "none"
-    same = record.get("scored_step") == training.progression.step and record.get("evaluation") == evaluation
+    same = record["scored_step"] == progression.step and record.get("evaluation") == evaluation
+    if component_changes(scored_with(record), experiment.component_facts(), of=SCORING):
+        return False
     files = [folder.scores, folder.report, *[folder.fields_of_view] * bool(experiment.recipe.evaluation.fields_of_view)]
     return same and all(file.exists() for file in files)
 

@@ -17,12 +17,22 @@ from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.recipe.loading import complete_settings, load_recipe
 from textseg.recipe.schema import Recipe
 from textseg.runs.folder import RunFolder, change_lines, changes, environment
+from textseg.runs.identity import component_changes, weight_changes
 from textseg.system.own_files import damaged
 from textseg.training.run import prepared, run
 
 # Keys of run.json on the origin of a run; the first ones are known before the first step.
-KNOWN_BEFORE = ("versions", "plugins", "git_commit", "settings", "hashes")
-RECORDED = (*KNOWN_BEFORE, "hardware", "precision", "processes", "numerics", "metrics_kernel", "parameters")
+KNOWN_BEFORE = ("versions", "git_commit", "core_source", "settings", "hashes")
+RECORDED = (
+    *KNOWN_BEFORE,
+    "components",
+    "hardware",
+    "precision",
+    "processes",
+    "numerics",
+    "metrics_kernel",
+    "parameters",
+)
 CHECKPOINTS = ("last", "best")
 Values = dict[tuple[object, ...], float]
 _FOLDER = re.compile(r"recipe\.dataset\.folder|settings\.dataset .*\.folder")
@@ -36,6 +46,7 @@ def reproduce(
     fresh: bool = False,
     dry_run: bool = False,
     trust_code: bool = False,
+    changed_code: bool = False,
 ) -> Path:
     """Repeat the run in a folder from its recipe.yaml, and print the differences; returns the new folder.
 
@@ -51,20 +62,28 @@ def reproduce(
         raise RunError(f"The repeat would be written to '{folder.path}', the run itself. Choose another --output.")
     print(f"repeating '{original.path}' in '{folder.path}'")
     record, experiment = original.read(), prepared(asked, dry_run=dry_run)
-    now = {**environment(experiment.components), "hashes": experiment.hashes()}
+    now = {**environment(), "hashes": experiment.hashes()}
     now["settings"] = complete_settings(asked, experiment.registry)
     before = differences(recipe, asked, {key: record.get(key) for key in KNOWN_BEFORE}, now)
-    print(*(change_lines(before) or ["recipe, data, prompts, versions and code are the same"]), sep="\n")
+    recorded = record.get("components") or {}
+    facts = experiment.component_facts()
+    components = [*component_changes(recorded, facts), *weight_changes(recorded, facts)]
+    lines = [*change_lines(before), *(f"  {change}" for change in components)]
+    same = "recipe, data, prompts, versions and code are the same"
+    unknown = "" if recorded else "; run.json does not record the code of the components"
+    print(*(lines or [f"{same}{unknown}"]), sep="\n")
     if dry_run:
         return folder.path
     del experiment
-    run(original.recipe, overrides=overrides, output=output, fresh=fresh, trust_code=trust_code)
+    options = {"fresh": fresh, "trust_code": trust_code, "changed_code": changed_code}
+    run(original.recipe, overrides=overrides, output=output, **options)
     differs = differences(recipe, asked, {key: record.get(key) for key in RECORDED}, folder.read())
     differs |= changed_prompts(original, folder)
     weights, scores = compare_weights(original, folder), compare_scores(original, folder)
     path = str(original.path.resolve())
     repeats = {"run": path, "differs": differs, "weights": weights, "scores": scores}
-    later = change_lines({key: pair for key, pair in differs.items() if key not in before})
+    shown = {key: pair for key, pair in differs.items() if key not in before and not key.startswith("components.")}
+    later = change_lines(shown)  # the changes of components are on the screen already
     lines = [f"  weights: {weights}", f"  test scores: {scores}"]
     if original.fields_of_view.exists():
         repeats["fields_of_view"] = compare_windows(original, folder)

@@ -32,6 +32,7 @@ from textseg.registry.discovery import installed_registry
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
+from textseg.runs.identity import NOT_TRAINING, component_changes, weight_changes
 from textseg.system import distributed
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
@@ -40,7 +41,7 @@ from textseg.training import launching
 from textseg.training.loggers import check_loggers, logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
-from textseg.training.record import RunRecord, bound, is_scored
+from textseg.training.record import RunRecord, bound, failure_kept, finished_earlier
 from textseg.training.resources import explained_exhaustion
 
 LOST_AFTER = timedelta(hours=2)  # time that a process waits for another process that does not answer
@@ -55,10 +56,12 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
     trust_code: bool = False,
+    changed_code: bool = False,
 ) -> Path:
     """Run a recipe: prepare, train or resume, evaluate. Returns the run folder.
 
-    `trust_code` lets a recipe that came with a run folder run code of a model that it names.
+    `trust_code` lets a recipe that came with a run folder run code of a model that it names. `changed_code` resumes a
+    run although the code or the version of a component has changed; run.json keeps both.
 
     With several devices or nodes, this function starts the processes and waits for them, unless torchrun or SLURM has
     started this process as one of them. Raises a TextsegError for a mistake of the user.
@@ -71,7 +74,7 @@ def run(
     exhaustion = explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last"))
     if dry_run:
         with exhaustion:
-            _check(resolved, folder, fresh=fresh)
+            _check(resolved, folder, fresh=fresh, changed_code=changed_code)
         return folder.path
     count = settings.devices * settings.nodes
     if count > 1 and not launching.launched():
@@ -80,19 +83,20 @@ def run(
                 f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
                 "with torchrun or srun; see docs/how_to/many_devices.md."
             )
-        command = launching.run_command(recipe, overrides, seed, output, fresh=fresh, trust_code=trust_code)
+        flags = {"fresh": fresh, "trust_code": trust_code, "changed_code": changed_code}
+        command = launching.run_command(recipe, overrides, seed, output, **flags)
         launching.run_together(command, count)
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
     rank = launching.launched_rank() if count > 1 else 0
     process = launching.one_of_several(rank) if count > 1 else nullcontext()
     with process, exhaustion:
-        _run(resolved, folder, rank, fresh=fresh)
+        _run(resolved, folder, rank, fresh=fresh, changed_code=changed_code)
         distributed.disconnect()
     return folder.path
 
 
-def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
+def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool, changed_code: bool) -> None:
     """Prepare, train, score and record a run; with several processes, each calls this function for its share."""
     started = time.monotonic()
     # 1. Prepare. The other processes wait in `_connected` for the first one, which prepares the data for all.
@@ -103,37 +107,51 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool) -> None:
         precision, note = _precision(recipe.training.precision)
         fabric = _connected(recipe.training, precision)
         experiment = experiment or prepared(recipe)
-        # 2. Resume if there is a checkpoint of the same experiment.
-        training, resumed = _resumed(experiment, folder, fabric, precision)
-        if distributed.gathered(training.finished and is_scored(training))[0]:
+        # 2. Do nothing if the folder holds the whole run. Resume if it holds a checkpoint of the same experiment.
+        changed = _changed_code(experiment, folder)
+        if distributed.gathered(finished_earlier(experiment, folder))[0]:
             if rank == 0:
-                _print_result(training, read_scores(folder.scores))
+                print(*_nothing_to_train(folder, changed), sep="\n")
+                _print_result(experiment, folder, read_scores(folder.scores))
             return
-        # 3. Record the origin of the weights. A finished run that only needs scores has this record already.
-        record = RunRecord(training, started)
-        if rank == 0:
-            record.write_inputs()
-        if rank == 0 and not training.finished:
-            begun = folder.read().get("precision", {})
-            earlier = sorted({*begun.get("earlier", []), begun.get("used", precision)} - {precision})
-            precisions = {"requested": recipe.training.precision, "used": precision, "note": note}
-            record.write_origin(precisions | ({"earlier": earlier} if earlier else {}))
-            print(plan(experiment), *([note] if note else []), *_cost_of_determinism(training), *resumed, sep="\n")
-        # 4. Train and score, in all processes.
-        with record.kept() if rank == 0 else nullcontext():
-            if not training.finished:
-                training.fit()
-            if rank == 0:
-                record.write_cost()  # the report shows it
-            _evaluate(training)
+        begun = folder.checkpoint("last").exists()  # a refusal to resume leaves such a run as it is
+        with nullcontext() if begun or rank else failure_kept(folder, recipe):
+            training, resumed = _resumed(experiment, folder, fabric, precision, changed, changed_code=changed_code)
+        with nullcontext() if rank else failure_kept(folder, recipe):
+            _train(training, precision, note, resumed, started)
 
 
-def _check(recipe: Recipe, folder: RunFolder, *, fresh: bool) -> None:
+def _train(training: Training, precision: Any, note: str, resumed: Sequence[str], started: float) -> None:
+    """Record the origin of the weights, train and score, in all processes; only the first one writes."""
+    experiment, folder, first = training.experiment, training.folder, not training.silent
+    record = RunRecord(training, started)
+    if first:
+        record.write_inputs()
+    if first and not training.finished:  # a finished run that only needs scores has this record already
+        begun = folder.read().get("precision", {})
+        earlier = sorted({*begun.get("earlier", []), begun.get("used", precision)} - {precision})
+        precisions = {"requested": experiment.recipe.training.precision, "used": precision, "note": note}
+        record.write_origin(precisions | ({"earlier": earlier} if earlier else {}))
+        print(plan(experiment), *([note] if note else []), *_cost_of_determinism(training), *resumed, sep="\n")
+    with record.kept() if first else nullcontext():
+        if not training.finished:
+            training.fit()
+        if first:
+            record.write_cost()  # the report shows it
+        _evaluate(training)
+
+
+def _check(recipe: Recipe, folder: RunFolder, *, fresh: bool, changed_code: bool) -> None:
     """Print recipe and plan, and raise what the run would raise before its first step; the folder stays as it is."""
     experiment = prepared(recipe, dry_run=True)
     begun = RunFolder(folder.path / "fresh") if fresh else folder  # a folder that does not exist
     precision, note = _precision(recipe.training.precision)
-    _, resumed = _resumed(experiment, begun, _fabric(accelerator="cpu", devices=1), precision)
+    changed = _changed_code(experiment, begun)
+    if finished_earlier(experiment, begun):
+        resumed = _nothing_to_train(begun, changed)
+    else:
+        cpu = _fabric(accelerator="cpu", devices=1)
+        _, resumed = _resumed(experiment, begun, cpu, precision, changed, changed_code=changed_code)
     print(dump(recipe), plan(experiment), *([note] if note else []), *resumed, sep="\n")
 
 
@@ -144,22 +162,59 @@ def _move_aside(folder: RunFolder) -> None:
             print(f"the earlier run was moved to {folder.move_aside()}")
 
 
-def _resumed(experiment: Experiment, folder: RunFolder, fabric: Fabric, precision: str) -> tuple[Training, list[str]]:
-    """Return a training at its start or at the checkpoint `last`, and lines for the user if it resumes.
+def _changed_code(experiment: Experiment, folder: RunFolder) -> list[str]:
+    """Return a sentence for each component of a begun run whose code or version has changed since.
 
     Raises RunError for a checkpoint of another experiment.
     """
+    if not folder.checkpoint("last").exists():
+        return []
+    recorded, now = folder.read().get("components") or {}, experiment.component_facts()
+    folder.check_bound(bound(experiment), weight_changes(recorded, now))
+    return component_changes(recorded, now, but=NOT_TRAINING)
+
+
+def _nothing_to_train(folder: RunFolder, changed: Sequence[str]) -> list[str]:
+    """Return the lines about a run that was finished earlier, with the code that has changed since."""
+    if not changed:
+        return [f"finished earlier, nothing was trained: {folder.path}"]
+    return [
+        f"finished earlier, nothing was trained: {folder.path}. Since then the code has changed:",
+        *(f"  {change}" for change in changed),
+        "To train with this code, add --fresh: it moves the earlier run aside.",
+    ]
+
+
+def _resumed(
+    experiment: Experiment,
+    folder: RunFolder,
+    fabric: Fabric,
+    precision: str,
+    changed: Sequence[str],
+    *,
+    changed_code: bool,
+) -> tuple[Training, list[str]]:
+    """Return a training at its start or at the checkpoint `last`, and lines for the user if it resumes.
+
+    Raises RunError for components that have `changed`, unless `changed_code` accepts them.
+    """
+    listed = [f"  {change}" for change in changed]
+    if changed and not changed_code:
+        lines = "\n".join(listed)
+        raise RunError(
+            f"'{folder.path}' was begun with other code:\n{lines}\nUndo the change, or add --fresh to move the old run "
+            "aside and start anew. To continue it all the same, add --changed-code; run.json then keeps both."
+        )
     resumes = folder.checkpoint("last").exists()
-    if resumes:
-        folder.check_bound(bound(experiment))
     training = Training(experiment, folder, fabric)
     if not resumes:
         return training, []
     replanned = training.resume()
     line = f"continuing from step {training.progression.step} of {training.total_steps} in {folder.path}"
     used = folder.read().get("precision", {}).get("used", precision)
-    changed = f"precision: the run used {used} so far, and uses {precision} from here" if used != precision else ""
-    return training, [line, *filter(None, (replanned, changed))]
+    switched = f"precision: the run used {used} so far, and uses {precision} from here" if used != precision else ""
+    heading = ["with code that has changed since; run.json keeps both:"] if changed else []
+    return training, [line, *heading, *listed, *filter(None, (replanned, switched))]
 
 
 def prepared(recipe: Recipe, *, dry_run: bool = False) -> Experiment:
@@ -258,13 +313,12 @@ def _evaluate(training: Training) -> None:
     with logging_to(experiment.registry, experiment.run(folder.path, record), progression.step) as loggers:
         for logger in loggers:
             logger.log_results(results, progression.step)
-    _print_result(training, scores)
+    _print_result(experiment, folder, scores)
 
 
-def _print_result(training: Training, scores: Sequence[Score]) -> None:
-    experiment = training.experiment
+def _print_result(experiment: Experiment, folder: RunFolder, scores: Sequence[Score]) -> None:
     print(headline(scores, experiment.structures_in_training, experiment.evaluation_source))
-    print(f"report: {training.folder.report}")
+    print(f"report: {folder.report}")
 
 
 def _cost_of_determinism(training: Training) -> list[str]:
