@@ -79,6 +79,10 @@ def textseg_settings(
 def _what_it_stands_on(request: pytest.FixtureRequest) -> None:
     if "-timm-" in request.node.name:
         request.getfixturevalue("timm")
+    for service in ("mlflow", "wandb"):
+        if f"[logger-{service}-" in request.node.name and "-signature]" not in request.node.name:
+            pytest.importorskip(service)
+            request.getfixturevalue("monkeypatch").setenv("WANDB_MODE", "offline")
 
 
 def test_it_keeps_what_its_contract_promises(textseg_check: Callable[[], None]) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textseg.errors import RecipeError
 from textseg.recipe.listing import installed_recipes, recipe_file
-from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
 from textseg.training.run import run as run_recipe
 
@@ -19,7 +17,7 @@ LISTENER = """
     import json
     from pathlib import Path
 
-    from textseg import LoggerOffer, ReportSection, hookimpl
+    from textseg import ReportSection, hookimpl
 
     NOTES = Path(__file__).with_name("notes.jsonl")
 
@@ -39,10 +37,6 @@ LISTENER = """
     @hookimpl
     def textseg_recipes():
         return Path(__file__).with_name("recipes")
-
-    @hookimpl
-    def textseg_loggers():
-        return [LoggerOffer("notebook", "textseg_listener.plugin:Notebook", "json", "notebook-logger")]
 
     @hookimpl
     def textseg_run_started(run):
@@ -94,14 +88,6 @@ def test_hook_textseg_register(listening: Path) -> None:
 def test_hook_textseg_recipes(listening: Path) -> None:
     (recipe,) = [recipe for recipe in installed_recipes() if recipe.distribution != "textseg"]
     assert recipe_file(Path("heard")) == recipe.path == listening.with_name("recipes") / "heard.yaml"
-
-
-def test_hook_textseg_loggers(listening: Path, tiny_recipe: Path) -> None:
-    assert installed_registry().logger("notebook").builder == "textseg_listener.plugin:Notebook"
-    recipe = load_recipe(tiny_recipe, ["training.loggers=[notebook, tensorboard]"])
-    assert recipe.training.loggers == ("notebook", "tensorboard")
-    with pytest.raises(RecipeError, match="unknown value 'notebok'. Did you mean 'notebook'"):
-        load_recipe(tiny_recipe, ["training.loggers=[notebok]"])
 
 
 def test_hook_textseg_run_started(notes: list[dict[str, object]]) -> None:

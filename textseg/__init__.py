@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textseg.hookspecs import LoggerOffer, PublishedMethod, PublishedTable, ReportSection, Run, hookimpl
+from textseg.hookspecs import PublishedMethod, PublishedTable, ReportSection, Run, hookimpl
 from textseg.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "API_VERSION",
-    "LoggerOffer",
     "PublishedMethod",
     "PublishedTable",
     "ReportSection",

@@ -418,7 +418,11 @@ class HasPlan(Protocol):
 
 
 class Logger(Protocol):
-    """`(run, step)`: writes the log of a training to a service or a file, from `step` on. `run` is a `textseg.Run`."""
+    """`(run, step, *, ...)`: writes the log of a training to a service or a file, from `step` on.
+
+    `run` is a `textseg.Run`. Services and files are opened at the first call, not at construction. Only the first
+    process of a run has loggers. A run that continues after an interruption builds a new logger.
+    """
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Record the numbers of an epoch, by name."""

@@ -38,16 +38,6 @@ class ReportSection:
 
 
 @dataclass(frozen=True)
-class LoggerOffer:
-    """A logger that recipes may name in `training.loggers`."""
-
-    name: str
-    builder: str  # "module:name" of a callable `(run, step)` that returns a `textseg.contracts.Logger`
-    package: str  # the package that the logger imports
-    install: str  # the argument of `pip install` for that package
-
-
-@dataclass(frozen=True)
 class PublishedMethod:
     """The results of one method in a published table, by metric, in the units of the table."""
 
@@ -85,12 +75,6 @@ def textseg_recipes() -> os.PathLike[str]:
     A folder inside the package becomes part of its wheel: `Path(__file__).with_name("recipes")`.
     """
     raise NotImplementedError
-
-
-@hookspec
-def textseg_loggers() -> Sequence[LoggerOffer]:
-    """Return loggers that recipes may name in `training.loggers`; a builder is imported only for such a recipe."""
-    return ()
 
 
 @hookspec

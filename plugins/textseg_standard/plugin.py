@@ -6,4 +6,5 @@ from textseg.registry import Register
 
 @hookimpl
 def textseg_register(register: Register) -> None:
-    """Register nothing yet."""
+    register.logger("wandb", "textseg_standard.wandb:Wandb", needs="textseg[wandb]")
+    register.logger("mlflow", "textseg_standard.mlflow:MLflow", needs="textseg[mlflow]")

@@ -1,12 +1,13 @@
 """The hooks of this plug-in."""
 
-from textseg import LoggerOffer, Run, hookimpl
+from textseg import Run, hookimpl
+from textseg.registry import Register
 
 
 @hookimpl
-def textseg_loggers() -> list[LoggerOffer]:
-    """Offer `training.loggers: [tensorboard]`."""
-    return [LoggerOffer("tensorboard", "textseg_tensorboard.tensorboard:TensorBoard", "tensorboard", "tensorboard")]
+def textseg_register(register: Register) -> None:
+    """Register the logger of `training.loggers: [tensorboard]`."""
+    register.logger("tensorboard", "textseg_tensorboard.tensorboard:TensorBoard")
 
 
 @hookimpl

@@ -69,7 +69,7 @@ def test_the_recipe_uses_it(kind: str, written: Path) -> None:
     (path,) = (written / f"textseg-my-{kind.replace('_', '-')}" / f"textseg_my_{kind}" / "recipes").iterdir()
     recipe = load_recipe(Path(path.stem))  # the plug-in's hook names its folder
     assert recipe.name == path.stem
-    used = {(kind, spec.use) for kind, spec in required_components(recipe)}
+    used = {(kind, spec.use) for kind, spec in required_components(recipe, KINDS)}
     own = {"atlas": ("dataset", "my_atlas_phantom"), "dataset": ("dataset", "my_dataset_phantom")}
     assert own.get(kind, (kind, f"my_{kind}")) in used
 

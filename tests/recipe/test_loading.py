@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from textseg.errors import RecipeError
-from textseg.hookspecs import LoggerOffer
 from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
-from textseg.recipe.schema import Recipe
+from textseg.recipe.schema import NamedComponent, Recipe
 from textseg.registry.component import Plugin
-from textseg.registry.discovery import CORE_LOGGERS, Register, Registry
+from textseg.registry.discovery import Register, Registry
+from textseg.registry.kinds import TO_PREDICT
 
 GUIDED = """\
 format: 1
@@ -59,6 +59,7 @@ def pyramid(task: Any, *, widths: tuple[int, ...] = (8,)) -> None: ...
 def mixer(task: Any, features: Any, *, mode: Literal["add", "gate"] = "add") -> None: ...
 def agreement(task: Any, features: Any, *, temperature: float = 0.1) -> None: ...
 def net(task: Any, *, depth: int = 2) -> None: ...
+def curves(run: Any, step: Any, *, smooth: float = 0.0) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,9 @@ def registry() -> Registry:
     register.fusion("mixer", mixer)
     register.auxiliary_loss("agreement", agreement)
     register.network("net", net)
-    registry = Registry([register.plugin], register.components)
-    registry.loggers = (*CORE_LOGGERS, LoggerOffer("tensorboard", "here:Logger", "json", "json"))
-    return registry
+    register.logger("tensorboard", curves)
+    register.logger("service", curves, needs="textseg-service[client]>=2")
+    return Registry([register.plugin], register.components)
 
 
 class Loader:
@@ -450,8 +451,34 @@ def test_the_split_file_lies_beside_the_recipe(load: Loader, tmp_path: Path) -> 
     assert load(dump(recipe)) == recipe
 
 
-def test_an_unknown_logger_is_a_mistake_but_for_a_run_that_stands_already(load: Loader) -> None:
-    text = GUIDED.replace("  epochs: 3", "  epochs: 3\n  loggers: [notebook]")
+def test_a_logger_is_named_by_text_or_with_settings(load: Loader) -> None:
+    text = GUIDED.replace("  epochs: 3", "  epochs: 3\n  loggers: [{use: tensorboard}, {use: tensorboard, smooth: 1}]")
+    recipe = load(text)
+    assert recipe.training.loggers == (NamedComponent(use="tensorboard"), NamedComponent(use="tensorboard", smooth=1))
+    assert load(text.replace("{use: tensorboard},", "tensorboard,")) == recipe
+    assert recipe.model_dump(mode="json")["training"]["loggers"] == ["tensorboard", {"use": "tensorboard", "smooth": 1}]
+    assert load(dump(recipe)) == recipe
+    assert "logger" not in {kind for kind, _ in required_components(recipe)}
+
+
+@pytest.mark.parametrize(
+    ("loggers", "message"),
+    [
+        ("[notebook]", "training.loggers.0: There is no logger 'notebook'. Possible: service, tensorboard."),
+        ("[{use: notebook}]", "training.loggers.0.use: There is no logger 'notebook'."),
+        ("[{use: tensorboard, smoth: 1}]", "training.loggers.0.smoth: unknown setting. Did you mean 'smooth'?"),
+        (
+            "[service]",
+            "logger 'service' needs textseg-service[client]>=2, which is not installed. Install it with: pip install ",
+        ),
+    ],
+)
+def test_a_logger_that_can_not_be_used_is_a_mistake_but_not_for_a_trained_model(
+    load: Loader, loggers: str, message: str
+) -> None:
+    text = GUIDED.replace("  epochs: 3", f"  epochs: 3\n  loggers: {loggers}")
     (line,) = load.mistakes(text, name="guided")
-    assert line.endswith("training.loggers.0: unknown value 'notebook'. Possible: mlflow, tensorboard, wandb.")
-    assert load(text, name="recipe").training.loggers == ("notebook",)
+    assert message in line
+    path = load.folder / "recipe.yaml"
+    path.write_text(text)
+    assert load_recipe(path, (), load.registry, builds=TO_PREDICT).training.loggers

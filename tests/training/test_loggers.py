@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,23 +9,19 @@ import pytest
 import torch
 
 from textseg.drawing.pictures import OverlayPicture
-from textseg.errors import RecipeError
-from textseg.hookspecs import LoggerOffer, Run
-from textseg.recipe.loading import load_recipe
-from textseg.recipe.schema import Recipe
+from textseg.errors import PluginError
+from textseg.hookspecs import Run
+from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.folder import RunFolder
 from textseg.system.progress import progress_bar
-from textseg.training import loggers as module
 from textseg.training.loggers import (
     TrainingDisplay,
-    check_loggers,
     describe,
     drawn_in,
     duration,
     logging_to,
     peak_memory,
-    plain_settings,
 )
 from textseg.training.run import run
 
@@ -46,10 +40,6 @@ ROW = {
 }
 
 pytestmark = pytest.mark.usefixtures("stranger")
-
-
-def recipe(tiny_recipe: Path, *loggers: str) -> Recipe:
-    return load_recipe(tiny_recipe, [f"training.loggers=[{','.join(loggers)}]"])
 
 
 def picture() -> OverlayPicture:
@@ -91,8 +81,8 @@ def test_pictures_are_drawn_at_the_first_validation_that_is_due() -> None:
 class Recorder:
     """A logger that keeps what it gets."""
 
-    def __init__(self, run: Run, step: int) -> None:
-        CALLS.append(("open", run.folder.name, step))
+    def __init__(self, run: Run, step: int, *, title: str = "") -> None:
+        CALLS.append(("open", title or run.folder.name, step))
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         CALLS.append(("log", dict(row), step))
@@ -108,19 +98,17 @@ class Recorder:
 
 
 CALLS: list[tuple[Any, ...]] = []
-RECORDER = LoggerOffer("recorder", f"{__name__}:Recorder", "json", "json")
+RECORDER = Component("logger", "recorder", Recorder, "here", "here", "1")
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Registry:
+def recorded() -> Registry:
     """A registry whose only logger is a recorder."""
     CALLS.clear()
-    registry = Registry()
-    monkeypatch.setattr(registry, "loggers", (RECORDER,), raising=False)
-    return registry
+    return Registry((), [RECORDER])
 
 
-def run_in(folder: Path, *loggers: str) -> Run:
+def run_in(folder: Path, *loggers: object) -> Run:
     return Run(folder, {"name": "tiny", "training": {"loggers": list(loggers)}}, {})
 
 
@@ -133,6 +121,20 @@ def test_a_logger_gets_epochs_and_pictures(recorded: Registry, tmp_path: Path) -
     row = {key: value for key, value in ROW.items() if key != "epoch"}
     calls = [("log", row, 12), ("show", "epoch_0003.png", 12)]
     assert [("open", tmp_path.name, 4), *calls, ("close", False)] == CALLS
+
+
+def test_a_logger_has_settings(recorded: Registry, tmp_path: Path) -> None:
+    with logging_to(recorded, run_in(tmp_path, "recorder", {"use": "recorder", "title": "Second"}), 4):
+        assert [("open", tmp_path.name, 4), ("open", "Second", 4)] == CALLS
+
+
+def test_a_logger_that_can_not_be_built_closes_the_ones_before_it(recorded: Registry, tmp_path: Path) -> None:
+    with (
+        pytest.raises(PluginError, match="no logger 'other'"),
+        logging_to(recorded, run_in(tmp_path, "recorder", "other"), 4),
+    ):
+        raise AssertionError
+    assert CALLS[-1] == ("close", True)
 
 
 def test_no_logger_at_all_is_a_choice(recorded: Registry, tmp_path: Path) -> None:
@@ -151,32 +153,11 @@ def test_loggers_learn_that_a_run_failed(recorded: Registry, tmp_path: Path) -> 
 def test_test_scores_reach_a_logger(
     tiny_recipe: Path, copied: Path, recorded: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installed_registry(), "loggers", (RECORDER,))
+    monkeypatch.setitem(installed_registry()._components, ("logger", "recorder"), RECORDER)
     (copied / "report.html").unlink()
     run(tiny_recipe, output=copied.parent.parent, overrides=["training.loggers=[recorder]"])
     record = RunFolder(copied).read()
     assert CALLS[1:] == [("results", record["test"], record["scored_step"]), ("close", False)]
-
-
-def test_a_missing_package_is_a_message(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"training.loggers: 'wandb' needs .* pip install 'textseg\[wandb\]'"):
-        check_loggers(recipe(tiny_recipe, "wandb"), installed_registry())
-
-
-def test_an_unknown_logger_is_a_message(tiny_recipe: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"training\.loggers.*unknown value 'wand'\. Did you mean 'wandb'\? Possible: "
-    ):
-        recipe(tiny_recipe, "wand")
-    without_plugins = Registry()
-    with pytest.raises(RecipeError, match=r"training\.loggers: unknown value 'tensorboard'"):
-        check_loggers(load_recipe(tiny_recipe), without_plugins)
-
-
-def test_settings_by_dotted_key() -> None:
-    nested: dict[str, Any] = {"a": {"b": 1, "c": [1, 2], "d": None}, "e": "x", "f": True}
-    assert plain_settings(nested) == {"a.b": 1, "a.c": "[1, 2]", "e": "x", "f": True}
 
 
 def test_memory_is_counted() -> None:
@@ -185,40 +166,3 @@ def test_memory_is_counted() -> None:
     held = np.ones(2**23)  # 64 MiB
     assert peak_memory(torch.device("cpu")) >= before
     del held
-
-
-def log_twice(tiny_recipe: Path, folder: RunFolder, name: str) -> None:
-    """Log an epoch and a picture, and once more as a run that goes on."""
-    settings = recipe(tiny_recipe, name).model_dump(mode="json")
-    for step in (12, 24):
-        run = Run(folder.path, settings, folder.read())
-        with logging_to(installed_registry(), run, step) as loggers, progress_bar() as bar:
-            display = TrainingDisplay(bar, loggers, folder, 50, 2)
-            display.show_epoch({**ROW, "step": step}, "")
-            display.show_pictures([picture()], 3, step)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-@pytest.mark.filterwarnings("ignore")  # theirs
-def test_wandb_keeps_one_run_offline(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = RunFolder(tmp_path / "tiny" / "seed1")
-    log_twice(tiny_recipe, folder, "wandb")
-    identity = folder.read()["logged_as"]["wandb"]
-    assert len(list((folder.log / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))) == 2
-    assert list((folder.log / "wandb").rglob("validation_*.png"))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
-@pytest.mark.filterwarnings("ignore")  # theirs
-def test_mlflow_keeps_one_run_in_the_folder(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = RunFolder(tmp_path / "tiny" / "seed1")
-    log_twice(tiny_recipe, folder, "mlflow")
-    (run,) = (folder.log / "mlruns").glob("*/" + folder.read()["logged_as"]["mlflow"])
-    steps = [line.split()[2] for line in (run / "metrics" / "validation_dsc").read_text().splitlines()]
-    assert steps == ["12", "24"]
-    assert (run / "params" / "training.learning_rate").read_text() == "0.01"
-    assert list(run.rglob("epoch_0003.png"))
-    assert json.loads((folder.record).read_text())["logged_as"].keys() == {"mlflow"}

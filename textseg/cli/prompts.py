@@ -24,10 +24,11 @@ def prompts(
     Example: textseg prompts quickstart --output prompts.html
     """
     from textseg.recipe.loading import load_recipe
+    from textseg.registry.kinds import TO_PREDICT
     from textseg.reports.prompt_sheet import prompt_sheet
     from textseg.system.files import write_atomically
 
-    loaded = load_recipe(recipe, overrides or [], trust_code=trust_code)
+    loaded = load_recipe(recipe, overrides or [], trust_code=trust_code, builds=TO_PREDICT)
     sheet = prompt_sheet(loaded, case_id=case, slice_number=slice_number, named=visible)
     print(sheet)
     if output is not None:

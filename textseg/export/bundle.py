@@ -18,6 +18,7 @@ from textseg.inference.bundles import FORMAT, HUB, MANIFEST, ONNX, WEIGHTS, mani
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import dump, required_components
 from textseg.registry.discovery import installed_registry
+from textseg.registry.kinds import TO_PREDICT
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import RunFolder
 from textseg.runs.task_record import write_task
@@ -73,7 +74,8 @@ def _write_bundle(bundle: Path, folder: RunFolder, model: TrainedModel, *, onnx:
     write_atomically(bundle / "README.md", model_card(folder, model, agreement, configurations))
     inside = sorted(path for path in bundle.rglob("*") if path.is_file())
     files = {path.relative_to(bundle).as_posix(): file_hash(path) for path in inside}
-    used = [installed_registry().component(kind, spec.use) for kind, spec in required_components(model.recipe)]
+    needed = required_components(model.recipe, TO_PREDICT)
+    used = [installed_registry().component(kind, spec.use) for kind, spec in needed]
     manifest = {
         "format": FORMAT,
         "name": model.name,

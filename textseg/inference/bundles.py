@@ -18,7 +18,7 @@ from textseg.inference.trained_model import TrainedModel, prompt_generator
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import Registry, installed_registry
-from textseg.registry.kinds import KINDS
+from textseg.registry.kinds import TO_PREDICT
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import load_weights
 from textseg.runs.identity import changes_since, warn_of_changes
@@ -51,7 +51,7 @@ def open_bundle(
     manifest = check_bundle(path)
     registry = installed_registry()
     _check_plugins(path, manifest, registry)
-    builds = KINDS.keys() - {"text_encoder"}  # a bundle holds what the text encoder made of its texts
+    builds = TO_PREDICT - {"text_encoder"}  # a bundle holds what the text encoder made of its texts
     recipe = load_recipe(path / "recipe.yaml", trust_code=trust_code, builds=builds)
     warn_of_changes(path, changes_since(manifest.get("components", {}), recipe, registry, frozen_text=True))
     record = read_task(path / "task.json")

@@ -14,6 +14,7 @@ from textseg.inference.predictor import Predictor
 from textseg.inference.trained_model import EncodedTexts, TrainedModel, prompt_generator
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
+from textseg.registry.kinds import TO_PREDICT
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import RunFolder, load_weights
 from textseg.runs.identity import changes_since, warn_of_changes
@@ -56,7 +57,7 @@ def load_model(
     if engine is not None:
         raise RunError(NO_ONNX.format(path, engine))
     folder, registry = RunFolder.existing(path), installed_registry()
-    recipe, record = load_recipe(folder.recipe, trust_code=trust_code), read_task(folder.task)
+    recipe, record = load_recipe(folder.recipe, trust_code=trust_code, builds=TO_PREDICT), read_task(folder.task)
     warn_of_changes(folder.path, changes_since(folder.read().get("components", {}), recipe, registry))
     segmenter = build_segmenter(recipe, registry, record.task)
     checkpoint = folder.checkpoint("best")

@@ -20,7 +20,7 @@ from textseg.recipe.listing import recipe_file
 from textseg.recipe.received import CONSENT, is_received, refusal
 from textseg.recipe.schema import ComponentSpec, Recipe
 from textseg.registry.discovery import Registry, installed_registry
-from textseg.registry.kinds import KINDS, Kind
+from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
 from textseg.system.user_files import read_text
@@ -40,7 +40,8 @@ def load_recipe(
     Raises RecipeError with a line for each mistake, with the line number in the file, or with the `--set` value.
 
     The code of models that such a copy names is refused without `trust_code`; see `textseg.recipe.received`. `builds`
-    are the kinds of components that the caller builds, all by default.
+    are the kinds of components that the caller builds, all by default. Components that only a training or an evaluation
+    needs may be missing if the caller does not build them.
     """
     registry = installed_registry() if registry is None else registry
     path = recipe_file(path, registry)
@@ -68,13 +69,15 @@ def load_recipe(
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
     for at, kind, spec in _components(data):
+        if kind not in builds and kind not in TO_PREDICT:  # a model is used without what only its training needed
+            continue
         inside = _component_mistakes(spec, kind, registry)
+        if isinstance(at_path(data, at), str):
+            at, inside = at[:-1], [((at[-1],), message) for _, message in inside]
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
     for at, kind, spec in _components(data) if is_received(path) else ():
         if kind in builds and (reason := refusal(spec, path, trust_code=trust_code)):
             mistakes.append(((*at, CONSENT), reason))
-    if path.stem != "recipe":  # a trained model is used even if the plug-in of its logger is missing
-        mistakes += [mistake for mistake in _logger_mistakes(data, registry) if mistake[0] not in unresolved]
     if mistakes or unusable or recipe is None:
         raise RecipeError("\n".join([*places.report(mistakes), *unusable]))
     if recipe.split.file is not None:
@@ -84,7 +87,7 @@ def load_recipe(
 
 
 def load_trained_recipe(
-    path: Path, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = KINDS
+    path: Path, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = TO_EVALUATE
 ) -> Recipe:
     """Read the recipe of a finished run. `--set` values may say where the data are, and how the model is evaluated.
 
@@ -104,10 +107,10 @@ def dump(recipe: Recipe) -> str:
     return yaml_text.dump(escaped(recipe.model_dump(mode="json")))
 
 
-def required_components(recipe: Recipe) -> list[tuple[str, ComponentSpec]]:
-    """Return the kind and the settings of each component that the recipe uses."""
+def required_components(recipe: Recipe, kinds: Container[str] = OF_NUMBERS) -> list[tuple[str, ComponentSpec]]:
+    """Return the kind and the settings of each component of some kinds that the recipe uses; all but loggers."""
     named = [(kind.name, spec) for kind, _, spec in _named(recipe)]
-    return [(kind, spec) for kind, spec in named if isinstance(spec, ComponentSpec)]
+    return [(kind, spec) for kind, spec in named if kind in kinds and isinstance(spec, ComponentSpec)]
 
 
 def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str, Any]]:
@@ -168,21 +171,13 @@ def _nodes(node: Any, key: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath,
             yield from _nodes(inside, key[1:], (*at, part))
 
 
-def _logger_mistakes(data: dict[str, Any], registry: Registry) -> Iterator[Mistake]:
-    """Yield a mistake for each logger that neither the core nor a plug-in offers."""
-    training = data.get("training")
-    names = training.get("loggers") if isinstance(training, dict) else None
-    for index, name in enumerate(names if isinstance(names, list) else ()):
-        try:
-            registry.logger(str(name))
-        except PluginError as error:
-            yield ("training", "loggers", index), str(error)
-
-
 def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> list[Mistake]:
     settings = {key: value for key, value in spec.items() if key not in KINDS[kind].own_keys}
     try:
-        return registry.component(kind, spec["use"]).validated(settings)[1]
+        component = registry.component(kind, spec["use"])
+        if lacks := component.lacks:
+            return [(("use",), f"{kind} '{component.name}' {lacks}")]
+        return component.validated(settings)[1]
     except PluginError as error:
         return [(("use",), str(error))]
 

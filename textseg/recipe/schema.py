@@ -52,6 +52,22 @@ class ComponentSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class NamedComponent(ComponentSpec):
+    """A component that a recipe may also name by a plain text: `adamw` for `{use: adamw}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"use": given} if isinstance(given, str) else given
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
+        return handler(self) if self.settings else self.use
+
+    def __str__(self) -> str:
+        return self.use
+
+
 class WeightedComponent(ComponentSpec):
     """A component whose result is multiplied by `weight`."""
 
@@ -265,7 +281,7 @@ class TrainingSettings(_Section):
     average_decay: Share | None = None  # of the moving average of the weights that validation and evaluation use
     patience: PositiveInt | None = None  # number of validations without improvement after which the run is finished
     overlay_every: PositiveInt | None = None  # epochs
-    loggers: tuple[str, ...] = ("tensorboard",)  # offered by the core and by plug-ins; this one ships with textseg
+    loggers: tuple[NamedComponent, ...] = (NamedComponent(use="tensorboard"),)
 
 
 class EvaluationSettings(_Section):

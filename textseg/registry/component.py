@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from textseg.errors import PluginError, RecipeError, suggestion
 from textseg.registry.kinds import KINDS
+from textseg.registry.requirements import unmet
 from textseg.registry.validation import Mistake, dotted, explain
+from textseg.system.commands import pip_install
 
 if TYPE_CHECKING:
     from textseg.system.fetching import Progress
@@ -57,6 +59,7 @@ class Component:
     until: str | None = None
     package: str = ""  # the module of its plug-in
     source: Mapping[str, str] | None = None  # the hashes of code that is not installed; else `source_of` finds them
+    needs: str | None = None  # a requirement beyond those of its distribution, such as "textseg[wandb]"
 
     @property
     def origin(self) -> str:
@@ -67,6 +70,13 @@ class Component:
     def dropped(self) -> bool:
         """True if the installed version no longer accepts this old name."""
         return self.until is not None and _numbers(self.version) >= _numbers(self.until)
+
+    @property
+    def lacks(self) -> str | None:
+        """The packages that this component needs and that are not installed, with the command for them; or None."""
+        if self.needs is None or not (packages := unmet(self.needs)):
+            return None
+        return f"needs {', '.join(packages)}, which is not installed. Install it with: {pip_install(self.needs)}"
 
     def load(self) -> Any:
         """Return the builder, imported now if `target` is a string. Raises PluginError."""

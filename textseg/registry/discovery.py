@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar
 import pluggy
 
 from textseg import hookspecs
-from textseg.errors import PluginError, TextsegError, shortened, suggestion
-from textseg.hookspecs import LoggerOffer, PublishedTable, ReportSection, Run
+from textseg.errors import PluginError, RecipeError, TextsegError, shortened, suggestion
+from textseg.hookspecs import PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import Component, Plugin, cause
 from textseg.registry.kinds import KINDS, kind_of
@@ -25,20 +25,18 @@ from textseg.registry.validation import dotted
 from textseg.version import __version__
 
 T = TypeVar("T")
-CORE_LOGGERS = (
-    LoggerOffer("wandb", "textseg.training.loggers:WeightsAndBiases", "wandb", "textseg[wandb]"),
-    LoggerOffer("mlflow", "textseg.training.loggers:MLflow", "mlflow", "textseg[mlflow]"),
-)
 
 
 class _Add(Protocol):
-    def __call__(self, name: str, builder: object) -> None: ...
+    def __call__(self, name: str, builder: object, *, needs: str | None = None) -> None: ...
 
 
 class Register:
     """The components that one plug-in registers, with a function for each kind: `register.fusion("mine", builder)`.
 
-    A builder is an object or "module:name". The kinds are those of `textseg.registry.kinds`.
+    A builder is an object or "module:name". `needs` is a requirement beyond those of the distribution, such as
+    "textseg-mine[gpu]": a recipe that names the component is refused without it, with the command that installs it.
+    The kinds are those of `textseg.registry.kinds`.
     """
 
     def __init__(self, plugin: Plugin) -> None:
@@ -62,10 +60,10 @@ class Register:
             raise ValueError(f"{kind} '{old}' is renamed to '{new}', which is not registered")
         if not re.match(r"\d+(\.\d+)*$", until):
             raise ValueError(f"{kind} '{old}': until is '{until}', but must be a version such as 1.2")
-        self._add(kind, old, registered[0].target)
+        self._add(kind, old, registered[0].target, needs=registered[0].needs)
         self.components[-1] = replace(self.components[-1], now=new, until=until)
 
-    def _add(self, kind: str, name: str, builder: object) -> None:
+    def _add(self, kind: str, name: str, builder: object, *, needs: str | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):  # it becomes the name of a module and a column, too
             raise ValueError(f"{kind} '{name}': a name is made of letters without accents, digits, '_' and '-'")
         if isinstance(builder, str):
@@ -77,7 +75,7 @@ class Register:
             raise ValueError(f"{kind} '{name}' is registered twice")
         plugin = self.plugin
         origin = plugin.name, plugin.distribution, plugin.version
-        self.components.append(Component(kind, name, builder, *origin, package=plugin.package))
+        self.components.append(Component(kind, name, builder, *origin, package=plugin.package, needs=needs))
 
 
 class Registry:
@@ -116,19 +114,6 @@ class Registry:
         """Return the sections that plug-ins add to the report of a run; one that fails becomes a line on stderr."""
         answers = self._answers("textseg_report_sections", lambda answer: _all_of(ReportSection, answer), run=run)
         return [section for _, sections in answers for section in sections]
-
-    def logger(self, name: str) -> LoggerOffer:
-        """Return the logger of this name. Raises PluginError."""
-        offers = {offer.name: offer for offer in self.loggers}
-        if name not in offers:
-            raise PluginError(f"unknown value '{name}'.{suggestion(name, offers)}")
-        return offers[name]
-
-    @functools.cached_property
-    def loggers(self) -> tuple[LoggerOffer, ...]:
-        """The loggers of the core and of the plug-ins."""
-        answers = self._answers("textseg_loggers", lambda answer: _all_of(LoggerOffer, answer))
-        return (*CORE_LOGGERS, *(offer for _, offers in answers for offer in offers))
 
     def published_results(self) -> list[PublishedTable]:
         """Return the published tables that plug-ins bring; one that fails becomes a line on stderr."""
@@ -201,6 +186,8 @@ class Registry:
     def build(self, kind: str, name: str, *wired: Any, settings: Mapping[str, Any]) -> Any:
         """Return the object that a component builds. Raises RecipeError (settings) or PluginError (anything else)."""
         component = self.component(kind, name)
+        if lacks := component.lacks:
+            raise RecipeError(f"{kind} '{name}' {lacks}")
         values = component.valid(settings)
         try:
             return component.load()(*wired, **values)

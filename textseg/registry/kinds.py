@@ -100,10 +100,28 @@ _ROWS = (
         own_keys=("use", "weight"),
         used_in="training",
     ),
+    Kind(
+        "logger",
+        ("run", "step"),
+        "textseg.contracts:Logger",
+        "textseg.testing.loggers",
+        ("training.loggers.*",),
+        "the logger",
+        used_in="logging",
+    ),
 )
 
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _ROWS})
 """Each kind of component by its name, in the order of lists."""
+
+TO_PREDICT = frozenset(kind.name for kind in _ROWS if kind.used_in == "everywhere")
+"""The kinds that a trained model is made of."""
+
+TO_EVALUATE = TO_PREDICT | {kind.name for kind in _ROWS if kind.used_in == "evaluation"}
+"""The kinds that scores are made with."""
+
+OF_NUMBERS = frozenset(kind.name for kind in _ROWS if kind.used_in != "logging")
+"""The kinds that can change a number."""
 
 
 class UnknownKindError(PluginError, AttributeError):

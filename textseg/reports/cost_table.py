@@ -14,6 +14,7 @@ from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
 from textseg.registry.component import cause
 from textseg.registry.discovery import Registry
+from textseg.registry.kinds import TO_PREDICT
 from textseg.runs.experiment import build_segmenter
 
 HEADER = ("model", "parameters", "trainable", "without positions", "multiply-accumulates")
@@ -31,7 +32,7 @@ def cost_rows(registry: Registry, recipes: Sequence[Path], size: str | None) -> 
     Raises RecipeError for a wrong size and a wrong recipe; the row of a model that can't be built has the cause.
     """
     task = usual_task(_size(size))
-    loaded = [load_recipe(path) for path in recipes]
+    loaded = [load_recipe(path, builds=TO_PREDICT) for path in recipes]
     for component in registry.components("network"):
         yield _row(component.name, partial(_network, registry, component.name, task), task)
     for recipe in loaded:

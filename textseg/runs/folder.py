@@ -51,7 +51,6 @@ class RunFacts(BaseModel):
     hashes: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
     structures_in_training: list[str] = []
-    logged_as: dict[str, str] = {}
     bound: dict[str, Any] = {}
     settings: dict[str, dict[str, Any]] = {}
     evaluation: dict[str, Any] = {}

@@ -1,31 +1,23 @@
-"""Loggers of a training, its printed lines, and the pictures of its validation."""
+"""The loggers of a training, its printed lines, and the pictures of its validation."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import os
-import pkgutil
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
 
 from textseg.contracts import Logger
 from textseg.drawing.pictures import OverlayPicture, overlay_png
-from textseg.errors import PluginError, RecipeError
 from textseg.hookspecs import Run
-from textseg.recipe.schema import Recipe
+from textseg.recipe.schema import NamedComponent
 from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment
-from textseg.runs.folder import RunFolder, flat
-from textseg.system.commands import pip_install
+from textseg.runs.folder import RunFolder
 from textseg.system.files import write_atomically
 from textseg.system.progress import progress_bar
 from textseg.training.checkpoints import Progression
@@ -33,102 +25,20 @@ from textseg.training.checkpoints import Progression
 PICTURES = 4  # validation cases that are drawn
 
 
-class _Tracked:
-    """A run that a logger of Lightning records in a tracking service."""
-
-    logger: Any
-
-    def log(self, row: Mapping[str, float], step: int) -> None:
-        """Record the numbers of an epoch."""
-        self.logger.log_metrics(dict(row), step)
-
-    def log_results(self, results: Mapping[str, float], step: int) -> None:
-        """Record the test scores as `test_<metric>`."""
-        self.log({f"test_{metric}": value for metric, value in results.items()}, step)
-
-    def close(self, *, failed: bool) -> None:
-        """Mark the run as finished or failed."""
-        self.logger.finalize("failed" if failed else "success")
-
-
-class WeightsAndBiases(_Tracked):
-    """A run at Weights & Biases, set up by `WANDB_MODE`, `WANDB_PROJECT` and the like."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        from lightning.pytorch.loggers import WandbLogger
-
-        folder = RunFolder(run.folder)
-        self.logger = WandbLogger(
-            name=_title(folder),
-            project=os.environ.get("WANDB_PROJECT", "textseg"),
-            group=run.recipe["name"],
-            save_dir=folder.log,
-            id=_identity(folder, "wandb"),
-            resume="allow",
-            config=dict(run.recipe),
-        )
-        _keep_identity(folder, "wandb", self.logger.experiment.id)
-
-    def show(self, picture: Path, step: int) -> None:
-        """Record validation slices."""
-        self.logger.log_image("validation", [str(picture)], step)
-
-    def close(self, *, failed: bool) -> None:
-        """Upload the rest, and end the run there."""
-        super().close(failed=failed)
-        self.logger.experiment.finish(exit_code=int(failed))
-
-
-class MLflow(_Tracked):
-    """A run of MLflow, set up by `MLFLOW_TRACKING_URI` and the like; without these in log/mlruns."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        from lightning.pytorch.loggers import MLFlowLogger
-
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # its small package has no other store for log/mlruns
-        folder = RunFolder(run.folder)
-        identity = _identity(folder, "mlflow")
-        self.logger = MLFlowLogger(
-            experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", "textseg"),
-            run_name=_title(folder),
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", (folder.log / "mlruns").resolve().as_uri()),
-            run_id=identity,
-        )
-        if identity is None:
-            self.logger.log_hyperparams(plain_settings(run.recipe))
-            _keep_identity(folder, "mlflow", str(self.logger.run_id))
-
-    def show(self, picture: Path, step: int) -> None:
-        """Record validation slices as an artifact."""
-        self.logger.experiment.log_artifact(self.logger.run_id, str(picture), "validation")
-
-
 @contextmanager
 def logging_to(registry: Registry, run: Run, step: int) -> Iterator[Sequence[Logger]]:
     """Open the loggers of a run's recipe from a step on, and close them; an exception closes them as failed."""
-    names = run.recipe["training"]["loggers"]
-    loggers: list[Logger] = [pkgutil.resolve_name(registry.logger(name).builder)(run, step) for name in names]
+    specs = [NamedComponent.model_validate(logger) for logger in run.recipe["training"]["loggers"]]
+    loggers: list[Logger] = []
     failed = True
     try:
+        for spec in specs:
+            loggers.append(registry.build("logger", spec.use, run, step, settings=spec.settings))
         yield loggers
         failed = False
     finally:
         for logger in loggers:
             logger.close(failed=failed)
-
-
-def check_loggers(recipe: Recipe, registry: Registry) -> None:
-    """Raise RecipeError for a logger that no plug-in brings, or whose package is not installed."""
-    for name in recipe.training.loggers:
-        try:
-            offer = registry.logger(name)
-        except PluginError as error:  # the default, without the plug-in that brings it
-            raise RecipeError(f"training.loggers: {error}") from error
-        if importlib.util.find_spec(offer.package) is None:
-            raise RecipeError(
-                f"training.loggers: '{name}' needs the package {offer.package}, which is not installed. Install it "
-                f"with: {pip_install(offer.install)}"
-            )
 
 
 class TrainingDisplay:
@@ -224,23 +134,3 @@ def peak_memory(device: torch.device) -> int:
 def drawn_in(epoch: int, *, every: int | None, validate_every: int, last: bool) -> bool:
     """Return True if the validation after `epoch`, counted from 1, is drawn: the first of each `every` epochs."""
     return every is not None and (last or epoch // every > max(0, epoch - validate_every) // every)
-
-
-def plain_settings(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Return settings by dotted key; values other than numbers, flags and text become JSON."""
-    given = {key: value for key, value in flat(settings).items() if value is not None}
-    return {key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in given.items()}
-
-
-def _identity(folder: RunFolder, name: str) -> str | None:
-    """Return the name that a logger has given to the run, so that a resumed run goes on under it."""
-    identity: str | None = folder.read().get("logged_as", {}).get(name)
-    return identity
-
-
-def _keep_identity(folder: RunFolder, name: str, identity: str) -> None:
-    folder.update(logged_as={**folder.read().get("logged_as", {}), name: identity})
-
-
-def _title(folder: RunFolder) -> str:
-    return f"{folder.path.parent.name}/{folder.path.name}"

@@ -28,7 +28,6 @@ from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
 from textseg.recipe.loading import dump, load_recipe
 from textseg.recipe.schema import Recipe, TrainingSettings
-from textseg.registry.discovery import installed_registry
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
@@ -38,7 +37,7 @@ from textseg.system.files import cache_folder
 from textseg.system.messages import counted
 from textseg.system.progress import counting
 from textseg.training import launching
-from textseg.training.loggers import check_loggers, logging_to
+from textseg.training.loggers import logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
 from textseg.training.record import RunRecord, bound, failure_kept, finished_earlier
@@ -68,7 +67,6 @@ def run(
     """
     values = [*overrides, *([] if seed is None else [f"seed={seed}"])]
     resolved = load_recipe(recipe, values, trust_code=trust_code)
-    check_loggers(resolved, installed_registry())
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     launching.check_devices(settings)
     exhaustion = explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last"))
