@@ -53,6 +53,7 @@ CPU = (
     Benchmark("Backbone", "backbone", "", "--sides 64 --pairs 1 --feature-size 12"),
     Benchmark("One slice at full size", "full_size", SLICE, "recipes/quickstart.yaml"),
     Benchmark("Validation in windows", "validation", "recipes/quickstart.yaml", "recipes/quickstart.yaml --smallest"),
+    Benchmark("Checks of outputs", "output_checks", "recipes/quickstart.yaml", "recipes/quickstart.yaml --smallest"),
     Benchmark(
         "One vision encoder after the other",
         "encoders",

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from textseg.cli import entry as cli
+from textseg.cli.plugins.diagnosis import diagnose
+from textseg.testing import ConformanceError, check_plugin
 
 HOSTILE: Mapping[str, Mapping[str, str]] = {
     "absent": {"plugin": "import a_package_that_nobody_has"},
@@ -213,3 +216,64 @@ def test_two_hundred_plugins_are_listed_without_anything_heavy(
     rows = done.stdout.splitlines()
     assert sum(row.startswith("network  network_") for row in rows) == 200
     assert rows[-1] == "[]"
+
+
+OWN_ATLAS = {
+    "plugin": """
+        from textseg import hookimpl
+
+        @hookimpl
+        def textseg_register(register):
+            register.atlas("hand", "hostile_foot.parts:hand")
+            register.atlas("foot", "hostile_foot.parts:foot")
+            register.prompt_generator("foot", "hostile_foot.parts:Prompter")
+            register.prompt_generator("nowhere", "hostile_foot.parts:Nowhere")
+    """,
+    "parts": """
+        from textseg.contracts import Atlas, Structure
+        from textseg.text import RegionPrompts
+
+        GROUPS = {"talus": "hindfoot", "calcaneus": "hindfoot"}
+
+        def hand() -> Atlas:
+            '''Another region of the same plug-in.'''
+            return Atlas("hand", (Structure("lunate", "carpal bone", 1),))
+
+        def foot() -> Atlas:
+            '''Bones of the foot.'''
+            return Atlas("foot", (Structure("talus", "bone", 1), Structure("calcaneus", "bone", 2)))
+
+        class Prompter(RegionPrompts):
+            '''Knows the bones of the foot.'''
+
+            image = "MRI of the foot"
+
+            def __init__(self, atlas: Atlas):
+                super().__init__(atlas)
+                self.groups = [GROUPS[name] for name in atlas.names]
+
+        class Nowhere(Prompter):
+            '''Fails at each call.'''
+
+            def __call__(self, visibility):
+                return {}[visibility.visible]
+    """,
+}
+
+
+def test_the_doctor_and_pytest_agree_on_a_generator_for_the_atlas_of_its_plugin(
+    tmp_path: Path,
+    install_into: Callable[..., None],
+    installed_from: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    install_into(tmp_path, "foot", "hostile_foot", OWN_ATLAS)
+    with installed_from(tmp_path):
+        installed = [point for point in entry_points(group="textseg") if point.name == "foot"]
+        (diagnosis,) = diagnose(installed, check=True)
+        with pytest.raises(ConformanceError) as caught:
+            check_plugin("foot")
+    broken = [finding.what for finding in diagnosis.findings if finding.broken]
+    assert [f"{what}." for what in broken] == str(caught.value).splitlines()
+    assert len(broken) == 1
+    assert broken[0].startswith("prompt_generator 'nowhere' breaks 'construction': expected no error, came KeyError: ")
+    assert f"({tmp_path}/hostile_foot/parts.py, line 28)" in broken[0]

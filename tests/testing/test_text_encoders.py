@@ -130,6 +130,27 @@ class Cutting(Words):
         return [min(self.max_tokens, count) for count in super().count_tokens(texts)]
 
 
+class Short(Cutting):
+    """Cuts, too."""
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens, mask = super().__call__(texts)
+        return tokens[:, : self.max_tokens], mask[:, : self.max_tokens]
+
+
+class OneVector(Words):
+    """The mean of all words of a text, however long: one token, and nothing is cut."""
+
+    max_tokens = 1
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [1] * len(texts)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens, mask = super().__call__(texts)
+        return tokens.sum(1, keepdim=True) / mask.sum(1)[:, None, None], mask[:, :1]
+
+
 class Normed(Words):
     """Takes the mean of the batch away."""
 
@@ -186,6 +207,7 @@ class Random(Words):
 
 def test_what_keeps_every_promise_passes() -> None:
     check_text_encoder(Words)
+    check_text_encoder(OneVector)
     check_text_encoder("hashed", settings={"feature_size": 4, "seed": 3})
 
 
@@ -204,7 +226,12 @@ def test_what_keeps_every_promise_passes() -> None:
         (Miscounting, "tokens", "as many tokens in the mask as count_tokens says, [16, 6, 2, 7], came [16, 6, 1, 7]"),
         (Tensors, "tokens", "from count_tokens a list of 4 whole numbers for as many texts, came tensor"),
         (Trained, "tokens", "frozen features, came features with gradients"),
-        (Cutting, "limit", "more than max_tokens (30) for a text of more words, came 30"),
+        (
+            Cutting,
+            "limit",
+            "more than max_tokens (30) for a text of more words, or features that its last word changes, came 30",
+        ),
+        (Short, "limit", "more than max_tokens (30) for a text of more words, or features that its last word changes"),
         (Normed, "independence", "the same features for a text alone and among others, came a difference of"),
         (Dropping, "independence", "the same features at a second call, came others"),
         (Same, "independence", "other features for another text, came the same"),

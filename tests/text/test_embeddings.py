@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from textseg.errors import PromptError
+from textseg.errors import PluginError, PromptError
 from textseg.text.embeddings import CHUNK, PromptRow, _Entry, build_text_table, check_budget, write_prompt_table
 
 TEXTS = ("a spine", "It contains L1.", "It does not contain the spinal canal.")
@@ -178,6 +179,28 @@ def test_features_that_are_no_numbers_never_reach_the_cache(tmp_path: Path) -> N
     with pytest.raises(PromptError, match="no numbers in 16 bits"):
         build_text_table(Huge(), TEXTS, text_length=7, cache=tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tokens, mask: tokens, "expected a tuple of tokens and mask, [1, T, 6], [1, T]; seen Tensor"),
+        (lambda tokens, mask: [tokens, mask], "seen list"),
+        (lambda tokens, mask: (tokens.mean(1), mask), "seen tuple of [(1, 6), (1, 2)]"),
+        (lambda tokens, mask: (tokens[..., :5], mask), "seen tuple of [(1, 2, 5), (1, 2)]"),
+        (lambda tokens, mask: (tokens, mask[:, :1]), "seen tuple of [(1, 2, 6), (1, 1)]"),
+        (lambda tokens, mask: (tokens, mask.float()), "seen torch.float32 and torch.float32"),
+    ],
+)
+def test_an_encoder_that_breaks_its_contract_is_named(change: Any, message: str, tmp_path: Path) -> None:
+    class Wrong(Words):
+        def __call__(self, texts: Sequence[str]) -> Any:
+            return change(*super().__call__(texts))
+
+    with pytest.raises(PluginError) as caught:
+        build_text_table(Wrong(), TEXTS[:1], text_length=9, cache=tmp_path)
+    assert str(caught.value).startswith("Text encoder Wrong breaks the contract of its kind: expected a tuple")
+    assert message in str(caught.value)
 
 
 def test_fingerprint_of_the_table(tmp_path: Path) -> None:

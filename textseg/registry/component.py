@@ -8,8 +8,11 @@ import json
 import operator
 import os
 import re
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textseg.errors import PluginError, RecipeError, suggestion
@@ -65,6 +68,33 @@ class Component:
     def origin(self) -> str:
         """The plug-in with its distribution and version, for messages."""
         return Plugin(self.plugin, self.distribution, self.version).origin
+
+    def refused(self, expected: str, seen: object) -> PluginError:
+        """Return the error for something from this component that the contract of its kind does not allow."""
+        return PluginError(
+            f"{self.kind} '{self.name}' of {self.origin} breaks the contract of its kind: expected {expected}, seen "
+            f"{seen}. {self.check}"
+        )
+
+    def line_of(self, error: BaseException) -> str:
+        """Return the last line of the component's package in a traceback as " (file, line 7)", or ""."""
+        module = sys.modules.get(getattr(self.load(), "__module__", None) or "")
+        folder = Path(getattr(module, "__file__", None) or "").parent
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+        return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+    @property
+    def defined(self) -> str:
+        """The first line of the builder as " (file, line 7)", or "" where it has no source file."""
+        try:
+            return f" ({inspect.getfile(self.load())}, line {inspect.getsourcelines(self.load())[1]})"
+        except (PluginError, TypeError, OSError):
+            return ""
+
+    @property
+    def check(self) -> str:
+        """A sentence with the command that checks this component further."""
+        return f"Check it further, without data: textseg plugins doctor {self.plugin} --check"
 
     @property
     def dropped(self) -> bool:

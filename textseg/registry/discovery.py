@@ -196,7 +196,8 @@ class Registry:
         except Exception as error:
             given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "its defaults"
             raise PluginError(
-                f"{kind} '{name}' of {component.origin} can't be built with {given}: {cause(error)}."
+                f"{kind} '{name}' of {component.origin} can't be built with {given}: {cause(error)}"
+                f"{component.line_of(error)}."
             ) from error
 
 

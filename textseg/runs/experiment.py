@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Source, Task, TextEncoder, Visibility
+from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Features, Source, Task, TextEncoder, Visibility
 from textseg.data.augmentation import Augmentation
 from textseg.data.preparation import LISTED, PreparedCase, prepare
 from textseg.data.slices import Slices, SliceStack
@@ -21,7 +21,7 @@ from textseg.hookspecs import Run
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import required_components
-from textseg.recipe.schema import PromptSettings, Recipe
+from textseg.recipe.schema import ComponentSpec, PromptSettings, Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.runs.identity import component_facts
@@ -121,8 +121,7 @@ class Experiment:
             features = segmenter.fused_features
             if features is None:
                 raise RecipeError(_NO_FEATURES.format(spec.use))
-            build, settings = self.registry.build, spec.settings
-            losses[spec.use] = build("auxiliary_loss", spec.use, self.task, features, settings=settings)
+            losses[spec.use] = _module(self.registry, "auxiliary_loss", spec, self.task, features)
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
     def hashes(self) -> dict[str, str | None]:
@@ -357,16 +356,28 @@ def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
 
 def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
     """Return the model of a recipe with new weights; the data of the task need not be present."""
-    model, build = recipe.model, registry.build
+    model = recipe.model
     if model.network is not None:
-        network = build("network", model.network.use, task, settings=model.network.settings)
+        network = _module(registry, "network", model.network, task, uses_text=bool, size_multiple=int)
         _check_text(recipe, uses_text=network.uses_text)
         return Segmenter(network)
     assert model.vision_encoder is not None
     assert model.fusion is not None  # the schema requires both or neither
-    encoder = build("vision_encoder", model.vision_encoder.use, task, settings=model.vision_encoder.settings)
-    fusion = build("fusion", model.fusion.use, task, encoder.features, settings=model.fusion.settings)
+    encoder = _module(registry, "vision_encoder", model.vision_encoder, task, features=Features, size_multiple=int)
+    fusion = _module(registry, "fusion", model.fusion, task, encoder.features, features=Features)
     return Segmenter(TextGuidedNetwork(task, encoder, fusion))
+
+
+def _module(registry: Registry, kind: str, spec: ComponentSpec, *wired: Any, **attributes: type) -> Any:
+    """Return the module that a component builds. Raises PluginError if it lacks what the core reads."""
+    module = registry.build(kind, spec.use, *wired, settings=spec.settings)
+    component = registry.component(kind, spec.use)
+    if not isinstance(module, nn.Module):
+        raise component.refused("an nn.Module", f"a {type(module).__name__}")
+    for name, wanted in attributes.items():
+        if not isinstance(value := getattr(module, name, None), wanted):
+            raise component.refused(f"an attribute `{name}`, {wanted.__name__}", repr(value))
+    return module
 
 
 def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from textseg.contracts import Atlas, Features
@@ -84,16 +85,18 @@ class Check:
             with restored():
                 self.run(subject)
         except BrokenPromiseError as broken:
-            raise self._error(subject, broken.expected, broken.came) from broken.__cause__
+            raise self._error(subject, broken.expected, broken.came, broken.__cause__) from broken.__cause__
         except Exception as error:
             if self.tolerant:
                 return
             came = str(error).rstrip(".") if isinstance(error, TextsegError) else cause(error)
-            raise self._error(subject, "no error", came) from error
+            raise self._error(subject, "no error", came, error) from error
 
-    def _error(self, subject: Subject, expected: str, came: str) -> ConformanceError:
+    def _error(self, subject: Subject, expected: str, came: str, cause: BaseException | None) -> ConformanceError:
+        component = subject.component
+        line = (component.line_of(cause) if cause else "") or component.defined
         return ConformanceError(
-            f"{subject} breaks '{self.name}': expected {expected}, came {came}. See {PAGE}#{self.name}."
+            f"{subject} breaks '{self.name}': expected {expected}, came {came}{line}. See {PAGE}#{self.name}."
         )
 
 
@@ -149,12 +152,42 @@ def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping
         raise PluginError(
             f"Settings are given of {unknown[0][0]} '{unknown[0][1]}', which {', '.join(names)} does not bring."
         )
-    atlas = next((name for kind, name in here if kind == "atlas"), None)
-    return [
-        Subject.of(kind, component, settings.get((kind, name)), atlas=atlas if kind == "prompt_generator" else None)
-        for (kind, name), component in here.items()
-        if settings.get((kind, name), {}) is not None
+    return subjects_among(components, settings)
+
+
+def subjects_among(
+    components: Sequence[Component], settings: Mapping[tuple[str, str], Mapping[str, Any] | None]
+) -> list[Subject]:
+    """Return the components of one plug-in to check, its prompt generators with an atlas of the same plug-in."""
+    atlases = [
+        Subject.of("atlas", each, settings.get(("atlas", each.name))) for each in components if each.kind == "atlas"
     ]
+    subjects = []
+    for component in components:
+        given = settings.get((component.kind, component.name), {})
+        if given is None:
+            continue
+        subject = Subject.of(component.kind, component, given)
+        if component.kind == "prompt_generator":
+            subject = replace(subject, atlas=_fitting_atlas(subject, atlases))
+        subjects.append(subject)
+    return subjects
+
+
+def _fitting_atlas(generator: Subject, atlases: Sequence[Subject]) -> Atlas | None:
+    """Return the first atlas that a generator can name, or can be built for, or the first one; None without any."""
+    from textseg.text.visibility import template_visibility
+
+    fits: dict[int, Atlas] = {}  # by the number of steps that an atlas has passed
+    for subject in atlases:
+        with suppress(Exception, SystemExit):  # the checks of both say what is wrong with them
+            atlas: Atlas = subject.build()
+            fits.setdefault(0, atlas)
+            prompts = generator.build(atlas)
+            fits.setdefault(1, atlas)
+            prompts(template_visibility(atlas))
+            fits.setdefault(2, atlas)
+    return fits[max(fits)] if fits else None
 
 
 def _package(name: str) -> str:

@@ -18,6 +18,7 @@ TEXTS = (
     "spine",
     "It does not contain the spinal canal.",
 )
+LONG = 10_000  # words of a text that is longer than prompts are
 
 
 def _warm_encoder(subject: Subject) -> TextEncoder:
@@ -78,10 +79,17 @@ def _tokens(subject: Subject) -> None:
 
 @check("limit", KIND)
 def _limit(subject: Subject) -> None:
-    """Tokens are counted before anything is cut, so that a text which is too long can be refused."""
+    """Check that no text is cut: one over the limit is counted as such, or its last word still changes its features."""
     encoder = _warm_encoder(subject)
-    (count,) = encoder.count_tokens(["spine " * (encoder.max_tokens + 1)])
-    promise(count > encoder.max_tokens, f"more than max_tokens ({encoder.max_tokens}) for a text of more words", count)
+    words = "spine " * min(encoder.max_tokens + 1, LONG)
+    (count,) = encoder.count_tokens([words])
+    if count > encoder.max_tokens:
+        return  # a run refuses it
+    wanted = (
+        f"more than max_tokens ({encoder.max_tokens}) for a text of more words, or features that its last word changes"
+    )
+    first, second = (encoder([words + last])[0] for last in ("canal", "disc"))
+    promise(first.shape[1] <= encoder.max_tokens and not torch.equal(first, second), wanted, f"{count}: it is cut")
 
 
 @check("independence", KIND)

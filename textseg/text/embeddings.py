@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from textseg.contracts import Source, TextEncoder
-from textseg.errors import PromptError, suggestion
+from textseg.errors import PluginError, PromptError, suggestion
 from textseg.system.files import write_atomically
 from textseg.system.messages import counted
 
@@ -92,7 +92,7 @@ def build_text_table(encoder: TextEncoder, texts: Iterable[str], *, text_length:
     """Return the features of every distinct text, padded to `text_length` (T); encode only texts not in the cache.
 
     `cache` is a folder that runs and processes may share. Raises PromptError for a text over the encoder's or the
-    table's length, and for features that are no numbers.
+    table's length, and for features that are no numbers; PluginError for an encoder that breaks its contract.
     """
     import torch
 
@@ -104,7 +104,7 @@ def build_text_table(encoder: TextEncoder, texts: Iterable[str], *, text_length:
     check_budget(encoder, missing)
     for start in range(0, len(missing), CHUNK):
         chunk = missing[start : start + CHUNK]
-        tokens, mask = encoder(chunk)
+        tokens, mask = _encoded(encoder, chunk)
         for text, rows, kept in zip(chunk, tokens.detach().cpu(), mask.cpu(), strict=True):
             features[text] = rows[kept].to(torch.float16)
             if not torch.isfinite(features[text]).all():
@@ -135,6 +135,35 @@ def build_text_table(encoder: TextEncoder, texts: Iterable[str], *, text_length:
         fingerprint=_digest(json.dumps([encoder.fingerprint, text_length, sorted(distinct)])),
         encoded_count=len(missing),
     )
+
+
+def _all_tensors(given: object) -> bool:
+    import torch
+
+    return isinstance(given, tuple) and all(isinstance(part, torch.Tensor) for part in given)
+
+
+def _encoded(encoder: TextEncoder, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return what an encoder gives for some texts. Raises PluginError for other shapes and types than it promises."""
+    import torch
+
+    given = encoder(texts)
+    tensors: tuple[Tensor, ...] = given if _all_tensors(given) else ()
+    size, shapes = (len(texts), encoder.feature_size), [tuple(tensor.shape) for tensor in tensors]
+    if len(shapes) != 2 or (*shapes[0][:1], *shapes[0][2:]) != size or shapes[1] != shapes[0][:2]:
+        seen = f"{type(given).__name__} of {shapes}" if shapes else type(given).__name__
+        raise PluginError(_BROKEN.format(type(encoder).__name__, f"[{size[0]}, T, {size[1]}], [{size[0]}, T]", seen))
+    tokens, mask = tensors
+    if not tokens.is_floating_point() or mask.dtype != torch.bool:
+        seen = f"{tokens.dtype} and {mask.dtype}"
+        raise PluginError(_BROKEN.format(type(encoder).__name__, "floating point and torch.bool", seen))
+    return tokens, mask
+
+
+_BROKEN = (
+    "Text encoder {} breaks the contract of its kind: expected a tuple of tokens and mask, {}; seen {}. Check it "
+    "further: textseg plugins doctor --check"
+)
 
 
 def _pooled(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:

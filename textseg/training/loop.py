@@ -32,6 +32,7 @@ from textseg.training.launching import check_shares
 from textseg.training.loggers import PICTURES, TrainingDisplay, displayed, drawn_in, peak_memory
 from textseg.training.number_checks import LOWEST_SCALE, NumberCheck, lost_numbers
 from textseg.training.optimization import learning_rate, make_optimizer, moving_average
+from textseg.training.output_checks import OutputChecks
 from textseg.training.signals import on_termination
 
 
@@ -49,6 +50,7 @@ class Objective(nn.Module):
         self.weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
         # The function is compiled, not the module: names in checkpoints stay, and validation runs uncompiled.
         self.compiled = torch.compile(segmenter.forward) if experiment.recipe.training.compile else None
+        self.checks = OutputChecks(experiment, segmenter, self.auxiliary)
 
     def _segment(self, batch: Batch) -> SegmenterOutput:
         if self.compiled is None:
@@ -72,10 +74,13 @@ class Objective(nn.Module):
         batch = give_batch()
         # 1. The model.
         output = self._segment(batch)
+        self.checks.check_output(output, batch)
         # 2. The segmentation loss, or the losses of the network that replace it.
         part, usual = self.segmenter.part_with(HasLosses), self.segmentation_loss
-        own = usual(output.logits, batch.mask) if part is None else part.losses(output, batch, usual)
-        terms: dict[str, Tensor] = dict(own)
+        if part is None:
+            terms: dict[str, Tensor] = usual(output.logits, batch.mask)
+        else:
+            terms = self.checks.own_terms(part.losses(output, batch, usual))
         # 3. The auxiliary losses. A loss with the name of an earlier term is added to that term.
         for name, loss in self.auxiliary.items():
             term = self.weights[name] * loss(output, batch)
@@ -138,10 +143,14 @@ class Training:
         self._set_learning_rate(step)
         torch.manual_seed(step_seed(self.experiment.recipe.seed, step, distributed.rank()))  # dropout and the like
         # 1. Forward: the model, then the losses; see `Objective.forward`.
-        terms: dict[str, Tensor] = self.wrapped(lambda: batch)
+        checks = self.objective.checks  # of what components return, in the first step
+        with checks.watched(batch):
+            terms: dict[str, Tensor] = self.wrapped(lambda: batch)
+        checks.check_terms(terms)
         loss = torch.stack(list(terms.values())).sum()
         # 2. Backward. With several processes, this also averages the gradients over them.
         self.fabric.backward(loss)
+        checks.check_gradients(terms)
         # 3. Clip the gradient. A loss or gradient that is not finite is noted before it reaches the weights.
         self.numbers.note(step, loss.detach(), self._clip())
         if self.numbers.due(step):
@@ -282,6 +291,7 @@ class Training:
         """Prepare the model for an epoch: training mode, stage, trainable parameters."""
         self.model.train()
         stage = self.stage(epoch)
+        self.objective.checks.due |= epoch == stage.first
         self.progression.stage = self.stages.index(stage)
         if (staged := self.segmenter.part_with(HasStages)) is not None and stage.name:
             staged.start_stage(stage.name)

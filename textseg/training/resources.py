@@ -26,7 +26,7 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if str(error).startswith("DataLoader worker (pid"):  # raised at the signal that a worker was killed
             raise lost_worker(error) from error
-        what = _what_ran_out(error)
+        what = what_ran_out(error)
         if what is None:
             raise
         resumable = f"'{last}' is kept: the same command continues from there"
@@ -43,7 +43,7 @@ def explained_exhaustion(run: Path, cache: Path, last: Path) -> Iterator[None]:
         ) from error
 
 
-def _what_ran_out(error: BaseException | None) -> Literal["disk", "memory"] | None:
+def what_ran_out(error: BaseException | None) -> Literal["disk", "memory"] | None:
     """Return the resource that an error is about; its causes count, too, since torch hides a full disk behind them."""
     if full_disk(error):
         return "disk"

@@ -136,7 +136,7 @@ _SLOW = "importing it takes {:.1f} s, and every command waits for it"
 
 
 def _component_findings(components: Sequence[Component], *, check: bool) -> Iterator[Finding]:
-    unchecked = []
+    unchecked, complete = [], []
     for component in components:
         name = f"{component.kind} '{component.name}'"
         try:
@@ -144,27 +144,29 @@ def _component_findings(components: Sequence[Component], *, check: bool) -> Iter
         except PluginError as error:
             yield _finding(error, f"{name}: {str(error).partition(' is broken: ')[2].rstrip('.')}")
             continue
-        required = [key for key, parameter in settings.items() if parameter.default is parameter.empty]
-        if required:
+        if required := [key for key, parameter in settings.items() if parameter.default is parameter.empty]:
             unchecked.append(f"{name} ({', '.join(required)} has no default)")
-        elif check:
-            yield from _broken_promises(component)
+        else:
+            complete.append(component)
+    if check:
+        yield from _broken_promises(complete)
     if unchecked:
         yield Finding(f"only tests of the plug-in's own can check {', '.join(unchecked)}", broken=False)
 
 
-def _broken_promises(component: Component) -> Iterator[Finding]:
-    from textseg.testing import ConformanceError, Subject, checks
+def _broken_promises(components: Sequence[Component]) -> Iterator[Finding]:
+    from textseg.testing import ConformanceError, checks
+    from textseg.testing.conformance import subjects_among
 
-    subject = Subject.of(component.kind, component)
-    for conformance_check in checks(component.kind):
-        try:
-            conformance_check(subject)
-        except ConformanceError as error:
-            needs = isinstance(error.__cause__, TextsegError) and not isinstance(error.__cause__, PluginError)
-            yield replace(_finding(error, str(error).rstrip(".")), broken=not needs)  # weights that nobody fetched
-            if conformance_check.fundamental:
-                break
+    for subject in subjects_among(components, {}):
+        for conformance_check in checks(subject.component.kind):
+            try:
+                conformance_check(subject)
+            except ConformanceError as error:
+                needs = isinstance(error.__cause__, TextsegError) and not isinstance(error.__cause__, PluginError)
+                yield replace(_finding(error, str(error).rstrip(".")), broken=not needs)  # weights that nobody fetched
+                if conformance_check.fundamental:
+                    break
 
 
 def _finding(error: BaseException, what: str) -> Finding:
