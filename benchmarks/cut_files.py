@@ -42,9 +42,9 @@ def main() -> None:
             for location in ("upper", "lower"):
                 scores = [row for row in rows if (row.case, row.location) == (case.id, location)]
                 with tempfile.TemporaryDirectory() as temporary:
-                    image = _cut(case.image_path, Path(temporary) / "image.mha", windows[location])
-                    mask = _cut(case.mask_path or Path(), Path(temporary) / "mask.mha", windows[location])
-                    reference, _ = replace(prepared, case=replace(case, mask_path=mask)).native_mask(label_map)
+                    image = _cut(case.image, Path(temporary) / "image.mha", windows[location])
+                    mask = _cut(case.mask or Path(), Path(temporary) / "mask.mha", windows[location])
+                    reference, _ = replace(prepared, case=replace(case, mask=mask)).native_mask(label_map)
                     for author in dict.fromkeys(row.stated_by for row in scores):
                         stated = {row.structure: row for row in scores if row.stated_by == author}
                         text = next(iter(stated.values())).statement

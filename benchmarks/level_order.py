@@ -47,7 +47,7 @@ def main() -> None:
                     levels = [level for level in row if experiment.atlas[level].index in shown]
                     visible = (levels[0], levels[-1]) if mode == "interactive" else None
                     prompts: Literal["template"] | None = "template" if mode == "template" else None
-                    mask = model(prepared.case.image_path, visible=visible, prompts=prompts, ordered=ordered)
+                    mask = model(prepared.case.image, visible=visible, prompts=prompts, ordered=ordered)
                     spacing = prepared.native_spacing_mm
                     scores = score(mask.array, reference, spacing=spacing, structures=shown, metrics=["dsc"])
                     dsc.append(np.mean([structure_scores.values["dsc"] for structure_scores in scores.values()]))

@@ -112,8 +112,8 @@ def references() -> list[tuple[np.ndarray[Any, Any], tuple[float, ...]]]:
     dataset = Spider(folder=str(Path(data) / "spider"))
     label_maps = []
     for case in dataset.cases():
-        if case.mask_path is not None:
-            labels = read_labels(case.mask_path)
+        if case.mask is not None:
+            labels = read_labels(case.mask)
             label_maps.append((map_labels(labels, dataset.label_map(case), case), labels.spacing_mm))
     return label_maps
 

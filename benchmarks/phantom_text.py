@@ -119,8 +119,8 @@ def drawn(settings: Mapping[str, Any], cut: Mapping[str, Any]) -> Iterator[Pictu
 
 def read_classes(phantom: LumbarPhantom, case: Case) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
     """Return the class indices [S, H, W] and the spacing of a mask."""
-    assert case.mask_path is not None
-    labels = read_labels(case.mask_path, phantom.atlas.plane)
+    assert case.mask is not None
+    labels = read_labels(case.mask, phantom.atlas.plane)
     return map_labels(labels, phantom.label_map(case), case), labels.geometry.spacing_mm
 
 
@@ -131,7 +131,7 @@ def sizes(classes: NDArray[np.uint8]) -> dict[int, float]:
 
 def measured(model: Predictor, pictures: list[Picture]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of one kind of pictures, without run and kind."""
-    masks: Mapping[str, Labels] = {p.case.id: model(p.case.image_path).array for p in pictures}
+    masks: Mapping[str, Labels] = {p.case.id: model(p.case.image).array for p in pictures}
     yield ("template" if model.reads_text else "none", *cells(model.atlas, pictures, masks), "", "")
     right: Mapping[str, Labels] = {}
     plain: dict[str, dict[str, float]] = {}
@@ -146,7 +146,7 @@ def measured(model: Predictor, pictures: list[Picture]) -> Iterator[tuple[str, .
             continue
         chosen = [picture for picture, _ in stated.values()]
         control = {
-            name: model(picture.case.image_path, visible=statement, ordered=True).array
+            name: model(picture.case.image, visible=statement, ordered=True).array
             for name, (picture, statement) in stated.items()
         }
         renamed[text] = dsc_of(model.atlas, chosen, control)
@@ -155,8 +155,7 @@ def measured(model: Predictor, pictures: list[Picture]) -> Iterator[tuple[str, .
             yield text, str(len(patients(chosen))), "", "", "", "", last
             continue
         masks = {
-            name: model(picture.case.image_path, visible=statement).array
-            for name, (picture, statement) in stated.items()
+            name: model(picture.case.image, visible=statement).array for name, (picture, statement) in stated.items()
         }
         right = right or masks
         plain[text] = dsc_of(model.atlas, chosen, masks)

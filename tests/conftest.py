@@ -408,7 +408,7 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
     for plane, present in zip(mask, slices, strict=True):
         for index in present:
             plane[2 * index] = index
-    np.save(folder / "image.npy", image)
+    np.save(folder / "image.npy", image[:, None])
     np.save(folder / "mask.npy", mask)
     return PreparedCase(
         case=Case(name, name, Path("i.mha"), Path("m.mha"), {"sequence": sequence}),
@@ -417,7 +417,7 @@ def _prepared_case(folder: Path, name: str, slices: Sequence[Sequence[int]], seq
         slice_geometry=SliceGeometry(0, 0, *SLICE_SIZE, SLICE_SIZE),
         spacing_mm=(4.0, 1.0 + len(slices), 1.5),
         native_spacing_mm=(4.0, 1.0, 1.5),
-        intensities=(0.0, 1.0),
+        intensities=((0.0, 1.0),),
         present=tuple(map(tuple, slices)),
         image_hash="",
     )

@@ -49,7 +49,7 @@ def textseg_settings(
     folder = tmp_path_factory.mktemp("phantom")
     phantom = {"folder": str(folder), "cases": 2, "slices": 2, "size": [96, 64]}
     cases = installed_registry().build("dataset", "lumbar_phantom", settings=phantom).cases()
-    spider = str(cases[0].image_path.parent.parent)
+    spider = str(cases[0].image.parent.parent)
     atlas = installed_registry().build("atlas", "lumbar_spider", settings={})
     scheme = atlas.label_schemes["spider"]
     names = {f"{name} as {value}": name if name in atlas.names else "background" for value, name in scheme.items()}
@@ -57,8 +57,8 @@ def textseg_settings(
     (folder / "dataset.json").write_text(json.dumps({"labels": values}), encoding="utf-8")
     for number, case in enumerate(cases, start=1):
         for source, files in (
-            (case.image_path, (f"imagesTr/{case.id}_0000.mha", f"train/MR/Case{number}.nii.gz")),
-            (case.mask_path, (f"labelsTr/{case.id}.mha", f"train/Mask/mask_case{number}.nii.gz")),
+            (case.image, (f"imagesTr/{case.id}_0000.mha", f"train/MR/Case{number}.nii.gz")),
+            (case.mask, (f"labelsTr/{case.id}.mha", f"train/Mask/mask_case{number}.nii.gz")),
         ):
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)

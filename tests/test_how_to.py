@@ -77,7 +77,7 @@ def test_the_commands_of_the_page_on_export_run(
         pytest.importorskip(package)
     page = (ROOT / "docs/how_to/export.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    scan = build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    scan = build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image
     monkeypatch.chdir(tmp_path)
     SimpleITK.WriteImage(SimpleITK.ReadImage(scan), "scan.mha")
     Path("runs").mkdir()

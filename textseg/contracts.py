@@ -3,7 +3,8 @@
 The letters of shapes, used in every docstring:
     B slices, C image channels, K classes (0 is background), H and W pixels, T text tokens (constant within a run),
     D text features, L levels of a feature pyramid (finest first), C_l channels and H_l x W_l positions of level l.
-    S slices of a volume. A volume in memory is [S, H, W]. The plane of its atlas defines the directions of the axes:
+    S slices of a volume. A volume in memory is [S, H, W], an image with channels [C, S, H, W]. The plane of its atlas
+    defines the directions of the axes:
         sagittal    slices from left to right, rows from superior to inferior, columns from anterior to posterior
         coronal     slices from anterior to posterior, rows from superior to inferior, columns from right to left
         axial       slices from superior to inferior, rows from anterior to posterior, columns from right to left
@@ -13,7 +14,7 @@ The letters of shapes, used in every docstring:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ from textseg.errors import PromptError, suggestion
 from textseg.system.devices import Movable
 
 if TYPE_CHECKING:  # listing components must not import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from textseg.models.losses import SegmentationLoss
@@ -174,14 +176,50 @@ class Atlas:
 
 
 @dataclass(frozen=True)
+class ArrayImage:
+    """An image or a mask that a reader gives as an array instead of a file.
+
+    `load` returns the array in the plane of the atlas: [S, H, W], [H, W] of a single slice, or [C, S, H, W] of an image
+    with channels. It is called whenever the pixels are needed, also in other processes: give a function of a module, or
+    `functools.partial` of one. `name` tells images of a data set apart, and stands in messages.
+    """
+
+    name: str
+    load: Callable[[], NDArray[Any]] = field(compare=False, repr=False)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)  # slice, row, column distance
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Pixels = Path | ArrayImage
+
+
+@dataclass(frozen=True)
 class Case:
-    """A series of a patient. `facts` holds what is known without the annotation, such as sequence, sex and view."""
+    """A series of a patient, or several series of one examination as the channels of one image.
+
+    `image` is the image, or each channel by its name: `{"T1": path, "T2": path}`. A data set names the same channels in
+    the same order in each case; a case that lacks some is refused before the training. A file may also hold several
+    channels. The mask lies on the grid of the first one. `facts` holds what is known without the annotation, such as
+    sequence, sex and view.
+    """
 
     id: str
     patient: str
-    image_path: Path
-    mask_path: Path | None = None
+    image: Pixels | Mapping[str, Pixels]
+    mask: Pixels | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> Mapping[str, Pixels]:
+        """Each channel by its name; an image without named channels is one, called "image"."""
+        return self.image if isinstance(self.image, Mapping) else {"image": self.image}
+
+    @property
+    def first(self) -> Pixels:
+        """The first channel: its grid is that of the mask, and pictures show it."""
+        return next(iter(self.channels.values()))
 
 
 @dataclass(frozen=True)
@@ -234,6 +272,7 @@ class Task:
     text_size: int | None = None  # D; None without text
     text_length: int | None = None  # T; None without text
     fingerprint: Mapping[str, Any] = field(default_factory=dict)  # sizes, spacings, intensities of the prepared data
+    channel_names: tuple[str, ...] = ("image",)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class NiftiFolder:
         self._labels = map_values(beside.get("labels") if labels is None else labels, self.atlas, where)
 
     def cases(self) -> Sequence[Case]:
-        """Return every image, sorted by name; `mask_path` is None without a mask."""
+        """Return every image, sorted by name; `mask` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -105,7 +105,7 @@ class NiftiFolder:
                 "patient is on two sides of a split."
             )
         patient = patient or patient_of(stem, self.patient_pattern)
-        return Case(id=stem, patient=patient, image_path=image_path, mask_path=mask_path, facts=facts)
+        return Case(id=stem, patient=patient, image=image_path, mask=mask_path, facts=facts)
 
     @cached_property
     def _table(self) -> Mapping[str, Row]:

@@ -34,7 +34,7 @@ class NnunetRaw:
         self._names = labels or {}
 
     def cases(self) -> Sequence[Case]:
-        """Return training and test cases, sorted by name; `mask_path` is None without a mask."""
+        """Return training and test cases, sorted by name; `mask` is None without a mask."""
         return sorted((*self._part("Tr"), *self._part("Ts")), key=lambda case: case.id)
 
     def label_map(self, case: Case) -> LabelMap:
@@ -43,7 +43,7 @@ class NnunetRaw:
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
         """Return imagesTr as train and imagesTs as test; None if the test cases have no masks."""
-        test = [case for case in self._part("Ts") if case.mask_path is not None]
+        test = [case for case in self._part("Ts") if case.mask is not None]
         if not test:
             return None
         parts = {"train": self._part("Tr"), "test": test}
@@ -63,7 +63,7 @@ class NnunetRaw:
         if lonely := sorted(masks.keys() - images.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image '{lonely[0]}_0000' in '{folder}'.")
         return [
-            Case(id=name, patient=patient_of(name, self.patient_pattern), image_path=path, mask_path=masks.get(name))
+            Case(id=name, patient=patient_of(name, self.patient_pattern), image=path, mask=masks.get(name))
             for name, path in images.items()
         ]
 

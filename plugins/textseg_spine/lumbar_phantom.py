@@ -113,6 +113,9 @@ class LumbarPhantom(SpinePhantom):
     sacrum as SPIDER's do, and numbering.csv gives the lowest level, as a user of SPIDER would write it. Counting from
     the sacrum, or a model that was trained on patients with five, gives names that are wrong by one level.
 
+    With `channels: [T1, T2]` every patient has these series, and each case shows them as the channels of one image;
+    `cases` then counts patients.
+
     `ends_above: L4` cuts the pictures above L4, so that no picture shows a landmark of the atlas; `begins_below: L1`
     keeps the lower part of the spine, with the sacrum.
 
@@ -140,6 +143,7 @@ class LumbarPhantom(SpinePhantom):
         lumbar_vertebrae: Literal[4, 5, 6] = 5,
         begins_below: str | None = None,
         ends_above: str | None = None,
+        channels: tuple[Literal["T1", "T2", "T2 SPACE"], ...] = (),
     ) -> None:
         self.lumbar_vertebrae = lumbar_vertebrae
         self.anatomy = lumbar_anatomy(lumbar_vertebrae)
@@ -153,7 +157,9 @@ class LumbarPhantom(SpinePhantom):
             seed=seed,
             begins_below=begins_below,
             ends_above=ends_above,
+            channels=channels,
         )
+        self._joined = channels
 
     def values(self) -> Mapping[str, int]:
         """Return SPIDER's values, which count vertebrae and discs from the lowest one upwards, as far as the atlas."""
@@ -166,7 +172,7 @@ class LumbarPhantom(SpinePhantom):
 
     def read(self, folder: Path) -> Spider:
         """Return a reader of SPIDER's layout."""
-        return Spider(folder=str(folder))
+        return Spider(folder=str(folder), channels=self._joined)
 
     def write(self, folder: Path) -> None:
         """Write images/, masks/ and overview.csv, and numbering.csv for patients without five lumbar vertebrae."""

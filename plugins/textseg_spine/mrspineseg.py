@@ -36,7 +36,7 @@ class MRSpineSeg:
         self.atlas = lumbar_mrspineseg()
 
     def cases(self) -> Sequence[Case]:
-        """Return every series, sorted by number; `mask_path` is None without a mask."""
+        """Return every series, sorted by number; `mask` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -50,7 +50,7 @@ class MRSpineSeg:
     def fetch(self, *, progress: Progress) -> str:
         """Return a sentence on the existing files. Raises DataError with the source if files are missing."""
         del progress  # nothing is downloaded
-        labelled = [case for case in self._cases if case.mask_path is not None]
+        labelled = [case for case in self._cases if case.mask is not None]
         if len(labelled) < SERIES:
             raise DataError(
                 f"'{self.folder}' holds {len(labelled)} cases with masks, and MRSpineSeg has {SERIES}. {AGREEMENT}: "
@@ -72,8 +72,8 @@ class MRSpineSeg:
             Case(
                 id=f"Case{number}",
                 patient=str(number),
-                image_path=path,
-                mask_path=masks.get(number),
+                image=path,
+                mask=masks.get(number),
                 facts={"sequence": "T2", "view": "sagittal"},
             )
             for number, path in sorted(images.items())

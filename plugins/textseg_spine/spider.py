@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -52,6 +53,9 @@ class Spider:
     the columns patient and lowest_level, says where it is not: with L6 (a lumbarised S1) 1 is L6, which the atlas does
     not have, 2 is L5 and 202 is L5/S; with L4 (a sacralised L5) 1 is L4 and 201 is L4/L5.
 
+    `channels: [T1, T2]` joins the series of a patient to one case whose channels they are; its id, its mask and its
+    grid are those of the first of them. Patients without these series are no cases.
+
     Every method raises DataError where the folder or one of its tables is missing or damaged.
     """
 
@@ -64,13 +68,21 @@ class Spider:
         _published("radiological_gradings.csv", "a5b7a6ad7fb4daa0bfa650b716f026f6"),
     )
 
-    def __init__(self, *, folder: str, partial_vertebrae: Literal["level", "background"] = "level") -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        *,
+        folder: str,
+        partial_vertebrae: Literal["level", "background"] = "level",
+        channels: tuple[Literal["T1", "T2", "T2 SPACE"], ...] = (),
+    ) -> None:
+        if len(set(channels)) < len(channels):
+            raise DataError(f"dataset.channels: {', '.join(channels)} names a sequence twice. Name each once.")
+        self.folder, self.channels = Path(folder), channels
         self.partial_vertebrae = partial_vertebrae
         self.atlas = lumbar_spider()
 
     def cases(self) -> Sequence[Case]:
-        """Return every series, sorted by patient number and sequence; `mask_path` is None without a mask."""
+        """Return every series, sorted by patient number and sequence; `mask` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -152,7 +164,7 @@ class Spider:
             ]
             if unlike := [case_id for case_id in others if levels[case_id] != levels[case.id]]:
                 sentences.append(f"the mask of {unlike[0]}, the same patient, has other levels")
-        for stem in sorted(_volumes(self.folder / "masks").keys() - {case.id.lower() for case in self._cases}):
+        for stem in sorted(_volumes(self.folder / "masks").keys() - {case.id.lower() for case in self._series}):
             doubts[stem] = ["this mask has no image of its name"]
         for name, lines in self._rows_of_nobody():
             doubts[name] = lines
@@ -165,6 +177,24 @@ class Spider:
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
+        """Return each series, or the joined series of each patient who has one of the channels."""
+        if not self.channels:
+            return self._series
+        patients: dict[str, dict[str, Case]] = {}
+        for case in self._series:
+            patients.setdefault(case.patient, {})[case.facts["sequence"]] = case
+        joined = []
+        for series in patients.values():
+            if parts := {name: series[name] for name in self.channels if name in series}:
+                first = next(iter(parts.values()))
+                facts = {**first.facts, "sequence": " and ".join(parts)}
+                joined.append(replace(first, image={name: part.first for name, part in parts.items()}, facts=facts))
+        if not joined:
+            raise DataError(f"dataset.channels: '{self.folder}' has no {' or '.join(self.channels)} series.")
+        return tuple(joined)
+
+    @cached_property
+    def _series(self) -> tuple[Case, ...]:
         images = _volumes(self.folder / "images")
         if not images:
             download = shell("textseg", "data", "fetch", "spider", "--folder", self.folder)
@@ -188,9 +218,7 @@ class Spider:
         sex = self._row(image_path.stem).cells.get("sex", "").upper()
         if sex in SEXES:
             facts["sex"] = SEXES[sex]
-        return Case(
-            id=image_path.stem, patient=match["patient"], image_path=image_path, mask_path=mask_path, facts=facts
-        )
+        return Case(id=image_path.stem, patient=match["patient"], image=image_path, mask=mask_path, facts=facts)
 
     @cached_property
     def _overview(self) -> Mapping[str, Row]:
@@ -227,7 +255,7 @@ class Spider:
 
     def _rows_of_nobody(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the name of a table, and its rows that fit no series or patient of the folder."""
-        stems, patients = {case.id.lower() for case in self._cases}, {case.patient for case in self._cases}
+        stems, patients = {case.id.lower() for case in self._series}, {case.patient for case in self._series}
         kinds = ((NUMBERING, self._numbering, "patient", patients), (OVERVIEW, self._overview, "series", stems))
         for name, table, kind, known in kinds:
             if strangers := [key for key in table if key not in known]:

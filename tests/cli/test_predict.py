@@ -20,7 +20,7 @@ from textseg.volumes.files import file_hash, read_labels, stem
 
 @pytest.fixture(scope="module")
 def scan(finished_run: Path, stranger: None) -> Path:
-    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image
 
 
 def test_predict_says_what_it_wrote_and_ends_with_1_where_a_volume_failed(

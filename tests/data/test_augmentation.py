@@ -331,3 +331,27 @@ def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
     noisy = Augmentation(AugmentationSettings(noise=0.1), 11)
     first, second = (noisy.of_batch(images.cuda(), masks.cuda(), keys, epoch=2)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_channels_keep_one_grid_and_have_intensities_of_their_own(slices: int) -> None:
+    settings = AugmentationSettings(
+        distortion=1.0,
+        rotation_degrees=20,
+        elastic_pixels=1,
+        noise=0.1,
+        gamma=0.3,
+        contrast=0.3,
+        bias=0.3,
+        blur_pixels=1,
+    )
+    image = torch.rand(slices, 1, 24, 20, generator=torch.Generator().manual_seed(0))
+    mask = (image[:, 0] > 0.5).to(torch.uint8)
+    alone, expected = Augmentation(settings, 1).of_batch(image, mask, [7], epoch=2)
+    pair, moved = Augmentation(settings, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
+    assert torch.equal(moved, expected)
+    assert torch.equal(pair[:, :1], alone)  # a second channel changes no draw of the first
+    assert not torch.allclose(pair[:, 1:], alone, atol=0.01)
+    geometry = AugmentationSettings(distortion=1.0, rotation_degrees=20, elastic_pixels=1)
+    pair, _ = Augmentation(geometry, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
+    assert torch.equal(pair[:, 0], pair[:, 1])

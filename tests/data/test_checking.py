@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from textseg.contracts import Case
 from textseg.data.checking import CaseCheck, DatasetCheck, check_case, check_dataset
 from textseg.registry.discovery import installed_registry
-from textseg.volumes.files import Volume, read_volume
+from textseg.volumes.scan import Scan, read_scan
 
 LEVELS = 6  # vertebrae and discs of the small spines
 
@@ -187,7 +187,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "image empty file": (truncate("images", 0), "can't be read as a volume"),
     "compressed voxels damaged": (flip_bytes, "can't be read as a volume"),
     "text with the name of a volume": (text_file, "can't be read as a volume"),
-    "image in colour": (change("images", colour), "colour or complex"),
+    "image in colour": (change("images", colour), "has the channels image 0, image 1, image 2, the others image"),
     "image of four dimensions": (change("images", four_dimensions), "has 4 dimensions"),
     "NaN in the image": (voxels("images", with_nan), "NaN or infinite"),
     "constant image": (voxels("images", np.zeros_like), "is 0 everywhere"),
@@ -349,12 +349,12 @@ def test_a_case_that_breaks_a_library_or_ends_its_process_is_named(
 ) -> None:
     dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
 
-    def crash(path: Path, plane: str) -> Volume:
+    def crash(path: Path, plane: str, *, resample: bool) -> Scan:
         if path.name == "2_t2.mha":
             raise ZeroDivisionError("of a library")
-        return read_volume(path, "sagittal")
+        return read_scan(path, "sagittal")
 
-    monkeypatch.setattr("textseg.data.checking.read_volume", crash)
+    monkeypatch.setattr("textseg.data.checking.read_scan", crash)
     assert check_dataset(dataset).sound == ["1_t2", "3_t2"]
     monkeypatch.undo()
 

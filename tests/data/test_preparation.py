@@ -25,7 +25,7 @@ from scipy.ndimage import center_of_mass
 
 from textseg.contracts import Case
 from textseg.data import preparation
-from textseg.data.preparation import PreparedCase, prepare
+from textseg.data.preparation import PreparedCase, missing_channels, prepare
 from textseg.data.slice_geometry import (
     SliceGeometry,
     find_body,
@@ -38,6 +38,7 @@ from textseg.errors import DataError
 from textseg.recipe.schema import PreparationSettings
 from textseg.volumes.files import Volume, read_volume, write_labels
 from textseg.volumes.geometry import Geometry, restore
+from textseg.volumes.scan import read_scan
 
 SETTINGS = PreparationSettings(size=(40, 32))
 LABELS = {0: 0, 7: 2, 9: 1}
@@ -111,7 +112,7 @@ def test_restoring_undoes_preparing(
 ) -> None:
     image, labels = scan(shape)
     settings = PreparationSettings(size=size, crop=crop)
-    slice_geometry = find_slice_geometry(Volume(image, spacing, geometry_of(shape, spacing)), settings)
+    slice_geometry = find_slice_geometry(read_scan(Volume(image, spacing, geometry_of(shape, spacing))), settings)
     mask = slice_geometry.prepare(torch.from_numpy(labels), size, labels=True)
     assert mask.dtype == torch.uint8
     assert set(mask.unique().tolist()) <= {0, 7, 9}
@@ -217,7 +218,7 @@ def test_beyond_the_box_is_background_whatever_the_logits() -> None:
 def test_a_slice_that_fits_is_left_as_it_is(side: int, spacing: float) -> None:
     image = np.random.default_rng(0).random((1, side, side), dtype=np.float32)
     volume = Volume(image, (4.0, spacing, spacing), geometry_of(image.shape, (4.0, spacing, spacing)))
-    slice_geometry = find_slice_geometry(volume, PreparationSettings(size=(side, side), crop="none"))
+    slice_geometry = find_slice_geometry(read_scan(volume), PreparationSettings(size=(side, side), crop="none"))
     assert slice_geometry == SliceGeometry(0, 0, side, side, (side, side))
     prepared = slice_geometry.prepare(torch.from_numpy(image), (side, side), labels=False)
     torch.testing.assert_close(prepared, torch.from_numpy(image))
@@ -226,11 +227,11 @@ def test_a_slice_that_fits_is_left_as_it_is(side: int, spacing: float) -> None:
 def test_the_box_holds_the_body_and_has_the_shape_of_the_prepared_slice_in_millimetres() -> None:
     image, _ = scan((2, 200, 160))
     spacing = (4.0, 0.5, 0.9)
-    top, left, bottom, right = find_body(image)
+    top, left, bottom, right = find_body(image[None])
     assert (top, bottom) == pytest.approx((16, 184), abs=3)  # the ellipse's ends are narrower than a body must be
     assert (left, right) == pytest.approx((24, 152), abs=3)
     slice_geometry = find_slice_geometry(
-        Volume(image, spacing, geometry_of(image.shape, spacing)), PreparationSettings(size=(96, 64))
+        read_scan(Volume(image, spacing, geometry_of(image.shape, spacing))), PreparationSettings(size=(96, 64))
     )
     assert slice_geometry.top <= top
     assert slice_geometry.left <= left
@@ -243,8 +244,8 @@ def test_the_box_holds_the_body_and_has_the_shape_of_the_prepared_slice_in_milli
 def test_noisy_air_is_no_body_and_an_even_volume_is_all_body() -> None:
     image, _ = scan((3, 100, 80))
     noisy = image + np.random.default_rng(0).random(image.shape, dtype=np.float32) * 15
-    assert find_body(noisy) == find_body(image)
-    assert find_body(np.full((2, 30, 20), 4.0, np.float32)) == (0, 0, 30, 20)
+    assert find_body(noisy[None]) == find_body(image[None])
+    assert find_body(np.full((1, 2, 30, 20), 4.0, np.float32)) == (0, 0, 30, 20)
 
 
 def test_intensities() -> None:
@@ -269,10 +270,10 @@ def test_intensities() -> None:
 def test_the_unit_of_the_intensities_makes_no_difference(intensity: Literal["percentiles", "zscore"]) -> None:
     image, _ = scan((3, 100, 80))
     settings, spacing = PreparationSettings(size=(40, 32), intensity=intensity), (4.0, 0.8, 0.8)
-    expected = prepare_volume(Volume(image, spacing, geometry_of(image.shape, spacing)), settings)
+    expected = prepare_volume(read_scan(Volume(image, spacing, geometry_of(image.shape, spacing))), settings)
     for unit in (2.0**-40, 2.0**-20, 2.0**40):
         volume = Volume(image * np.float32(unit), spacing, geometry_of(image.shape, spacing))
-        prepared = prepare_volume(volume, settings)
+        prepared = prepare_volume(read_scan(volume), settings)
         assert prepared.slice_geometry == expected.slice_geometry
         np.testing.assert_array_equal(prepared.image, expected.image)
 
@@ -281,10 +282,10 @@ def test_a_prepared_case_is_memory_mapped_and_says_what_it_shows(tmp_path: Path)
     prepared = prepare_one(case_in(tmp_path / "data"), tmp_path / "cache")
     assert isinstance(prepared.image, np.memmap)
     assert isinstance(prepared.mask, np.memmap)
-    assert prepared.image.shape == prepared.mask.shape == (3, 40, 32)
+    assert (prepared.image.shape, prepared.mask.shape) == ((3, 1, 40, 32), (3, 40, 32))
     assert (prepared.image.dtype, prepared.mask.dtype) == (np.float16, np.uint8)
     with pytest.raises(ValueError, match="read-only"):
-        prepared.image[0, 0, 0] = 1
+        prepared.image[0, 0, 0, 0] = 1
     assert prepared.present == ((1,), (1, 2), (1, 2))
     assert prepared.slice_count == 3
     assert [tuple(np.unique(plane)) for plane in prepared.mask] == [(0, 1), (0, 1, 2), (0, 1, 2)]
@@ -308,7 +309,7 @@ def test_what_lies_beyond_the_file_is_as_dark_as_its_darkest_part(tmp_path: Path
         case, tmp_path / "cache", PreparationSettings(size=(40, 40), intensity="zscore", crop="none")
     )
     assert prepared.slice_geometry.left < 0
-    assert float(prepared.image[:, :, 0].max()) == float(prepared.image.min()) < -0.5
+    assert float(prepared.image[..., 0].max()) == float(prepared.image.min()) < -0.5
 
 
 def test_a_store_opens_few_files(tmp_path: Path) -> None:
@@ -347,18 +348,18 @@ def test_the_address_is_of_the_content(tmp_path: Path) -> None:
 def test_a_stored_case_is_not_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_in(tmp_path)
     first = prepare_one(case, tmp_path / "cache")
-    monkeypatch.setattr(preparation, "read_volume", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(preparation, "read_scan", lambda *_, **__: pytest.fail("read again"))
     assert prepare_one(case, tmp_path / "cache") == first
 
 
-def test_a_store_of_a_version_that_knew_fewer_percentiles_is_written_anew(tmp_path: Path) -> None:
+def test_a_store_of_an_earlier_version_is_written_anew(tmp_path: Path) -> None:
     case = case_in(tmp_path)
     first = prepare_one(case, tmp_path / "cache")
     facts = json.loads((first.folder / "case.json").read_text())
-    (first.folder / "case.json").write_text(json.dumps({**facts, "intensities": facts["intensities"][::4]}))
+    (first.folder / "case.json").write_text(json.dumps({**facts, "intensities": [], "channel_names": None}))
     again = prepare_one(case, tmp_path / "cache")
     assert again == first
-    assert len(again.intensities) == 5
+    assert [len(percentiles) for percentiles in again.intensities] == [5]
 
 
 def test_the_order_of_the_cases_is_kept_and_progress_told(tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ prepare([Case("1_t2", "1", image, mask)], lambda _: {0: 0, 7: 2, 9: 1}, Preparat
 
 def test_a_killed_process_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     case, cache = case_in(tmp_path / "data"), tmp_path / "cache"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(case.image_path), str(case.mask_path), str(cache)])
+    done = subprocess.run([sys.executable, "-c", KILLED, str(case.image), str(case.mask), str(cache)])
     assert done.returncode == -signal.SIGKILL
     assert all(path.name.startswith(".") for path in (cache / "slices").glob("*/*"))
     assert files_in(cache)  # it was killed in the middle
@@ -529,24 +530,24 @@ def test_a_value_that_the_labels_do_not_name_is_refused(tmp_path: Path) -> None:
 
 def test_an_image_and_a_mask_that_do_not_lie_on_each_other_are_refused(tmp_path: Path) -> None:
     case = case_in(tmp_path)
-    shifted = replace(case, mask_path=write(scan()[1], tmp_path / "spacing.mha", (4.0, 0.8, 0.9)))
+    shifted = replace(case, mask=write(scan()[1], tmp_path / "spacing.mha", (4.0, 0.8, 0.9)))
     with pytest.raises(DataError, match="Case '1_t2': .*do not lie on each other: spacing"):
         prepare_one(shifted, tmp_path / "cache")
-    smaller = replace(case, mask_path=write(scan((3, 61, 46))[1], tmp_path / "size.mha"))
+    smaller = replace(case, mask=write(scan((3, 61, 46))[1], tmp_path / "size.mha"))
     with pytest.raises(DataError, match="Case '1_t2': .*size 3 x 47 x 61 against 3 x 46 x 61"):
         prepare_one(smaller, tmp_path / "cache")
 
 
 def test_a_case_without_a_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Case '1_t2' has no mask"):
-        prepare_one(replace(case_in(tmp_path), mask_path=None), tmp_path / "cache")
+        prepare_one(replace(case_in(tmp_path), mask=None), tmp_path / "cache")
 
 
 def test_every_bad_case_is_named_at_once_and_the_others_are_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [case_in(tmp_path, number) for number in "123"]
-    bad = [replace(cases[0], image_path=tmp_path / "gone.mha"), replace(cases[1], mask_path=tmp_path / "lost.mha")]
+    bad = [replace(cases[0], image=tmp_path / "gone.mha"), replace(cases[1], mask=tmp_path / "lost.mha")]
     with pytest.raises(DataError) as error:
         prepare([*bad, cases[2]], lambda _: LABELS, SETTINGS, tmp_path / "cache")
     heading, *lines = str(error.value).splitlines()
@@ -554,24 +555,53 @@ def test_every_bad_case_is_named_at_once_and_the_others_are_prepared(
     assert [name in line for name, line in zip(("gone.mha", "lost.mha"), lines, strict=True)] == [True, True]
     assert len(list((tmp_path / "cache").rglob("case.json"))) == 1
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("of a library")
 
-    monkeypatch.setattr("textseg.data.preparation.read_volume", broken)
+    monkeypatch.setattr("textseg.data.preparation.read_scan", broken)
     with pytest.raises(DataError, match="Case '1_t2' can't be prepared: ZeroDivisionError: of a library"):
         prepare([cases[0]], lambda _: LABELS, SETTINGS, tmp_path / "other")
 
 
+def test_channels_are_prepared_each_by_itself_in_one_box(tmp_path: Path) -> None:
+    case = case_in(tmp_path)
+    second = write(1000 - 3 * scan()[0], tmp_path / "second.mha")
+    both = prepare_one(replace(case, image={"T1": case.image, "T2": second}), tmp_path / "cache")
+    assert both.channel_names == ("T1", "T2")
+    assert both.image.shape == (3, 2, 40, 32)
+    alone = prepare_one(case, tmp_path / "cache")
+    whole = PreparationSettings(size=(40, 32), crop="none")
+    pair = prepare_one(replace(case, image={"T1": case.image, "T2": second}), tmp_path / "cache", whole)
+    for channel, path in enumerate((case.image, second)):
+        single = prepare_one(replace(case, image=path), tmp_path / "cache", whole)
+        np.testing.assert_array_equal(pair.image[:, channel], single.image[:, 0])
+        assert pair.intensities[channel] == single.intensities[0]
+    assert alone.key != both.key
+
+
+def test_a_case_that_lacks_a_channel_is_one_line() -> None:
+    both, t1 = ("T1", "T2"), ("T1",)
+    assert missing_channels({"a": both, "b": both}) == missing_channels({}) == {}
+    assert missing_channels({"a": t1, "b": both, "c": t1}) == {
+        name: f"Case '{name}' has no channel 'T2'; the others have T1, T2." for name in "ac"
+    }
+    colour = ("image 0", "image 1")
+    assert missing_channels({"a": ("image",), "b": ("image",), "c": colour}) == {
+        "c": "Case 'c' has the channels image 0, image 1, the others image."
+    }
+    assert list(missing_channels({"a": both, "b": both, "c": both[::-1]})) == ["c"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone.mha"):
-        prepare_one(replace(case_in(tmp_path), image_path=tmp_path / "gone.mha"), tmp_path / "cache")
+        prepare_one(replace(case_in(tmp_path), image=tmp_path / "gone.mha"), tmp_path / "cache")
 
 
 def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> None:
     from textseg_spine.spider import Spider
 
     dataset = Spider(folder=str(spider_folder))
-    case = next(case for case in dataset.cases() if case.mask_path is not None)
+    case = next(case for case in dataset.cases() if case.mask is not None)
     settings = PreparationSettings(size=(160, 128))
     prepared = prepare_one(case, tmp_path, settings, dataset.label_map(case))
     atlas, mask = dataset.atlas, np.array(prepared.mask)
@@ -591,7 +621,7 @@ def test_a_real_spine_stands_upright(spider_folder: Path, tmp_path: Path) -> Non
     middle = len(mask) // 2
     result = prepared.slice_geometry.restore(logits[middle : middle + 1]).numpy()[0]
     assert dice(result > 0, native[middle] > 0) > 0.95
-    assert read_volume(case.image_path).array.shape[1:] == prepared.slice_geometry.native_size
+    assert read_volume(case.image).array.shape[1:] == prepared.slice_geometry.native_size
 
 
 AXES = [(a, b, c) for a, b, c in permutations(("RL", "AP", "IS"))]
@@ -640,14 +670,14 @@ def test_two_dimensions_are_prepared_as_one_slice(tmp_path: Path) -> None:
     for name, array in (("image", image[0]), ("mask", mask[0])):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / f"{name}.mha"))
     result = prepare_one(Case("a", "a", tmp_path / "image.mha", tmp_path / "mask.mha"), tmp_path / "cache")
-    assert result.image.shape == (1, *SETTINGS.size)
+    assert result.image.shape == (1, 1, *SETTINGS.size)
     assert result.present == ((1,),)
 
 
 def test_an_interrupted_preparation_goes_on_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [case_in(tmp_path, str(number)) for number in range(1, 6)]
     for case in cases:  # files of one content are one entry
-        case.image_path.write_bytes(write(scan()[0] + int(case.patient), tmp_path / "new.mha").read_bytes())
+        case.image.write_bytes(write(scan()[0] + int(case.patient), tmp_path / "new.mha").read_bytes())
     written = []
     original = preparation._write_case
 

@@ -75,7 +75,7 @@ def test_a_batch_holds_its_slices_with_the_types_of_the_contract(
     assert (batch.image.shape, batch.image.dtype) == ((4, 1, *SIZE), torch.float32)
     assert (batch.mask.shape, batch.mask.dtype) == ((4, *SIZE), torch.int64)
     images, masks = (np.concatenate([getattr(case, name) for case in cases])[4:8] for name in ("image", "mask"))
-    assert np.array_equal(batch.image[:, 0].numpy(), images)
+    assert np.array_equal(batch.image.numpy(), images)
     assert np.array_equal(batch.mask.numpy(), masks)
     assert isinstance(batch.text, TextFeatures)
     torch.testing.assert_close(batch.spacing_mm, torch.tensor([[4, 6, 1.5], [4, 3, 1.5], [4, 3, 1.5], [4, 7, 1.5]]))
@@ -91,7 +91,7 @@ def test_a_stack_gives_every_slice_once_with_its_text(
     assert [len(image) for image, _ in batches] == [2, 2, 1]
     images = torch.cat([image for image, _ in batches])
     assert (images.shape, images.dtype) == ((5, 1, *SIZE), torch.float32)
-    assert np.array_equal(images[:, 0].numpy(), cases[0].image)
+    assert np.array_equal(images.numpy(), cases[0].image)
     features = torch.cat([features.tokens for _, features in batches if features is not None])
     assert torch.equal(features, text.features(range(5), ["template"] * 5).tokens)
 

@@ -39,7 +39,7 @@ def test_a_case_shows_its_structures_in_their_colours(spider_folder: Path) -> No
     with pytest.raises(DataError, match=r"has slices 1 to \d+, and no 100"):
         case_png(case, labels, dataset.atlas, [99])
     with pytest.raises(DataError, match="has no mask"):
-        case_png(replace(case, mask_path=None), labels, dataset.atlas)
+        case_png(replace(case, mask=None), labels, dataset.atlas)
 
 
 def test_a_mask_is_drawn_where_it_shows_something(small_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
                     y, x = row - box_geometry.top, column - box_geometry.left
                     if 0 <= y < box_geometry.height and 0 <= x < box_geometry.width:
                         prediction[index, row, column] = box[y, x]
-        image = sitk.DICOMOrient(sitk.ReadImage(str(prepared.case.mask_path)), "PIR")
+        image = sitk.DICOMOrient(sitk.ReadImage(str(prepared.case.mask)), "PIR")
         values = sitk.GetArrayFromImage(image)
         label_map = experiment.dataset.label_map(prepared.case)
         reference = np.vectorize(label_map.__getitem__)(values)
@@ -287,4 +287,4 @@ def test_each_annotation_is_decoded_once(
     folder = RunFolder(tmp_path)
     experiment = measured(without_text, space=space)
     evaluate_and_write(experiment, Segmenter(Guess()), folder, folder, source=None, device=CPU)
-    assert sorted(read) == sorted(str(prepared.case.mask_path) for prepared in without_text.cases["test"])
+    assert sorted(read) == sorted(str(prepared.case.mask) for prepared in without_text.cases["test"])

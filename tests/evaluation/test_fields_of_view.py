@@ -33,7 +33,7 @@ from textseg.recipe.schema import PreparationSettings
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
-from textseg.volumes.files import read_volume
+from textseg.volumes.scan import read_scan
 
 pytestmark = pytest.mark.usefixtures("stranger")
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def rows(experiment: Experiment, segmenter: Segmenter) -> list[WindowScore]:
 
 def cut_file(source: Path, target: Path, part: slice) -> Path:
     """Cut the rows of a file with SimpleITK."""
-    geometry = read_volume(source).geometry
+    geometry = read_scan(source).geometry
     axis, flipped = geometry.axes[1]
     start, size = [0, 0, 0], list(geometry.size)
     start[axis] = geometry.size[axis] - part.stop if flipped else part.start
@@ -77,16 +77,16 @@ def test_a_cut_file_is_prepared_and_predicted_as_its_window(
 ) -> None:
     prepared = experiment.cases["test"][0]
     (cut,) = (cut for cut in cut_windows(experiment, prepared, [0.5]) if cut.location == location)
-    file = cut_file(prepared.case.image_path, tmp_path / "cut.mha", cut.window.slices[1])
-    labels = cut_file(prepared.case.mask_path or Path(), tmp_path / "cut_mask.mha", cut.window.slices[1])
+    file = cut_file(prepared.case.image, tmp_path / "cut.mha", cut.window.slices[1])
+    labels = cut_file(prepared.case.mask or Path(), tmp_path / "cut_mask.mha", cut.window.slices[1])
 
     model = load(finished_run)
     assert isinstance(model, TrainedModel)
-    from_file = model.prepare(read_volume(file))
+    from_file = model.prepare(read_scan(file))
     assert torch.equal(from_file.image, cut.prepared.image)
     assert from_file.slice_geometry == cut.prepared.slice_geometry
     assert from_file.spacing_mm == cut.prepared.spacing_mm
-    reference, _ = replace(prepared, case=replace(prepared.case, mask_path=labels)).native_mask(
+    reference, _ = replace(prepared, case=replace(prepared.case, mask=labels)).native_mask(
         experiment.dataset.label_map(prepared.case)
     )
     kept = np.isin(reference, [experiment.atlas[name].index for name in cut.named])
@@ -118,8 +118,8 @@ def test_a_cut_real_scan_is_prepared_as_its_window(spider_folder: Path, tmp_path
     (prepared,) = prepare([case], dataset.label_map, settings, tmp_path / "cache")
     source: Any = SimpleNamespace(atlas=dataset.atlas, dataset=dataset, recipe=SimpleNamespace(preparation=settings))
     (cut,) = (cut for cut in cut_windows(source, prepared, [0.5]) if cut.location == location)
-    file = cut_file(case.image_path, tmp_path / "cut.mha", cut.window.slices[1])
-    from_file = prepare_volume(read_volume(file), settings)
+    file = cut_file(case.image, tmp_path / "cut.mha", cut.window.slices[1])
+    from_file = prepare_volume(read_scan(file), settings)
     assert torch.equal(from_file.image, cut.prepared.image)
     assert (from_file.slice_geometry, from_file.spacing_mm) == (cut.prepared.slice_geometry, cut.prepared.spacing_mm)
     # The cut is no part of the prepared whole: its body box and its intensities are its own.

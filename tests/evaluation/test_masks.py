@@ -52,14 +52,14 @@ def dataset(references: Path) -> Dataset:
 def predict(dataset: Dataset, folder: Path, rows: int = 1, *, suffix: str = ".nii.gz") -> Path:
     """The references, a few rows lower."""
     for case in dataset.cases():
-        if case.mask_path is not None:
-            labels = read_labels(case.mask_path)
+        if case.mask is not None:
+            labels = read_labels(case.mask)
             write_labels(np.roll(labels.array, rows, axis=1), labels.geometry, folder / f"{case.id.upper()}{suffix}")
     return folder
 
 
 def first_case(dataset: Dataset) -> str:
-    return next(case.id for case in dataset.cases() if case.mask_path is not None)
+    return next(case.id for case in dataset.cases() if case.mask is not None)
 
 
 def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
     assert scored.missing == scored.extra == []
     assert not scored.failed
     assert repr(read_scores(tmp_path / "out/scores.csv")) == repr(scores)  # NaN is not equal to itself
-    case = next(case for case in dataset.cases() if case.mask_path is not None)
-    assert case.mask_path is not None
-    reference = read_labels(case.mask_path)
+    case = next(case for case in dataset.cases() if case.mask is not None)
+    assert case.mask is not None
+    reference = read_labels(case.mask)
     prediction = np.roll(reference.array, 3, axis=1)
     values = {row.metric: row.value for row in scores if (row.case, row.structure) == (case.id, "L5")}
     assert values["dsc"] == pytest.approx(binary.dc(prediction == 1, reference.array == 1))
@@ -119,7 +119,7 @@ def test_what_can_not_be_scored(dataset: Dataset, tmp_path: Path, finished_run: 
     g = labels.geometry
     write_labels(labels.array, Geometry(g.size, g.spacing, (g.origin[0] + 3, *g.origin[1:]), g.direction), path)
     for relative in dataset.cases():
-        if relative.id != case and relative.patient in patients and relative.mask_path is not None:
+        if relative.id != case and relative.patient in patients and relative.mask is not None:
             shutil.copy(path, predictions / f"{relative.id.upper()}.nii.gz")
     with pytest.raises(DataError, match=r"does not lie on its reference .*: .*origin .* Resample it"):
         evaluate_masks(predictions, dataset, "x", SETTINGS, tmp_path / "out", patients=patients)
@@ -151,8 +151,8 @@ def move(dataset: Dataset, folder: Path, levels: int) -> Path:
     """The references with names moved by some levels; a structure without a successor keeps its name."""
     atlas = dataset.atlas
     for case in dataset.cases():
-        if case.mask_path is not None:
-            labels, meaning = read_labels(case.mask_path), dataset.label_map(case)
+        if case.mask is not None:
+            labels, meaning = read_labels(case.mask), dataset.label_map(case)
             value_of = {index: value for value, index in meaning.items()}
             array = labels.array.copy()
             for value, index in meaning.items():
@@ -168,7 +168,7 @@ def test_the_obedience_of_masks_under_a_moved_text(dataset: Dataset, tmp_path: P
     pictures, left_out, failed = compare_moved_masks(right, up, dataset, -1)
     assert left_out == []
     assert not failed
-    assert [picture.case for picture in pictures] == [c.id for c in dataset.cases() if c.mask_path is not None]
+    assert [picture.case for picture in pictures] == [c.id for c in dataset.cases() if c.mask is not None]
     assert {picture.obedience.value for picture in pictures} == {1.0}
     assert {picture.landmark for picture in pictures} == {True}  # each shows L5/S
     evaluate_masks(right, dataset, "other", SETTINGS, tmp_path / "out", compared=pictures)
@@ -261,7 +261,7 @@ def phantom(tmp_path: Path) -> Dataset:
 def copies(dataset: Dataset, folder: Path, *, change: Callable[[sitk.Image], sitk.Image] = lambda mask: mask) -> Path:
     folder.mkdir()
     for case in dataset.cases():
-        sitk.WriteImage(change(sitk.ReadImage(str(case.mask_path))), str(folder / f"{case.id}.mha"))
+        sitk.WriteImage(change(sitk.ReadImage(str(case.mask))), str(folder / f"{case.id}.mha"))
     return folder
 
 
@@ -305,11 +305,11 @@ def test_one_bad_mask_is_named_and_the_others_are_scored(phantom: Dataset, tmp_p
 def test_masks_of_cases_in_subfolders_are_scored(phantom: Dataset, tmp_path: Path, form: str) -> None:
     folder = tmp_path / "scans"
     for case in phantom.cases():
-        assert case.mask_path is not None
+        assert case.mask is not None
         for path, name in (
-            (case.image_path, f"images/{case.patient}/T2.mha"),
-            (case.mask_path, f"masks/{case.patient}/T2.mha"),
-            (case.mask_path, f"../given/{form.format(case.patient)}"),
+            (case.image, f"images/{case.patient}/T2.mha"),
+            (case.mask, f"masks/{case.patient}/T2.mha"),
+            (case.mask, f"../given/{form.format(case.patient)}"),
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / name)
@@ -330,7 +330,7 @@ def test_a_mask_on_the_same_grid_is_scored_however_its_axes_are_stored(phantom: 
 def test_values_have_the_names_that_the_mask_gives_them(phantom: Dataset, tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     for case in phantom.cases():
-        labels = read_labels(case.mask_path or "")
+        labels = read_labels(case.mask or "")
         classes = map_labels(labels, phantom.label_map(case), case)
         named = Mask(classes, labels.geometry, phantom.atlas, {}, None)
         named.save(masks / f"{case.id}.nii.gz")  # class indices, with their names in the header

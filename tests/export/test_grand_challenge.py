@@ -24,7 +24,7 @@ from textseg.runs.folder import RunFolder
 
 @pytest.fixture(scope="module")
 def scan(finished_run: Path, stranger: None) -> Path:
-    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image
 
 
 @pytest.fixture(scope="module")

@@ -23,4 +23,4 @@ def model(finished_run: Path, stranger: None) -> TrainedModel:
 def scans(finished_run: Path, stranger: None) -> dict[str, list[Path]]:
     """The image files of the finished run, by part of its split."""
     experiment = build(load_recipe(RunFolder(finished_run).recipe))
-    return {part: [prepared.case.image_path for prepared in cases] for part, cases in experiment.cases.items()}
+    return {part: [prepared.case.image for prepared in cases] for part, cases in experiment.cases.items()}

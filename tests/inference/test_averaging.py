@@ -8,9 +8,9 @@ from textseg.inference.averaging import View, average, checked_changes, views
 
 
 def picture() -> torch.Tensor:
-    """Smooth, [2, 30, 24]."""
+    """Smooth, [2, 1, 30, 24]."""
     rows, columns = torch.meshgrid(torch.linspace(0, 3, 30), torch.linspace(0, 2, 24), indexing="ij")
-    return torch.stack([torch.sin(rows) + columns, torch.cos(columns) - 0.3 * rows])
+    return torch.stack([torch.sin(rows) + columns, torch.cos(columns) - 0.3 * rows])[:, None]
 
 
 def test_the_mean_of_two_is_what_a_hand_computes() -> None:
@@ -37,11 +37,11 @@ def test_a_probability_of_zero_stays_finite() -> None:
 @pytest.mark.parametrize("view", views(["shift", "scale"], (30, 24)))
 def test_what_a_view_changes_is_undone_where_it_showed_the_picture(view: View) -> None:
     image = picture()
-    back, shown = view.undo(view.show(image)[None])
+    back, shown = view.undo(view.show(image).movedim(0, 1))
     inside = shown.bool().expand_as(back).clone()
     assert inside.float().mean() > 0.85
     inside[..., [0, -1], :] = inside[..., [0, -1]] = False  # where a smaller picture blends with what is outside
-    torch.testing.assert_close(back[inside], image[None][inside], atol=0.02, rtol=0)
+    torch.testing.assert_close(back[inside], image.movedim(0, 1)[inside], atol=0.02, rtol=0)
     if view != View():
         assert not torch.equal(view.show(image), image)
 
@@ -63,7 +63,7 @@ def test_brightness_keeps_darkest_and_brightest_and_moves_nothing() -> None:
         changed = view.show(image)
         assert (changed.amin(), changed.amax()) == pytest.approx((float(image.amin()), float(image.amax())))
         assert torch.equal(changed.flatten().argsort(stable=True), image.flatten().argsort(stable=True))
-        assert torch.equal(view.undo(image[None])[0], image[None])
+        assert torch.equal(view.undo(image)[0], image)
 
 
 def test_changes_are_named() -> None:

@@ -31,7 +31,7 @@ from textseg.volumes.files import file_hash
 
 @pytest.fixture(scope="module")
 def scan(finished_run: Path, stranger: None) -> Path:
-    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from textseg.errors import PromptError, RunError
 from textseg.inference.ensemble import Ensemble
 from textseg.inference.trained_model import TrainedModel
 from textseg.volumes.files import read_volume
+from textseg.volumes.scan import read_scan
 
 Scans = dict[str, list[Path]]
 
@@ -63,7 +64,7 @@ def test_each_member_reads_the_template_that_it_was_trained_with(model: TrainedM
     prompts = model.recipe.prompts.model_copy(update={"template": "uncounted"})
     second = replace(model, recipe=model.recipe.model_copy(update={"prompts": prompts}), fingerprint="second")
     both = Ensemble.of([("one", model), ("two", second)])
-    prepared = both.prepare(read_volume(scans["test"][0]))
+    prepared = both.prepare(read_scan(scans["test"][0]))
     visibility = both.visibility(prepared, None, None)
     for member, says_so in ((model, False), (second, True)):
         text = member.slices(prepared, visibility).text

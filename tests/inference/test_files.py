@@ -34,7 +34,7 @@ from textseg.volumes.mask import Mask
 @pytest.fixture(scope="module")
 def scan(finished_run: Path, stranger: None) -> Path:
     """A volume of a test case."""
-    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image_path
+    return build(load_recipe(RunFolder(finished_run).recipe)).cases["test"][0].case.image
 
 
 def touch(folder: Path, *names: str) -> list[Path]:

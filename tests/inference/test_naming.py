@@ -72,10 +72,10 @@ def stretch(case: PreparedCase, model: TrainedModel) -> tuple[str, str]:
 
 def test_a_model_without_text_takes_its_names_from_a_statement(model: TrainedModel, case: PreparedCase) -> None:
     first, last = stretch(case, model)
-    right = reciting(model, case.mask)(case.case.image_path)
+    right = reciting(model, case.mask)(case.case.image)
     wrong = reciting(model, moved(case.mask, model, -1))
-    plain = wrong(case.case.image_path)
-    mask = wrong(case.case.image_path, visible=f"{first} to {last}", ordered=True)
+    plain = wrong(case.case.image)
+    mask = wrong(case.case.image, visible=f"{first} to {last}", ordered=True)
     assert mask.unnamed == ()
     assert set(mask.margins) <= set(model.atlas.sequence)
     assert min(mask.margins.values()) > 0
@@ -94,13 +94,11 @@ def test_an_ensemble_without_text_takes_its_names_from_a_statement(model: Traine
     member = reciting(model, moved(case.mask, model, -1))
     both = Ensemble.of([("first", member), ("second", replace(member, fingerprint="another"))])
     statement = {"visible": (first, last), "ordered": True}
-    assert np.array_equal(
-        both(case.case.image_path, **statement).array, member(case.case.image_path, **statement).array
-    )
+    assert np.array_equal(both(case.case.image, **statement).array, member(case.case.image, **statement).array)
 
 
 def test_a_model_with_text_reads_the_statement_and_is_named_by_it(model: TrainedModel, case: PreparedCase) -> None:
-    path = case.case.image_path
+    path = case.case.image
     text, both = model(path, visible="L1:L5"), model(path, visible="L1:L5", ordered=True)
     assert text.margins == {}
     assert both.visibility == text.visibility
@@ -121,7 +119,7 @@ def test_a_visible_landmark_against_the_statement_is_a_remark(
     reader = reciting(model, case.mask, reads_text=True)
     above = model.atlas.neighbour(first, -1)
     for visible, contradicts in ((f"{first}:L5", False), (f"{above or first}:L4", True)):
-        remarks = reader(case.case.image_path, visible=visible, ordered=ordered).remarks
+        remarks = reader(case.case.image, visible=visible, ordered=ordered).remarks
         assert any("contradicts the statement: the picture says L5/S" in remark for remark in remarks) == contradicts
 
 
@@ -138,17 +136,17 @@ def test_a_statement_without_use_is_refused_before_a_volume_is_read(
 ) -> None:
     visual = reciting(model, case.mask)
     with pytest.raises(PromptError, match=message):
-        check_words(visual, plan_jobs([case.case.image_path], tmp_path, visible=visible), ordered=ordered)
+        check_words(visual, plan_jobs([case.case.image], tmp_path, visible=visible), ordered=ordered)
     with pytest.raises(PromptError, match=message):
-        visual(case.case.image_path, visible=visible, ordered=ordered)
+        visual(case.case.image, visible=visible, ordered=ordered)
 
 
 def test_the_json_file_lists_changes_margins_and_what_has_no_name(
     model: TrainedModel, case: PreparedCase, tmp_path: Path
 ) -> None:
     visual = reciting(model, moved(case.mask, model, -1))
-    (tmp_path / "seen.csv").write_text(f"case,visible\n{case.case.image_path.stem},T12:L5\n")
-    [job] = plan_jobs([case.case.image_path], tmp_path / "out", visible=str(tmp_path / "seen.csv"))
+    (tmp_path / "seen.csv").write_text(f"case,visible\n{case.case.image.stem},T12:L5\n")
+    [job] = plan_jobs([case.case.image], tmp_path / "out", visible=str(tmp_path / "seen.csv"))
     settings = PredictionSettings(ordered=True)
     assert check_words(visual, [job], ordered=True)[0].startswith("read: T12:L5")
     assert [outcome.state for outcome in predict_files(visual, [job], settings)] == ["written"]
@@ -164,10 +162,10 @@ def test_the_json_file_lists_changes_margins_and_what_has_no_name(
 
 
 def test_the_command_takes_statement_and_order_together(finished_run: Path, case: PreparedCase, tmp_path: Path) -> None:
-    arguments = ["predict", str(finished_run), str(case.case.image_path), "--output", str(tmp_path / "out")]
+    arguments = ["predict", str(finished_run), str(case.case.image), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, [*arguments, "--ordered", "--visible", "T12:L4"], catch_exceptions=False)
     assert result.exit_code == 0
-    sidecar = json.loads((tmp_path / "out" / f"{case.case.image_path.stem}.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / f"{case.case.image.stem}.json").read_text())
     assert sidecar["made"]["ordered"] is True
     assert set(sidecar["margins"]) <= {
         "T11",

@@ -53,7 +53,7 @@ def prepared_case(
 ) -> PreparedCase:
     """A case whose pixels are its class index and a half."""
     mask = slice_geometry.prepare(torch.from_numpy(labels), size, labels=True).numpy()
-    np.save(folder / "image.npy", (mask + 0.5).astype(np.float16))
+    np.save(folder / "image.npy", (mask[:, None] + 0.5).astype(np.float16))
     np.save(folder / "mask.npy", mask)
     return PreparedCase(
         case=Case("1", "1", Path("i.mha"), Path("m.mha")),
@@ -62,7 +62,7 @@ def prepared_case(
         slice_geometry=slice_geometry,
         spacing_mm=(4.0, 1.0, 1.0),
         native_spacing_mm=(4.0, 1.0, 1.0),
-        intensities=(0.0, 1.0),
+        intensities=((0.0, 1.0),),
         present=tuple(tuple(np.unique(plane[plane > 0]).tolist()) for plane in mask),
         image_hash="",
     )

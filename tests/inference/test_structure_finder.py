@@ -38,10 +38,10 @@ class Painted(nn.Module):
 
 
 def test_confidence_is_the_mean_probability_and_islands_count_little(small_atlas: Atlas) -> None:
-    images = torch.zeros(2, 12, 10)
-    images[0, :4] = 1  # L2: 40 voxels
-    images[1, 0, 0] = 2  # L1: one voxel, of a group whose median is 20.5
-    images[1, 5:8, :4] = 4  # the canal, alone in its group
+    images = torch.zeros(2, 1, 12, 10)
+    images[0, :, :4] = 1  # L2: 40 voxels
+    images[1, 0, 0, 0] = 2  # L1: one voxel, of a group whose median is 20.5
+    images[1, :, 5:8, :4] = 4  # the canal, alone in its group
     segmenter = Segmenter(Painted(5, {1: 0.9, 2: 0.8, 4: 0.7})).eval()
     logits = slice_logits(segmenter, SliceStack(images.numpy()), device=torch.device("cpu"), batch_size=1)
     result = find_structures(logits, small_atlas)

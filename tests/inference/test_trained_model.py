@@ -24,6 +24,7 @@ from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.volumes.files import Volume, read_volume
 from textseg.volumes.geometry import Geometry
+from textseg.volumes.scan import read_scan
 
 CPU = torch.device("cpu")
 Scans = dict[str, list[Path]]
@@ -39,7 +40,7 @@ def test_a_file_gives_what_evaluation_predicts_for_its_case(
     prepared = experiment.cases["test"][0]
     stack, visibility = prompted_slices(experiment, segmenter, prepared, source, CPU)
     expected = predict_case(segmenter, prepared, stack, device=CPU, batch_size=1)
-    mask = model(prepared.case.image_path, prompts=source)  # type: ignore[arg-type]
+    mask = model(prepared.case.image, prompts=source)  # type: ignore[arg-type]
     assert np.array_equal(mask.array, expected.native)
     assert mask.array.any()
     assert mask.visibility is not None
@@ -66,7 +67,7 @@ def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel,
 
 def test_views_are_averaged_and_nothing_is_mirrored(model: TrainedModel, scans: Scans) -> None:
     path = scans["test"][0]
-    prepared = model.prepare(read_volume(path))
+    prepared = model.prepare(read_scan(path))
     visibility = model.visibility(prepared, None, "template")
     dark = views(["gamma"], model.task.image_size)
     assert len(dark) == 3
@@ -135,7 +136,7 @@ def test_a_cpu_takes_one_slice_at_a_time_and_a_gpu_what_fits_into_half_of_its_me
 def test_slices_together_are_labelled_as_one_by_one_on_a_gpu(finished_run: Path, scans: Scans) -> None:
     model = load_model(finished_run, device="cuda")
     assert model.slices_at_once > 1
-    prepared = model.prepare(read_volume(scans["test"][0]))
+    prepared = model.prepare(read_scan(scans["test"][0]))
     visibility = model.visibility(prepared, None, None)
     together, alone = (torch.cat(list(model.logits(prepared, visibility, batch_size=size))) for size in (None, 1))
     assert (together.argmax(1) == alone.argmax(1)).float().mean() > 0.9999

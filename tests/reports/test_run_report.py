@@ -259,7 +259,7 @@ def window_example(predictions):
 
 def test_a_window_is_drawn_under_each_text_beside_its_reference(small_atlas, monkeypatch):
     volume = np.arange(3 * 12 * 4, dtype=np.float32).reshape(3, 12, 4)
-    monkeypatch.setattr(run_report, "read_volume", lambda path, plane: Volume(volume, (4.0, 1.0, 2.0), None))
+    monkeypatch.setattr(run_report, "read_picture", lambda path, plane: Volume(volume, (4.0, 1.0, 2.0), None))
     panels = window_picture(window_example(["template", "simulated", "moved down"]), small_atlas, "best")
     assert list(panels.masks) == ["image", "reference", "right: T12:L3", "template", "one level down: L1:L4"]
     assert panels.title == "best: case c1, lower 50 % of the rows, slice 2 of 3, mean DSC 0.500 under the right text"

@@ -122,7 +122,7 @@ def test_no_annotated_case(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -
     def bare(kind: str, name: str, *wired: Any, settings: Any) -> Any:
         built = original(kind, name, *wired, settings=settings)
         if kind == "dataset":
-            cases = [replace(case, mask_path=None) for case in built.cases()]
+            cases = [replace(case, mask=None) for case in built.cases()]
             monkeypatch.setattr(built, "cases", lambda: cases)
         return built
 

@@ -65,7 +65,7 @@ def test_the_file_is_a_small_volume_that_lies_on_its_scan(case: Case, small_atla
         keep(case, predicted(), GEOMETRY, LABELS)
     image, scan = (
         sitk.ReadImage(str(folder.predictions / file_name("a/b 1", ".mha"))),
-        sitk.ReadImage(str(case.image_path)),
+        sitk.ReadImage(str(case.image)),
     )
     assert image.GetPixelID() == sitk.sitkUInt8
     for read in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
@@ -132,7 +132,7 @@ def test_another_scan_is_refused(case: Case, small_atlas: Atlas, tmp_path: Path)
     with keeping(folder, small_atlas) as keep:
         keep(case, predicted(), GEOMETRY, LABELS)
     moved = Geometry(GEOMETRY.size, GEOMETRY.spacing, (0.0, 0.0, 0.0), GEOMETRY.direction)
-    write_labels(np.ones(moved.shape, np.uint8), moved, case.image_path)
+    write_labels(np.ones(moved.shape, np.uint8), moved, case.image)
     saved = read_kept(folder).cases["a/b 1"]
     with pytest.raises(DataError, match="i.mha' is not the scan that .* was made of: origin"):
         saved.read_image(saved.read_prediction()[1])

@@ -65,7 +65,7 @@ class Looking(Pairs):
 
     def cases(self) -> Sequence[Case]:
         for case in super().cases():
-            case.image_path.read_bytes()
+            case.image.read_bytes()
         return super().cases()
 
 
@@ -102,7 +102,7 @@ class Missing(Pairs):
     """A mask that is not there."""
 
     def case(self, name: str) -> Case:
-        return replace(super().case(name), mask_path=self.folder / "no.nii.gz")
+        return replace(super().case(name), mask=self.folder / "no.nii.gz")
 
 
 class Numeric(Pairs):

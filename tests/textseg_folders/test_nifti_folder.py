@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_cases_are_images_with_the_mask_of_their_name(folder: Path) -> None:
-    cases = [(case.id, case.patient, case.mask_path and case.mask_path.name) for case in reader(folder).cases()]
+    cases = [(case.id, case.patient, case.mask and case.mask.name) for case in reader(folder).cases()]
     assert cases == [("a_1", "a_1", "a_1.nii.gz"), ("a_2", "a_2", None), ("b_2", "b_2", "b_2.nrrd")]
     assert reader(folder).official_split() is None
 
@@ -72,7 +72,7 @@ NESTED = ("pat1/ses-1/T2.nii.gz", "pat1/ses-2/T2.nii.gz", "pat2/T2.mha")
 def test_cases_are_read_in_subfolders(tmp_path: Path, images: str, masks: str) -> None:
     lay_out(tmp_path, *(f"{images}/{name}" for name in NESTED), *(f"{masks}/{name}" for name in NESTED[1:]))
     data = reader(tmp_path, images=images, masks=masks, patient_pattern="^([^/]+)/")
-    cases = [(case.id, case.patient, case.mask_path) for case in data.cases()]
+    cases = [(case.id, case.patient, case.mask) for case in data.cases()]
     assert cases == [
         ("pat1/ses-1/T2", "pat1", None),
         ("pat1/ses-2/T2", "pat1", tmp_path / masks / NESTED[1]),

@@ -35,7 +35,7 @@ def reader(folder: Path, **settings: Any) -> NnunetRaw:
 
 
 def test_cases_are_those_of_both_folders(tmp_path: Path) -> None:
-    cases = [(case.id, case.mask_path is not None) for case in reader(lay_out(tmp_path)).cases()]
+    cases = [(case.id, case.mask is not None) for case in reader(lay_out(tmp_path)).cases()]
     assert cases == [("a", True), ("b_1", False), ("c", False)]
     assert [case.patient for case in reader(tmp_path, patient_pattern="^([a-z])").cases()] == ["a", "b", "c"]
 

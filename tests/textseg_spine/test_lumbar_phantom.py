@@ -34,7 +34,7 @@ def classes(dataset: LumbarPhantom, case: Case) -> NDArray[np.uint8]:
     table = np.full(256, 255, np.uint8)
     for value, index in dataset.label_map(case).items():
         table[value] = index
-    return table[read(case.mask_path)]
+    return table[read(case.mask)]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_it_gives_as_many_series_as_asked_for(dataset: LumbarPhantom) -> None:
 def test_volumes_have_the_asked_size_in_one_of_two_orientations(dataset: LumbarPhantom) -> None:
     orientations = set()
     for case in dataset.cases():
-        image, mask = (sitk.ReadImage(str(path)) for path in (case.image_path, case.mask_path))
+        image, mask = (sitk.ReadImage(str(path)) for path in (case.image, case.mask))
         assert image.GetSize() == mask.GetSize()
         assert image.GetDirection() == mask.GetDirection()
         orientations.add(sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection()))
@@ -87,7 +87,7 @@ def test_labels_are_legal_and_the_bottom_of_the_spine_is_in_view(
 
 
 def test_partial_vertebrae_occur(dataset: LumbarPhantom) -> None:
-    values = np.concatenate([np.unique(read(case.mask_path)) for case in dataset.cases()])
+    values = np.concatenate([np.unique(read(case.mask)) for case in dataset.cases()])
     assert ((values > 100) & (values < 126)).any()
 
 
@@ -119,10 +119,10 @@ def test_what_is_visible_differs_between_patients_and_slices(
 def test_two_series_of_a_patient_show_the_same_anatomy(dataset: LumbarPhantom) -> None:
     cases = {case.id: case for case in dataset.cases()}
     t1, t2 = cases["2_t1"], cases["2_t2"]
-    assert np.array_equal(read(t1.mask_path), read(t2.mask_path))
+    assert np.array_equal(read(t1.mask), read(t2.mask))
     canal = classes(dataset, t2) == dataset.atlas["SC"].index
     bone = classes(dataset, t2) == dataset.atlas["L3"].index
-    bright, dark = (read(case.image_path).astype(float) for case in (t2, t1))
+    bright, dark = (read(case.image).astype(float) for case in (t2, t1))
     assert bright[canal].mean() > bright[bone].mean()
     assert dark[canal].mean() < dark[bone].mean()
 
@@ -144,7 +144,7 @@ def test_files_are_written_once_and_racers_agree(tmp_path: Path) -> None:
         first, second = pool.map(lambda dataset: dataset.cases(), datasets)
     assert first == second
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == [datasets[0].folder.name]
-    image = first[0].image_path
+    image = first[0].image
     image.write_bytes(b"as it was")
     LumbarPhantom(folder=str(tmp_path), cases=2, slices=2, size=(32, 24), spacing_mm=9).cases()
     assert image.read_bytes() == b"as it was"
@@ -190,7 +190,7 @@ def test_default_settings_draw_the_masks_of_the_first_release(tmp_path: Path) ->
     phantom = LumbarPhantom(folder=str(tmp_path), **SMALL)
     digest = hashlib.sha256()
     for case in phantom.cases():
-        digest.update(read(case.mask_path).tobytes())
+        digest.update(read(case.mask).tobytes())
     assert phantom.folder.name == "fc83b0bed478"
     assert digest.hexdigest()[:16] == "2ffbff01b5427bb0"
 
@@ -206,8 +206,8 @@ def test_pictures_that_end_above_l4_show_no_landmark(tmp_path: Path) -> None:
         assert set(levels) <= set(lower.atlas.between("L1/L2", "L5/S")), name
     for cut, case in zip(upper.cases(), whole.cases(), strict=True):
         assert (cut.id, cut.facts) == (case.id, case.facts)
-        rows = read(cut.image_path).shape[1]
-        np.testing.assert_array_equal(read(cut.image_path), read(case.image_path)[:, :rows])
+        rows = read(cut.image).shape[1]
+        np.testing.assert_array_equal(read(cut.image), read(case.image)[:, :rows])
 
 
 @pytest.mark.parametrize(("vertebrae", "lowest", "absent"), [(4, "L4", {"L5", "L5/S"}), (6, "L6", set())])
@@ -217,7 +217,7 @@ def test_names_are_counted_from_above_where_the_number_of_vertebrae_is_another(
     phantom = LumbarPhantom(folder=str(tmp_path), **SMALL, lumbar_vertebrae=vertebrae)
     present = levels_by_case(phantom)
     for case in phantom.cases():
-        values = read(case.mask_path)
+        values = read(case.mask)
         names = [level for level in phantom.atlas.sequence if level not in absent]
         assert present[case.id][-7:] == names[-7:]  # the upper end differs between patients
         counted = {value % 100 for value in np.unique(values).tolist() if value != 100 and 0 < value < 200}
@@ -225,7 +225,7 @@ def test_names_are_counted_from_above_where_the_number_of_vertebrae_is_another(
         true_l3 = np.isin(values, (vertebrae - 2, 100 + vertebrae - 2))
         np.testing.assert_array_equal(classes(phantom, case) == phantom.atlas["L3"].index, true_l3)
         # What is counted from the sacrum is wrong by one level, unless the table is read
-        counting = Spider(folder=str(case.image_path.parent.parent))
+        counting = Spider(folder=str(case.image.parent.parent))
         counting.__dict__["_shifts"] = {}
         wrong = counting.label_map(case)[vertebrae - 2]
         assert phantom.atlas.names[wrong - 1] == {4: "L4", 6: "L2"}[vertebrae]
@@ -249,3 +249,23 @@ def test_the_names_of_other_numbers_of_vertebrae_run_from_t12_to_the_sacrum(vert
 def test_a_structure_that_the_patients_lack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="ends_above is 'L5'"):
         LumbarPhantom(folder=str(tmp_path), lumbar_vertebrae=4, ends_above="L5")
+
+
+def test_with_channels_a_case_is_a_patient_with_all_of_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"folder": str(tmp_path), "slices": 3, "size": (48, 40), "spacing_mm": 6.0}
+    joined = LumbarPhantom(cases=3, channels=("T2", "T1"), **settings)
+    cases = joined.cases()
+    assert [case.id for case in cases] == ["1_t2", "2_t2", "3_t2"]
+    assert {tuple(case.channels) for case in cases} == {("T2", "T1")}
+    assert {case.facts["sequence"] for case in cases} == {"T2 and T1"}
+    for case in cases:
+        t2, t1 = (read(path).astype(float) for path in case.channels.values())
+        assert t2.shape == t1.shape == read(case.mask).shape
+        assert not np.array_equal(t2, t1)
+    reader = joined.read(joined.folder)
+    assert reader.doubts({case.id: {1, 201} for case in cases}).keys() <= {case.id for case in cases}
+    Path(cases[1].channels["T1"]).unlink()
+    lacking = Spider(folder=str(joined.folder), channels=("T2", "T1")).cases()
+    assert [list(case.channels) for case in lacking] == [["T2", "T1"], ["T2"], ["T2", "T1"]]
+    with pytest.raises(DataError, match="T1, T1 names a sequence twice"):
+        Spider(folder=str(joined.folder), channels=("T1", "T1"))

@@ -23,7 +23,7 @@ def test_cases_are_sorted_by_number_and_names_compare_without_case(tmp_path: Pat
     names = ("Train/MR/Case10.nii.gz", "Train/MR/case2.nii.gz", "Train/mask/MASK_Case2.nii.gz", "Train/MR/.x.nii.gz")
     reader = lay_out(tmp_path, *names, "Train/MR/readme.txt")
     assert [(case.id, case.patient) for case in reader.cases()] == [("Case2", "2"), ("Case10", "10")]
-    masks = [case.mask_path for case in reader.cases()]
+    masks = [case.mask for case in reader.cases()]
     assert masks == [tmp_path / "Train/mask/MASK_Case2.nii.gz", None]
     assert reader.cases()[0].facts == {"sequence": "T2", "view": "sagittal"}
     assert reader.official_split() is None
@@ -67,6 +67,6 @@ def test_a_real_volume_in_that_layout_holds_known_values_only() -> None:
         pytest.skip("TEXTSEG_DATA names no folder of real scans")
     reader = MRSpineSeg(folder=f"{data}/mrspineseg")
     case = reader.cases()[0]
-    assert case.mask_path is not None
-    classes = map_labels(read_labels(case.mask_path), reader.label_map(case), case)
+    assert case.mask is not None
+    classes = map_labels(read_labels(case.mask), reader.label_map(case), case)
     assert {reader.atlas["L5"].index, reader.atlas["L5/S"].index} <= set(classes.ravel().tolist())

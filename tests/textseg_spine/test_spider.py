@@ -52,9 +52,9 @@ def test_cases_are_sorted_naturally_and_matched_without_regard_to_case(folder: P
     cases = Spider(folder=str(folder)).cases()
     assert [case.id for case in cases] == ["2_t2", "9_t1", "9_T2_space", "10_t2"]
     assert [case.patient for case in cases] == ["2", "9", "9", "10"]
-    masks = [case.mask_path and case.mask_path.name for case in cases]
+    masks = [case.mask and case.mask.name for case in cases]
     assert masks == [None, "9_T1.mha", "9_t2_SPACE.mha", "10_t2.mha"]
-    assert all(case.image_path.is_file() for case in cases)
+    assert all(case.image.is_file() for case in cases)
 
 
 def test_facts_are_what_the_name_and_the_overview_say(folder: Path) -> None:
@@ -205,8 +205,8 @@ def test_the_published_data_are_read() -> None:
     assert split is not None
     assert {patient for patients in split.values() for patient in patients} == {case.patient for case in cases}
     assert all(case.facts["sex"] in ("female", "male") for case in cases)
-    case = next(case for case in cases if case.mask_path)
-    values = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask_path)))).tolist()
+    case = next(case for case in cases if case.mask)
+    values = np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(case.mask)))).tolist()
     mapping = dataset.label_map(case)
     assert {"L5", "L5/S", "SC"} <= {dataset.atlas.names[mapping[value] - 1] for value in values if mapping[value]}
 

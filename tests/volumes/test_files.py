@@ -516,7 +516,7 @@ def test_what_was_written_is_read_back(tmp_path: Path, suffix: str, monkeypatch:
         ((2 * array, geometry), "other voxels"),
         (DataError("it is empty"), "can't be read back"),
     ):
-        monkeypatch.setattr(volumes, "_read", Mock(side_effect=[result]))
+        monkeypatch.setattr(volumes, "_read_file", Mock(side_effect=[result]))
         with pytest.raises(DataError, match=f"can't be written: .*{message}"):
             write_labels(array, geometry, tmp_path / f"a{suffix}")
         assert not list(tmp_path.iterdir())

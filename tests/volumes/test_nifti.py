@@ -102,7 +102,7 @@ def test_voxels_are_those_of_itk_bit_by_bit(tmp_path: Path, kind: str, scaling: 
     struct.pack_into("<ff", content, 112, *scaling)
     path.write_bytes(content)
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    values = module.open_nifti(path, "sagittal").voxels()
+    values = module.open_nifti(path, "sagittal").voxels()[0]
     assert values.dtype == expected.dtype
     np.testing.assert_array_equal(values, expected)
     assert sitk.ReadImage(str(path)).GetSpacing() == read_geometry(path).spacing

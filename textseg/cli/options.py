@@ -77,6 +77,16 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> D
     return dataset
 
 
+def resamples_channels(name: str) -> bool:
+    """Return True for the name or path of a recipe that resamples channels onto one grid."""
+    from textseg.recipe.loading import load_recipe
+    from textseg.registry.discovery import installed_registry
+
+    if name in {component.name for component in installed_registry().components("dataset")}:
+        return False
+    return load_recipe(Path(name), [], builds=["dataset"]).preparation.resample_channels
+
+
 def split_parts(path: Path | None) -> dict[str, list[str]] | None:
     """Return the patients of each part of a split file."""
     if path is None:

@@ -31,11 +31,19 @@ class Augmentation:
         self.settings, self.seed = settings, seed
 
     def __call__(
-        self, image: Tensor, mask: Tensor, *, epoch: int, slice_id: int, view: View | None = None
+        self,
+        image: Tensor,
+        mask: Tensor,
+        *,
+        epoch: int,
+        slice_id: int,
+        view: View | None = None,
+        channels: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Distort an image [C, H, W] and its mask, [H, W] or [any, H, W], all planes alike.
 
-        With a `view` they show its window, enlarged to the whole slice, before anything else is changed.
+        With a `view` they show its window, enlarged to the whole slice, before anything else is changed. The `channels`
+        of a volume, whose planes are [S * C, H, W], keep their grid, but each has draws of its own for its intensities.
         """
         generator = randomness.distortion(self.seed, epoch, slice_id)
         settings, (height, width) = self.settings, image.shape[-2:]
@@ -54,9 +62,14 @@ class Augmentation:
         for axis, flips in ((-1, ("horizontal", "both")), (-2, ("vertical", "both"))):
             if settings.flip in flips and generator.random() < 0.5:
                 image, mask = image.flip(axis), mask.flip(axis)
-        image = self.change_intensity(generator, image)
-        # A separate stream: these settings do not change the draws of the settings above.
-        return self.change_quality(randomness.image_quality(self.seed, epoch, slice_id), image), mask
+        # A separate stream: the settings of the quality do not change the draws of the settings above.
+        quality = randomness.image_quality(self.seed, epoch, slice_id)
+        planes = image.reshape(-1, channels or len(image), *image.shape[-2:])  # [S, C, H, W]
+        changed = [
+            self.change_quality(second, self.change_intensity(first, planes[:, channel]))
+            for channel, (first, second) in enumerate(_for_channels(planes.shape[1], generator, quality))
+        ]
+        return torch.stack(changed, dim=1).flatten(0, 1), mask
 
     def zoom(self, *, epoch: int, slice_id: int) -> float:
         """Return the factor by which the distortion of a slice enlarges its structures along each side."""
@@ -83,7 +96,8 @@ class Augmentation:
         parts = []
         chunks = zip(image.chunk(count), mask.chunk(count), keys, views or [None] * count, strict=True)
         for planes, labels, key, view in chunks:
-            distorted, labels = self(planes.flatten(0, 1), labels, epoch=epoch, slice_id=key, view=view)
+            flat, channels = planes.flatten(0, 1), planes.shape[1]
+            distorted, labels = self(flat, labels, epoch=epoch, slice_id=key, view=view, channels=channels)
             parts.append((distorted.reshape(planes.shape), labels))
         images, masks = zip(*parts, strict=True)
         return torch.cat(images), torch.cat(masks)
@@ -140,6 +154,11 @@ class Augmentation:
         if settings.low_resolution:
             image = _coarsened(image, 1 + (settings.low_resolution - 1) * float(generator.random()))
         return image
+
+
+def _for_channels(count: int, *generators: np.random.Generator) -> list[tuple[np.random.Generator, ...]]:
+    """Return the generators of each channel: these for the first one, streams of their own for the others."""
+    return [generators, *zip(*(generator.spawn(count - 1) for generator in generators), strict=True)]
 
 
 @lru_cache(maxsize=4)

@@ -18,19 +18,23 @@ from typing import Literal
 import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
+from textseg.data.preparation import missing_channels
 from textseg.errors import DataError, one_line
 from textseg.system.children import end_with
 from textseg.system.commands import shell
 from textseg.system.messages import counted
-from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+from textseg.volumes.files import Volume, read_labels
 from textseg.volumes.geometry import Geometry, downward_axis
 from textseg.volumes.label_tables import require_names
+from textseg.volumes.scan import read_scan, scan_hash
 
 FEW_VOXELS = 10  # a structure this small is probably a slip of the annotator
 UNLIKE = 3.0  # times the median spacing, or a third of it
 LISTED = 5  # values that a finding names
 MOSTLY = 0.99  # of a mask: less of it inside the image is no question of grids
 FEW_CASES = 16  # not worth the start of other processes
+
+_Task = tuple[Case, LabelMap | str, Atlas, bool]  # the arguments of `check_case`
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class CaseCheck:
     file: str = ""  # hashes of the bytes and of the voxels of the image
     voxels: str = ""
     spacing_mm: tuple[float, ...] = ()
+    channel_names: tuple[str, ...] = ()
     values: Mapping[int, int] = field(default_factory=dict)  # voxels of each value of the mask
     slices: Mapping[str, int] = field(default_factory=dict)  # slices that show each structure
 
@@ -100,6 +105,7 @@ def check_dataset(
     dataset: Dataset,
     split: Mapping[str, Sequence[str]] | None = None,
     *,
+    resample: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetCheck:
     """Check every case, and then the cases against each other.
@@ -107,18 +113,26 @@ def check_dataset(
     Args:
         dataset: the reader whose `cases()` are checked; its own doubts are included.
         split: the patients of each part; no patient may be in two parts. The official split is always checked.
+        resample: True if the channels of an image may lie on several grids: see `preparation.resample_channels`.
         progress: a function that gets the number of checked cases and of all cases.
 
     Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
     this under `if __name__ == "__main__":`. Raises DataError if the reader finds no cases.
     """
     cases = dataset.cases()
-    tasks = [(case, _label_map(dataset, case), dataset.atlas) for case in cases]
+    tasks = [(case, _label_map(dataset, case), dataset.atlas, resample) for case in cases]
     checks = []
     for check in _mapped(tasks):
         checks.append(check)
         progress(len(checks), len(tasks))
     findings = [finding for check in checks for finding in check.findings]
+    channels = {
+        case.id: check.channel_names or tuple(case.channels)
+        for case, check in zip(cases, checks, strict=True)
+        if check.channel_names or isinstance(case.image, Mapping)  # a damaged file names no channels
+    }
+    for case_id, what in missing_channels(channels).items():
+        findings.append(Finding(case_id, "fault", what, "add the file, or leave the case out"))
     findings += [*_duplicates(cases, checks), *_unlike(checks), *_overlaps(dataset, split)]
     doubts = getattr(dataset, "doubts", None)
     if doubts is not None:
@@ -132,34 +146,36 @@ def check_dataset(
     return DatasetCheck(tuple(checks), tuple(sorted(findings, key=lambda finding: finding.severity != "fault")))
 
 
-def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas) -> CaseCheck:
+def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas, resample: bool = False) -> CaseCheck:
     """Check one case; `label_map` is an error message if the reader has no label map for it."""
     if isinstance(label_map, str):
         return CaseCheck(case.id, (Finding(case.id, "fault", label_map, "mend what it names"),))
     try:
-        return _check_case(case, label_map, atlas)
+        return _check_case(case, label_map, atlas, resample)
     except Exception as error:  # whatever a damaged file does to a library: the other cases are checked all the same
-        what = one_line(error, f"'{case.image_path}' or its mask can't be checked")
+        what = one_line(error, f"'{case.first}' or its mask can't be checked")
         return CaseCheck(case.id, (Finding(case.id, "fault", what, "replace both files, or leave it out"),))
 
 
-def _check_case(case: Case, label_map: LabelMap, atlas: Atlas) -> CaseCheck:
+def _check_case(case: Case, label_map: LabelMap, atlas: Atlas, resample: bool) -> CaseCheck:
     try:
-        image = read_volume(case.image_path, atlas.plane)
-        file, voxels = file_hash(case.image_path), hashlib.sha256(image.array.tobytes()).hexdigest()
+        image = read_scan(case.image, atlas.plane, resample=resample)
+        file, voxels = scan_hash(case.image), hashlib.sha256(image.array.tobytes()).hexdigest()
     except DataError as error:
         return CaseCheck(case.id, (Finding(case.id, "fault", str(error), "replace the image"),))
     findings = []
-    if image.array.max() == image.array.min():
-        what = f"the image '{case.image_path}' is {image.array.flat[0]:g} everywhere"
-        findings.append(Finding(case.id, "fault", what, "export the series again"))
-    check = CaseCheck(case.id, (), file, voxels, image.spacing_mm)
-    if case.mask_path is None:
-        what = f"there is no mask for '{case.image_path}'"
+    for name, array in zip(image.channel_names, image.array, strict=True):
+        if array.max() == array.min():
+            part = f"the image '{case.first}'" if len(image.array) == 1 else f"channel '{name}' of '{case.first}'"
+            what = f"{part} is {array.flat[0]:g} everywhere"
+            findings.append(Finding(case.id, "fault", what, "export the series again"))
+    check = CaseCheck(case.id, (), file, voxels, image.spacing_mm, image.channel_names)
+    if case.mask is None:
+        what = f"there is no mask for '{case.first}'"
         findings.append(Finding(case.id, "doubt", what, "it is left out of training and tests"))
         return replace(check, findings=tuple(findings))
     try:
-        labels = read_labels(case.mask_path, atlas.plane)
+        labels = read_labels(case.mask, atlas.plane)
     except DataError as error:
         findings.append(Finding(case.id, "fault", str(error), "replace the mask"))
         return replace(check, findings=tuple(findings))
@@ -176,14 +192,14 @@ def _check_case(case: Case, label_map: LabelMap, atlas: Atlas) -> CaseCheck:
         findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
     try:
         own = {value: atlas.names[index - 1] for value, index in label_map.items() if index}
-        require_names(case.mask_path, own, counts, "the data set's labels", atlas)
+        require_names(case.mask, own, counts, "the data set's labels", atlas)
     except DataError as error:
         findings.append(
             Finding(case.id, "fault", str(error), "correct the labels of the data set, or convert the mask")
         )
     slices, rows, sizes = _structures(labels, label_map, atlas)
     if not sizes:
-        what = f"the mask '{case.mask_path}' shows no structure of atlas '{atlas.name}'"
+        what = f"the mask '{case.mask}' shows no structure of atlas '{atlas.name}'"
         findings.append(Finding(case.id, "fault", what, "annotate it, or leave it out"))
     findings += _sequence(case, atlas, rows)
     few = [f"{name} has {counted(size, 'voxel')} only" for name, size in sizes.items() if size < FEW_VOXELS]
@@ -198,7 +214,7 @@ def _label_map(dataset: Dataset, case: Case) -> LabelMap | str:
         return one_line(error, "the labels of the case can't be read")
 
 
-def _mapped(tasks: Sequence[tuple[Case, LabelMap | str, Atlas]]) -> Iterator[CaseCheck]:
+def _mapped(tasks: Sequence[_Task]) -> Iterator[CaseCheck]:
     cores = os.cpu_count() or 1
     if len(tasks) < FEW_CASES or cores == 1:
         yield from (check_case(*task) for task in tasks)
@@ -220,20 +236,20 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
 
 
-def _alone(task: tuple[Case, LabelMap | str, Atlas]) -> CaseCheck:
+def _alone(task: _Task) -> CaseCheck:
     """Check a case in a process of its own."""
     case = task[0]
     try:
         with _pool(1) as pool:
             return pool.submit(check_case, *task).result()
     except BrokenProcessPool:
-        what = f"reading '{case.image_path}' or its mask ended the process: damaged, or too large for the memory"
+        what = f"reading '{case.first}' or its mask ended the process: damaged, or too large for the memory"
         return CaseCheck(case.id, (Finding(case.id, "fault", what, "replace both files, or leave it out"),))
 
 
 def _geometry(case: Case, image: Geometry, labels: Volume) -> Iterator[Finding]:
     """Yield the difference between the grids of mask and image, with the command that solves it where there is one."""
-    mask, path = labels.geometry, str(case.mask_path)
+    mask, path = labels.geometry, str(case.mask)
     if not (differences := image.grid_differences(mask)):
         return
     # The header is copied only where the stored voxels run as those of the image; else the mask would be mirrored.
@@ -241,7 +257,7 @@ def _geometry(case: Case, image: Geometry, labels: Volume) -> Iterator[Finding]:
     share = _share_inside(labels, image)
     step = "m.CopyInformation(i)" if alike else "m = s.Resample(m, i, s.Transform(), s.sitkNearestNeighbor)"
     code = (
-        f"import SimpleITK as s; i, m = s.ReadImage({str(case.image_path)!r}), s.ReadImage({path!r}); {step}; "
+        f"import SimpleITK as s; i, m = s.ReadImage({str(case.first)!r}), s.ReadImage({path!r}); {step}; "
         f"s.WriteImage(m, {f'mended_{Path(path).name}'!r}, True)"
     )
     sure = "if it was drawn on this image" if alike else "if it is a mask of this patient"

@@ -81,10 +81,11 @@ class View:
 
 
 def find_body(image: NDArray[np.float16]) -> NDArray[np.bool_]:
-    """Return the pixels [H, W] of prepared slices [S, H, W] that show the body in some slice."""
-    highest = image.max(axis=0).astype(np.float32)
-    floor = float(image.min())
-    body: NDArray[np.bool_] = highest > floor + BODY_SHARE * (float(highest.max()) - floor)
+    """Return the pixels [H, W] of prepared slices [S, C, H, W] that show the body in some slice and channel."""
+    body = np.zeros(image.shape[2:], bool)
+    for channel in np.moveaxis(image, 1, 0):
+        highest, floor = channel.max(axis=0).astype(np.float32), float(channel.min())
+        body |= highest > floor + BODY_SHARE * (float(highest.max()) - floor)
     return body
 
 
@@ -96,7 +97,7 @@ def view_of_window(prepared: PreparedCase, window: Window, body: NDArray[np.bool
         window: in the pixels of its file.
         body: the result of `find_body`; None where the preparation crops nothing.
     """
-    geometry, (height, width) = prepared.slice_geometry, prepared.image.shape[1:]
+    geometry, (height, width) = prepared.slice_geometry, prepared.image.shape[2:]
     # 1. The window in prepared pixels.
     row_ratio, column_ratio = height / geometry.height, width / geometry.width
     top, bottom = ((edge - geometry.top) * row_ratio for edge in (window.top, window.top + window.height))

@@ -9,6 +9,7 @@ import shutil
 import sys
 import uuid
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,17 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textseg.contracts import Case, LabelMap, Plane
-from textseg.data.slice_geometry import PERCENTILES, SliceGeometry, prepare_volume
+from textseg.contracts import Case, LabelMap, Pixels, Plane
+from textseg.data.slice_geometry import SliceGeometry, prepare_volume
 from textseg.errors import DataError, one_line
 from textseg.recipe.schema import PreparationSettings
 from textseg.system.files import new_folder, replacing, write_atomically
 from textseg.system.messages import counted
 from textseg.system.own_files import read_json
-from textseg.volumes.files import Volume, file_hash, read_labels, read_volume
+from textseg.volumes.files import Volume, file_hash, read_labels
 from textseg.volumes.geometry import Geometry
+from textseg.volumes.scan import read_scan, scan_hash
 
-VERSION = 2  # of the preparation; raise it whenever the prepared slices of the same volume would change
+VERSION = 3  # of the preparation; raise it whenever the prepared slices of the same volume would change
 ARRAYS = ("image.npy", "mask.npy")  # beside case.json in the folder of a case
 MAPPED = 64  # arrays that a process keeps mapped
 LISTED = 10  # unknown values, or faulty cases, that a message shows
@@ -47,9 +49,10 @@ class PreparedCase:
     slice_geometry: SliceGeometry
     spacing_mm: tuple[float, float, float]  # of the prepared slices: slice, row, column distance
     native_spacing_mm: tuple[float, float, float]
-    intensities: tuple[float, ...]  # percentiles of the file: see `textseg.data.slice_geometry`
+    intensities: tuple[tuple[float, ...], ...]  # percentiles of each channel: see `textseg.data.slice_geometry`
     present: tuple[tuple[int, ...], ...]  # class indices in each prepared slice
-    image_hash: str  # of the file with the image
+    image_hash: str  # of the file with the image, or of those with its channels
+    channel_names: tuple[str, ...] = ("image",)
     plane: Plane = "sagittal"
 
     @property
@@ -58,7 +61,7 @@ class PreparedCase:
 
     @property
     def image(self) -> NDArray[np.float16]:
-        """Prepared slices [S, H, W], memory-mapped; raises DataError where the store is damaged."""
+        """Prepared slices [S, C, H, W], memory-mapped; raises DataError where the store is damaged."""
         return self._map("image.npy")
 
     @property
@@ -68,7 +71,7 @@ class PreparedCase:
 
     def native_mask(self, label_map: LabelMap) -> tuple[NDArray[np.uint8], Geometry]:
         """Read the class indices [S, H_native, W_native] and the geometry from the file of the mask."""
-        labels = read_labels(_mask_path(self.case), self.plane)
+        labels = read_labels(_mask(self.case), self.plane)
         return map_labels(labels, label_map, self.case), labels.geometry
 
     def _map(self, name: str) -> NDArray[Any]:
@@ -122,11 +125,33 @@ def prepare(
             else:
                 prepared.append(result)
             progress(done, len(cases))
+    if not faults:
+        faults = list(missing_channels({case.case.id: case.channel_names for case in prepared}).values())
     if faults:
         heading = [f"{len(faults)} of {counted(len(cases), 'case')} can't be prepared:"] if len(faults) > 1 else []
         rest = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         raise DataError("\n  ".join([*heading, *faults[:LISTED], *rest]))
     return prepared
+
+
+def missing_channels(channels: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return a sentence on each case, by id, that has not all channels of the data set, or has them in another order.
+
+    `channels` are the names of the channels of each case.
+    """
+    counts = Counter(tuple(names) for names in channels.values())
+    largest = max(counts, key=lambda names: (len(names), counts[names]), default=())
+    # The channels that all cases together have, where one case has them all; else those that most cases have.
+    together = {name for names in counts for name in names}
+    expected = largest if set(largest) == together else max(counts, key=lambda names: counts[names], default=())
+    faults = {}
+    for case_id, names in channels.items():
+        if set(names) < set(expected):
+            lacking = ", ".join(f"'{name}'" for name in expected if name not in names)
+            faults[case_id] = f"Case '{case_id}' has no channel {lacking}; the others have {', '.join(expected)}."
+        elif tuple(names) != expected:
+            faults[case_id] = f"Case '{case_id}' has the channels {', '.join(names)}, the others {', '.join(expected)}."
+    return faults
 
 
 def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.uint8]:
@@ -135,7 +160,7 @@ def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.ui
     if unknown := [value for value in values if value not in label_map]:
         shown = ", ".join(map(str, unknown[:LISTED])) + (", ..." if len(unknown) > LISTED else "")
         raise DataError(
-            f"Case '{case.id}': the mask '{case.mask_path}' holds {shown}, and the data set's labels name only "
+            f"Case '{case.id}': the mask '{case.mask}' holds {shown}, and the data set's labels name only "
             f"{', '.join(map(str, sorted(label_map)))}. Correct the mask; is it one of this data set?"
         )
     classes = np.zeros(labels.array.shape, dtype=np.uint8)
@@ -147,14 +172,15 @@ def map_labels(labels: Volume, label_map: LabelMap, case: Case) -> NDArray[np.ui
 def _prepare_case(
     case: Case, label_map: LabelMap, settings: PreparationSettings, cache: Path, plane: Plane
 ) -> PreparedCase:
-    mask_path, image_hash = _mask_path(case), file_hash(case.image_path)
+    mask, image_hash = _mask(case), scan_hash(case.image)
     content = {
         "version": VERSION,
         "image": image_hash,
-        "mask": file_hash(mask_path),
+        "mask": file_hash(mask),
         "labels": sorted(label_map.items()),
+        "channels": list(case.channels),
         "settings": settings.model_dump(mode="json"),
-        **({} if plane == "sagittal" else {"plane": plane}),  # stores from before there were planes stay good
+        "plane": plane,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "slices" / key[:2] / key
@@ -162,7 +188,7 @@ def _prepare_case(
     if damaged:
         print(f"Case '{case.id}': its slices in '{folder}' are damaged, and are prepared again.", file=sys.stderr)
     if facts is None:
-        facts = _write_case(case, mask_path, label_map, settings, folder, plane)
+        facts = _write_case(case, mask, label_map, settings, folder, plane)
     else:
         with suppress(OSError):  # of somebody else, or read-only
             os.utime(folder / "case.json")  # when it was used last, for cleaning the cache
@@ -173,9 +199,10 @@ def _prepare_case(
         slice_geometry=SliceGeometry(**{**facts["placement"], "native_size": tuple(facts["placement"]["native_size"])}),
         spacing_mm=tuple(facts["spacing_mm"]),
         native_spacing_mm=tuple(facts["native_spacing_mm"]),
-        intensities=tuple(facts["intensities"]),
+        intensities=tuple(tuple(percentiles) for percentiles in facts["intensities"]),
         present=tuple(tuple(indices) for indices in facts["present"]),
         image_hash=image_hash,
+        channel_names=tuple(facts["channel_names"]),
         plane=plane,
     )
 
@@ -187,7 +214,7 @@ def _stored_facts(folder: Path) -> tuple[dict[str, Any] | None, bool]:
     """
     try:
         facts = read_json(folder / "case.json", dict[str, Any], "")
-        if "checksums" not in facts or len(facts.get("intensities", ())) != len(PERCENTILES):
+        if "checksums" not in facts or "channel_names" not in facts:
             return None, False  # of an earlier version
         recorded = facts.pop("checksums")
         arrays = {name: np.load(folder / name, mmap_mode="r") for name in ARRAYS}
@@ -208,26 +235,27 @@ def _checksums(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
 
 
 def _write_case(
-    case: Case, mask_path: Path, label_map: LabelMap, settings: PreparationSettings, folder: Path, plane: Plane
+    case: Case, mask: Pixels, label_map: LabelMap, settings: PreparationSettings, folder: Path, plane: Plane
 ) -> dict[str, Any]:
-    volume, labels = read_volume(case.image_path, plane), read_labels(mask_path, plane)
-    if differences := volume.geometry.grid_differences(labels.geometry):
+    scan, labels = read_scan(case.image, plane, resample=settings.resample_channels), read_labels(mask, plane)
+    if differences := scan.geometry.grid_differences(labels.geometry):
         raise DataError(
-            f"Case '{case.id}': '{case.image_path}' and '{mask_path}' do not lie on each other: "
+            f"Case '{case.id}': '{case.first}' and '{mask}' do not lie on each other: "
             f"{'; '.join(differences)}. Resample the mask to the image, or leave out the case."
         )
-    prepared = prepare_volume(volume, settings)
+    prepared = prepare_volume(scan, settings)
     classes = torch.from_numpy(map_labels(labels, label_map, case))
-    mask = prepared.slice_geometry.prepare(classes, settings.size, labels=True)
+    classes = prepared.slice_geometry.prepare(classes, settings.size, labels=True)
     facts: dict[str, Any] = {
         "placement": asdict(prepared.slice_geometry),
         "spacing_mm": prepared.spacing_mm,
-        "native_spacing_mm": volume.spacing_mm,
+        "native_spacing_mm": scan.spacing_mm,
+        "channel_names": scan.channel_names,
         "intensities": prepared.intensities,
-        "present": [[int(index) for index in np.unique(plane) if index] for plane in mask.numpy()],
+        "present": [[int(index) for index in np.unique(labels) if index] for labels in classes.numpy()],
     }
     facts = json.loads(json.dumps(facts))  # as they are read back
-    arrays = {"image.npy": prepared.image.numpy().astype(np.float16), "mask.npy": np.ascontiguousarray(mask.numpy())}
+    arrays = {"image.npy": prepared.image.numpy().astype(np.float16), "mask.npy": np.ascontiguousarray(classes.numpy())}
     sums = _checksums(facts, arrays)  # of the memory, so that a fault of the disk is noticed
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
@@ -249,7 +277,7 @@ def _write_case(
     return facts
 
 
-def _mask_path(case: Case) -> Path:
-    if case.mask_path is None:
-        raise DataError(f"Case '{case.id}' has no mask beside '{case.image_path}'; it can't be trained or tested on.")
-    return case.mask_path
+def _mask(case: Case) -> Pixels:
+    if case.mask is None:
+        raise DataError(f"Case '{case.id}' has no mask beside '{case.first}'; it can't be trained or tested on.")
+    return case.mask

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.recipe.schema import PreparationSettings
-from textseg.volumes.files import Volume
+from textseg.volumes.scan import Scan
 
 PERCENTILES = (0.5, 25, 50, 75, 99.5)  # intensities beyond the lowest and the highest are clipped
 BODY_SHARE = 0.1  # of the 99.5th percentile, above which a voxel is body
@@ -69,28 +69,37 @@ def highest(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """The slices of one volume at the size of the recipe, with the way back to its file."""
+    """The slices of one image at the size of the recipe, with the way back to its file."""
 
-    image: Tensor  # [S, H, W] float32
+    image: Tensor  # [S, C, H, W] float32
     slice_geometry: SliceGeometry
     spacing_mm: tuple[float, float, float]  # slice, row, column distance of the prepared slices
-    intensities: tuple[float, ...]  # `PERCENTILES` of the file
+    intensities: tuple[tuple[float, ...], ...]  # `PERCENTILES` of each channel of the file
 
 
-def prepare_volume(volume: Volume, settings: PreparationSettings) -> PreparedVolume:
-    """Crop, normalise and resample a volume, in training and in prediction alike."""
-    box = find_slice_geometry(volume, settings)
-    normalised, intensities = normalise(volume.array, settings)
-    floor = float(normalised.min())  # beyond its edges a slice is padded with its darkest value
-    image = box.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor
-    (slice_mm, row_mm, column_mm), (height, width) = volume.spacing_mm, settings.size
+def prepare_volume(scan: Scan, settings: PreparationSettings) -> PreparedVolume:
+    """Crop, normalise and resample an image, each channel by itself, in training and in prediction alike."""
+    box = find_slice_geometry(scan, settings)
+    channels, intensities = [], []
+    for array in scan.array:
+        normalised, percentiles = normalise(array, settings)
+        floor = float(normalised.min())  # beyond its edges a slice is padded with its darkest value
+        channels.append(box.prepare(torch.from_numpy(normalised - floor), settings.size, labels=False) + floor)
+        intensities.append(percentiles)
+    (slice_mm, row_mm, column_mm), (height, width) = scan.spacing_mm, settings.size
     spacing_mm = slice_mm, row_mm * box.height / height, column_mm * box.width / width
-    return PreparedVolume(image, box, spacing_mm, intensities)
+    return PreparedVolume(torch.stack(channels, dim=1), box, spacing_mm, tuple(intensities))
 
 
 def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
-    """Return top, left, bottom, right of the body in a volume [S, H, W]; the whole slice where nothing stands out."""
-    body = array.max(axis=0) > array.min() + BODY_SHARE * (np.percentile(array, PERCENTILES[-1]) - array.min())
+    """Return top, left, bottom, right of what any channel of an image [C, S, H, W] shows of the body.
+
+    It is the whole slice where nothing stands out.
+    """
+    body = np.zeros(array.shape[2:], bool)
+    for channel in array:
+        floor = channel.min()
+        body |= channel.max(axis=0) > floor + BODY_SHARE * (np.percentile(channel, PERCENTILES[-1]) - floor)
     bounds = []
     for axis in (1, 0):
         filled = np.flatnonzero(body.mean(axis=axis) > BODY_PIXELS)
@@ -99,12 +108,12 @@ def find_body(array: NDArray[np.float32]) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def find_slice_geometry(volume: Volume, settings: PreparationSettings) -> SliceGeometry:
+def find_slice_geometry(scan: Scan, settings: PreparationSettings) -> SliceGeometry:
     """Return the smallest box around the body that has the shape of a prepared slice, in millimetres."""
-    native_height, native_width = volume.array.shape[1:]
-    box = find_body(volume.array) if settings.crop == "body" else (0, 0, native_height, native_width)
+    native_height, native_width = scan.array.shape[2:]
+    box = find_body(scan.array) if settings.crop == "body" else (0, 0, native_height, native_width)
     top, left, bottom, right = box
-    (_, row_mm, column_mm), (height, width) = volume.spacing_mm, settings.size
+    (_, row_mm, column_mm), (height, width) = scan.spacing_mm, settings.size
     pixel_mm = max((bottom - top) * row_mm / height, (right - left) * column_mm / width)
     # Rounded first: 448.00000000000006 pixels are 448.
     box_height = math.ceil(round(height * pixel_mm / row_mm, 6))

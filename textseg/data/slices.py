@@ -31,7 +31,7 @@ from textseg.text.slice_text import AVAILABLE, SliceText
 Draw = tuple[int, int]  # epoch, number of the slice
 SHARED_MEMORY = Path("/dev/shm")  # of Linux
 PREFETCHED = 2  # batches of each worker
-BYTES = 5  # of a pixel of image and mask
+IMAGE_BYTES, MASK_BYTES = 4, 1  # of a pixel
 _FEWER_WORKERS = "Lower training.workers, down to 0, or give a container more: docker run --shm-size=1g"
 UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fields of a packed batch in a batch
 
@@ -40,7 +40,7 @@ UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fie
 class DrawnSlice:
     """A slice of a batch, with the random draws that were made for it."""
 
-    image: Tensor  # [1, H, W]
+    image: Tensor  # [C, H, W]
     mask: Tensor  # [H, W] uint8
     number: int
     epoch: int
@@ -56,18 +56,18 @@ class SliceStack:
     It knows no patient and no annotation, so a scan without either can be segmented.
     """
 
-    image: NDArray[Any]  # [S, H, W]
+    image: NDArray[Any]  # [S, C, H, W]
     text: SliceText | None = None  # from one prompt source, with a row for each slice
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, TextFeatures | None]]:
-        """Give images [B, 1, H, W] with their text, `size` slices at a time."""
+        """Give images [B, C, H, W] with their text, `size` slices at a time."""
         for start in range(0, len(self.image), size):
             image = np.array(self.image[start : start + size])  # a copy: the slice store is mapped read-only
             text = None
             if self.text is not None:
                 (source,) = self.text.rows
                 text = self.text.features(range(start, start + len(image)), [source] * len(image))
-            yield torch.from_numpy(image).float()[:, None], text
+            yield torch.from_numpy(image).float(), text
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class Slices(Dataset[DrawnSlice]):
         return replace(drawn, image=image, mask=mask)
 
     def plain(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return image [1, H, W] and mask [H, W], uint8, of a slice without distortion."""
+        """Return image [C, H, W] and mask [H, W], uint8, of a slice without distortion."""
         prepared, index = self.positions[number]
-        image = torch.from_numpy(prepared.image[index].copy()).float()[None]
+        image = torch.from_numpy(prepared.image[index].copy()).float()
         return image, torch.from_numpy(prepared.mask[index].copy())
 
     def drawn(self, number: int, epoch: int, key: int) -> DrawnSlice:
@@ -362,7 +362,8 @@ def check_shared_memory(slices: Slices | Volumes, batch_size: int, workers: int)
         return
     case = max((case for case, _ in slices.positions), key=lambda case: case.slice_count)
     count = case.slice_count if isinstance(slices, Volumes) else batch_size
-    needed = (PREFETCHED * workers + 1) * count * int(np.prod(case.image.shape[1:])) * BYTES
+    channels, height, width = case.image.shape[1:]
+    needed = (PREFETCHED * workers + 1) * count * height * width * (channels * IMAGE_BYTES + MASK_BYTES)
     free = shutil.disk_usage(SHARED_MEMORY).free
     if needed > free:
         raise RunError(

@@ -15,9 +15,10 @@ from textseg.drawing.pictures import HEADING, Panels, draw_structures, figure_pn
 from textseg.errors import DataError
 from textseg.system.messages import counted
 from textseg.volumes.colours import structure_colour
-from textseg.volumes.files import read_labels, read_volume
+from textseg.volumes.files import read_labels
 from textseg.volumes.labels import fullest_slice
 from textseg.volumes.mask import Mask
+from textseg.volumes.scan import read_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +36,10 @@ def case_png(case: Case, label_map: LabelMap, atlas: Atlas, slices: Sequence[int
 
     Raises DataError for a slice that the case lacks, and for a case that can't be read or has no mask.
     """
-    volume = read_volume(case.image_path, atlas.plane)
-    if case.mask_path is None:
+    volume = read_picture(case.image, atlas.plane)
+    if case.mask is None:
         raise DataError(f"Case '{case.id}' has no mask, so there is nothing to name in it.")
-    classes = map_labels(read_labels(case.mask_path, atlas.plane), label_map, case)
+    classes = map_labels(read_labels(case.mask, atlas.plane), label_map, case)
     count = len(volume.array)
     if classes.shape != volume.array.shape:
         raise DataError(f"Case '{case.id}': image {volume.array.shape} and mask {classes.shape} differ in size.")

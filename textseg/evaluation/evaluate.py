@@ -296,7 +296,7 @@ def _window_scores(
     scores = []
     for window in fixed_windows(VALIDATED_SHARE, prepared.slice_geometry.native_size):
         view = view_of_window(prepared, window, body)
-        shown, labels = unchanged(image, mask, epoch=0, slice_id=0, view=view)
+        shown, labels = unchanged.of_batch(image, mask, [0], epoch=0, views=[view])
         before, after = (torch.bincount(m.flatten(), minlength=atlas.class_count).tolist() for m in (mask, labels))
         sizes = {index: count * view.area_scale for index, count in enumerate(before)}
         named = named_structures(atlas, sizes, dict(enumerate(after)))

@@ -30,8 +30,8 @@ from textseg.system import distributed
 from textseg.text.reading import interactive_visibility
 from textseg.text.slice_text import SlicePrompt, SliceText, volume_prompts
 from textseg.text.visibility import shifted
-from textseg.volumes.files import Volume, read_volume
 from textseg.volumes.labels import fullest_slice
+from textseg.volumes.scan import Scan, read_scan
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def cut_windows(experiment: Experiment, prepared: PreparedCase, shares: Sequence
     Share 1 is the whole picture.
     """
     atlas = experiment.atlas
-    volume = read_volume(prepared.case.image_path, prepared.plane)
+    preparation = experiment.recipe.preparation
+    scan = read_scan(prepared.case.image, prepared.plane, resample=preparation.resample_channels)
     reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
     before = _sizes(reference, atlas)
     for share in shares:
@@ -145,16 +146,16 @@ def cut_windows(experiment: Experiment, prepared: PreparedCase, shares: Sequence
                 share=share,
                 location=location,
                 window=window,
-                prepared=prepare_volume(cut_volume(volume, window), experiment.recipe.preparation),
+                prepared=prepare_volume(cut_scan(scan, window), preparation),
                 reference=np.where(kept, part, 0).astype(np.uint8),
                 named=named,
                 landmark=("yes" if shows_landmark(part, atlas) else "no") if atlas.landmarks else "",
             )
 
 
-def cut_volume(volume: Volume, window: Window) -> Volume:
+def cut_scan(scan: Scan, window: Window) -> Scan:
     """Return the voxels of a window, as a scan that shows no more; the geometry is still that of the whole file."""
-    return replace(volume, array=volume.array[window.slices])
+    return replace(scan, array=scan.array[:, *window.slices])
 
 
 def _sizes(label_map: NDArray[np.uint8], atlas: Atlas) -> dict[int, int]:

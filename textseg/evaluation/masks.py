@@ -72,11 +72,11 @@ def evaluate_masks(
             progress(done, len(cases))
             path = files.get(_key(case.id))
             try:
-                labels = read_labels(case.mask_path or "", dataset.atlas.plane)
+                labels = read_labels(case.mask or "", dataset.atlas.plane)
                 reference = map_labels(labels, dataset.label_map(case), case)
                 prediction = np.zeros_like(reference) if path is None else _read(path, labels, dataset, case)
             except Exception as error:  # whatever a damaged file does to a library: the others are scored all the same
-                failed[case.id] = one_line(error, f"'{path or case.mask_path}' can't be scored")
+                failed[case.id] = one_line(error, f"'{path or case.mask}' can't be scored")
                 continue
             keep(case, prediction, labels.geometry, dataset.label_map(case))
             maps, spacing, metrics = (prediction, reference), labels.spacing_mm, settings.metrics
@@ -84,7 +84,7 @@ def evaluate_masks(
             scores += rows
             group_scores += merged
             names[case.id] = compare_names(*maps, dataset.atlas)
-            contents.append([case.id, file_hash(case.mask_path or ""), sorted(dataset.label_map(case).items())])
+            contents.append([case.id, file_hash(case.mask or ""), sorted(dataset.label_map(case).items())])
         if len(failed) == len(cases):
             raise DataError(next(iter(failed.values())))
     write_scores(folder.scores, scores)
@@ -145,7 +145,7 @@ def compare_moved_masks(
     for done, case in enumerate(both, start=1):
         progress(done, len(both))
         try:
-            labels = read_labels(case.mask_path or "", atlas.plane)
+            labels = read_labels(case.mask or "", atlas.plane)
             first, second = (_read(folder[_key(case.id)], labels, dataset, case) for folder in (files, moved_files))
             landmark = shows_landmark(map_labels(labels, dataset.label_map(case), case), atlas)
         except Exception as error:
@@ -162,7 +162,7 @@ def _choose(
 
     Raises DataError if no file belongs to a case.
     """
-    known = [case for case in dataset.cases() if case.mask_path is not None]
+    known = [case for case in dataset.cases() if case.mask is not None]
     cases = [case for case in known if patients is None or case.patient in patients]
     files = _files(folder)
     if not any(_key(case.id) in files for case in cases):
@@ -200,11 +200,11 @@ def _read(
     labels = read_labels(path, dataset.atlas.plane)
     if differences := labels.geometry.grid_differences(reference.geometry):
         raise DataError(
-            f"'{path}' does not lie on its reference '{case.mask_path}': {'; '.join(differences)}. Resample it with "
+            f"'{path}' does not lie on its reference '{case.mask}': {'; '.join(differences)}. Resample it with "
             "nearest neighbours; textseg moves no voxel of a mask that it scores."
         )
     label_map = _named(path, labels, dataset.label_map(case), dataset.atlas)
-    return map_labels(labels, label_map, replace(case, mask_path=path))
+    return map_labels(labels, label_map, replace(case, mask=path))
 
 
 def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> LabelMap:

@@ -24,7 +24,6 @@ from textseg.registry.discovery import installed_registry
 from textseg.runs.folder import RunFolder
 from textseg.system.messages import counted
 from textseg.text.visibility import template_visibility
-from textseg.volumes.files import read_volume
 
 SAME = 0.9999  # of the labels must be equal
 SCANS, SLICES = 2, 8  # scans of the run, and slices of each, that are compared
@@ -125,7 +124,7 @@ def _quiet() -> Iterator[None]:
 def compare(ours: TrainedModel, theirs: TrainedModel, scans: Sequence[PreparedVolume]) -> Agreement:
     """Compare two forms of one model on slices of scans, or on noise; the second gets two slices at a time."""
     height, width = ours.task.image_size
-    image = torch.rand(SLICES, height, width, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(SLICES, ours.task.image_channels, height, width, generator=torch.Generator().manual_seed(0))
     noise = PreparedVolume(image, SliceGeometry(0, 0, height, width, (height, width)), (1.0, 1.0, 1.0), ())
     difference, equal, pixels, slices = 0.0, 0, 0, 0
     for prepared in scans or [noise]:
@@ -152,7 +151,7 @@ def _scans(folder: RunFolder, model: TrainedModel) -> Iterator[PreparedVolume]:
     try:
         cases = installed_registry().build("dataset", spec.use, settings=spec.settings).cases()
         for case in [case for case in cases if case.patient in test][:SCANS]:
-            prepared = model.prepare(read_volume(case.image_path, model.atlas.plane))
+            prepared = model.prepare(model.read(case.image))
             first = max(0, (len(prepared.image) - SLICES) // 2)
             yield replace(prepared, image=prepared.image[first : first + SLICES])
     except TextsegError:

@@ -32,12 +32,12 @@ class View:
     exponent: float = 1.0
 
     def show(self, image: Tensor) -> Tensor:
-        """Return the changed image [S, H, W]; pixels from outside are as dark as the darkest pixel."""
-        low, high = image.amin(), image.amax()
+        """Return the changed image [S, C, H, W]; pixels from outside are as dark as the darkest one of the channel."""
+        low, high = (limit(image, dim=(0, 2, 3), keepdim=True) for limit in (torch.amin, torch.amax))
         span = (high - low).clamp(min=1e-6)
         if self.exponent != 1:
             return ((image - low) / span) ** self.exponent * span + low
-        return self._moved((image - low)[None], self.zoom, 1)[0] + low
+        return self._moved((image - low).flatten(0, 1)[None], self.zoom, 1)[0].reshape(image.shape) + low
 
     def undo(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return maps [1, K, H, W] moved back, and [1, 1, H, W] with 1 where the view showed the volume, else 0."""

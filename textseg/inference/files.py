@@ -36,13 +36,13 @@ from textseg.volumes.files import (
     find_volumes,
     is_folder,
     is_named,
-    read_volume,
     require_file,
     stem,
 )
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.label_tables import is_own_mask, sidecar_of
 from textseg.volumes.mask import Mask
+from textseg.volumes.scan import scan_hash
 
 Input = Path | DicomSeries
 
@@ -264,12 +264,12 @@ def _read(model: Predictor, job: Job, settings: PredictionSettings) -> _Read | N
         raise DataError(job.fault)
     if isinstance(job.input, Path):
         require_file(job.input)
-    content = file_hash(job.input)
+    content = scan_hash(job.input)
     if is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
         return None
-    volume = read_volume(job.input, model.atlas.plane)
-    prepared, image = model.prepare(volume), volume.array if settings.overlay else None
-    return _Read(prepared, volume.geometry, model.remarks_on(volume, prepared, content), content, image)
+    scan = model.read(job.input)
+    prepared, image = model.prepare(scan), scan.array[0] if settings.overlay else None
+    return _Read(prepared, scan.geometry, model.remarks_on(scan, prepared, content), content, image)
 
 
 def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: PredictionSettings) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -17,13 +17,15 @@ from textseg.inference.averaging import Change, average, views
 from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
 from textseg.inference.training_domain import few_values, outside_domain
 from textseg.levels.level_order import Naming, find_contradictions, order_levels, stated_stretch
+from textseg.recipe.schema import PreparationSettings
 from textseg.runs.task_record import TaskRecord
+from textseg.system.messages import counted
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import template_visibility
-from textseg.volumes.dicom_series import DicomSeries
-from textseg.volumes.files import Volume, file_hash, read_volume
+from textseg.volumes.files import Readable, Volume
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.mask import Mask
+from textseg.volumes.scan import Scan, read_scan, scan_hash
 
 if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
@@ -36,6 +38,7 @@ _READS_NO_TEXT = (
 LISTED = 5  # values that a remark shows
 
 Prompting = Literal["template", "predicted"]
+Image = Readable | Sequence[Readable] | Mapping[str, Readable]  # a file, or the files of all channels
 Named = str | tuple[str, str] | list[str]
 
 
@@ -95,7 +98,7 @@ class Predictor(ABC):
 
     def __call__(
         self,
-        volume: Path | str | DicomSeries | Volume,
+        volume: Image | Volume,
         *,
         visible: Named | None = None,
         prompts: Prompting | None = None,
@@ -105,7 +108,8 @@ class Predictor(ABC):
         """Segment a volume: a file, or what `textseg.volumes.read_volume` returned in the plane of the atlas.
 
         Args:
-            volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation.
+            volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation. For a model of several
+                channels, their files in the order of the training, or by name: `{"T1": path, "T2": path}`.
             visible: what a person sees in it: "T10:L5", "T10 to L5" or ("T10", "L5") for all from the first to the last
                 in an ordered atlas, "L4, L5" or a list for these; see `textseg.text.reading`.
             prompts: without `visible`, the source of the prompts: "template" or "predicted"; the default is that of the
@@ -118,13 +122,13 @@ class Predictor(ABC):
         Raises DataError for a volume that can't be read, PromptError for words that can't be read as structures of the
         atlas and for `visible` without `ordered` to a model that reads no text.
         """
-        scan = volume if isinstance(volume, Volume) else read_volume(volume, self.atlas.plane)
+        scan = self.read(volume)
         if scan.geometry.plane != self.atlas.plane:
             raise DataError(
                 f"The volume was read in {scan.geometry.plane} slices, and '{self.name}' reads {self.atlas.plane} "
                 f"ones: read_volume(path, plane='{self.atlas.plane}')."
             )
-        content = None if isinstance(volume, Volume) else file_hash(volume)
+        content = None if isinstance(volume, Volume) else scan_hash(self.named(volume))
         prepared = self.prepare(scan)
         visibility = self.visibility(prepared, visible, prompts, ordered=ordered)
         remarks = self.remarks_on(scan, prepared, content)
@@ -132,9 +136,38 @@ class Predictor(ABC):
             prepared, scan.geometry, visibility, remarks, ordered=ordered, test_time_augmentation=test_time_augmentation
         )
 
-    def prepare(self, volume: Volume) -> PreparedVolume:
-        """Return the slices of a volume as the networks read them."""
-        return prepare_volume(volume, self.models[0].recipe.preparation)
+    def named(self, image: Image) -> Readable | Mapping[str, Readable]:
+        """Return the files of an image by the names of the channels in training; one file alone stays as it is.
+
+        Raises DataError for other names, and for another number of files.
+        """
+        names = self.task.channel_names
+        if not isinstance(image, Mapping) and (isinstance(image, str) or not isinstance(image, Sequence)):
+            return image
+        given = image if isinstance(image, Mapping) else dict(zip(names, image, strict=False))
+        if len(image) != len(names) or given.keys() != set(names):
+            got = ", ".join(image) if isinstance(image, Mapping) else counted(len(image), "file")
+            raise DataError(f"'{self.name}' reads the channels {', '.join(names)}, and was given {got}.")
+        return {name: given[name] for name in names}
+
+    def read(self, image: Image | Volume) -> Scan:
+        """Read an image with its channels, as the recipe prepares them. Raises DataError for another number of them."""
+        named, resample = image if isinstance(image, Volume) else self.named(image), self.preparation.resample_channels
+        scan = read_scan(named, self.atlas.plane, resample=resample)
+        if len(scan.array) != self.task.image_channels:
+            expected = f"{counted(self.task.image_channels, 'channel')} ({', '.join(self.task.channel_names)})"
+            given = f"'{image}'" if isinstance(image, str | Path) else "the image"
+            raise DataError(f"'{self.name}' reads {expected}, and {given} has {len(scan.array)}.")
+        return scan
+
+    @property
+    def preparation(self) -> PreparationSettings:
+        """The settings with which volumes are prepared."""
+        return self.models[0].recipe.preparation
+
+    def prepare(self, scan: Scan) -> PreparedVolume:
+        """Return the slices of an image as the networks read them."""
+        return prepare_volume(scan, self.preparation)
 
     def visibility(
         self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None, *, ordered: bool = False
@@ -178,14 +211,14 @@ class Predictor(ABC):
         if not self.reads_text:
             raise PromptError(_READS_NO_TEXT.format(self.name))
 
-    def remarks_on(self, volume: Volume, prepared: PreparedVolume, content: str | None) -> tuple[str, ...]:
-        """Return sentences on reasons to doubt a mask of this volume; `content` is the hash of its file."""
+    def remarks_on(self, scan: Scan, prepared: PreparedVolume, content: str | None) -> tuple[str, ...]:
+        """Return sentences on reasons to doubt a mask of this image; `content` is the hash of its files."""
         known_case = self.record.seen.get(content or "")
         known = f"it is the {known_case} of this model, so its mask says nothing about new scans"
-        values = few_values(volume.array)
+        values = few_values(scan.array[0])
         mask = f"it holds {len(values)} values ({', '.join(f'{value:g}' for value in values[:LISTED])}): is it a mask?"
         doubts = [*([known] if known_case else ()), *([mask] if values else ())]
-        return (*doubts, *outside_domain(self.task, volume, prepared.intensities))
+        return (*doubts, *outside_domain(self.task, scan, prepared.intensities))
 
     def segment(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textseg.contracts import Task
-from textseg.volumes.files import Volume
+from textseg.volumes.scan import Scan
 
 LENGTH_BEYOND = 1.5  # times beyond what the training cases span, from which a length is called unlike
 MASK_VALUES = 64  # different values that a mask may have; the intensities of a scan have hundreds
@@ -24,10 +24,10 @@ def few_values(image: NDArray[np.float32]) -> list[float]:
     return [float(value) for value in values]
 
 
-def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> list[str]:
-    """Return sentences on a volume outside the range of the training: spacing, field of view, intensities.
+def outside_domain(task: Task, scan: Scan, intensities: Sequence[Sequence[float]]) -> list[str]:
+    """Return sentences on an image outside the range of the training: spacing, field of view, intensities.
 
-    `intensities` are percentiles of the volume from low to high, as `textseg.data.slice_geometry` takes them. Their
+    `intensities` are percentiles of each channel from low to high, as `textseg.data.slice_geometry` takes them. Their
     unit means nothing in MRI, so what is compared is where the median lies between the lowest and the highest.
     """
     fingerprint = task.fingerprint
@@ -37,23 +37,25 @@ def outside_domain(task: Task, volume: Volume, intensities: Sequence[float]) -> 
         return []
     remarks = []
     views = sizes * spacings
-    spacing_mm = np.array(volume.spacing_mm)
+    spacing_mm = np.array(scan.spacing_mm)
     for quantity, known, value in (
         ("distance of its slices", spacings[:, 0], spacing_mm[0]),
         ("size of its pixels", spacings[:, 1:].max(axis=1), spacing_mm[1:].max()),
-        ("height of its field of view", views[:, 1], volume.array.shape[1] * spacing_mm[1]),
-        ("width of its field of view", views[:, 2], volume.array.shape[2] * spacing_mm[2]),
+        ("height of its field of view", views[:, 1], scan.array.shape[-2] * spacing_mm[1]),
+        ("width of its field of view", views[:, 2], scan.array.shape[-1] * spacing_mm[2]),
     ):
         low, high = float(known.min()), float(known.max())
         if not low / LENGTH_BEYOND <= value <= high * LENGTH_BEYOND:
             span = _span(low, high, ".4g")
             remarks.append(f"the {quantity} is {value:.4g} mm, and the training cases have {span} mm")
-    medians = [_median(percentiles) for percentiles in fingerprint.get("intensities", ()) if len(percentiles) > 2]
-    if medians:
-        low, high, value = min(medians), max(medians), _median(intensities)
+    known_channels = zip(*fingerprint.get("intensities", ()), strict=True)
+    for name, known, percentiles in zip(scan.channel_names, known_channels, intensities, strict=False):
+        medians = [_median(case) for case in known]
+        low, high, value = min(medians), max(medians), _median(percentiles)
         if not low - MEDIAN_BEYOND <= value <= high + MEDIAN_BEYOND:
+            part = "it" if len(intensities) == 1 else f"channel '{name}'"
             remarks.append(
-                f"half of it lies below {value:.0%} of its range of intensities, of the training cases below "
+                f"half of {part} lies below {value:.0%} of its range of intensities, of the training cases below "
                 f"{_span(low, high, '.0%')}"
             )
     return remarks

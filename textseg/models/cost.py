@@ -121,7 +121,7 @@ def usual_task(size: tuple[int, int], *, class_count: int = 20, slices: int = 8)
     structures = tuple(Structure(name, "structure", index) for index, name in enumerate(names, start=1))
     atlas = Atlas("row", structures, sequence=tuple(names), adjacent=tuple(pairwise(names)))
     fingerprint = {"native_sizes": [(slices, *size)], "spacings_mm": [(4.0, 1.0, 1.0)]}
-    return Task(1, size, class_count, atlas, **USUAL_TEXT, fingerprint=fingerprint)
+    return Task(1, size, class_count, atlas, USUAL_TEXT["text_size"], USUAL_TEXT["text_length"], fingerprint)
 
 
 def empty_text(task: Task, device: torch.device, batch: int = 1) -> TextFeatures:

@@ -129,6 +129,7 @@ class PreparationSettings(_Section):
     size: tuple[PositiveInt, PositiveInt]  # H, W in pixels
     intensity: Literal["percentiles", "zscore"] = "percentiles"
     crop: Literal["body", "none"] = "body"
+    resample_channels: bool = False  # onto the grid of the first channel; otherwise they must lie on it
 
 
 class FieldOfViewSettings(_Section):

@@ -125,7 +125,10 @@ def probabilities_figure(
         classes = trained.classes(structures)
         logits = torch.cat([output.logits.float().cpu() for output in trained.outputs(prepared)])[index]
         probabilities = logits.softmax(0).numpy()
-        image, aspect = np.asarray(prepared.image[index], np.float32), prepared.spacing_mm[1] / prepared.spacing_mm[2]
+        image, aspect = (
+            np.asarray(prepared.image[index, 0], np.float32),
+            prepared.spacing_mm[1] / prepared.spacing_mm[2],
+        )
         maps = {name: probabilities[number] for name, number in classes.items()}
         references = {name: mask[index] == number for name, number in classes.items()}
         lines.append(ProbabilityMaps(trained.label, image, maps, references, aspect))
@@ -164,7 +167,7 @@ def _moved(kept: KeptPredictions, folder: RunFolder, overrides: Sequence[str]) -
     reader = installed_registry().build("dataset", dataset.use, settings=dataset.settings)
     cases = {case.id: case for case in reader.cases()}
     files = {
-        name: replace(case, image=cases[name].image_path, mask=cases[name].mask_path or case.mask)
+        name: replace(case, image=cases[name].first, mask=cases[name].mask or case.mask)
         for name, case in kept.cases.items()
         if name in cases
     }

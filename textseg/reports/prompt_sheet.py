@@ -79,7 +79,7 @@ class PromptSheet:
     def page(self) -> str:
         """Return one HTML page that needs no network: every prompt, beside the annotated slice."""
         png = None
-        if self.case.mask_path is not None:
+        if self.case.mask is not None:
             png = case_png(self.case, self.dataset.label_map(self.case), self.atlas, [self.slice_index])
         return render("prompt_sheet.html.j2", sheet=self, png=png)
 
@@ -131,7 +131,7 @@ def prompt_sheet(
 
 
 def _prepared(recipe: Recipe, dataset: Dataset, case_id: str | None) -> PreparedCase:
-    cases = {case.id: case for case in dataset.cases() if case.mask_path is not None}
+    cases = {case.id: case for case in dataset.cases() if case.mask is not None}
     if not cases:
         raise DataError(f"dataset: '{recipe.dataset.use}' has no case with a mask, and prompts are read from masks.")
     if case_id is not None and case_id not in cases:

@@ -27,7 +27,7 @@ from textseg.metrics.window_scores import MOVED, WindowMeans
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
 from textseg.runs.folder import RunFolder, measured_obedience
 from textseg.system.files import write_atomically
-from textseg.volumes.files import read_volume
+from textseg.volumes.scan import read_picture
 
 _SOURCES = {
     "template": "nothing known about the case",
@@ -122,7 +122,7 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
     """Return an example slice with its scan, to be drawn; its title begins with `rank`, such as "best"."""
     prepared = example.prepared
     spacing_mm = prepared.native_spacing_mm if example.native else prepared.spacing_mm
-    volume = read_volume(prepared.case.image_path, prepared.plane).array if example.native else prepared.image
+    volume = read_picture(prepared.case.image, prepared.plane).array if example.native else prepared.image[:, 0]
     title = f"case {prepared.case.id}, slice {example.index + 1} of {prepared.slice_count}, mean DSC {example.dsc:.3f}"
     return OverlayPicture(
         title=f"{rank}: {title}" if rank else title,
@@ -137,7 +137,7 @@ def example_picture(example: ExampleSlice, atlas: Atlas, rank: str = "") -> Over
 def window_picture(example: ExampleWindow, atlas: Atlas, rank: str = "") -> Panels:
     """Return a window under the right text, the template and a text one level off, to be drawn beside the reference."""
     prepared, statements = example.case, example.statements
-    volume = read_volume(prepared.case.image_path, prepared.plane).array
+    volume = read_picture(prepared.case.image, prepared.plane).array
     moved = next((author for author in MOVED if author in example.predictions), None)
     masks: dict[str, NDArray[np.uint8] | None] = {"image": None, "reference": example.reference}
     for author in ("none", "simulated", "template", moved):

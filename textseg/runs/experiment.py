@@ -13,7 +13,7 @@ from torch import nn
 
 from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Features, Source, Task, TextEncoder, Visibility
 from textseg.data.augmentation import Augmentation
-from textseg.data.preparation import LISTED, PreparedCase, prepare
+from textseg.data.preparation import LISTED, PreparedCase, missing_channels, prepare
 from textseg.data.slices import Slices, SliceStack
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
@@ -170,8 +170,17 @@ def build(
     text, statements = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else (None, None)
     # 5. The task that models are built for.
     length, size = text.table.tokens.shape[1:] if text else (None, None)
-    image_size, atlas, fingerprint = recipe.preparation.size, dataset.atlas, _fingerprint(prepared["train"])
-    task = Task(1, image_size, atlas.class_count, atlas, text_size=size, text_length=length, fingerprint=fingerprint)
+    atlas, names = dataset.atlas, prepared["train"][0].channel_names
+    task = Task(
+        image_channels=len(names),
+        image_size=recipe.preparation.size,
+        class_count=atlas.class_count,
+        atlas=atlas,
+        text_size=size,
+        text_length=length,
+        fingerprint=_fingerprint(prepared["train"]),
+        channel_names=names,
+    )
     return Experiment(recipe, registry, dataset, split, prepared, text, task, statements)
 
 
@@ -218,9 +227,13 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
     known = [case.id for case in cases]
     if unknown := [case_id for case_id in recipe.leave_out if case_id not in known]:
         raise DataError(f"leave_out: there is no case '{unknown[0]}'.{suggestion(unknown[0], known)}")
-    cases = [case for case in cases if case.id not in recipe.leave_out and case.mask_path is not None]
+    cases = [case for case in cases if case.id not in recipe.leave_out and case.mask is not None]
     if not cases:
         raise DataError(f"dataset: '{name}' has no case with a mask: nothing to train or test on.")
+    if faults := missing_channels({case.id: tuple(case.channels) for case in cases}):
+        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        remedy = "Add the files, or list the cases in leave_out."
+        raise DataError("\n  ".join(["dataset: channels are missing.", *list(faults.values())[:LISTED], *more, remedy]))
     ids = Counter(case.id for case in cases)
     if twice := [case_id for case_id, count in ids.items() if count > 1]:
         raise DataError(
@@ -236,9 +249,9 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
                 f"dataset: '{name}' maps labels of case '{case.id}' to {', '.join(map(str, beyond))}, and the classes "
                 f"of atlas '{dataset.atlas.name}' are 0 to {classes - 1}. Correct its label map."
             )
-        if case.mask_path is not None:
+        if case.mask is not None:
             own = {value: dataset.atlas.names[i - 1] for value, i in dataset.label_map(case).items() if i}
-            require_names(case.mask_path, own, own, "the labels of the data set", dataset.atlas)
+            require_names(case.mask, own, own, "the labels of the data set", dataset.atlas)
     return cases
 
 

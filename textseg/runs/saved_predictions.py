@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from textseg.contracts import Atlas, Case, LabelMap, Plane
+from textseg.contracts import Atlas, Case, LabelMap, Pixels, Plane
 from textseg.data.preparation import map_labels
 from textseg.errors import DataError, RunError
 from textseg.runs.folder import RunFolder
 from textseg.system.commands import evaluate
 from textseg.system.files import file_name, write_atomically
 from textseg.system.own_files import read_json
-from textseg.volumes.files import read_labels, read_volume, write_labels
+from textseg.volumes.files import read_labels, write_labels
 from textseg.volumes.geometry import Geometry
+from textseg.volumes.scan import read_picture, write_picture
 
 _ClassIndex = Annotated[int, Field(ge=0, le=255)]
 _Value = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # of a voxel in an annotation
@@ -39,8 +40,8 @@ class KeptCase:
 
     id: str
     prediction: Path
-    image: Path
-    mask: Path
+    image: Pixels
+    mask: Pixels
     label_map: Mapping[int, int]
     plane: Plane = "sagittal"
 
@@ -56,7 +57,7 @@ class KeptCase:
 
     def read_image(self, geometry: Geometry) -> NDArray[np.float32]:
         """Return intensities [S, H, W]; raises DataError for a missing scan, or one of another geometry."""
-        volume = read_volume(self.image, self.plane)
+        volume = read_picture(self.image, self.plane)
         if differences := volume.geometry.grid_differences(geometry):
             raise DataError(
                 f"'{self.image}' is not the scan that '{self.prediction}' was made of: {'; '.join(differences)}. "
@@ -102,14 +103,22 @@ def keeping(folder: RunFolder, atlas: Atlas) -> Iterator[Keep]:
         write_labels(predicted, geometry, folder.predictions / name)
         cases[case.id] = {
             "prediction": name,
-            "image": str(case.image_path.absolute()),
-            "mask": str(Path(case.mask_path or "").absolute()),
+            "image": str(_file(case.first, folder.predictions / file_name(case.id, "_image.mha"), atlas.plane)),
+            "mask": str(_file(case.mask or Path(), folder.predictions / file_name(case.id, "_mask.mha"), atlas.plane)),
             "labels": {str(value): index for value, index in sorted(label_map.items())},
         }
 
     yield keep
     content = {"plane": atlas.plane, "structures": {str(s.index): s.name for s in atlas.structures}, "cases": cases}
     write_atomically(folder.predictions_index, json.dumps(content, indent=1) + "\n")
+
+
+def _file(pixels: Pixels, path: Path, plane: Plane) -> Path:
+    """Return the file of an image or a mask; one that a reader gave as an array is written to `path`."""
+    if isinstance(pixels, Path):
+        return pixels.absolute()
+    write_picture(read_picture(pixels, plane), path)
+    return path.absolute()
 
 
 def read_kept(folder: RunFolder) -> KeptPredictions:

@@ -64,7 +64,7 @@ class _Fingerprint(BaseModel):
     native_sizes: list[tuple[_Size, _Size, _Size]] = []
     native_spacings_mm: list[tuple[_Spacing, _Spacing, _Spacing]] = []
     spacings_mm: list[tuple[_Spacing, _Spacing, _Spacing]] = []
-    intensities: list[tuple[float, ...]] = []
+    intensities: list[tuple[Annotated[tuple[float, ...], Field(min_length=3)], ...]] = []  # case, channel, percentile
 
 
 class _Bounds(BaseModel):

@@ -6,10 +6,12 @@ import itertools
 import pickle
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
-from textseg.contracts import Atlas, Case, Dataset
+from textseg.contracts import ArrayImage, Atlas, Case, Dataset
+from textseg.data.preparation import missing_channels
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
@@ -34,7 +36,7 @@ def _construction(subject: Subject) -> None:
 @check("surroundings", KIND, tolerant=True)
 def _surroundings(subject: Subject) -> None:
     """Construction and listing touch no network and no file outside the settings' folders, and read no voxel."""
-    images = {str(path) for case in subject.build().cases() for path in (case.image_path, case.mask_path) if path}
+    images = {str(path) for case in subject.build().cases() for path in (*case.channels.values(), case.mask) if path}
     for _ in range(2):
         with undisturbed("construction and listing", allowed=subject.settings.values(), besides=images):
             subject.build().cases()
@@ -53,9 +55,16 @@ def _cases(subject: Subject) -> None:
     promise([case.id for case in subject.build().cases()] == ids, "the same cases each time", "others")
     for case in cases:
         promise(isinstance(case.patient, str) and case.patient, f"a patient of case '{case.id}'", repr(case.patient))
-        promise(case.image_path.is_file(), f"the image of case '{case.id}'", f"no file '{case.image_path}'")
-        if case.mask_path is not None:
-            promise(case.mask_path.is_file(), f"the mask of case '{case.id}', or None", f"no file '{case.mask_path}'")
+        promise(case.channels, f"an image of case '{case.id}'", dict(case.channels))
+        parts = {f"the image ('{name}') of case '{case.id}'": pixels for name, pixels in case.channels.items()}
+        if case.mask is not None:
+            parts[f"the mask of case '{case.id}', or None"] = case.mask
+        for part, pixels in parts.items():
+            promise(isinstance(pixels, Path | ArrayImage), f"{part} as a Path or an ArrayImage", repr(pixels))
+            promise(not isinstance(pixels, Path) or pixels.is_file(), part, f"no file '{pixels}'")
+    missing = missing_channels({case.id: tuple(case.channels) for case in cases})
+    promise(not missing, "the same channels in each case", next(iter(missing.values()), ""))
+    for case in cases:
         texts = [*case.facts, *case.facts.values()]
         promise(all(isinstance(text, str) for text in texts), f"facts of '{case.id}' that are texts", dict(case.facts))
         promise(pickle.loads(pickle.dumps(case)) == case, "a case that is equal after pickle", case)
@@ -77,7 +86,7 @@ def _labels(subject: Subject) -> None:
         beyond = sorted({index for index in labels.values() if not 0 <= index < classes})
         promise(not beyond, f"classes 0 to {classes - 1} of atlas '{dataset.atlas.name}' for '{case.id}'", f"{beyond}")
         promise(labels.get(0, 0) == 0, f"the background for 0 in case '{case.id}'", labels.get(0))
-    for case, mask in [(case, case.mask_path) for case in cases if case.mask_path][:1]:  # reading more would be slow
+    for case, mask in [(case, case.mask) for case in cases if case.mask][:1]:  # reading more would be slow
         values = set(np.unique(read_labels(mask, dataset.atlas.plane).array).tolist())
         unknown = sorted(values - set(dataset.label_map(case)))
         promise(not unknown, f"a class for every value in the mask of '{case.id}'", f"none for {unknown}")

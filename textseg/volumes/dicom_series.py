@@ -18,7 +18,7 @@ from textseg.contracts import Plane
 from textseg.errors import DataError
 from textseg.system.files import file_name
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.integrity import numbers, require_room, require_scalar_volume, require_whole_dicom
+from textseg.volumes.integrity import numbers, require_real_volume, require_room, require_whole_dicom
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 
 SUFFIXES = (".dcm", ".dicom", ".ima")  # files of other names are known by the letters DICM at their byte 128
@@ -185,7 +185,7 @@ def read_series(series: DicomSeries, plane: Plane) -> tuple[npt.NDArray[Any], Ge
     for file in files:
         try:
             reader = _opened(file)
-            require_scalar_volume(file, reader)
+            require_real_volume(file, reader, channels=False)
             planes.append(sitk.GetArrayFromImage(quietly(reader.Execute))[0])
         except UnreadableError as error:
             raise _unreadable(series, file, error) from error

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from textseg.contracts import Plane
-from textseg.errors import DataError
+from textseg.contracts import ArrayImage, Plane
+from textseg.errors import DataError, one_line
 from textseg.system.files import replacing
 from textseg.volumes.dicom_series import DicomSeries, is_dicom, only_series, read_series, series_hash
-from textseg.volumes.geometry import Array, Geometry, canonical, restore
-from textseg.volumes.integrity import mha_voxels, require_scalar_volume, require_sound_mha, require_whole_nrrd
+from textseg.volumes.geometry import DIRECTIONS, Array, Geometry, canonical, restore
+from textseg.volumes.integrity import mha_voxels, require_real_volume, require_sound_mha, require_whole_nrrd
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 from textseg.volumes.nifti import SUFFIXES as NIFTI
 from textseg.volumes.nifti import open_nifti, write_nifti
@@ -32,6 +32,9 @@ from textseg.volumes.nifti import open_nifti, write_nifti
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}  # of ITK
 SUFFIXES = (*READERS, ".nii.gz", ".nii")
 MASK_SUFFIXES = (".seg.nrrd", *SUFFIXES, ".dcm")
+
+
+Readable = Path | str | DicomSeries | ArrayImage
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,21 @@ def read_geometry(path: Path | str, plane: Plane = "sagittal") -> Geometry:
     return _open(Path(path), plane)[0]
 
 
-def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Volume:
+def read_volume(path: Readable, plane: Plane = "sagittal") -> Volume:
     """Read intensities, float32 [S, H, W], cut into slices of that plane, from a file or a folder of one DICOM series.
 
     Raises DataError where the file is missing, unreadable, truncated, of another number of dimensions than 2 and 3, in
     colour or complex, or holds a value that is no finite number.
     """
-    if isinstance(path, DicomSeries) or is_folder(Path(path)):
-        series = path if isinstance(path, DicomSeries) else only_series(Path(path))
-        stored, geometry = read_series(series, plane)
-        array = canonical(stored, geometry)
-    else:
-        array, geometry = _read(Path(path), plane)
+    return _intensities(path, *_read(path, plane))
+
+
+def read_channels(path: Readable, plane: Plane = "sagittal") -> Volume:
+    """Read intensities as `read_volume` does, but [C, S, H, W]: a file may hold several channels."""
+    return _intensities(path, *_read(path, plane, channels=True))
+
+
+def _intensities(path: Readable, array: Array, geometry: Geometry) -> Volume:
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -70,12 +76,12 @@ def read_volume(path: Path | str | DicomSeries, plane: Plane = "sagittal") -> Vo
     return Volume(array, geometry.spacing_mm, geometry)
 
 
-def read_labels(path: Path | str, plane: Plane = "sagittal") -> Volume:
+def read_labels(path: Path | str | ArrayImage, plane: Plane = "sagittal") -> Volume:
     """Read labels, integers [S, H, W] as the file has them (int64 where it stores whole numbers as floats).
 
     Raises DataError as `read_volume` does, and where a value is not a whole number.
     """
-    array, geometry = _read(Path(path), plane)
+    array, geometry = _read_array(path, plane) if isinstance(path, ArrayImage) else _read_file(Path(path), plane)
     if array.dtype.kind == "f":
         odd = array[~np.isfinite(array) | (array != np.rint(array)) | (np.abs(array) > 2**53)]
         if odd.size:
@@ -136,7 +142,7 @@ def _verified(path: Path, array: Array, geometry: Geometry) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
             try:
-                written, stored = _read(temporary, geometry.plane)
+                written, stored = _read_file(temporary, geometry.plane)
             except DataError as error:
                 raise UnreadableError("what was written can't be read back") from error
             if differences := geometry.differences(stored):
@@ -217,8 +223,15 @@ def is_named(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def file_hash(path: Path | str | DicomSeries) -> str:
-    """Return the SHA-256 of the content of a file or series, in hexadecimal. Raises DataError if it can't be read."""
+def file_hash(path: Readable) -> str:
+    """Return the SHA-256 of the content of a file, series or array, in hexadecimal.
+
+    Raises DataError if it can't be read.
+    """
+    if isinstance(path, ArrayImage):
+        array = _loaded(path)
+        facts = f"{array.dtype.str} {array.shape} {path.spacing_mm}".encode()
+        return hashlib.sha256(facts + array.tobytes()).hexdigest()
     if isinstance(path, DicomSeries) or is_folder(Path(path)):
         return series_hash(path if isinstance(path, DicomSeries) else only_series(Path(path)))
     require_file(Path(path))
@@ -229,17 +242,65 @@ def file_hash(path: Path | str | DicomSeries) -> str:
         raise DataError(f"{path} can't be read: {error.strerror}.") from error
 
 
-def _read(path: Path, plane: Plane) -> tuple[Array, Geometry]:
-    """Return the canonical array in the file's own type, and its geometry."""
-    geometry, voxels = _open(path, plane)
+def _read(path: Readable, plane: Plane, *, channels: bool = False) -> tuple[Array, Geometry]:
+    """Return the canonical array in its own type, with `channels` [C, S, H, W], and its geometry."""
+    if isinstance(path, ArrayImage):
+        return _read_array(path, plane, channels=channels)
+    if isinstance(path, DicomSeries) or is_folder(Path(path)):
+        stored, geometry = read_series(path if isinstance(path, DicomSeries) else only_series(Path(path)), plane)
+        array = canonical(stored, geometry)
+        return array[None] if channels else array, geometry
+    return _read_file(Path(path), plane, channels=channels)
+
+
+def _read_file(path: Path, plane: Plane, *, channels: bool = False) -> tuple[Array, Geometry]:
+    geometry, voxels = _open(path, plane, channels=channels)
     try:
-        return canonical(voxels(), geometry), geometry
+        stored = voxels()
+        array = np.stack([canonical(part, geometry) for part in stored]) if channels else canonical(stored[0], geometry)
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
+    return array, geometry
 
 
-def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
+def _read_array(image: ArrayImage, plane: Plane, *, channels: bool = False) -> tuple[Array, Geometry]:
+    """Return the array that a reader gives, with a geometry whose axes run as the plane's do."""
+    array = _loaded(image)
+    flat = array.ndim == 2
+    array = array[None] if flat else array
+    if array.ndim == 3 and channels:
+        array = array[None]
+    if array.ndim != 3 + channels:
+        sides = "[S, H, W], [H, W] or [C, S, H, W]" if channels else "[S, H, W] or [H, W]"
+        raise DataError(f"{image.name}: its reader gives an array of shape {array.shape}; it must be {sides}.")
+    slice_mm, row_mm, column_mm = map(float, image.spacing_mm)
+    count, height, width = array.shape[-3:]
+    # The nearest axes at right angles: those of a short-axis plane are not quite.
+    left, _, right = np.linalg.svd(np.stack(DIRECTIONS[plane][::-1], axis=1))
+    cosines = np.eye(3) if flat else np.round(left @ right, 12)
+    spacing, direction = (column_mm, row_mm, 1.0 if flat else slice_mm), tuple(cosines.ravel().tolist())
+    geometry = Geometry((width, height, count), spacing, (0.0, 0.0, 0.0), direction, flat, plane)
+    if geometry.fault:
+        raise DataError(f"{image.name}: {geometry.fault}")
+    if geometry.axes != ((2, False), (1, False), (0, False)):
+        raise DataError(f"{image.name}: the distance of {plane} slices must not be smaller than that of their pixels.")
+    return array, geometry
+
+
+def _loaded(image: ArrayImage) -> Array:
+    try:
+        array = np.ascontiguousarray(image.load())
+    except Exception as error:  # of a plug-in
+        raise DataError(one_line(error, f"{image.name}: its reader can't load it")) from error
+    if array.dtype.kind not in "buif" or not array.size:
+        raise DataError(f"{image.name}: its reader gives {array.size} values of type {array.dtype}, not real numbers.")
+    return array
+
+
+def _open(path: Path, plane: Plane, *, channels: bool = False) -> tuple[Geometry, Callable[[], Array]]:
     """Return the geometry that a header states, and the function that reads the voxels in file order.
+
+    The voxels come as [C, ...]; more than one channel is refused without `channels`.
 
     Every file passes here: its name, its size and its geometry are checked before memory is taken.
     """
@@ -247,7 +308,7 @@ def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
     require_file(path)
     try:
         if suffix in NIFTI:
-            nifti = open_nifti(path, plane)
+            nifti = open_nifti(path, plane, channels=channels)
             geometry, voxels = nifti.geometry, nifti.voxels
         else:
             reader = sitk.ImageFileReader()
@@ -257,7 +318,7 @@ def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
                 if suffix == ".mha":
                     require_sound_mha(path)
                 quietly(reader.ReadImageInformation)
-            require_scalar_volume(path, reader)
+            require_real_volume(path, reader, channels=channels)
             geometry = _geometry(reader, plane)
             voxels = partial(_voxels, path, reader, geometry)
     except (UnreadableError, OSError, EOFError, zlib.error) as error:
@@ -268,13 +329,13 @@ def _open(path: Path, plane: Plane) -> tuple[Geometry, Callable[[], Array]]:
 
 
 def _voxels(path: Path, reader: Any, geometry: Geometry) -> Array:
-    """Check the file, and return its voxels in file order."""
+    """Check the file, and return its voxels [C, ...] in file order."""
     if _suffix(path) == ".mha":
         voxels = mha_voxels(path, reader)
     else:
         require_whole_nrrd(path, reader)
         voxels = sitk.GetArrayFromImage(quietly(reader.Execute))
-    return voxels.reshape(geometry.size[::-1])
+    return np.moveaxis(voxels.reshape(*geometry.size[::-1], reader.GetNumberOfComponents()), -1, 0)
 
 
 def _geometry(reader: Any, plane: Plane) -> Geometry:

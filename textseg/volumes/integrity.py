@@ -33,13 +33,16 @@ LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"
 LONGEST_LINE = 1 << 16  # bytes of a line of a header
 
 
-def require_scalar_volume(path: Path, reader: Any) -> None:
-    """Raise DataError for a file that does not hold one real number for each voxel of a volume or a slice."""
+def require_real_volume(path: Path, reader: Any, *, channels: bool) -> None:
+    """Raise DataError for a file that does not hold a volume or a slice of real numbers.
+
+    Each voxel holds one number or, with `channels`, one for each channel.
+    """
     if reader.GetDimension() not in (2, 3):
         size = numbers(reader.GetSize())
         raise DataError(f"{path} has {reader.GetDimension()} dimensions ({size}), not 2 or 3; take it apart.")
-    if reader.GetNumberOfComponents() != 1:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
+    if "complex" in kind or (reader.GetNumberOfComponents() != 1 and not channels):
         raise DataError(f"{path} has {kind} voxels (colour or complex); textseg needs one real number per voxel.")
 
 
@@ -66,7 +69,7 @@ def mha_voxels(path: Path, reader: Any) -> npt.NDArray[Any]:
     that it could decompress, and then whatever lies in memory. Raises UnreadableError for a damaged file, DataError for
     voxels in another one.
     """
-    voxels = np.empty(math.prod(reader.GetSize()), _type(reader))
+    voxels = np.empty(math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), _type(reader))
     room, filled = voxels.data.cast("B"), 0
     with path.open("rb") as file:
         header = _mha_header(file)
@@ -101,7 +104,7 @@ def require_whole_nrrd(path: Path, reader: Any) -> None:
         while line := file.readline(LONGEST_LINE).strip():
             if line.lower().replace(b" ", b"").startswith(b"datafile:"):
                 raise DataError(f"{path} refers to voxels in another file; write header and voxels into one.")
-    require_room(path, math.prod(reader.GetSize()) * _type(reader).itemsize)
+    require_room(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _type(reader).itemsize)
 
 
 def require_whole_dicom(path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from textseg.contracts import Atlas, Structure
+from textseg.contracts import Atlas, Pixels, Structure
 from textseg.errors import DataError
 from textseg.volumes.colours import structure_colour
 from textseg.volumes.files import file_hash, stem
@@ -124,14 +124,14 @@ def has_changed(path: Path) -> bool:
 
 
 def require_names(
-    path: Path, expected: Mapping[int, str], values: Iterable[int], convention: str, atlas: Atlas | None = None
+    path: Pixels, expected: Mapping[int, str], values: Iterable[int], convention: str, atlas: Atlas | None = None
 ) -> None:
     """Raise DataError where a mask itself gives a value the name that the `convention` for reading it gives another.
 
     Synonyms in the `atlas` count as names. Names that the convention does not have say nothing: other tools spell them
     differently.
     """
-    names, known = value_names(path), set(expected.values())
+    names, known = value_names(path) if isinstance(path, Path) else {}, set(expected.values())
     for value in values:
         name = names.get(value, "")
         if atlas is not None and name not in known and (structure := atlas.find(name)):

@@ -81,13 +81,14 @@ class NiftiFile:
     stored: np.dtype[Any]
     slope: float
     intercept: float
+    channels: int = 1
 
     def voxels(self) -> Array:
-        """Return the voxels in file order (slowest axis first), scaled as the header says.
+        """Return the voxels [C, ...] in file order (slowest axis first), scaled as the header says.
 
         Raises UnreadableError or OSError for a file that is truncated, damaged, or longer than its header states.
         """
-        array = np.empty(self.geometry.size[::-1], self.stored)
+        array = np.empty((self.channels, *self.geometry.size[::-1]), self.stored)
         with _opened(self.path) as file:
             file.seek(self.offset)
             rest = array.data.cast("B")
@@ -104,13 +105,13 @@ class NiftiFile:
             return array
         scaled = array.astype(np.float64 if self.stored.itemsize == 8 and self.stored.kind == "f" else np.float32)
         with np.errstate(over="ignore"):
-            for plane in scaled:
+            for plane in scaled.reshape(-1, *scaled.shape[-2:]):
                 plane[...] = plane.astype(np.float64) * self.slope + self.intercept
         return scaled
 
 
-def open_nifti(path: Path, plane: Plane) -> NiftiFile:
-    """Read the header of a file.
+def open_nifti(path: Path, plane: Plane, *, channels: bool = False) -> NiftiFile:
+    """Read the header of a file; with `channels`, the fourth or fifth axis of an image may hold its channels.
 
     Where it has two transforms, the one to the coordinates of the scanner counts (code 1), the sform before the qform,
     and else the qform, as in ITK; without any, the axes run to left, posterior and superior. Raises UnreadableError or
@@ -124,6 +125,9 @@ def open_nifti(path: Path, plane: Plane) -> NiftiFile:
         raise UnreadableError(f"its size {numbers(header['dim'][1:])} makes no sense")
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes.pop()
+    channel_axes = [size for size in sizes[3:] if size > 1] if channels else []
+    if len(channel_axes) == 1:  # along the fourth axis, or the fifth in a file of vectors
+        sizes = sizes[:3]
     if len(sizes) not in (2, 3):
         raise DataError(f"{path} has {len(sizes)} dimensions ({numbers(sizes)}), not 2 or 3; take it apart.")
     code = int(header["datatype"])
@@ -137,9 +141,10 @@ def open_nifti(path: Path, plane: Plane) -> NiftiFile:
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         slope, intercept = (slope, 0.0) if math.isfinite(slope) else (0.0, 0.0)
     stored = np.dtype(VOXELS[code]).newbyteorder(header.dtype["datatype"].byteorder)
-    require_room(path, int(start) + math.prod(sizes) * stored.itemsize)
+    count = math.prod(channel_axes)
+    require_room(path, int(start) + math.prod(sizes) * count * stored.itemsize)
     geometry = _geometry(path, header, sizes, plane)
-    return NiftiFile(path, geometry, int(start), stored, slope, intercept)
+    return NiftiFile(path, geometry, int(start), stored, slope, intercept, count)
 
 
 def write_nifti(array: Array, geometry: Geometry, path: Path, *, extension: bytes = b"") -> None:

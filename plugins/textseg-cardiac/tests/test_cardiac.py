@@ -32,7 +32,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> CardiacPhantom:
 
 def mask_of(case: Case) -> np.ndarray:
     """[S, H, W] from base to apex."""
-    mask = read_labels(case.mask_path or "", "short_axis").array
+    mask = read_labels(case.mask or "", "short_axis").array
     return mask if case.facts["first_slice"] == "base" else mask[::-1]
 
 
@@ -166,8 +166,8 @@ def test_a_heart_is_read_alike_from_all_48_orientations_and_written_back(
     phantom: CardiacPhantom, tmp_path: Path
 ) -> None:
     (case, *_) = phantom.cases()  # a tilted one
-    image = sitk.ReadImage(str(case.mask_path))
-    expected = read_labels(case.mask_path or "", "short_axis").array
+    image = sitk.ReadImage(str(case.mask))
+    expected = read_labels(case.mask or "", "short_axis").array
     for number, (order, flips) in enumerate(product(permutations(range(3)), product((False, True), repeat=3))):
         path = tmp_path / f"{number}.mha"
         stored = sitk.Flip(sitk.PermuteAxes(image, order), flips, False)
@@ -226,7 +226,7 @@ def test_the_seed_decides_everything_and_impossible_settings_are_refused(tmp_pat
     settings = {"patients": 1, "slices": 3, "size": (24, 20), "spacing_mm": 8.0}
     first, second = (CardiacPhantom(folder=str(tmp_path / name), **settings) for name in "ab")
     third = CardiacPhantom(folder=str(tmp_path / "a"), seed=1, **settings)
-    images = [read_volume(phantom.cases()[0].image_path, "short_axis").array for phantom in (first, second, third)]
+    images = [read_volume(phantom.cases()[0].image, "short_axis").array for phantom in (first, second, third)]
     np.testing.assert_array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
     with pytest.raises(RecipeError, match="slice_distance_mm is 0"):

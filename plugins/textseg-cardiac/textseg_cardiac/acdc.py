@@ -38,7 +38,7 @@ class ACDC:
         self.atlas: Atlas = heart_acdc()
 
     def cases(self) -> Sequence[Case]:
-        """Return every frame, sorted by patient and frame; `mask_path` is None without a mask."""
+        """Return every frame, sorted by patient and frame; `mask` is None without a mask."""
         return self._cases
 
     def label_map(self, case: Case) -> LabelMap:
@@ -49,7 +49,7 @@ class ACDC:
         """Return the patients of the folders training and testing; None without them."""
         parts = {"train": "training", "test": "testing"}
         patients = {
-            part: sorted({case.patient for case in self._cases if case.image_path.parts[-3] == name})
+            part: sorted({case.patient for case in self._cases if Path(str(case.image)).parts[-3] == name})
             for part, name in parts.items()
         }
         return patients if all(patients.values()) else None
@@ -89,8 +89,8 @@ class ACDC:
             yield Case(
                 id=f"{folder.name}_frame{frame:02}",
                 patient=folder.name.removeprefix("patient"),
-                image_path=path,
-                mask_path=masks.get(frame),
+                image=path,
+                mask=masks.get(frame),
                 facts=self._facts(path, frame, information),
             )
 

@@ -109,7 +109,7 @@ def test_the_phantom_shows_the_levels_in_order_and_not_all_in_every_picture(phan
     assert split["test"]
     atlas, shown = phantom.atlas, []
     for case in cases:
-        mask = read(case.mask_path)
+        mask = read(case.mask)
         assert mask.shape == (9, 144, 112)
         middle = mask[4]
         seen = [name for name in atlas.sequence if (middle == atlas[name].index).sum() > 12]
@@ -126,7 +126,7 @@ def test_pictures_that_begin_below_c2_show_no_landmark(tmp_path: Path) -> None:
     phantom = CervicalPhantom(folder=str(tmp_path), cases=2, slices=3, begins_below="C2")
     atlas = phantom.atlas
     for case in phantom.cases():
-        levels = [name for name in atlas.sequence if (read(case.mask_path) == atlas[name].index).any()]
+        levels = [name for name in atlas.sequence if (read(case.mask) == atlas[name].index).any()]
         assert levels[0] in ("C2/C3", "C3", "C3/C4")
         assert {"C4", "C5", "C6"} <= set(levels)
         assert not {*atlas.landmarks} & {*levels}
@@ -134,7 +134,7 @@ def test_pictures_that_begin_below_c2_show_no_landmark(tmp_path: Path) -> None:
 
 def test_the_cord_is_darker_than_the_fluid_around_it_in_t2(phantom: Dataset) -> None:
     case = next(case for case in phantom.cases() if case.facts["sequence"] == "T2")
-    image, mask = read(case.image_path).astype(float), read(case.mask_path)
+    image, mask = read(case.image).astype(float), read(case.mask)
     cord = mask[4] == phantom.atlas["spinal cord"].index
     rows, columns = np.nonzero(cord)
     behind = [image[4, row, columns[rows == row].max() + 3] for row in np.unique(rows)]  # 3 pixels behind the cord

@@ -7,7 +7,14 @@ from typing import Annotated
 
 from typer import Exit, Option
 
-from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, split_parts
+from textseg.cli.options import (
+    DatasetFolder,
+    DatasetName,
+    DatasetOverrides,
+    dataset_of,
+    resamples_channels,
+    split_parts,
+)
 
 
 def check(
@@ -29,7 +36,7 @@ def check(
 
     source, parts = dataset_of(dataset, folder, overrides), split_parts(split)
     with counting("checking cases", transient=True) as progress:
-        checked = check_dataset(source, parts, progress=progress)
+        checked = check_dataset(source, parts, resample=resamples_channels(dataset), progress=progress)
     if json is not None:
         write_atomically(json, checked.as_json())
     print(*checked.lines, sep="\n", end="\n" * bool(checked.lines))

@@ -29,6 +29,7 @@ _apart: ContextVar[Path | None] = ContextVar("_apart", default=None)
 THICKEST_SLICE_MM = 6.0
 LOWEST_PICTURE_MM = 20.0
 FINEST_MM, COARSEST_MM = 0.01, 100.0  # spacing
+CONTRASTS = (T1, T2, T2_SPACE)
 MOST_CASES, MOST_VOXELS = 100_000, 2**27  # voxels are drawn in float64, several arrays at once
 ORIGIN_MM = (-110.0, 150.0)  # to posterior and to superior, of the first voxel
 
@@ -141,13 +142,14 @@ class SpinePhantom(PhantomFiles):
     Args:
         atlas: Its sequence must be covered by the levels of `anatomy`.
         folder: Where the files go.
-        cases: Series; some patients have T1 and T2.
+        cases: Series, of which some patients have T1 and T2; with `channels`, patients.
         slices: Of each series.
         size: H, W in pixels.
         spacing_mm: Of rows and columns.
         seed: Of all chance.
         begins_below: The lowest structure above the upper end of the pictures; None if the pictures are not cut there.
         ends_above: The highest structure below the lower end of the pictures; None if the pictures are not cut there.
+        channels: Sequences that every patient has, and that the reader joins to one case; none for single series.
     """
 
     anatomy: Anatomy
@@ -166,17 +168,20 @@ class SpinePhantom(PhantomFiles):
         seed: int,
         begins_below: str | None = None,
         ends_above: str | None = None,
+        channels: Sequence[str] = (),
     ) -> None:
         check_settings(cases=cases, slices=slices, size=size, spacing_mm=spacing_mm, seed=seed)
         self.atlas = atlas
         self.count, self.slices, self.spacing_mm, self.seed = cases, slices, float(spacing_mm), seed
         self.size = (int(size[0]), int(size[1]))
         self.begins_below, self.ends_above = begins_below, ends_above
+        self.channels = tuple(contrast for name in channels for contrast in CONTRASTS if contrast.sequence == name)
         self._check_ends()
         settings = [self.drawing, cases, slices, self.size, self.spacing_mm, seed, asdict(self.anatomy)]
         # Whole pictures keep the folder that they had before pictures could be cut
         cut = [[begins_below, ends_above]] if begins_below or ends_above else []
-        super().__init__(folder, [*settings, *cut])
+        joined = [["channels", *channels]] if channels else []
+        super().__init__(folder, [*settings, *cut, *joined])
 
     def values(self) -> Mapping[str, int]:
         """Return the value in a mask of each structure: its class index, unless a subclass has other values.
@@ -192,12 +197,13 @@ class SpinePhantom(PhantomFiles):
         return {structure.name: structure.index for structure in self.atlas.structures}
 
     def patients(self) -> Iterator[Patient]:
-        """Draw patients until they have `cases` series."""
+        """Draw patients until they have `cases` series, or until there are as many where each has all channels."""
         remaining, number = self.count, 0
         while remaining:
             number += 1
-            contrasts = {2: (T1, T2), 4: (T2_SPACE,), 5: (T1,)}.get(number % 6, (T2,))[:remaining]
-            remaining -= len(contrasts)
+            series = {2: (T1, T2), 4: (T2_SPACE,), 5: (T1,)}.get(number % 6, (T2,))[:remaining]
+            contrasts = self.channels or series
+            remaining -= 1 if self.channels else len(series)
             random = np.random.default_rng((self.seed, number, 0))
             yield Patient(
                 number=number,
