@@ -57,8 +57,9 @@ class OutputChecks:
         self.segmenter, self.class_count = segmenter, experiment.task.class_count
         self.compiled = experiment.recipe.training.compile
         component, model, network = experiment.registry.component, experiment.recipe.model, segmenter.network
-        kinds = ("vision_encoder", "fusion") if isinstance(network, TextGuidedNetwork) else ("network",)
-        modules = {kind: cast(nn.Module, getattr(network, kind, network)) for kind in kinds}
+        modules: dict[str, Any] = {"network": network}
+        if isinstance(network, TextGuidedNetwork):
+            modules = {"vision_encoder": network.vision_encoder, "fusion": network.fusion}
         self.model = {kind: Part(component(kind, getattr(model, kind).use), module) for kind, module in modules.items()}
         self.auxiliary = {name: Part(component("auxiliary_loss", name), loss) for name, loss in auxiliary.items()}
         self._running: list[Part] = []
