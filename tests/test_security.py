@@ -15,6 +15,12 @@ PROMISES = {
         "training/test_many_runs.py::test_the_command_does_this_run_alone",
         "recipe/test_received.py::test_code_other_than_the_recorded_code_is_refused_even_then",
     ],
+    "Local code": [
+        "recipe/test_received.py::test_local_code_needs_the_word_of_the_person",
+        "recipe/test_received.py::test_other_local_code_is_refused_also_with_consent",
+        "recipe/test_received.py::test_a_bundle_runs_no_local_code",
+        "training/test_run.py::test_a_run_with_local_code_keeps_a_copy_that_runs_only_with_consent",
+    ],
     "Checkpoints": [
         "runs/test_folder.py::test_checkpoints_hold_tensors_and_plain_python_only",
         "runs/test_folder.py::test_a_bit_flipped_anywhere_in_a_checkpoint_never_gives_other_weights",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 hookspec = pluggy.HookspecMarker("textseg")
 hookimpl = pluggy.HookimplMarker("textseg")
+MARK = "textseg_impl"  # the attribute that it gives to a function
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from textseg.errors import RecipeError
+from textseg.errors import PluginError, RecipeError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.received import code_of
 from textseg.recipe.schema import ComponentSpec
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import Register, Registry
+from textseg.registry.local_code import load_code
 
 RECIPE = """\
 format: 1
@@ -138,3 +139,70 @@ def test_tags_that_build_objects_are_refused(tmp_path: Path, registry: Registry)
     with pytest.raises(RecipeError, match="guided.yaml"):
         load_recipe(tmp_path / "guided.yaml", registry=registry)
     assert not (tmp_path / "made").exists()
+
+
+LOCAL = "import textseg\n\n@textseg.component('fusion', 'mine')\ndef mine(task, features): ...\n"
+
+
+@pytest.fixture
+def made_with_code(tmp_path: Path) -> Path:
+    """The recipe of a run that was made with `--code my_parts.py`."""
+    folder = tmp_path / "local"
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "my_parts.py").write_text(LOCAL)
+    recipe = RECIPE.replace("mixer", "mine").replace("remote_code: true", "remote_code: false")
+    (folder / "recipe.yaml").write_text(recipe)
+    facts = {"fusion mine": {"distribution": "my_parts.py", "version": "not installed", "source": {}}}
+    digest = hashlib.sha256(LOCAL.encode()).hexdigest()
+    (folder / "run.json").write_text(json.dumps({"local_code": {"my_parts.py": digest}, "components": facts}))
+    return folder / "recipe.yaml"
+
+
+def test_local_code_needs_the_word_of_the_person(made_with_code: Path, registry: Registry) -> None:
+    digest = hashlib.sha256(LOCAL.encode()).hexdigest()
+    with pytest.raises(RecipeError, match=f"made with --code, .*my_parts.py' .sha256 {digest}.*add --trust-code"):
+        load_recipe(made_with_code, registry=registry)
+    recipe = load_recipe(made_with_code, registry=registry, trust_code=True)
+    assert recipe.model.fusion is not None
+    assert recipe.model.fusion.use == "mine"
+    assert load_recipe(made_with_code, registry=registry) == recipe, "it runs in this process already"
+
+
+def test_other_local_code_is_refused_also_with_consent(made_with_code: Path, registry: Registry) -> None:
+    file = made_with_code.parent / "code" / "my_parts.py"
+    file.write_text(LOCAL + "# edited\n")
+    with pytest.raises(PluginError, match="is not the code that the run was trained with: its sha256 is "):
+        load_recipe(made_with_code, registry=registry, trust_code=True)
+    file.unlink()
+    with pytest.raises(RecipeError, match="my_parts.py' is missing. Restore it"):
+        load_recipe(made_with_code, registry=registry, trust_code=True)
+
+
+def test_a_run_of_other_code_than_the_loaded_one_is_refused(made_with_code: Path, registry: Registry) -> None:
+    file = made_with_code.parent / "my_parts.py"
+    file.write_text(LOCAL + "# of a later experiment\n")
+    load_code(file, registry)
+    with pytest.raises(RecipeError, match="made with another 'my_parts.py' .* Open the run in a process of its own"):
+        load_recipe(made_with_code, registry=registry, trust_code=True)
+
+
+def test_who_does_not_build_local_code_needs_none(made_with_code: Path, registry: Registry) -> None:
+    assert load_recipe(made_with_code, registry=registry, builds=["dataset"]).dataset.use == "slices"
+    assert registry.local_code == {}
+
+
+@pytest.mark.parametrize("name", ["../my_parts.py", "code/../../my_parts.py"])
+def test_local_code_lies_in_the_folder_of_the_run(name: str, made_with_code: Path, registry: Registry) -> None:
+    (made_with_code.parent / "my_parts.py").write_text(LOCAL)
+    record = json.loads((made_with_code.parent / "run.json").read_text())
+    record["local_code"] = {name: hashlib.sha256(LOCAL.encode()).hexdigest()}
+    (made_with_code.parent / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError, match="is missing"):
+        load_recipe(made_with_code, registry=registry, trust_code=True)
+
+
+def test_a_bundle_runs_no_local_code(made_with_code: Path, registry: Registry) -> None:
+    (made_with_code.parent / "bundle.json").write_text("{}")
+    with pytest.raises(RecipeError, match="There is no fusion 'mine'"):
+        load_recipe(made_with_code, registry=registry, trust_code=True)
+    assert registry.local_code == {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -7,16 +8,24 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import textseg
 from textseg.cli.entry import main
 from textseg.errors import DataError, RunError, TextsegError
+from textseg.export.bundle import export_bundle
+from textseg.inference.loading import load_model
 from textseg.metrics.scores import read_scores
 from textseg.recipe.loading import load_recipe
+from textseg.registry.discovery import installed_registry
+from textseg.reports.figure import features_figure
+from textseg.reports.probe_report import probe_run
 from textseg.reports.run_evaluation import evaluate_run
 from textseg.runs.folder import RunFolder
 from textseg.runs.listing import list_runs
@@ -25,6 +34,7 @@ from textseg.training import record as recording
 from textseg.training import run as running
 from textseg.training.loop import Training
 from textseg.training.record import RunRecord
+from textseg.training.reproduce import reproduce
 from textseg.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -469,3 +479,73 @@ def test_a_run_without_text(tiny_recipe: Path, tmp_path: Path, capsys: pytest.Ca
     assert all(math.isnan(row.value) or row.value >= 0 for row in read_scores(folder / "scores.csv"))
     with pytest.raises(RunError, match="reads no text, so there are no 'ground_truth' prompts"):
         evaluate_run(folder, prompts="ground_truth")
+
+
+PARTS = """
+import textseg
+from stranger import Plain
+
+@textseg.component("network", "mine")
+class Mine(Plain):
+    '''A network of a file.'''
+"""
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Nothing that a test loads stays in the registry."""
+    installed_registry.cache_clear()
+    yield
+    installed_registry.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_run_with_local_code_keeps_a_copy_that_runs_only_with_consent(tiny_recipe: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "my_parts.py"
+    parts.write_text(PARTS)
+    model = ["prompts=null", "auxiliary_losses=[]", "model={network: {use: mine}}", "training.epochs=1"]
+    with pytest.raises(TextsegError, match="There is no network 'mine'"):
+        run(tiny_recipe, overrides=model, output=tmp_path / "runs")
+    folder = RunFolder(run(tiny_recipe, overrides=model, output=tmp_path / "runs", code=[parts]))
+    assert (folder.code / "my_parts.py").read_text() == PARTS
+    record, digest = folder.read(), hashlib.sha256(PARTS.encode()).hexdigest()
+    assert record["local_code"] == {"my_parts.py": digest}
+    assert record["components"]["network mine"]["source"] == {"my_parts.py": digest}
+    output = tmp_path / "bundle"
+    with pytest.raises(TextsegError, match="network 'mine' comes from the file 'my_parts.py'"):
+        export_bundle(folder, load_model(folder.path), output)
+    assert not output.exists()
+
+    openings: list[Callable[..., Any]] = [
+        load_model,
+        evaluate_run,
+        probe_run,
+        partial(reproduce, output=tmp_path / "again", dry_run=True),
+        lambda path, **consent: run(path / "recipe.yaml", output=tmp_path / "again", dry_run=True, **consent),
+        lambda path, **consent: features_figure([path], **consent),
+    ]
+    for opening in openings:
+        installed_registry.cache_clear()  # as in another process
+        with pytest.raises(TextsegError, match="made with --code, .* add --trust-code"):
+            opening(folder.path)
+    assert load_model(folder.path, trust_code=True).name == "tiny"
+    installed_registry.cache_clear()
+    run(tiny_recipe, overrides=model, output=tmp_path / "runs", code=[parts])  # finished earlier
+    parts.write_text(PARTS + "# edited")
+    with pytest.raises(RunError, match="network 'mine': its code changed: my_parts.py"):
+        run(tiny_recipe, overrides=[*model, "training.epochs=2"], output=tmp_path / "runs", code=[parts])
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_several_processes_do_not_have_a_class_of_this_session(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.launching, "check_devices", lambda settings: None)
+    import stranger  # type: ignore[import-not-found]
+
+    textseg.component("network", "mine")(stranger.Plain)
+    model = ["prompts=null", "auxiliary_losses=[]", "model={network: {use: mine}}", "training.devices=2"]
+    with pytest.raises(RunError, match="network 'mine' is a class of this Python session"):
+        run(tiny_recipe, overrides=model, output=tmp_path)
+    with pytest.raises(RunError, match="several processes read the recipe from a file"):
+        run(load_recipe(tiny_recipe, ["training.devices=2"]), output=tmp_path)

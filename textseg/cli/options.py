@@ -25,7 +25,11 @@ TrainedOverrides = Annotated[
 ]
 Fresh = Annotated[bool, Option("--fresh", help="Move an earlier run aside instead of resuming it.")]
 TrustCode = Annotated[
-    bool, Option("--trust-code", help="Let the recipe of a run folder or bundle run code of a model that it names.")
+    bool, Option("--trust-code", help="Let the recipe of a run folder or bundle run code that came with it.")
+]
+Code = Annotated[
+    list[Path] | None,
+    Option("--code", metavar="FILE", help="A Python file with components of the recipe. May be repeated."),
 ]
 ChangedCode = Annotated[
     bool,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from textseg.cli.options import ChangedCode, DryRun, Fresh, RecipeOverrides, TrustCode, numbers
+from textseg.cli.options import ChangedCode, Code, DryRun, Fresh, RecipeOverrides, TrustCode, numbers
 
 
 def run(
@@ -21,6 +21,7 @@ def run(
     output: Annotated[Path, Option(metavar="DIR", help="The folder for the run folders.")] = Path("runs"),
     fresh: Fresh = False,
     dry_run: DryRun = False,
+    code: Code = None,
     trust_code: TrustCode = False,
     changed_code: ChangedCode = False,
     jobs: Annotated[int, Option(min=1, metavar="N", help="Run so many at once, each with its share of the cores.")] = 1,
@@ -36,7 +37,7 @@ def run(
     from textseg.training.many_runs import plan_runs, run_all
 
     warn_of_faults()
-    planned = plan_runs(recipes, overrides or [], chosen, folds, output, trust_code=trust_code)
+    planned = plan_runs(recipes, overrides or [], chosen, folds, output, code=code or [], trust_code=trust_code)
     options = {"fresh": fresh, "dry_run": dry_run, "trust_code": trust_code, "changed_code": changed_code}
     if len(planned) > 1:
         # Dry runs go one after the other: with several at once, each would write what it prints to a file.
@@ -45,4 +46,4 @@ def run(
     from textseg.training.run import run as run_recipe
 
     (only,) = planned
-    run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, **options)
+    run_recipe(only.recipe, overrides=only.overrides, seed=only.seed, output=output, code=code or [], **options)

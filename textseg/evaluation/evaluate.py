@@ -193,7 +193,7 @@ def check_data(experiment: Experiment, folder: RunFolder) -> None:
             "again: textseg run RECIPE --fresh"
         )
     recorded = folder.read().get("components", {})
-    changes = component_changes(recorded, experiment.component_facts(), of=(*PREDICTING, "dataset"))
+    changes = component_changes(recorded, experiment.component_facts(), of=PREDICTING | {"dataset"})
     warn_of_changes(folder.path, changes)
 
 

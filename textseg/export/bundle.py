@@ -19,6 +19,7 @@ from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import dump, required_components
 from textseg.registry.discovery import installed_registry
 from textseg.registry.kinds import TO_PREDICT
+from textseg.registry.local_code import require_installed
 from textseg.runs.experiment import build_segmenter
 from textseg.runs.folder import RunFolder
 from textseg.runs.task_record import write_task
@@ -39,6 +40,9 @@ def export_bundle(folder: RunFolder, model: TrainedModel, output: Path, *, onnx:
     With `onnx` its network is a graph for ONNX Runtime and OpenVINO. Raises RunError where `output` exists or can't be
     written, and where the graph would not be the same model.
     """
+    needed = required_components(model.recipe, TO_PREDICT)
+    used = [installed_registry().component(kind, spec.use) for kind, spec in needed]
+    require_installed(used, "A bundle holds no code")
     with written_whole(output, "bundle") as bundle:
         agreement = _write_bundle(bundle, folder, model, onnx=onnx)
     return f"{output}\n{agreement}" if agreement else str(output)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
-from textseg.recipe.received import CONSENT, is_received, refusal
+from textseg.recipe.received import CONSENT, is_received, load_local_code, refusal
 from textseg.recipe.schema import ComponentSpec, Recipe
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
@@ -25,27 +25,30 @@ from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
 from textseg.system.user_files import read_text
 
+TEXT = Path("<text>")  # in place of the file in messages
+
 
 def load_recipe(
-    path: Path,
+    recipe: Path | str,
     overrides: Sequence[str] = (),
     registry: Registry | None = None,
     *,
     trust_code: bool = False,
     builds: Container[str] = KINDS,
 ) -> Recipe:
-    """Read a recipe, given its file or the name of an installed recipe, and apply `--set` values ("training.epochs=5").
+    """Read a recipe, and apply `--set` values ("training.epochs=5").
 
-    The file must have the name of the recipe, or be the copy in a run folder, which is always called recipe.yaml.
-    Raises RecipeError with a line for each mistake, with the line number in the file, or with the `--set` value.
+    `recipe` is a file, the name of an installed recipe, or the text of a recipe, which has several lines. A file must
+    have the name of its recipe, or be the copy in a run folder, which is always called recipe.yaml. Raises RecipeError
+    with a line for each mistake, with the line number in the file, or with the `--set` value.
 
     The code of models that such a copy names is refused without `trust_code`; see `textseg.recipe.received`. `builds`
     are the kinds of components that the caller builds, all by default. Components that only a training or an evaluation
     needs may be missing if the caller does not build them.
     """
     registry = installed_registry() if registry is None else registry
-    path = recipe_file(path, registry)
-    data, places = read(path)
+    path = TEXT if is_text(recipe) else recipe_file(Path(recipe), registry)
+    data, places = read(path) if path is not TEXT else parse(str(recipe), TEXT)
     unusable: list[str] = []
     for override in overrides:
         try:
@@ -62,14 +65,17 @@ def load_recipe(
             spec["use"] = name
 
     mistakes += [mistake for mistake in _cross_mistakes(data, path.stem) if mistake[0] not in unresolved]
-    recipe: Recipe | None = None
+    resolved: Recipe | None = None
     try:
         # Strict JSON allows what a text file can mean: a list may become a tuple, but "3" does not become a number.
-        recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+        resolved = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
+    left_out = load_local_code(path, registry, builds, trust_code=trust_code) if is_received(path) else set()
     for at, kind, spec in _components(data):
         if kind not in builds and kind not in TO_PREDICT:  # a model is used without what only its training needed
+            continue
+        if f"{kind} {spec['use']}" in left_out:
             continue
         inside = _component_mistakes(spec, kind, registry)
         if isinstance(at_path(data, at), str):
@@ -78,16 +84,21 @@ def load_recipe(
     for at, kind, spec in _components(data) if is_received(path) else ():
         if kind in builds and (reason := refusal(spec, path, trust_code=trust_code)):
             mistakes.append(((*at, CONSENT), reason))
-    if mistakes or unusable or recipe is None:
+    if mistakes or unusable or resolved is None:
         raise RecipeError("\n".join([*places.report(mistakes), *unusable]))
-    if recipe.split.file is not None:
-        file = (path.parent / recipe.split.file).resolve()
-        recipe = recipe.model_copy(update={"split": recipe.split.model_copy(update={"file": file})})
-    return recipe
+    if resolved.split.file is not None:
+        file = (path.parent / resolved.split.file).resolve()
+        resolved = resolved.model_copy(update={"split": resolved.split.model_copy(update={"file": file})})
+    return resolved
+
+
+def is_text(recipe: Path | str) -> bool:
+    """Return True for the text of a recipe, which has several lines, in place of its file or its name."""
+    return isinstance(recipe, str) and "\n" in recipe
 
 
 def load_trained_recipe(
-    path: Path, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = TO_EVALUATE
+    path: Path | str, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = TO_EVALUATE
 ) -> Recipe:
     """Read the recipe of a finished run. `--set` values may say where the data are, and how the model is evaluated.
 
@@ -123,7 +134,7 @@ def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str,
 
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:
     name = data.get("name")
-    if isinstance(name, str) and stem not in (name, "recipe"):
+    if isinstance(name, str) and stem not in (name, "recipe", TEXT.stem):
         yield ("name",), f"'{shortened(name)}' must be the name of its file: write '{stem}', or rename the file."
 
 
@@ -214,6 +225,11 @@ def read(path: Path) -> tuple[dict[str, Any], Places]:
         text = read_text(path)
     except DataError as error:
         raise RecipeError(str(error)) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> tuple[dict[str, Any], Places]:
+    """Return the values in the text of a recipe, and their origins in `path`. Raises RecipeError."""
     try:
         data, lines = yaml_text.parse(text)
     except yaml_text.YamlError as error:

@@ -6,7 +6,7 @@ for the person who uses it, so that person says it at the command line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,13 @@ from pydantic import BaseModel
 
 from textseg.errors import RecipeError, RunError, TextsegError
 from textseg.recipe.schema import ComponentSpec
+from textseg.registry.discovery import Registry
+from textseg.registry.kinds import KINDS
+from textseg.registry.local_code import load_code
 from textseg.system.hub import HubModel
 from textseg.system.own_files import read_json
 
+LOCAL_CODE = "code"  # the folder of a run with the files of `--code`
 CONSENT = "remote_code"  # the setting of a component that runs code of a model
 BESIDE = ("run.json", "bundle.json")  # files beside a recipe that came with a run or a bundle
 SHOWN = 5  # files that a message names
@@ -26,6 +30,49 @@ class _Record(BaseModel):
     """The part of run.json that this module reads."""
 
     code: dict[str, dict[str, str]] = {}
+    local_code: dict[str, str] = {}
+    components: dict[str, dict[str, Any]] = {}
+
+
+def load_local_code(path: Path, registry: Registry, builds: Container[str], *, trust_code: bool) -> set[str]:
+    """Execute the files of `--code` that a run folder holds, if the components to build come from them.
+
+    `path` is the recipe of the run. A file that is loaded already, with the same content, needs no other consent.
+    Returns the "kind name" of each component that is left out, since nobody builds it. Raises RecipeError without
+    consent, and for a file that is not the one that the run was trained with.
+    """
+    if (path.parent / "bundle.json").exists():
+        return set()  # a bundle holds no code
+    try:
+        record = read_json(path.parent / "run.json", _Record, "Restore it.")
+    except FileNotFoundError:
+        return set()
+    except RunError as error:  # who needs the record says what is wrong with it
+        if (path.parent / LOCAL_CODE).exists():
+            raise RecipeError(f"{path}: {error}") from error
+        return set()
+    files: dict[str, str] = record.get("local_code", {})
+    local = {key for key, facts in record.get("components", {}).items() if facts.get("distribution") in files}
+    if not all(kind in builds for kind in KINDS) and not any(key.partition(" ")[0] in builds for key in local):
+        return local
+    for name, digest in sorted(files.items()):
+        loaded, file = registry.local_code.get(name), path.parent / LOCAL_CODE / name
+        if loaded is not None and loaded.sha256 == digest:
+            continue
+        if loaded is not None:
+            raise RecipeError(
+                f"{path}: this run was made with another '{name}' than the one that is loaded here: its sha256 is "
+                f"{digest}, not {loaded.sha256}. Open the run in a process of its own."
+            )
+        if Path(name).name != name or not file.is_file():
+            raise RecipeError(f"{path}: this run was made with --code, and its file '{file}' is missing. Restore it.")
+        if not trust_code:
+            raise RecipeError(
+                f"{path}: this run was made with --code, and would execute '{file}' (sha256 {digest}). Read the code. "
+                "If you trust it, add --trust-code (in Python: trust_code=True)."
+            )
+        load_code(file, registry, recorded=digest)
+    return set()
 
 
 def is_received(path: Path) -> bool:

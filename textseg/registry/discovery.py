@@ -8,9 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 import pluggy
@@ -78,6 +79,16 @@ class Register:
         self.components.append(Component(kind, name, builder, *origin, package=plugin.package, needs=needs))
 
 
+@dataclass(frozen=True)
+class LocalCode:
+    """A Python file that is not installed, as it was when it was executed."""
+
+    name: str
+    content: bytes
+    sha256: str
+    has_hooks: bool
+
+
 class Registry:
     """Plug-ins and their components.
 
@@ -92,13 +103,31 @@ class Registry:
         hooks: pluggy.PluginManager | None = None,
     ) -> None:
         self.plugins: list[Plugin] = sorted(plugins, key=lambda plugin: plugin.name)
-        self._hooks = hooks
+        self.local_code: dict[str, LocalCode] = {}  # by the name of the file
+        self.hooks = hooks
         by_name: dict[tuple[str, str], list[Component]] = {}
         for component in components:
             by_name.setdefault((component.kind, component.name), []).append(component)
         self._components = {key: some[0] for key, some in by_name.items() if len(some) == 1}
         self._warned: set[tuple[str, str]] = set()
         self._collisions = {key: collision(some) for key, some in by_name.items() if len(some) > 1}
+
+    def adopt(self, plugin: str, components: Sequence[Component], *, keep: bool = False) -> None:
+        """Add components of a file or a session, in place of its earlier ones, or `keep` those with other names.
+
+        Raises PluginError for a name that another plug-in uses.
+        """
+        for component in components:
+            key = component.kind, component.name
+            taken = self._components.get(key)
+            if key in self._collisions or (taken is not None and taken.plugin != plugin):
+                user = f"{taken.origin} has it" if taken is not None else self._collisions[key]
+                raise PluginError(
+                    f"{component.kind} '{component.name}' of {plugin}: the name is in use: {user}. Choose another name."
+                )
+        if not keep:
+            self._components = {key: each for key, each in self._components.items() if each.plugin != plugin}
+        self._components |= {(component.kind, component.name): component for component in components}
 
     @property
     def faults(self) -> list[str]:
@@ -129,7 +158,7 @@ class Registry:
     def _answers(self, hook: str, read: Callable[[Any], T], **arguments: object) -> list[tuple[str, T]]:
         """Call a hook in every plug-in: the name of each plug-in, and what `read` makes of its answer."""
         answers: list[tuple[str, T]] = []
-        for implementation in getattr(self._hooks.hook, hook).get_hookimpls() if self._hooks else ():
+        for implementation in getattr(self.hooks.hook, hook).get_hookimpls() if self.hooks else ():
             plugin = implementation.plugin_name
             try:
                 answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
@@ -275,7 +304,19 @@ def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugi
     """Import a plug-in, give its hooks to `hooks`, and return its components. Raises whatever is wrong with it."""
     if why := misfit(plugin, __version__):
         raise PluginError(why)
-    module = entry_point.load()
+    return _register_module(hooks, entry_point.load(), plugin, entry_point.value)
+
+
+def hooks_of(registry: Registry, module: ModuleType, plugin: Plugin) -> list[Component]:
+    """Add the hooks of a file to a registry, in place of its earlier ones, and return the components of the file."""
+    if registry.hooks is None:
+        registry.hooks = hook_caller()
+    if registry.hooks.has_plugin(plugin.name):
+        registry.hooks.unregister(name=plugin.name)
+    return _register_module(registry.hooks, module, plugin, plugin.name)
+
+
+def _register_module(hooks: pluggy.PluginManager, module: ModuleType, plugin: Plugin, origin: str) -> list[Component]:
     others = hooks.get_plugins()
     hooks.register(module, plugin.name)
     try:
@@ -283,9 +324,9 @@ def register(hooks: pluggy.PluginManager, entry_point: EntryPoint, plugin: Plugi
         # pluggy takes a function of any name that is marked, and calls none that it doesn't know
         known = [name for name in vars(hookspecs) if name.startswith("textseg_")]
         if unknown := [hook.name for hook in marked if hook.name not in known]:
-            raise TypeError(f"{entry_point.value} marks '{unknown[0]}' with @hookimpl.{suggestion(unknown[0], known)}")
+            raise TypeError(f"{origin} marks '{unknown[0]}' with @hookimpl.{suggestion(unknown[0], known)}")
         if not marked:
-            raise TypeError(f"{entry_point.value} has no function marked with @hookimpl, such as 'textseg_register'")
+            raise TypeError(f"{origin} has no function marked with @hookimpl, such as 'textseg_register'")
         collected = Register(plugin)
         hooks.subset_hook_caller("textseg_register", others)(register=collected)
     except BaseException:

@@ -20,10 +20,12 @@ from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
-from textseg.recipe.loading import required_components
+from textseg.recipe.loading import load_recipe, required_components
 from textseg.recipe.schema import ComponentSpec, PromptSettings, Recipe
 from textseg.registry.component import Component
-from textseg.registry.discovery import Registry, installed_registry
+from textseg.registry.discovery import LocalCode, Registry, installed_registry
+from textseg.registry.kinds import KINDS
+from textseg.registry.local_code import local_code_of
 from textseg.runs.identity import component_facts
 from textseg.runs.task_record import TaskRecord
 from textseg.system.files import cache_folder, content_hash
@@ -77,6 +79,12 @@ class Experiment:
     def components(self) -> list[Component]:
         """The components that the recipe uses."""
         return [self.registry.component(kind, spec.use) for kind, spec in required_components(self.recipe)]
+
+    @property
+    def local_code(self) -> list[LocalCode]:
+        """The files outside of installed packages that the run executes: of its components, and those with hooks."""
+        used = required_components(self.recipe, KINDS)
+        return local_code_of(self.registry, [self.registry.component(kind, spec.use) for kind, spec in used])
 
     def component_facts(self) -> dict[str, Any]:
         """Return distribution, version and code of each component, and the fingerprint of the text encoder."""
@@ -136,12 +144,16 @@ class Experiment:
 
 
 def build(
-    recipe: Recipe, *, also: Sequence[Source] = (), named: str | None = None, progress: Progress = lambda *_: None
+    recipe: Recipe | Path | str,
+    *,
+    also: Sequence[Source] = (),
+    named: str | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Experiment:
     """Find, prepare and split the cases; write and encode the prompts of every source that the run needs.
 
     Args:
-        recipe: checked.
+        recipe: what `load_recipe` returns, or what it reads: a file, a name or a text.
         also: prompt sources beyond those of the recipe.
         named: the structures that a person names in the test cases, for `interactive` prompts: see `read_cases`;
             without it the person is simulated.
@@ -151,6 +163,7 @@ def build(
     missing or damaged data.
     """
     registry = installed_registry()
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # 1. Check that the parts of the recipe fit together, before hours of preparation.
     _check_parts(recipe, registry)
     # 2. The cases of the data set.

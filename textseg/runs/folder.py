@@ -62,6 +62,7 @@ class RunFacts(BaseModel):
     best: dict[str, float] = {}
     obedience: dict[str, Any] | None = None
     code: dict[str, dict[str, str]] = {}
+    local_code: dict[str, str] = {}
 
 
 class RunFolder:
@@ -72,6 +73,7 @@ class RunFolder:
         # The inputs of a run and its record.
         self.recipe, self.record = path / "recipe.yaml", path / "run.json"
         self.split, self.task = path / "split.json", path / "task.json"
+        self.code = path / "code"
         self.prompts, self.visible = path / "prompts.jsonl", path / "visible.csv"
         # Its results.
         self.predictions, self.predictions_index = path / "predictions", path / "predictions" / "cases.json"

@@ -10,13 +10,12 @@ from textseg.recipe.loading import required_components
 from textseg.recipe.schema import Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry
-from textseg.registry.kinds import KINDS
+from textseg.registry.kinds import TO_EVALUATE, TO_PREDICT
 from textseg.registry.source import source_of
 
 Facts = Mapping[str, Mapping[str, Any]]  # "fusion hasf" -> its distribution, version, source and weights
-SCORING = [kind for kind, row in KINDS.items() if row.used_in == "evaluation"]  # they change scores and no weights
-NOT_TRAINING = [*SCORING, *(kind for kind, row in KINDS.items() if row.used_in == "logging")]
-PREDICTING = [kind for kind, row in KINDS.items() if row.used_in == "everywhere" and kind not in ("atlas", "dataset")]
+SCORING = TO_EVALUATE - TO_PREDICT  # kinds that change scores and no weights
+PREDICTING = TO_PREDICT - {"atlas", "dataset"}
 
 
 def component_facts(components: Iterable[Component], weights: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def changed_facts(record: Mapping[str, Any], now: Facts) -> dict[str, Any]:
 
 def changes_since(recorded: Facts, recipe: Recipe, registry: Registry, *, frozen_text: bool = False) -> list[str]:
     """Return a sentence for each change in the code of a trained model, which may have the features of its texts."""
-    kinds = {*PREDICTING} - ({"text_encoder"} if frozen_text else set())
+    kinds = PREDICTING - ({"text_encoder"} if frozen_text else set())
     used = [(kind, spec) for kind, spec in required_components(recipe) if kind in kinds]
     return component_changes(recorded, component_facts(registry.component(kind, spec.use) for kind, spec in used))
 

@@ -25,9 +25,17 @@ GRACE = 5.0  # seconds that a process with an error waits, so that the process t
 LAUNCHED = "TEXTSEG_LAUNCHED"  # set in the processes that `run_together` starts
 
 
-def run_command(recipe: Path, overrides: Sequence[str], seed: int | None, output: Path, **flags: bool) -> list[str]:
+def run_command(
+    recipe: Path,
+    overrides: Sequence[str],
+    seed: int | None,
+    output: Path,
+    code: Sequence[Path | str] = (),
+    **flags: bool,
+) -> list[str]:
     """Return the command line that does one run alone; `flags` are options without a value, such as `fresh`."""
-    values = [part for value in overrides for part in ("--set", value)]
+    values = [part for file in code for part in ("--code", str(file))]
+    values += [part for value in overrides for part in ("--set", value)]
     options = [f"--{name.replace('_', '-')}" for name, given in flags.items() if given]
     seeds = [] if seed is None else ["--seeds", str(seed)]
     # -P: nothing is imported from the current folder, which may be one that somebody sent.

@@ -18,6 +18,7 @@ from textseg.data.splits import read_folds
 from textseg.errors import RecipeError, RunError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import Recipe
+from textseg.registry.local_code import load_code
 from textseg.runs.folder import RunFolder
 from textseg.system import children
 from textseg.system.files import open_owned
@@ -35,10 +36,11 @@ class PlannedRun:
     seed: int | None
     folder: Path
     output: Path
+    code: tuple[Path, ...] = ()
 
     def command(self, **flags: bool) -> list[str]:
         """Return the command line that does this run alone."""
-        return run_command(self.recipe, self.overrides, self.seed, self.output, **flags)
+        return run_command(self.recipe, self.overrides, self.seed, self.output, self.code, **flags)
 
 
 def plan_runs(
@@ -48,13 +50,16 @@ def plan_runs(
     folds: str | None,
     output: Path,
     *,
+    code: Sequence[Path] = (),
     trust_code: bool = False,
 ) -> list[PlannedRun]:
     """Return a run for each recipe, fold and seed; all recipes are checked before the first run trains for hours.
 
-    `folds` is "0,1" or "all". Raises RecipeError for a mistake in a recipe, for a fold that does not exist, and for two
-    runs that would use the same folder.
+    `folds` is "0,1" or "all". `code` are files with components that are not installed. Raises RecipeError for a mistake
+    in a recipe, for a fold that does not exist, and for two runs that would use the same folder.
     """
+    for file in code:
+        load_code(file)
     planned: dict[Path, PlannedRun] = {}
     for recipe in dict.fromkeys(recipes):
         for fold in _folds(folds, recipe, load_recipe(recipe, overrides, trust_code=trust_code)):
@@ -62,7 +67,7 @@ def plan_runs(
                 values = (*overrides, *fold)
                 seeded = [*values, *([] if seed is None else [f"seed={seed}"])]
                 resolved = load_recipe(recipe, seeded, trust_code=trust_code)
-                run = PlannedRun(recipe, values, seed, RunFolder.of(resolved, output).path, output)
+                run = PlannedRun(recipe, values, seed, RunFolder.of(resolved, output).path, output, tuple(code))
                 if (first := planned.setdefault(run.folder, run)) is not run:
                     raise RecipeError(
                         f"'{first.recipe}' and '{recipe}' would both run in '{run.folder}'. Give each its own name or "

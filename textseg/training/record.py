@@ -49,6 +49,8 @@ class RunRecord:
         split = {**asdict(experiment.split), "hash": experiment.split.hash}
         write_atomically(folder.split, json.dumps(split, indent=1) + "\n")
         write_task(folder.task, experiment.record)
+        for code in experiment.local_code:
+            write_atomically(folder.code / code.name, code.content)
         if experiment.text is not None:
             write_prompt_table(folder.prompts, experiment.text.rows)
 
@@ -79,7 +81,8 @@ class RunRecord:
     def kept(self) -> Iterator[None]:
         """Keep the record up to date while a run trains and is scored, and call the hooks at its start and its end."""
         experiment, folder = self.experiment, self.folder
-        self.before = folder.update(failure=None)
+        local_code = {code.name: code.sha256 for code in experiment.local_code}
+        self.before = folder.update(failure=None, local_code=local_code)
         experiment.registry.notify("textseg_run_started", experiment.run(folder.path, self.before))
         try:
             yield

@@ -75,8 +75,14 @@ def reproduce(
     if dry_run:
         return folder.path
     del experiment
-    options = {"fresh": fresh, "trust_code": trust_code, "changed_code": changed_code}
-    run(original.recipe, overrides=overrides, output=output, **options)
+    run(
+        original.recipe,
+        overrides=overrides,
+        output=output,
+        fresh=fresh,
+        trust_code=trust_code,
+        changed_code=changed_code,
+    )
     differs = differences(recipe, asked, {key: record.get(key) for key in RECORDED}, folder.read())
     differs |= changed_prompts(original, folder)
     weights, scores = compare_weights(original, folder), compare_scores(original, folder)

@@ -26,12 +26,14 @@ from textseg.metrics.scores import Score, read_scores
 from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
-from textseg.recipe.loading import dump, load_recipe
+from textseg.recipe.loading import dump, is_text, load_recipe, required_components
 from textseg.recipe.schema import Recipe, TrainingSettings
+from textseg.registry.discovery import installed_registry
+from textseg.registry.local_code import SESSION, load_code
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
-from textseg.runs.identity import NOT_TRAINING, component_changes, weight_changes
+from textseg.runs.identity import SCORING, component_changes, weight_changes
 from textseg.system import distributed
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
@@ -47,26 +49,41 @@ LOST_AFTER = timedelta(hours=2)  # time that a process waits for another process
 
 
 def run(
-    recipe: Path,
+    recipe: Path | str | Recipe,
     *,
     overrides: Sequence[str] = (),
     seed: int | None = None,
-    output: Path = Path("runs"),
+    output: Path | str = "runs",
     fresh: bool = False,
     dry_run: bool = False,
+    code: Sequence[Path | str] = (),
     trust_code: bool = False,
     changed_code: bool = False,
 ) -> Path:
-    """Run a recipe: prepare, train or resume, evaluate. Returns the run folder.
+    """Run a recipe like `textseg run`: prepare, train or resume, evaluate. Returns the run folder.
 
-    `trust_code` lets a recipe that came with a run folder run code of a model that it names. `changed_code` resumes a
-    run although the code or the version of a component has changed; run.json keeps both.
+    Args:
+        recipe: a file, the name of an installed recipe, its text, or what `load_recipe` returns.
+        overrides: `--set` values, such as "training.epochs=5".
+        seed: the seed in place of the recipe's.
+        output: the folder for run folders.
+        fresh: move an earlier run aside instead of resuming it.
+        dry_run: check everything, train nothing.
+        code: Python files with components of the recipe that are not installed; the run folder keeps copies.
+        trust_code: let the recipe of a run folder execute code that came with it.
+        changed_code: resume although the code or the version of a component has changed; run.json keeps both.
 
     With several devices or nodes, this function starts the processes and waits for them, unless torchrun or SLURM has
     started this process as one of them. Raises a TextsegError for a mistake of the user.
     """
-    values = [*overrides, *([] if seed is None else [f"seed={seed}"])]
-    resolved = load_recipe(recipe, values, trust_code=trust_code)
+    for file in code:
+        load_code(file)
+    output, values = Path(output), [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    if isinstance(recipe, Recipe) and not values:
+        resolved = recipe
+    else:
+        text = dump(recipe) if isinstance(recipe, Recipe) else recipe
+        resolved = load_recipe(text, values, trust_code=trust_code)
     settings, folder = resolved.training, RunFolder.of(resolved, output)
     launching.check_devices(settings)
     exhaustion = explained_exhaustion(folder.path, cache_folder(), folder.checkpoint("last"))
@@ -81,8 +98,17 @@ def run(
                 f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
                 "with torchrun or srun; see docs/how_to/many_devices.md."
             )
-        flags = {"fresh": fresh, "trust_code": trust_code, "changed_code": changed_code}
-        command = launching.run_command(recipe, overrides, seed, output, **flags)
+        _check_several(resolved, recipe)
+        command = launching.run_command(
+            Path(str(recipe)),
+            overrides,
+            seed,
+            output,
+            code,
+            fresh=fresh,
+            trust_code=trust_code,
+            changed_code=changed_code,
+        )
         launching.run_together(command, count)
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
@@ -92,6 +118,21 @@ def run(
         _run(resolved, folder, rank, fresh=fresh, changed_code=changed_code)
         distributed.disconnect()
     return folder.path
+
+
+def _check_several(recipe: Recipe, given: Path | str | Recipe) -> None:
+    """Raise RunError for what the other processes of a run could not read."""
+    if isinstance(given, Recipe) or is_text(given):
+        raise RunError(
+            "training.devices: several processes read the recipe from a file. Write it into one, and run that."
+        )
+    registry = installed_registry()
+    for kind, spec in required_components(recipe):
+        if registry.component(kind, spec.use).plugin == SESSION:
+            raise RunError(
+                f"training.devices: {kind} '{spec.use}' is a class of this Python session, which other processes do "
+                "not have. Write it into a file, and name that as `code`."
+            )
 
 
 def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool, changed_code: bool) -> None:
@@ -169,7 +210,7 @@ def _changed_code(experiment: Experiment, folder: RunFolder) -> list[str]:
         return []
     recorded, now = folder.read().get("components") or {}, experiment.component_facts()
     folder.check_bound(bound(experiment), weight_changes(recorded, now))
-    return component_changes(recorded, now, but=NOT_TRAINING)
+    return component_changes(recorded, now, but=SCORING)
 
 
 def _nothing_to_train(folder: RunFolder, changed: Sequence[str]) -> list[str]:
