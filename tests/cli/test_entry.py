@@ -167,29 +167,31 @@ def running_all(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[PlannedRun],
     return calls
 
 
+NO_CODE: dict[str, Any] = {"code": [], "trust_code": False, "changed_code": False}
+
+
 def test_one_run_is_done_in_this_process(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--set", "a.b=1", "--set", "c=[1,2]", "--seeds", "7", "--output", "o", "--fresh", "--dry-run"]
     assert call(monkeypatch, "run", "x.yaml", *options) == 0
     named: dict[str, Any] = {"overrides": ("a.b=1", "c=[1,2]"), "output": Path("o"), "fresh": True, "dry_run": True}
-    assert running.calls == [((Path("x.yaml"),), {**named, "seed": 7, "trust_code": False})]
+    assert running.calls == [((Path("x.yaml"),), {**named, **NO_CODE, "seed": 7})]
 
 
 def test_run_without_options(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "run", "x.yaml") == 0
     named: dict[str, Any] = {"overrides": (), "seed": None, "output": Path("runs"), "fresh": False, "dry_run": False}
-    assert running.calls == [((Path("x.yaml"),), {**named, "trust_code": False})]
+    assert running.calls == [((Path("x.yaml"),), {**named, **NO_CODE})]
 
 
 def test_a_run_is_repeated_from_its_folder(running: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     repeating = Recorder(monkeypatch, "training.reproduce", "reproduce")
     assert call(monkeypatch, "reproduce", "runs/x/seed1") == 0
-    assert (
-        call(monkeypatch, "reproduce", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run", "--trust-code")
-        == 0
-    )
+    consent = ["--trust-code", "--changed-code"]
+    assert call(monkeypatch, "reproduce", "r", "--set", "a=1", "--output", "o", "--fresh", "--dry-run", *consent) == 0
     named: dict[str, Any] = {"overrides": [], "output": Path("repeated"), "fresh": False, "dry_run": False}
     others: dict[str, Any] = {"overrides": ["a=1"], "output": Path("o"), "fresh": True, "dry_run": True}
-    named["trust_code"], others["trust_code"] = False, True
+    named |= {"trust_code": False, "changed_code": False}
+    others |= {"trust_code": True, "changed_code": True}
     assert repeating.calls == [((Path("runs/x/seed1"),), named), ((Path("r"),), others)]
     for wrong in ([], ["r", "--seeds", "1"], ["r", "--jobs", "2"]):
         assert call(monkeypatch, "reproduce", *wrong) == 2
@@ -223,7 +225,7 @@ def test_several_runs_are_planned_and_their_exit_code_is_that_of_all(
     assert [(run.recipe.name, run.overrides, run.seed, str(run.folder)) for run in runs] == [
         (f"{name}.yaml", ("a=1",), seed, f"o/{name}/seed{seed}") for name in ("x", "y") for seed in (1, 2)
     ]
-    assert named == {"jobs": 3, "fresh": True, "dry_run": False, "trust_code": True}
+    assert named == {"jobs": 3, "fresh": True, "dry_run": False, "trust_code": True, "changed_code": False}
     assert not running.calls
 
 
