@@ -6,8 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -94,20 +92,13 @@ def small_atlas() -> Atlas:
 
 
 @pytest.fixture(scope="session")
-def timm() -> Iterator[None]:
+def timm() -> None:
     """Make timm importable even if torchvision was compiled for another torch; timm calls none of its operators."""
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed: `nox -s timm` tests with it")
-    import torch
+    from textseg.system.torch_builds import usable_torchvision
 
-    sound = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, check=False)
-    library = None
-    if sound.returncode:
-        library = torch.library.Library("torchvision", "DEF")  # defined as long as it is referred to
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
-    del library
+    usable_torchvision()
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "contains", "l", "##1", "##2", "spine", "the", "."]

@@ -16,7 +16,7 @@ def textseg_register(register: Register) -> None:
     register.vision_encoder("residual_convolutions", "textseg_atmnet.residual_convolutions:ResidualConvolutions")
     register.vision_encoder("monai_unet", "textseg_atmnet.monai_unet:MonaiUNetEncoder")
     register.vision_encoder("huggingface_vision", "textseg_atmnet.huggingface_vision:HuggingFaceVision")
-    register.vision_encoder("timm", "textseg_atmnet.timm:TimmEncoder")
+    register.vision_encoder("timm", "textseg_atmnet.timm:TimmEncoder", needs="textseg[timm]")
     register.fusion("hasf", "textseg_atmnet.hasf:HASF")
     register.auxiliary_loss("ccae", "textseg_atmnet.ccae:CCAE")
 

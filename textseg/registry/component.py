@@ -20,6 +20,7 @@ from textseg.registry.kinds import KINDS
 from textseg.registry.requirements import unmet
 from textseg.registry.validation import Mistake, dotted, explain
 from textseg.system.commands import pip_install
+from textseg.system.torch_builds import usable_torchvision
 
 if TYPE_CHECKING:
     from textseg.system.fetching import Progress
@@ -114,7 +115,7 @@ class Component:
             return self.target
         module, _, attribute = self.target.partition(":")
         try:
-            return operator.attrgetter(attribute)(importlib.import_module(module))
+            return operator.attrgetter(attribute)(_imported(module))
         except (Exception, SystemExit) as error:
             raise self._broken(f"can't be imported from '{self.target}': {cause(error)}") from error
 
@@ -209,6 +210,16 @@ class Component:
 
     def _broken(self, what: str) -> PluginError:
         return PluginError(f"{self.kind} '{self.name}' of {self.origin} is broken: {what}.")
+
+
+def _imported(module: str) -> Any:
+    """Return a module; a torchvision that does not fit torch, which transformers and timm import, is no obstacle."""
+    try:
+        return importlib.import_module(module)
+    except Exception:
+        if "torch" not in sys.modules or usable_torchvision() is None:
+            raise
+        return importlib.import_module(module)
 
 
 def _numbers(version: str) -> list[int]:

@@ -23,6 +23,7 @@ from textseg.registry.api_version import asked_api, misfit
 from textseg.registry.component import Component, Plugin, cause
 from textseg.registry.kinds import KINDS, kind_of
 from textseg.registry.validation import dotted
+from textseg.system.torch_builds import usable_torchvision
 from textseg.version import __version__
 
 T = TypeVar("T")
@@ -218,6 +219,8 @@ class Registry:
         if lacks := component.lacks:
             raise RecipeError(f"{kind} '{name}' {lacks}")
         values = component.valid(settings)
+        if "torch" in sys.modules:
+            usable_torchvision()  # before the builder imports what imports it
         try:
             return component.load()(*wired, **values)
         except TextsegError:

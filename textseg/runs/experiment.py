@@ -174,6 +174,8 @@ def build(
         generator = registry.build("prompt_generator", spec.use, dataset.atlas, settings=spec.settings)
         require_region(generator, dataset.atlas, spec.use)
     _check_memory(recipe, dataset.atlas.class_count)
+    if recipe.prompts is not None:  # an encoder whose package or files are missing raises here
+        _ = _text_encoder(recipe.prompts, registry).max_tokens
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)

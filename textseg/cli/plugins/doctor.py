@@ -20,6 +20,7 @@ def doctor(
 
     from textseg.cli.plugins.diagnosis import describe, diagnose
     from textseg.errors import PluginError, suggestion
+    from textseg.system.torch_builds import usable_torchvision
 
     installed = list(entry_points(group="textseg"))
     known = {entry_point.name for entry_point in installed}
@@ -27,5 +28,6 @@ def doctor(
         raise PluginError(f"There is no plug-in '{unknown[0]}'.{suggestion(unknown[0], known)}")
     diagnoses = diagnose(installed, only=names or (), check=check)
     print(describe(diagnoses, verbose=verbose))
+    usable_torchvision()  # warns of a build that does not fit torch
     if any(diagnosis.broken for diagnosis in diagnoses):
         raise Exit(1)
