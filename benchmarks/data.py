@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from textseg.contracts import Case
-from textseg.data.augmentation import Augmentation
+from textseg.data.augmentation import FixedOrder
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import ShuffledBatches, Slices, training_loader
@@ -97,7 +97,7 @@ def stored(folder: Path, side: int, name: str = "a") -> PreparedCase:
 def distorted(side: int = 512) -> Iterator[tuple[str, float]]:
     image, mask = (torch.from_numpy(array[0]) for array in volume(side))
     image = image.float()[None]
-    augmentation = Augmentation(DISTORTION, 1)
+    augmentation = FixedOrder(DISTORTION, 1)
     yield "textseg", rate(lambda n: augmentation(image, mask, epoch=0, slice_id=n))
     from monai.transforms.spatial.dictionary import Rand2DElasticd
 
@@ -169,7 +169,7 @@ def read(folder: Path, side: int = 512) -> Iterator[tuple[str, float]]:
 def loaded(folder: Path, side: int = 384, batch_size: int = 8) -> Iterator[tuple[str, float]]:
     cases = [stored(folder, side, f"case{number}") for number in range(CASES)]
     for workers in (0, 2):
-        slices = Slices(cases, None, {}, Augmentation(RECIPE, 1))
+        slices = Slices(cases, None, {}, FixedOrder(RECIPE, 1))
         order = ShuffledBatches(len(slices), batch_size, seed=1, epoch=0)
         loader = iter(training_loader(slices, order, workers=workers, pin_memory=False))
         for _ in range(2 * max(1, workers)):  # which the start of the workers delays

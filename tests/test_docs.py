@@ -161,7 +161,7 @@ def test_every_recipe_key_is_described_with_its_default() -> None:
 
     check(Recipe, "## Top level")
     for key, field in Recipe.model_fields.items():
-        parts = [field.annotation, *get_args(field.annotation)]
+        parts = [field.annotation, *(inner for part in get_args(field.annotation) for inner in (part, *get_args(part)))]
         models = [
             p for p in parts if inspect.isclass(p) and hasattr(p, "model_fields") and p.__name__ != "ComponentSpec"
         ]

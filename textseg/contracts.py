@@ -23,6 +23,7 @@ from textseg.errors import PromptError, suggestion
 from textseg.system.devices import Movable
 
 if TYPE_CHECKING:  # listing components must not import torch
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -383,6 +384,43 @@ class AuxiliaryLoss(Protocol):
 
     def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
         """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to."""
+
+
+class Augmentation(Protocol):
+    """`(*, ...)`: a random change of training slices, an item of the list `augmentation` of a recipe.
+
+    Optional: `host_only = True` for one that needs arrays in main memory, which `on: device` is refused for, and the
+    members of `HasEnlargement` and `HasWindow`. The core recognises them with `isinstance`.
+    """
+
+    geometric: bool  # True if structures may move; otherwise the mask stays as it is
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return image [S, C, H, W] float and mask [S, H, W] uint8, changed alike; the arguments stay as they are.
+
+        S is 1, or the number of slices of a case where a batch is a volume: one draw then holds for all of them.
+        Everything random comes from `generator`: equal generators give equal results. A library that draws from a
+        global generator runs in `textseg.randomness.forked(generator)`. The mask holds class indices, and keeps them.
+        """
+
+
+@runtime_checkable
+class HasEnlargement(Protocol):
+    """An augmentation that enlarges structures; the core compares areas to decide if a text names a structure."""
+
+    def enlargement(self, size: tuple[int, int], generator: np.random.Generator) -> float:
+        """Return the factor by which areas grow in slices of H x W, for a generator like that of the call."""
+
+
+@runtime_checkable
+class HasWindow(Protocol):
+    """An augmentation that cuts a window of the file; it is the first of its list.
+
+    The core shows the window as if it were a file of its own, and calls the augmentation afterwards.
+    """
+
+    def window(self, size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of the window in a file of `size` (rows, columns)."""
 
 
 class Network(Protocol):

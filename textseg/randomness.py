@@ -12,10 +12,12 @@ draws as an uninterrupted run.
 | `prompt_source`    | the source of the prompt of a slice                 | seed, epoch, slice or case    | 1      |
 | `field_of_view`    | the window of the augmentation                      | seed, epoch, slice or case    | 3      |
 | `statement`        | the end of a statement, and its renumbering         | seed, epoch, slice or case    | 4      |
+| `transform`        | an item of a list of transforms                     | as above, and its position    | 5      |
 | `simulated_person` | by how many levels a simulated person miscounts     | seed, the case's first slice  | 2      |
 | `step_seed`        | dropout and every other draw inside a network       | seed, step, process           | none   |
 
-The seed is that of the recipe. A number at the end of the key separates two streams whose keys are otherwise equal.
+The seed is that of the recipe. A number at the end of the key, or before the position, separates two streams whose keys
+are otherwise equal.
 These numbers are part of the results: another number would change the weights of every training.
 
 Other draws have no stream here. Initial weights come from torch's generator, seeded with the recipe's seed. The split
@@ -26,7 +28,10 @@ bootstrap has a fixed one (`metrics.statistics`).
 
 from __future__ import annotations
 
+import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -35,6 +40,7 @@ PROMPT_SOURCE = 1
 IMAGE_QUALITY = 2
 FIELD_OF_VIEW = 3
 STATEMENT = 4
+TRANSFORM = 5
 SIMULATED_PERSON = 2  # its key is shorter than the key of `image_quality`, so they are never equal
 
 
@@ -78,9 +84,41 @@ def statement(seed: int, epoch: int, key: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, key, STATEMENT))
 
 
+def transform(seed: int, epoch: int, key: int, position: int) -> np.random.Generator:
+    """Return the generator of the transform at a position of the list, for a slice or a case."""
+    return np.random.default_rng((seed, epoch, key, TRANSFORM, position))
+
+
 def simulated_person(seed: int, case_id: str) -> np.random.Generator:
     """Return the generator that decides whether a simulated person miscounts the levels of a case."""
     return np.random.default_rng((seed, slice_key(case_id, 0), SIMULATED_PERSON))
+
+
+def for_channels(generator: np.random.Generator, count: int) -> list[np.random.Generator]:
+    """Return the generator of each channel: the given one for the first, streams of their own for the others."""
+    return [generator, *generator.spawn(count - 1)]
+
+
+@contextmanager
+def forked(generator: np.random.Generator) -> Iterator[int]:
+    """Seed the global generators of torch (CPU), numpy and random from a generator, and restore them afterwards.
+
+    A library that draws from a global generator runs in this block, so that its draws have a key. Gives the seed, for a
+    library with a generator of its own.
+    """
+    import torch
+
+    seed = int(generator.integers(2**32))
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU
+        yield seed
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
-from textseg.data import augmentation as module
-from textseg.data.augmentation import Augmentation
+from textseg.data.augmentation import FixedOrder, Transform, TransformList
+from textseg.data.field_of_view import View
+from textseg.distortions import blur, coarsen
+from textseg.errors import PluginError, RecipeError
 from textseg.randomness import case_key, slice_key
 from textseg.recipe.schema import AugmentationSettings
 
@@ -59,14 +62,14 @@ def pair() -> tuple[Tensor, Tensor]:
 def test_nothing_changes_where_every_setting_is_zero() -> None:
     image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
     for slice_id in range(5):
-        moved, classes = Augmentation(AugmentationSettings(), seed=3)(image, mask, epoch=1, slice_id=slice_id)
+        moved, classes = FixedOrder(AugmentationSettings(), seed=3)(image, mask, epoch=1, slice_id=slice_id)
         assert torch.equal(moved, image)
         assert torch.equal(classes, mask)
 
 
 def test_a_distortion_of_size_zero_moves_nothing() -> None:
     image, mask = torch.randn(1, HEIGHT, WIDTH), torch.randint(0, 5, (HEIGHT, WIDTH))
-    moved, classes = Augmentation(AugmentationSettings(distortion=1.0), seed=3)(image, mask, epoch=1, slice_id=2)
+    moved, classes = FixedOrder(AugmentationSettings(distortion=1.0), seed=3)(image, mask, epoch=1, slice_id=2)
     torch.testing.assert_close(moved, image, atol=1e-4, rtol=0)
     assert torch.equal(classes, mask)
 
@@ -76,9 +79,9 @@ def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
     settings = AugmentationSettings(**EVERYTHING)
 
     def draw(seed: int, epoch: int, slice_id: int) -> Tensor:
-        return Augmentation(settings, seed)(image, mask, epoch=epoch, slice_id=slice_id)[0]
+        return FixedOrder(settings, seed)(image, mask, epoch=epoch, slice_id=slice_id)[0]
 
-    augmentation = Augmentation(settings, 7)
+    augmentation = FixedOrder(settings, 7)
     earlier = [augmentation(image, mask, epoch=4, slice_id=slice_id)[0] for slice_id in (9, 2**32 - 1, 0)]
     torch.manual_seed(1)
     np.random.seed(1)
@@ -90,7 +93,7 @@ def test_every_draw_is_a_function_of_seed_epoch_and_slice() -> None:
 
 def test_the_inputs_are_left_alone() -> None:
     image, mask = pair()
-    Augmentation(AugmentationSettings(**EVERYTHING), 0)(image, mask, epoch=0, slice_id=0)
+    FixedOrder(AugmentationSettings(**EVERYTHING), 0)(image, mask, epoch=0, slice_id=0)
     assert torch.equal(image, pair()[0])
     assert torch.equal(mask, pair()[1])
 
@@ -99,7 +102,7 @@ def test_the_inputs_are_left_alone() -> None:
 def test_image_and_mask_move_alike(slice_id: int) -> None:
     image, mask = pair()
     settings = AugmentationSettings(**GEOMETRY, flip="horizontal")
-    moved, classes = Augmentation(settings, 1)(image, mask, epoch=0, slice_id=slice_id)
+    moved, classes = FixedOrder(settings, 1)(image, mask, epoch=0, slice_id=slice_id)
     assert moved.shape == image.shape
     assert classes.shape == mask.shape
     assert classes.dtype == torch.int64
@@ -119,7 +122,7 @@ def test_the_affine_part_is_that_of_scipy(
     height: int, width: int, angle: float, scale: float, shift: tuple[float, float]
 ) -> None:
     settings = AugmentationSettings(rotation_degrees=20, scale=0.2, translation=0.1)
-    grid = Augmentation(settings, 0).sampling_grid(Chosen(angle, scale, *shift), height, width)
+    grid = FixedOrder(settings, 0).sampling_grid(Chosen(angle, scale, *shift), height, width)
     image = disc(height, width, 9.0) * torch.linspace(0.5, 1, width)
     result = torch.nn.functional.grid_sample(image[None, None], grid, align_corners=False)[0, 0]
 
@@ -133,14 +136,14 @@ def test_the_affine_part_is_that_of_scipy(
 
 
 def test_a_larger_scale_makes_structures_larger() -> None:
-    grid = Augmentation(AugmentationSettings(scale=0.2), 0).sampling_grid(Chosen(0, 1, 0, 0), HEIGHT, WIDTH)
+    grid = FixedOrder(AugmentationSettings(scale=0.2), 0).sampling_grid(Chosen(0, 1, 0, 0), HEIGHT, WIDTH)
     moved = torch.nn.functional.grid_sample(disc(radius=8)[None, None], grid, align_corners=False)
     assert float(moved.sum() / disc(radius=8).sum()) == pytest.approx(1.2**2, rel=0.02)
 
 
 def test_draws_fill_their_ranges_and_stay_inside_them() -> None:
     settings = AugmentationSettings(rotation_degrees=15, scale=0.2, translation=0.1)
-    augmentation = Augmentation(settings, 0)
+    augmentation = FixedOrder(settings, 0)
     angles, zooms, shifts = [], [], []
     for slice_id in range(300):
         grid = augmentation.sampling_grid(np.random.default_rng((0, 0, slice_id)), HEIGHT, WIDTH)[0]
@@ -160,7 +163,7 @@ def test_the_elastic_field_is_smooth_and_as_large_as_asked_for() -> None:
     settings = AugmentationSettings(elastic_pixels=3)
     fields = []
     for slice_id in range(40):
-        grid = Augmentation(settings, 0).sampling_grid(np.random.default_rng((slice_id,)), HEIGHT, WIDTH)[0]
+        grid = FixedOrder(settings, 0).sampling_grid(np.random.default_rng((slice_id,)), HEIGHT, WIDTH)[0]
         rows, columns = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
         fields.append(grid * torch.tensor([WIDTH, HEIGHT]) / 2 + torch.tensor([WIDTH, HEIGHT]) / 2)
         fields[-1] = fields[-1] - torch.stack([columns, rows], -1)
@@ -178,7 +181,7 @@ def test_what_comes_from_outside_is_as_dark_as_the_darkest_part(lowest: float) -
     settings = AugmentationSettings(distortion=1.0, translation=1.0, rotation_degrees=45)
     outside = 0
     for slice_id in range(20):
-        moved, classes = Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)
+        moved, classes = FixedOrder(settings, 0)(image, mask, epoch=0, slice_id=slice_id)
         torch.testing.assert_close(moved[0][classes == 0], torch.full_like(moved[0][classes == 0], lowest))
         outside += int((classes == 0).sum())
     assert outside > 0
@@ -188,7 +191,7 @@ def test_intensities_change_within_their_settings_and_never_the_mask() -> None:
     image, mask = disc()[None] * 0.8 + 0.1, pair()[1]
 
     def drawn(settings: AugmentationSettings) -> list[Tensor]:
-        results = [Augmentation(settings, 5)(image, mask, epoch=0, slice_id=slice_id) for slice_id in range(200)]
+        results = [FixedOrder(settings, 5)(image, mask, epoch=0, slice_id=slice_id) for slice_id in range(200)]
         assert all(torch.equal(classes, mask) for _, classes in results)
         return [moved for moved, _ in results]
 
@@ -206,7 +209,7 @@ def test_intensities_change_within_their_settings_and_never_the_mask() -> None:
 
 def test_gamma_leaves_an_even_slice_as_it_is() -> None:
     image = torch.full((1, 8, 8), -0.4)
-    moved, _ = Augmentation(AugmentationSettings(gamma=0.5), 0)(image, torch.zeros(8, 8).long(), epoch=0, slice_id=0)
+    moved, _ = FixedOrder(AugmentationSettings(gamma=0.5), 0)(image, torch.zeros(8, 8).long(), epoch=0, slice_id=0)
     torch.testing.assert_close(moved, image)
 
 
@@ -214,9 +217,7 @@ def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
     image, mask = pair()
     flipped = 0
     for slice_id in range(400):
-        moved, classes = Augmentation(AugmentationSettings(flip="horizontal"), 0)(
-            image, mask, epoch=0, slice_id=slice_id
-        )
+        moved, classes = FixedOrder(AugmentationSettings(flip="horizontal"), 0)(image, mask, epoch=0, slice_id=slice_id)
         if torch.equal(moved, image.flip(-1)):
             assert torch.equal(classes, mask.flip(-1))
             flipped += 1
@@ -227,7 +228,7 @@ def test_half_of_the_slices_are_flipped_and_a_share_is_distorted() -> None:
 
     settings = AugmentationSettings(distortion=0.25, rotation_degrees=20)
     changed = sum(
-        not torch.equal(Augmentation(settings, 0)(image, mask, epoch=0, slice_id=slice_id)[0], image)
+        not torch.equal(FixedOrder(settings, 0)(image, mask, epoch=0, slice_id=slice_id)[0], image)
         for slice_id in range(400)
     )
     assert 70 < changed < 130
@@ -239,9 +240,9 @@ QUALITY = {"bias": 0.4, "blur_pixels": 2.0, "low_resolution": 3.0}
 def test_the_settings_of_quality_move_no_other_draw() -> None:
     settings: dict[str, Any] = {**GEOMETRY, "gamma": 0.3, "contrast": 0.2, "noise": 0.05, "flip": "horizontal"}
     image, mask = pair()
-    before = Augmentation(AugmentationSettings(**settings), 7)(image, mask, epoch=3, slice_id=5)
+    before = FixedOrder(AugmentationSettings(**settings), 7)(image, mask, epoch=3, slice_id=5)
     generator = np.random.default_rng((7, 3, 5, 2))
-    augmentation = Augmentation(AugmentationSettings(**settings, **QUALITY), 7)
+    augmentation = FixedOrder(AugmentationSettings(**settings, **QUALITY), 7)
     after = augmentation(image, mask, epoch=3, slice_id=5)
     assert torch.equal(after[1], before[1])
     assert torch.equal(after[0], augmentation.change_quality(generator, before[0]))
@@ -251,25 +252,25 @@ def test_the_settings_of_quality_move_no_other_draw() -> None:
 def test_blur_is_that_of_scipy_and_keeps_an_even_slice() -> None:
     image = torch.rand(1, 40, 33)
     expected = gaussian_filter(image[0].double().numpy(), 1.7, radius=math.ceil(3 * 1.7), mode="nearest")
-    np.testing.assert_allclose(module._blurred(image, 1.7)[0].numpy(), expected, atol=1e-5)
-    assert torch.equal(module._blurred(image, 0.0), image)
+    np.testing.assert_allclose(blur(image, 1.7)[0].numpy(), expected, atol=1e-5)
+    assert torch.equal(blur(image, 0.0), image)
     even = torch.full((1, 20, 20), 3.0)
-    for result in (module._blurred(even, 2.0), module._coarsened(even, 2.5)):
+    for result in (blur(even, 2.0), coarsen(even, 2.5)):
         torch.testing.assert_close(result, even)
 
 
 def test_low_resolution_loses_detail_and_keeps_the_rest() -> None:
     rows = torch.arange(64.0)
     fine, coarse = torch.sin(rows * 2.5).expand(64, 64)[None], torch.sin(rows * 0.1).expand(64, 64)[None]
-    assert module._coarsened(fine, 4.0).std() < 0.2 * fine.std()
-    assert (module._coarsened(coarse, 4.0) - coarse).abs().mean() < 0.05
+    assert coarsen(fine, 4.0).std() < 0.2 * fine.std()
+    assert (coarsen(coarse, 4.0) - coarse).abs().mean() < 0.05
 
 
 def test_bias_is_a_smooth_shade_within_its_setting() -> None:
     image = torch.ones(1, 64, 48)
     image[0, 0, 0] = 0.0  # the floor
     shades = [
-        Augmentation(AugmentationSettings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0]
+        FixedOrder(AugmentationSettings(bias=0.3), 1)(image, disc(64, 48).long(), epoch=0, slice_id=i)[0]
         for i in range(50)
     ]
     values = torch.stack(shades)[:, :, 1:, 1:]
@@ -285,7 +286,7 @@ def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
     mask = (image[0] * 20).long()
     seen = set()
     for slice_id in range(60):
-        result, moved = Augmentation(AugmentationSettings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
+        result, moved = FixedOrder(AugmentationSettings(flip=flip), 3)(image, mask, epoch=0, slice_id=slice_id)
         which = next(axis for axis in ((), (-1,), (-2,), (-1, -2)) if torch.equal(result, image.flip(axis)))
         assert torch.equal(moved, mask.flip(which))
         seen.add(which)
@@ -294,7 +295,7 @@ def test_flips_by_each_axis(flip: Any, axes: set[tuple[int, ...]]) -> None:
 
 def test_a_batch_on_a_device_is_distorted_as_its_slices_are() -> None:
     settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, noise=0.1, flip="both")
-    augmentation = Augmentation(settings, 11)
+    augmentation = FixedOrder(settings, 11)
     images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
     keys = [slice_key(f"case{number}", number) for number in range(4)]
     distorted, labels = augmentation.of_batch(images, masks, keys, epoch=2)
@@ -308,12 +309,12 @@ def test_slices_of_a_volume_stay_aligned() -> None:
     settings = AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both")
     plane, labels = torch.rand(1, HEIGHT, WIDTH), torch.randint(0, 20, (HEIGHT, WIDTH))
     images, masks, key = plane.expand(5, 1, -1, -1), labels.expand(5, -1, -1), case_key("one")
-    distorted, moved = Augmentation(settings, 11).of_batch(images, masks, [key], epoch=2)
-    image, mask = Augmentation(settings, 11)(plane, labels, epoch=2, slice_id=key)
+    distorted, moved = FixedOrder(settings, 11).of_batch(images, masks, [key], epoch=2)
+    image, mask = FixedOrder(settings, 11)(plane, labels, epoch=2, slice_id=key)
     torch.testing.assert_close(distorted, image.expand(5, 1, -1, -1))
     assert torch.equal(moved, mask.expand(5, -1, -1))
     assert not torch.equal(moved, masks)
-    noise = Augmentation(AugmentationSettings(noise=0.5), 11).of_batch(images, masks, [key], epoch=2)[0] - images
+    noise = FixedOrder(AugmentationSettings(noise=0.5), 11).of_batch(images, masks, [key], epoch=2)[0] - images
     assert not torch.equal(noise[0], noise[1])
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), noise.std().expand(5), rtol=0.1, atol=0)
 
@@ -321,14 +322,14 @@ def test_slices_of_a_volume_stay_aligned() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_the_same_but_for_the_noise() -> None:
-    augmentation = Augmentation(AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
+    augmentation = FixedOrder(AugmentationSettings(**GEOMETRY, **QUALITY, gamma=0.3, contrast=0.2, flip="both"), 11)
     images, masks = torch.rand(4, 1, HEIGHT, WIDTH), torch.randint(0, 20, (4, HEIGHT, WIDTH))
     keys = [slice_key("one", number) for number in range(4)]
     image, mask = augmentation.of_batch(images, masks, keys, epoch=2)
     there = augmentation.of_batch(images.cuda(), masks.cuda(), keys, epoch=2)
     torch.testing.assert_close(there[0].cpu(), image, atol=1e-4, rtol=0)
     assert (there[1].cpu() == mask).float().mean() > 0.999
-    noisy = Augmentation(AugmentationSettings(noise=0.1), 11)
+    noisy = FixedOrder(AugmentationSettings(noise=0.1), 11)
     first, second = (noisy.of_batch(images.cuda(), masks.cuda(), keys, epoch=2)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -347,11 +348,165 @@ def test_channels_keep_one_grid_and_have_intensities_of_their_own(slices: int) -
     )
     image = torch.rand(slices, 1, 24, 20, generator=torch.Generator().manual_seed(0))
     mask = (image[:, 0] > 0.5).to(torch.uint8)
-    alone, expected = Augmentation(settings, 1).of_batch(image, mask, [7], epoch=2)
-    pair, moved = Augmentation(settings, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
+    alone, expected = FixedOrder(settings, 1).of_batch(image, mask, [7], epoch=2)
+    pair, moved = FixedOrder(settings, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
     assert torch.equal(moved, expected)
     assert torch.equal(pair[:, :1], alone)  # a second channel changes no draw of the first
     assert not torch.allclose(pair[:, 1:], alone, atol=0.01)
     geometry = AugmentationSettings(distortion=1.0, rotation_degrees=20, elastic_pixels=1)
-    pair, _ = Augmentation(geometry, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
+    pair, _ = FixedOrder(geometry, 1).of_batch(image.repeat(1, 2, 1, 1), mask, [7], epoch=2)
     assert torch.equal(pair[:, 0], pair[:, 1])
+
+
+class Shift:
+    """Move image and mask by a drawn number of columns; they come in again on the other side."""
+
+    geometric = True
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        columns = int(generator.integers(1, WIDTH))
+        return image.roll(columns, -1), mask.roll(columns, -1)
+
+
+class Scale:
+    """Multiply the image by a drawn number, which stands for an enlargement, too."""
+
+    geometric = False
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        return image * self.enlargement((HEIGHT, WIDTH), generator), mask
+
+    def enlargement(self, size: tuple[int, int], generator: np.random.Generator) -> float:
+        return float(generator.uniform(1, 2))
+
+
+class Cut(Shift):
+    """Cut a window of the file."""
+
+    def window(self, size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
+        return int(generator.integers(size[0])), 1, 2, 3
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        return image, mask
+
+
+def listed(*components: Any, seed: int = 7, places: Sequence[Any] = (), probability: float = 1.0) -> TransformList:
+    transforms = [
+        Transform(f"'{type(component).__name__}'", component, probability, (places or ["workers"] * 9)[position])
+        for position, component in enumerate(components)
+    ]
+    return TransformList(transforms, seed)
+
+
+def stack(slices: int = 1) -> tuple[Tensor, Tensor]:
+    return torch.rand(slices, 1, HEIGHT, WIDTH), torch.randint(0, 20, (slices, HEIGHT, WIDTH)).byte()
+
+
+def test_a_list_is_applied_in_its_order_with_a_key_for_each_position() -> None:
+    image, mask = stack(3)
+    transforms = listed(Shift(), Scale(), Shift())
+    moved, classes = transforms.of_batch(image, mask, [5], epoch=2)
+    generators = [np.random.default_rng((7, 2, 5, 5, position)) for position in range(3)]
+    assert [generator.random() < 1 for generator in generators] == [True] * 3  # the draw of the probability
+    first, last = (int(generators[position].integers(1, WIDTH)) for position in (0, 2))
+    assert first != last
+    assert torch.equal(classes, mask.roll(first + last, -1))
+    factor = float(generators[1].uniform(1, 2))
+    assert torch.equal(moved, image.roll(first + last, -1) * factor)
+    assert transforms.enlargement((HEIGHT, WIDTH), epoch=2, key=5) == factor
+    assert not torch.equal(listed(Scale(), Shift()).of_batch(image, mask, [5], epoch=2)[1], mask.roll(first, -1))
+
+
+def test_a_probability_is_the_share_of_slices() -> None:
+    image, mask = stack()
+    transforms = listed(Shift(), probability=0.25)
+    moved = [not torch.equal(transforms.of_batch(image, mask, [key], epoch=0)[1], mask) for key in range(400)]
+    assert 70 < sum(moved) < 130
+    assert not torch.equal(listed(Shift(), seed=8).of_batch(image, mask, [1], epoch=0)[1], mask)
+    unchanged = listed(Shift(), probability=0.0).of_batch(image, mask, [1], epoch=0)
+    assert torch.equal(unchanged[0], image)
+
+
+def test_workers_and_device_share_a_list() -> None:
+    image, mask = stack(4)
+    whole = listed(Shift(), Scale(), Shift()).of_batch(image, mask, [1, 2, 3, 4], epoch=1)
+    shared = listed(Shift(), Scale(), Shift(), places=["workers", "device", "device"])
+    assert shared.places == {"workers", "device"}
+    parts = shared.of_batch(image, mask, [1, 2, 3, 4], epoch=1, on="workers")
+    parts = shared.of_batch(*parts, [1, 2, 3, 4], epoch=1, on="device")
+    assert all(torch.equal(first, second) for first, second in zip(whole, parts, strict=True))
+    assert shared.moves
+    assert not shared.windows
+    assert not listed(Scale()).moves
+
+
+def test_a_window_of_a_list_is_that_of_the_fixed_order() -> None:
+    image, mask = stack()
+    view = View((10.0, 5.0, 50.0, 40.0), (8.3, 4.1, 44.0, 33.0), (HEIGHT, WIDTH))
+    transforms = listed(Cut(), probability=0.5)
+    expected = FixedOrder(AugmentationSettings(), 7).of_batch(image, mask, [3], epoch=0, views=[view])
+    shown = transforms.of_batch(image, mask, [3], epoch=0, views=[view])
+    assert all(torch.equal(first, second) for first, second in zip(expected, shown, strict=True))
+    windows = [transforms.window((90, 70), epoch=0, key=key) for key in range(200)]
+    assert 60 < windows.count(None) < 140
+    assert len({window.top for window in windows if window is not None}) > 30
+    assert transforms.windows
+    assert transforms.moves
+
+
+class HostOnly(Scale):
+    host_only = True
+
+
+@pytest.mark.parametrize(
+    ("components", "places", "message"),
+    [
+        (
+            (Shift(), Cut()),
+            ["workers"] * 2,
+            r"augmentation.1: 'Cut' cuts a window .* must be the first",
+        ),
+        (
+            (Shift(), HostOnly()),
+            ["device"] * 2,
+            r"augmentation.1: 'HostOnly' can't be computed on a GPU",
+        ),
+        ((Shift(), Scale()), ["device", "workers"], r"augmentation.1: 'Scale' stands after .*'on: device'"),
+    ],
+)
+def test_a_list_whose_items_do_not_fit_together_is_refused(
+    components: Sequence[Any], places: Sequence[Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        listed(*components, places=places)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image, mask: image, r"fails: ValueError: not enough values"),
+        (
+            lambda image, mask: (image[..., 1:], mask),
+            r"turns the image \[1, 1, 60, 44\] float32 .* \[1, 1, 60, 43",
+        ),
+        (
+            lambda image, mask: (image, mask.long()),
+            r"turns the mask .* uint8 on cpu into .* int64 on cpu; it",
+        ),
+        (lambda image, mask: (image.numpy(), mask), "gives ndarray instead of the tensor of the image"),
+        (lambda image, mask: (image / 0, mask), "gives an image with NaN or infinity"),
+        (lambda image, mask: (image, mask + 1), "gives a mask with class 2, which was not in it"),
+        (lambda image, mask: (image, mask.flip(-1)), "changes the mask, and its `geometric` is False"),
+    ],
+)
+def test_what_is_wrong_with_a_transform_is_found_before_the_training(change: Any, message: str) -> None:
+    class Wrong:
+        geometric = False
+
+        def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> Any:
+            return change(image, mask)
+
+    image, mask = pair()
+    with pytest.raises(PluginError, match=rf"augmentation.1: 'Wrong' .*({message})"):
+        listed(Scale(), Wrong()).try_out(image[None], mask[None].byte())
+    listed(Scale(), Shift()).try_out(image[None], mask[None].byte())

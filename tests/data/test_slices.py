@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import zlib
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Source, TextFeatures
 from textseg.data import slices as data_slices
-from textseg.data.augmentation import Augmentation
+from textseg.data.augmentation import FixedOrder, Transform, TransformList
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import (
     PackedBatch,
@@ -30,6 +31,7 @@ from textseg.data.slices import (
     training_loader,
 )
 from textseg.errors import RunError
+from textseg.randomness import forked
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.text.drawn_text import DrawnText, Draws
 from textseg.text.slice_text import AVAILABLE, SliceText
@@ -158,7 +160,7 @@ def loader_of(
     sources: Mapping[Source, float] | None = None,
 ) -> list[Batch]:
     chances: Any = sources or {"ground_truth": 0.4, "interactive": 0.3, "template": 0.3}
-    slices = Slices(cases, text, chances, Augmentation(DISTORTED, 5), 5)
+    slices = Slices(cases, text, chances, FixedOrder(DISTORTED, 5), 5)
     batches = ShuffledBatches(len(slices), 3, seed=5, epoch=epoch, start=start)
     return [slices.unpack(packed) for packed in training_loader(slices, batches, workers=workers, pin_memory=False)]
 
@@ -230,7 +232,7 @@ def test_a_resumed_epoch_gives_the_batches_that_were_left(
 
 
 def test_distortions_differ_between_epochs_and_slices(cases: list[PreparedCase]) -> None:
-    slices = Slices(cases, None, {}, Augmentation(DISTORTED, 5), 5)
+    slices = Slices(cases, None, {}, FixedOrder(DISTORTED, 5), 5)
     images = {(epoch, number): slices[epoch, number].image for epoch in range(3) for number in (5, 6)}
     assert len({image.numpy().tobytes() for image in images.values()}) == 6
     assert torch.equal(images[2, 6], slices[2, 6].image)
@@ -241,8 +243,8 @@ def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
 ) -> None:
     chances: Any = {"template": 0.5, "ground_truth": 0.5}
     settings = DISTORTED.model_copy(update={"field_of_view": FieldOfViewSettings(probability=0.5)})
-    both = Slices(cases, drawn_text_of(cases, small_atlas), chances, Augmentation(settings, 5), 5)
-    last = Slices(cases[2:], drawn_text_of(cases[2:], small_atlas), chances, Augmentation(settings, 5), 5)
+    both = Slices(cases, drawn_text_of(cases, small_atlas), chances, FixedOrder(settings, 5), 5)
+    last = Slices(cases[2:], drawn_text_of(cases[2:], small_atlas), chances, FixedOrder(settings, 5), 5)
     for epoch in range(6):
         first, second = both[epoch, 9], last[epoch, 2]
         assert torch.equal(first.image, second.image)
@@ -293,7 +295,7 @@ def test_the_features_of_a_batch_are_those_of_the_drawn_sources(
 
 
 def volumes_of(
-    cases: Sequence[PreparedCase], text: DrawnText | None = None, augmentation: Augmentation | None = None
+    cases: Sequence[PreparedCase], text: DrawnText | None = None, augmentation: FixedOrder | None = None
 ) -> Volumes:
     chances: Any = {"template": 0.5, "ground_truth": 0.5} if text else {}
     return Volumes(Slices(cases, text, chances, augmentation, 5))
@@ -314,7 +316,7 @@ def test_a_volume_is_drawn_for_as_one(
 ) -> None:
     still = DISTORTED.model_copy(update={"noise": 0.0, "distortion": 1.0, "flip": "both"})
     text = drawn_text_of(cases, small_atlas)
-    volumes = volumes_of(cases, text, Augmentation(still, 5))
+    volumes = volumes_of(cases, text, FixedOrder(still, 5))
     sources = []
     for epoch in range(12):
         batch, plain = volumes.unpack(volumes[epoch, 2]), volumes_of(cases)[epoch, 2]
@@ -323,7 +325,7 @@ def test_a_volume_is_drawn_for_as_one(
         assert not torch.equal(batch.mask, plain.mask)
         key = zlib.crc32(b"ccc")
         for index in range(6):  # each slice through the same grid as the volume
-            _, mask = Augmentation(still, 5)(plain.image[index], plain.mask[index], epoch=epoch, slice_id=key)
+            _, mask = FixedOrder(still, 5)(plain.image[index], plain.mask[index], epoch=epoch, slice_id=key)
             assert torch.equal(batch.mask[index], mask)
         assert batch.text is not None
         packed = volumes[epoch, 2]
@@ -335,7 +337,7 @@ def test_a_volume_is_drawn_for_as_one(
 
 def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -> None:
     def loaded(start: int, workers: int) -> list[PackedBatch]:
-        volumes = volumes_of(cases, None, Augmentation(DISTORTED, 5))
+        volumes = volumes_of(cases, None, FixedOrder(DISTORTED, 5))
         batches = ShuffledBatches(len(volumes), 1, seed=5, epoch=3, start=start)
         return list(training_loader(volumes, batches, workers=workers, pin_memory=False))
 
@@ -343,3 +345,53 @@ def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -
     assert sorted(batch.case[0] for batch in whole) == ["a", "bb", "ccc"]
     require_equal(whole, loaded(0, 2))
     require_equal(whole[1:], loaded(1, 0))
+
+
+class FromGlobals:
+    """A change by a library that draws from the global generators; it mirrors some slices."""
+
+    geometric = True
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        with forked(generator):
+            image = image + torch.rand(image.shape) + float(np.random.random()) + random.random()
+            return (image.flip(-1), mask.flip(-1)) if np.random.random() < 0.5 else (image, mask)
+
+    def enlargement(self, size: tuple[int, int], generator: np.random.Generator) -> float:
+        return 1.0
+
+    def window(self, size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
+        height = int(generator.integers(size[0] // 2, size[0]))
+        return 0, 0, height, size[1]
+
+
+@pytest.mark.parametrize("kind", [Slices, Volumes])
+def test_a_list_gives_the_same_on_workers_on_the_device_and_resumed(
+    kind: Any, cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
+) -> None:
+    text = drawn_text_of(cases, small_atlas)
+
+    def loaded(*places: Any, start: int = 0, workers: int = 0) -> list[Batch]:
+        transforms = [Transform("it", FromGlobals(), 0.7, places[0])]
+        transforms += [Transform("it", Brighter(), 1.0, on) for on in places[1:]]
+        slices = Slices(cases, text, {"ground_truth": 0.4, "interactive": 0.6}, TransformList(transforms, 5), 5)
+        data = kind(slices) if kind is Volumes else slices
+        order = ShuffledBatches(len(data), 1 if kind is Volumes else 3, seed=5, epoch=1, start=start)
+        return [data.unpack(packed) for packed in training_loader(data, order, workers=workers, pin_memory=False)]
+
+    whole = loaded("workers", "workers", "workers")
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state(legacy=False))
+    require_equal(whole, loaded("workers", "workers", "device"))
+    require_equal(whole, loaded("device", "device", "device"))
+    assert str((torch.get_rng_state(), random.getstate(), str(np.random.get_state(legacy=False)))) == str(states)
+    require_equal(whole[1:], loaded("workers", "device", "device", start=1, workers=2))
+    assert len({batch.spacing_mm[0, 1].item() for batch in whole}) > 1  # windows are enlarged
+
+
+class Brighter:
+    """A factor that is drawn once for all slices."""
+
+    geometric = False
+
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        return image * float(generator.uniform(0.5, 2)), mask

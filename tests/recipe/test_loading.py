@@ -8,7 +8,7 @@ import yaml
 
 from textseg.errors import RecipeError
 from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
-from textseg.recipe.schema import NamedComponent, Recipe
+from textseg.recipe.schema import AugmentationSettings, NamedComponent, Recipe
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import Register, Registry
 from textseg.registry.kinds import TO_PREDICT
@@ -60,6 +60,7 @@ def mixer(task: Any, features: Any, *, mode: Literal["add", "gate"] = "add") -> 
 def agreement(task: Any, features: Any, *, temperature: float = 0.1) -> None: ...
 def net(task: Any, *, depth: int = 2) -> None: ...
 def curves(run: Any, step: Any, *, smooth: float = 0.0) -> None: ...
+def shade(*, depth: float = 0.5) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def registry() -> Registry:
     register.network("net", net)
     register.logger("tensorboard", curves)
     register.logger("service", curves, needs="textseg-service[client]>=2")
+    register.augmentation("shade", shade)
     return Registry([register.plugin], register.components)
 
 
@@ -482,3 +484,50 @@ def test_a_logger_that_can_not_be_used_is_a_mistake_but_not_for_a_trained_model(
     path = load.folder / "recipe.yaml"
     path.write_text(text)
     assert load_recipe(path, (), load.registry, builds=TO_PREDICT).training.loggers
+
+
+def test_augmentation_is_a_section_or_a_list(load: Loader) -> None:
+    listed = "augmentation: [shade, {use: shade, depth: 0.2, probability: 0.5, on: device}]\n"
+    recipe = load(WHOLE + listed)
+    assert isinstance(recipe.augmentation, tuple)
+    assert [(spec.use, spec.settings, spec.probability, spec.on) for spec in recipe.augmentation] == [
+        ("shade", {}, 1.0, "workers"),
+        ("shade", {"depth": 0.2}, 0.5, "device"),
+    ]
+    assert load(dump(recipe)) == recipe
+    assert load(WHOLE + listed, "augmentation.1.depth=0.3").augmentation[1].settings == {"depth": 0.3}  # type: ignore[index]
+    settings = complete_settings(recipe, load.registry)
+    assert (settings["augmentation shade"], settings["augmentation shade 2"]) == ({"depth": 0.5}, {"depth": 0.2})
+    assert load(WHOLE + "augmentation: []\n").augmentation == ()
+    assert isinstance(load(WHOLE).augmentation, AugmentationSettings)
+
+
+def test_mistakes_in_a_list_of_transforms_are_named_with_their_lines(load: Loader) -> None:
+    items = [
+        "shad",
+        "{use: shade, depth: deep}",
+        "{use: shade, probability: 2}",
+        "{depth: 1}",
+        "{use: shade, on: gpu}",
+        "3",
+    ]
+    text = WHOLE + "augmentation:\n" + "".join(f"  - {item}\n" for item in items)
+    first = text[: text.index("  - ")].count("\n") + 1
+    mistakes = load.mistakes(text, name="whole")
+    assert [line.split(" ", 1)[0] for line in mistakes] == [f"whole.yaml:{first + n}:" for n in range(6)]
+    for line, words in zip(
+        mistakes,
+        (
+            "augmentation.0: There is no augmentation 'shad'. Did you mean 'shade'?",
+            "augmentation.1.depth: should be a valid number",
+            "augmentation.2.probability: should be less than or equal to 1, not 2.",
+            "augmentation.3.use: required but missing.",
+            "augmentation.4.on: unknown value 'gpu'. Did you mean",
+            "augmentation.5: should be keys and values",
+        ),
+        strict=True,
+    ):
+        assert words.split(". ")[0] in line
+    unknown = load.mistakes(WHOLE + "augmentation: {rotation: 5}\n", name="whole")
+    assert len(unknown) == 1
+    assert "augmentation.rotation: unknown key. Did you mean 'rotation_degrees'?" in unknown[0]

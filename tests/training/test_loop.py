@@ -143,6 +143,10 @@ LISTENING = (
     "prompts.renumbering={probability: 0.7, levels: 2, where: anywhere}",
     "augmentation.field_of_view={probability: 0.7, height: [0.4, 0.9], width: [0.7, 1]}",
 )
+LISTED = (
+    "[{use: field_of_view, probability: 0.7, height: [0.4, 0.9]}, {use: distortion, probability: 0.5}, noise, "
+    "{use: flip, axis: vertical, probability: 0.5, on: device}]"
+)
 VOLUMES = (
     "prompts=null",
     "auxiliary_losses=[]",
@@ -175,8 +179,9 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         (*LISTENING, "augmentation.on=device"),
         (*VOLUMES, "augmentation.on=workers"),
         (*VOLUMES, "augmentation.on=device"),
+        (*LISTENING[:-1], f"augmentation={LISTED}", "training.workers=1"),
     ],
-    ids=["workers", "device", "volumes_workers", "volumes_device"],
+    ids=["workers", "device", "volumes_workers", "volumes_device", "list"],
 )
 def test_windows_and_other_names_continue_inside_an_epoch(
     overrides: tuple[str, ...], tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

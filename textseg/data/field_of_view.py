@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg import distortions
 from textseg.contracts import Atlas
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import BODY_PIXELS, BODY_SHARE
@@ -49,12 +50,7 @@ def draw_window(
     """Draw the window of a training slice, at any position in the picture; None where it shows the whole picture."""
     if chance.random() >= settings.probability:
         return None
-    (rows, columns), shares = native_size, (settings.height, settings.width)
-    height, width = (
-        max(1, round(float(chance.uniform(*s)) * side)) for s, side in zip(shares, native_size, strict=True)
-    )
-    top, left = int(chance.integers(rows - height + 1)), int(chance.integers(columns - width + 1))
-    return Window(top, left, height, width)
+    return Window(*distortions.draw_window(chance, native_size, settings.height, settings.width))
 
 
 @dataclass(frozen=True)

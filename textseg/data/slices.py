@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from textseg.contracts import Batch, Source, TextFeatures
-from textseg.data.augmentation import Augmentation
-from textseg.data.field_of_view import View, draw_window, find_body, view_of_window
+from textseg.data.augmentation import Augmentation, Place
+from textseg.data.field_of_view import View, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
 from textseg.errors import RunError
-from textseg.randomness import case_key, field_of_view, prompt_source, slice_key, slice_order, statement
+from textseg.randomness import case_key, prompt_source, slice_key, slice_order, statement
 from textseg.system.children import end_with
 from textseg.system.devices import Movable
 from textseg.text.drawn_text import DrawnText, Draws
@@ -85,9 +85,11 @@ class PackedBatch(Movable):
     slice_count: Tensor  # [B]
     spacing_mm: Tensor  # [B, 3]
 
-    def distorted(self, augmentation: Augmentation) -> PackedBatch:
-        """Return the batch with image and mask distorted, on the device that it lies on."""
-        image, mask = augmentation.of_batch(self.image, self.mask, self.keys, epoch=self.epoch, views=self.views)
+    def distorted(self, augmentation: Augmentation | None, on: Place) -> PackedBatch:
+        """Return the batch with the distortions that belong to workers or device, computed where the batch lies."""
+        if augmentation is None:
+            return self
+        image, mask = augmentation.of_batch(self.image, self.mask, self.keys, epoch=self.epoch, views=self.views, on=on)
         return replace(self, image=image, mask=mask)
 
 
@@ -115,8 +117,6 @@ class Slices(Dataset[DrawnSlice]):
     ) -> None:
         self.positions = [(case, index) for case in cases for index in range(case.slice_count)]
         self.text, self.augmentation, self.seed, self.crops = text, augmentation, seed, crops
-        # The augmentation is applied where the recipe says: by the loader's workers, or on the device in `unpack`.
-        self.on_device = augmentation is not None and augmentation.settings.on == "device"
         self.bodies: dict[str, NDArray[np.bool_]] = {}  # by case id, of the cases whose windows this process has drawn
         total = sum(sources.values())
         # numpy asks for a sum of 1 more precisely than a recipe does
@@ -128,10 +128,13 @@ class Slices(Dataset[DrawnSlice]):
     def __getitem__(self, draw: Draw) -> DrawnSlice:
         epoch, number = draw
         drawn = self.drawn(number, epoch, self.key(number))
-        if self.augmentation is None or self.on_device:
+        if self.augmentation is None:
             return drawn
-        image, mask = self.augmentation(drawn.image, drawn.mask, epoch=epoch, slice_id=drawn.key, view=drawn.view)
-        return replace(drawn, image=image, mask=mask)
+        # The rest is applied on the device, in `unpack`.
+        image, mask = self.augmentation.of_batch(
+            drawn.image[None], drawn.mask[None], [drawn.key], epoch=epoch, views=[drawn.view]
+        )
+        return replace(drawn, image=image[0], mask=mask[0])
 
     def plain(self, number: int) -> tuple[Tensor, Tensor]:
         """Return image [C, H, W] and mask [H, W], uint8, of a slice without distortion."""
@@ -152,11 +155,10 @@ class Slices(Dataset[DrawnSlice]):
 
     def view(self, number: int, epoch: int, key: int) -> View | None:
         """Draw the view of the slice, or the case, with this key; None for the whole picture."""
-        settings = self.augmentation.settings.field_of_view if self.augmentation is not None else None
-        if settings is None:
-            return None
         prepared, _ = self.positions[number]
-        window = draw_window(settings, prepared.slice_geometry.native_size, field_of_view(self.seed, epoch, key))
+        if self.augmentation is None:
+            return None
+        window = self.augmentation.window(prepared.slice_geometry.native_size, epoch=epoch, key=key)
         if window is None:
             return None
         if self.crops and prepared.case.id not in self.bodies:
@@ -169,8 +171,9 @@ class Slices(Dataset[DrawnSlice]):
             return None
         chance = prompt_source(self.seed, epoch, key)
         source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
-        zoom = self.augmentation.zoom(epoch=epoch, slice_id=key) if self.augmentation is not None else 1.0
-        enlargement = zoom * zoom * (view.area_scale if view is not None else 1.0)
+        size, enlargement = (mask.shape[-2], mask.shape[-1]), view.area_scale if view is not None else 1.0
+        if self.augmentation is not None:
+            enlargement = self.augmentation.enlargement(size, epoch=epoch, key=key) * enlargement
         before = torch.bincount(mask.flatten(), minlength=self.text.statements.atlas.class_count) * enlargement
         return Draws(
             torch.tensor([number]),
@@ -211,8 +214,7 @@ class Slices(Dataset[DrawnSlice]):
 
         With `volume` the slices are those of one case, and one statement holds for all of them.
         """
-        if self.on_device and self.augmentation is not None:
-            packed = packed.distorted(self.augmentation)
+        packed = packed.distorted(self.augmentation, "device")
         mask, text, renumbered = packed.mask, None, None
         if self.text is not None and packed.draws is not None:
             mask, rows, renumbered = self.text(mask, packed.draws, volume=volume)
@@ -229,8 +231,7 @@ class Slices(Dataset[DrawnSlice]):
         """Return the holistic prompt of the first slice of a batch on the host; None without text."""
         if self.text is None or packed.draws is None:
             return None
-        if self.on_device and self.augmentation is not None:
-            packed = packed.distorted(self.augmentation)
+        packed = packed.distorted(self.augmentation, "device")
         assert packed.draws is not None
         numbers, _ = self.text.numbers(packed.mask, packed.draws, volume=volume)
         return self.text.holistic(int(numbers[0]))
@@ -256,9 +257,7 @@ class Volumes(Dataset[PackedBatch]):
         key = self._key(number)
         packed = slices.pack([slices.drawn(slice_number, epoch, key) for slice_number in numbers])
         packed = replace(packed, keys=(key,), views=packed.views[:1])
-        if slices.augmentation is None or slices.on_device:
-            return packed
-        return packed.distorted(slices.augmentation)
+        return packed.distorted(slices.augmentation, "workers")
 
     def pack(self, items: Sequence[PackedBatch]) -> PackedBatch:
         """Return the only item: a volume is a batch already."""

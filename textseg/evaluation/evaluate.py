@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from textseg.contracts import Source, Visibility
-from textseg.data.augmentation import Augmentation
+from textseg.data.augmentation import FixedOrder
 from textseg.data.field_of_view import find_body, fixed_windows, named_structures, view_of_window
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import highest
@@ -244,7 +244,6 @@ def validate(
     `examples` is the number of example slices, one for each case.
     """
     cases, per_structure, slices = experiment.cases[part], dict[str, list[float]](), list[ExampleSlice]()
-    windowed = experiment.recipe.augmentation.field_of_view is not None
 
     def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
@@ -262,7 +261,7 @@ def validate(
             drawn = reference[index], prediction.prepared[index]
             slices.append(ExampleSlice(prepared, index, *drawn, mean, native=False))
     in_windows: dict[str, list[float]] = {}
-    if windowed:
+    if experiment.augmentation.windows:
         for rows in distributed.in_turns(cases, partial(_window_scores, experiment, segmenter, device=device)):
             for name, value in rows:
                 in_windows.setdefault(name, []).append(value)
@@ -292,7 +291,7 @@ def _window_scores(
     )
     image, mask = torch.from_numpy(np.array(prepared.image)).float(), torch.from_numpy(np.array(prepared.mask))
     body = find_body(prepared.image) if recipe.preparation.crop == "body" else None
-    unchanged = Augmentation(AugmentationSettings(), recipe.seed)
+    unchanged = FixedOrder(AugmentationSettings(), recipe.seed)
     scores = []
     for window in fixed_windows(VALIDATED_SHARE, prepared.slice_geometry.native_size):
         view = view_of_window(prepared, window, body)

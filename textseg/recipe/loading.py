@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -125,11 +126,18 @@ def required_components(recipe: Recipe, kinds: Container[str] = OF_NUMBERS) -> l
 
 
 def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str, Any]]:
-    """Return the settings of each component of the recipe, by kind and name, with the defaults of the builders."""
-    return {
-        f"{kind} {spec.use}": registry.component(kind, spec.use).complete(spec.settings)
-        for kind, spec in required_components(recipe)
-    }
+    """Return the settings of each component of the recipe, by kind and name, with the defaults of the builders.
+
+    The key of a component that a list has more than once ends with 2, 3, ... from the second time on.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    times: Counter[str] = Counter()
+    for kind, spec in required_components(recipe):
+        name = f"{kind} {spec.use}"
+        times[name] += 1
+        key = name if times[name] == 1 else f"{name} {times[name]}"
+        settings[key] = registry.component(kind, spec.use).complete(spec.settings)
+    return settings
 
 
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -72,6 +74,18 @@ class WeightedComponent(ComponentSpec):
     """A component whose result is multiplied by `weight`."""
 
     weight: NonNegative
+
+
+class TransformSpec(NamedComponent):
+    """An item of the list of transforms: a component, applied with `probability`, in the place `on`."""
+
+    probability: Probability = 1.0
+    on: Literal["workers", "device"] = "workers"
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written
 
 
 class SplitSettings(_Section):
@@ -320,7 +334,11 @@ class Recipe(_Section):
     leave_out: tuple[str, ...] = ()  # ids of cases
     split: SplitSettings
     preparation: PreparationSettings
-    augmentation: AugmentationSettings = AugmentationSettings()
+    augmentation: Annotated[
+        Annotated[AugmentationSettings, Tag("augmentation[fixed order]")]
+        | Annotated[tuple[TransformSpec, ...], Tag("augmentation[list]")],
+        Discriminator(lambda given: f"augmentation[{'list' if isinstance(given, list | tuple) else 'fixed order'}]"),
+    ] = AugmentationSettings()
     prompts: PromptSettings | None = None
     model: ModelSettings
     segmentation_loss: SegmentationLossSettings

@@ -101,6 +101,16 @@ _ROWS = (
         used_in="training",
     ),
     Kind(
+        "augmentation",
+        (),
+        "textseg.contracts:Augmentation",
+        "textseg.testing.augmentations",
+        ("augmentation.*",),
+        "the transform",
+        own_keys=("use", "probability", "on"),
+        used_in="evaluation",  # the texts of an experiment depend on it
+    ),
+    Kind(
         "logger",
         ("run", "step"),
         "textseg.contracts:Logger",

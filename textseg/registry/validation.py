@@ -35,7 +35,9 @@ def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]]
     reasons: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         path = detail["loc"]
-        if detail["type"] not in ("missing", "extra_forbidden") and path and path[-1] != "[key]":
+        if detail["type"] in ("missing", "extra_forbidden"):  # the last part is a key, even if it is called "int"
+            path = (*_without_members(path[:-1]), *path[-1:])
+        elif path and path[-1] != "[key]":
             path = _written(path)
         reasons.setdefault(path, []).append(detail)
     # A list whose items are wrong is also reported as too short, since no item was left.
@@ -47,9 +49,13 @@ def explain(error: ValidationError, possible: Callable[[KeyPath], Iterable[str]]
 
 def _written(path: KeyPath) -> KeyPath:
     """Return the path without pydantic's names for members of a union, such as "constrained-int" or "list[int]"."""
-    path = tuple(part for part in path if isinstance(part, int) or not re.fullmatch(r"[a-z-]+\[.*\]", part))
+    path = _without_members(path)
     plain = path and isinstance(path[-1], str) and re.fullmatch(r"(constrained-)?(int|float|str|bool)", path[-1])
     return path[:-1] if plain else path
+
+
+def _without_members(path: KeyPath) -> KeyPath:
+    return tuple(part for part in path if isinstance(part, int) or not re.fullmatch(r"[a-z-]+\[.*\]", part))
 
 
 def _sentence(

@@ -6,13 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Features, Source, Task, TextEncoder, Visibility
-from textseg.data.augmentation import Augmentation
+from textseg.data.augmentation import Augmentation, FixedOrder, Transform, TransformList
 from textseg.data.preparation import LISTED, PreparedCase, missing_channels, prepare
 from textseg.data.slices import Slices, SliceStack
 from textseg.data.splits import PARTS, Split, make_split
@@ -21,7 +22,7 @@ from textseg.hookspecs import Run
 from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import load_recipe, required_components
-from textseg.recipe.schema import ComponentSpec, PromptSettings, Recipe
+from textseg.recipe.schema import AugmentationSettings, ComponentSpec, PromptSettings, Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import LocalCode, Registry, installed_registry
 from textseg.registry.kinds import KINDS
@@ -101,9 +102,16 @@ class Experiment:
         """Return the training slices with the augmentation and the prompts of the recipe."""
         recipe, cases = self.recipe, self.cases["train"]
         text = DrawnText(self.statements, self.text.table) if self.statements and self.text else None
-        augmentation = Augmentation(recipe.augmentation, recipe.seed)
         crops = recipe.preparation.crop == "body"
-        return Slices(cases, text, _mixture(recipe), augmentation, recipe.seed, crops=crops)
+        slices = Slices(cases, text, _mixture(recipe), self.augmentation, recipe.seed, crops=crops)
+        if isinstance(self.augmentation, TransformList):  # in a worker, the reason would be hard to read
+            self.augmentation.try_out(*(tensor[None] for tensor in slices.plain(0)))
+        return slices
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """The random changes of training slices."""
+        return build_augmentation(self.recipe, self.registry)
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
@@ -166,6 +174,7 @@ def build(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     # 1. Check that the parts of the recipe fit together, before hours of preparation.
     _check_parts(recipe, registry)
+    augmentation = build_augmentation(recipe, registry)
     # 2. The cases of the data set.
     dataset = registry.build("dataset", recipe.dataset.use, settings=recipe.dataset.settings)
     _check_order(recipe, dataset.atlas)
@@ -182,7 +191,9 @@ def build(
     # 3. Their slices, and the part of the split that each belongs to.
     split, prepared = _prepare_and_split(recipe, dataset, cases, progress)
     # 4. Prompts, written and encoded; none for a recipe without text.
-    text, statements = _text(recipe, registry, dataset.atlas, prepared, also, named) if recipe.prompts else (None, None)
+    text, statements = None, None
+    if recipe.prompts is not None:
+        text, statements = _text(recipe, registry, augmentation, dataset.atlas, prepared, also, named)
     # 5. The task that models are built for.
     length, size = text.table.tokens.shape[1:] if text else (None, None)
     atlas, names = dataset.atlas, prepared["train"][0].channel_names
@@ -211,6 +222,18 @@ def _check_parts(recipe: Recipe, registry: Registry) -> None:
     uses_text = getattr(registry.component("network", recipe.model.network.use).load(), "uses_text", None)
     if isinstance(uses_text, bool):  # otherwise only the built network knows it; see `build_segmenter`
         _check_text(recipe, uses_text=uses_text)
+
+
+def build_augmentation(recipe: Recipe, registry: Registry) -> Augmentation:
+    """Return the random changes of training slices. Raises RecipeError for a list whose items do not fit together."""
+    if isinstance(recipe.augmentation, AugmentationSettings):
+        return FixedOrder(recipe.augmentation, recipe.seed)
+    transforms = []
+    for spec in recipe.augmentation:
+        component = registry.build("augmentation", spec.use, settings=spec.settings)
+        origin = registry.component("augmentation", spec.use).origin
+        transforms.append(Transform(f"'{spec.use}' of {origin}", component, spec.probability, spec.on))
+    return TransformList(transforms, recipe.seed)
 
 
 def _check_order(recipe: Recipe, atlas: Atlas) -> None:
@@ -308,15 +331,16 @@ def _strata(cases: Sequence[PreparedCase], atlas: Atlas) -> dict[str, str]:
 def _text(
     recipe: Recipe,
     registry: Registry,
+    augmentation: Augmentation,
     atlas: Atlas,
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
     named: str | None,
 ) -> tuple[Text, Statements]:
     """Write and encode the prompts that training draws, and those of the sources that evaluation needs."""
-    settings, augmentation = recipe.prompts, recipe.augmentation
+    settings = recipe.prompts
     assert settings is not None
-    evaluation, windows = settings.evaluation, augmentation.field_of_view is not None
+    evaluation = settings.evaluation
     needed: dict[str, set[Source]] = {"train": set(), "validation": {evaluation}, "test": {evaluation, *also}}
     for sources in needed.values():
         if "predicted" in sources:  # they come from a first pass with the template
@@ -336,7 +360,7 @@ def _text(
         renumbering=settings.renumbering,
         interactive_error=settings.interactive_error,
         seed=recipe.seed,
-        moves=windows or augmentation.distortion > 0,
+        moves=augmentation.moves,
     )
     text = build_text(
         [(prepared, needed[part]) for part in PARTS for prepared in cases[part]],
@@ -354,7 +378,7 @@ def _text(
         ),
         drawn=statements.prompts,
         # What a window of these cases shows is known only after it is cut.
-        stated=[case.case.id for case in cases["validation"]] if windows else [],
+        stated=[case.case.id for case in cases["validation"]] if augmentation.windows else [],
     )
     return text, statements
 

@@ -1,0 +1,19 @@
+"""A random loss of resolution."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from textseg.distortions import coarsen
+from textseg_standard.augmentations.intensity import Intensity
+
+
+class LowResolution(Intensity):
+    """A scan with pixels from 1 to `factor` times as large."""
+
+    def __init__(self, *, factor: float = 2.0) -> None:
+        super().__init__(factor, least=1.0)
+
+    def changed(self, image: Tensor, generator: np.random.Generator) -> Tensor:
+        return coarsen(image, 1 + (self.amount - 1) * float(generator.random()))
