@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # listing components must not import torch
 
     from textseg.models.losses import SegmentationLoss
 
-Source = Literal["template", "interactive", "predicted", "ground_truth"]
+Source = Literal["template", "interactive", "report", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
 Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # the orientation of the slices of a volume
 Batching = Literal["slice", "volume"]  # a batch holds any slices, or all slices of one case in order
@@ -229,6 +229,7 @@ class Visibility:
 
     `counted` is False where nobody looked at the image. `visible` then holds every structure of the atlas, and the text
     must say that nobody has named what is visible: it must differ from the text about a person who saw all of it.
+    `sentence` is a sentence of a report that the model reads as it is: it replaces the generator's holistic text.
     """
 
     visible: tuple[str, ...]
@@ -238,6 +239,7 @@ class Visibility:
     slice_count: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
+    sentence: str = ""
 
     def at(self, slice_index: int, slice_count: int) -> Visibility:
         """Return the same content for one slice of a stack."""

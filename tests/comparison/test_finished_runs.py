@@ -151,6 +151,9 @@ def test_an_oracle_that_was_moved_and_rewritten_is_given_away_by_its_other_files
         ({"source": "interactive", "named": "T10:L5"}, ""),
         ({"evaluation": {"prompts": "simulated"}, "named": "T10:L5"}, "simulated"),
         ({"source": "simulated", "evaluation": {"prompts": "ground_truth"}}, "oracle"),
+        ({"source": "report"}, "report"),
+        ({"evaluation": {"prompts": "report"}}, "report"),
+        ({"source": "report", "evaluation": {"prompts": "simulated"}}, "simulated"),
     ],
 )
 def test_a_simulated_person_is_told_from_one_who_was_there(tmp_path, facts, mark):

@@ -20,6 +20,7 @@ import SimpleITK as sitk
 
 from textseg.contracts import Case
 from textseg.data.checking import CaseCheck, DatasetCheck, check_case, check_dataset
+from textseg.recipe.schema import ReportSettings
 from textseg.registry.discovery import installed_registry
 from textseg.volumes.scan import Scan, read_scan
 
@@ -316,6 +317,20 @@ def test_what_is_only_suspicious_or_follows_from_it(
     plant(folder)
     result = check(folder)
     assert any(finding.case == case and message in finding.what for finding in result.findings)
+
+
+def test_reports_of_a_recipe_are_checked_with_its_cases(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "reports.csv"
+    table.write_text("case,levels\n1_t2,T12 to L5\n2_t2,L5 to T12\n9_t2,L5\n")
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+    result = check_dataset(dataset, reports=ReportSettings(file=table, visible="levels"))
+    findings = [(finding.case, finding.severity, finding.what) for finding in result.findings]
+    assert findings[0][:2] == ("2_t2", "fault")
+    assert "its report can't be read: 'L5 to T12'" in findings[0][2]
+    assert ("3_t2", "doubt", "it has no report") in findings
+    assert any(case is None and "has reports of 9_t2, which are no cases" in what for case, _, what in findings)
+    missing = check_dataset(dataset, reports=ReportSettings(file=table, visible="history"))
+    assert "no column 'history'" in missing.findings[0].what
 
 
 def test_doubts_do_not_make_a_data_set_unclean(folder: Path) -> None:

@@ -34,6 +34,7 @@ from textseg.errors import RunError
 from textseg.randomness import forked
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.text.drawn_text import DrawnText, Draws
+from textseg.text.reports import Report
 from textseg.text.slice_text import AVAILABLE, SliceText
 
 SIZE = (12, 10)  # of the slices of `cases`
@@ -251,6 +252,22 @@ def test_a_slice_draws_the_same_whatever_cases_are_beside_it(
         assert torch.equal(first.mask, second.mask)
         assert first.view == second.view
         assert both.named((epoch, 9)) == last.named((epoch, 2))
+
+
+def test_a_sentence_of_a_report_on_structures_is_given_to_no_window(
+    cases: list[PreparedCase], small_atlas: Atlas, drawn_text_of: DrawnTextOf
+) -> None:
+    reports = {"a": Report(sentence="L1 is narrow."), "bb": Report(sentence="Pain."), "ccc": Report(("L1",))}
+    text = drawn_text_of(cases, small_atlas, sources=(*SOURCES, "report"), reports=reports)
+    chances: Any = {"template": 0.5, "report": 0.5}
+    settings = DISTORTED.model_copy(update={"field_of_view": FieldOfViewSettings(probability=1.0)})
+    slices = Slices(cases, text, chances, FixedOrder(settings, 5), 5)
+    windowed = {"a": set(), "bb": set(), "ccc": set()}
+    for epoch, number in [(epoch, number) for epoch in range(20) for number in (0, 5, 8)]:
+        drawn = slices[epoch, number]
+        windowed[slices.positions[number][0].case.id].add((source_of(slices, epoch, number), drawn.view is not None))
+    assert windowed["a"] == {("report", False), ("template", True)}
+    assert windowed["bb"] == windowed["ccc"] == {("report", True), ("template", True)}
 
 
 def test_prompt_sources_are_drawn_as_often_as_the_recipe_says(

@@ -21,7 +21,7 @@ from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
-from textseg.recipe.schema import FieldOfViewSettings
+from textseg.recipe.schema import ComponentSpec, FieldOfViewSettings, PromptSettings
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
@@ -216,7 +216,8 @@ def test_windows_of_a_few_structures_without_an_order_have_the_right_text(withou
 
     structures = without_text.atlas.structures[: 6 if few else 7]
     recipe, texts = without_text.recipe, Texts()
-    prompts = SimpleNamespace(training={"interactive": 1.0}, evaluation="template")
+    part = ComponentSpec(use="any")
+    prompts = PromptSettings(generator=part, text_encoder=part, training={"interactive": 1.0})
     experiment: Any = replace(
         without_text,
         recipe=recipe.model_copy(update={"prompts": prompts}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,21 @@ from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
+from textseg_atmnet.atpg_lumbar import ATPGLumbar
 
 
 @pytest.fixture(scope="module")
 def model(finished_run: Path, stranger: None) -> TrainedModel:
     """The model of the finished run."""
     return load_model(finished_run)
+
+
+@pytest.fixture(scope="module")
+def knowing(model: TrainedModel) -> TrainedModel:
+    """The same model as if the texts of its training had stated the sequence of each case."""
+    generator = ATPGLumbar(model.atlas, facts=("sequence", "history"))
+    facts: tuple[dict[str, str], ...] = ({"sequence": "T1"}, {"sequence": "T2"})
+    return replace(model, generator=generator, record=replace(model.record, facts=facts))
 
 
 @pytest.fixture(scope="module")

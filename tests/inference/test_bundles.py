@@ -20,8 +20,9 @@ from textseg.export.bundle import _possible, export_bundle
 from textseg.export.model_card import model_card
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
 from textseg.inference.loading import load_model
+from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
-from textseg.recipe.schema import ComponentSpec, ModelSettings
+from textseg.recipe.schema import ComponentSpec, ModelSettings, ReportSettings
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import installed_registry
 from textseg.runs.experiment import build, build_segmenter
@@ -50,6 +51,22 @@ def test_a_bundle_predicts_what_its_run_predicts(
     assert np.array_equal(ours.array, theirs.array)
     assert ours.visibility == theirs.visibility
     assert ours.confidence == theirs.confidence
+
+
+def test_a_bundle_holds_the_facts_of_the_training_and_no_reports(knowing: TrainedModel, finished_run: Path) -> None:
+    prompts = knowing.recipe.prompts
+    assert prompts is not None
+    report = ReportSettings(visible="levels", facts=("history",))
+    changed = prompts.model_copy(update={"report": report, "training": {"report": 0.5, "template": 0.5}})
+    model = replace(knowing, recipe=knowing.recipe.model_copy(update={"prompts": changed}))
+    texts = set(_possible(model))
+    plain = set(_possible(replace(model, record=replace(model.record, facts=()))))
+    stated = {text for text in texts if text.endswith((" The sequence is T1.", " The sequence is T2."))}
+    assert texts - plain == stated
+    assert len(stated) == 2 * len({text.rpartition(" The sequence is ")[0] for text in stated})
+    assert not any("history" in text for text in texts)
+    card = model_card(RunFolder(finished_run), model)
+    assert "reports: levels, history (read, then written by the generator); facts: sequence (give them with" in card
 
 
 def test_it_needs_no_text_encoder_no_network_and_no_cache(bundle: Path, scan: Path, tmp_path: Path) -> None:
@@ -258,6 +275,7 @@ class _Telling:
     """A model of which only the prompts matter."""
 
     name = "telling"
+    record = SimpleNamespace(facts=())
     recipe = SimpleNamespace(prompts=SimpleNamespace(template="listed"))
 
     def __init__(self, atlas: Atlas, places: int) -> None:

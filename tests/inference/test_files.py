@@ -21,6 +21,7 @@ from textseg.inference.files import (
     plan_jobs,
     predict_files,
     stated,
+    with_facts,
 )
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
@@ -219,6 +220,34 @@ def test_a_table_says_what_each_volume_shows(tmp_path: Path, model: TrainedModel
     (tmp_path / "seen.csv").write_text("case,visible\n2,T10:L9\n1,T12:L3\n")
     with pytest.raises(PromptError, match="--visible: 2: 'T10:L9'"):
         check_words(model, plan_jobs(inputs, tmp_path / "out", visible=str(tmp_path / "seen.csv")))
+
+
+def test_a_table_gives_facts_beside_what_is_visible(tmp_path: Path, knowing: TrainedModel) -> None:
+    inputs = touch(tmp_path, "1.mha", "2.mha")
+    table = tmp_path / "seen.csv"
+    table.write_text("case,visible,Sequence,room\n2,T12:L3,,7\n1,,T2,8\n")
+    jobs = with_facts(knowing, plan_jobs(inputs, tmp_path / "out", visible=str(table)), {"sequence": "T1"})
+    assert [(job.visible, job.facts) for job in jobs] == [(None, {"sequence": "T2"}), ("T12:L3", {"sequence": "T1"})]
+    table.write_text("case,visible,sequenc\n2,T12:L3,T2\n1,T12:L3,T2\n")
+    with pytest.raises(PromptError, match="the column 'sequenc' may be meant as 'sequence'"):
+        with_facts(knowing, plan_jobs(inputs, tmp_path / "out", visible=str(table)), {})
+    table.write_text("case,visible\n2,T12:L3\n1,\n")
+    with pytest.raises(PromptError, match=r"seen\.csv:3: nothing is said to be visible in case '1'"):
+        plan_jobs(inputs, tmp_path / "out", visible=str(table))
+
+
+def test_the_sidecar_has_the_facts_and_says_which_are_missing(
+    knowing: TrainedModel, scan: Path, tmp_path: Path
+) -> None:
+    jobs = plan_jobs([scan], tmp_path / "out", visible="T12:L3")
+    [outcome] = outcomes(knowing, jobs)
+    assert any("the text stated sequence (T1, T2), and now it does not" in remark for remark in outcome.remarks)
+    jobs = with_facts(knowing, jobs, {"Sequence": "T2"})
+    [outcome] = outcomes(knowing, jobs)
+    assert (outcome.state, outcome.remarks) == ("written", ())
+    sidecar = json.loads(jobs[0].sidecar.read_text())
+    assert sidecar["said"]["facts"] == sidecar["made"]["facts"] == {"sequence": "T2"}
+    assert [outcome.state for outcome in outcomes(knowing, jobs)] == ["there"]
 
 
 def test_a_template_that_nobody_counted_states_nothing(model: TrainedModel) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
+from textseg.recipe.schema import ReportSettings
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
 from textseg.volumes.files import Volume, read_volume
@@ -58,6 +60,53 @@ def test_what_a_person_names_reaches_the_model(model: TrainedModel, scans: Scans
     assert np.array_equal(by_ends.array, by_text.array)
     with pytest.raises(PromptError, match="'L3:L9': no 'L9' in the sequence. Possible: L1"):
         model(path, visible="L3:L9")
+
+
+def test_facts_reach_the_text(knowing: TrainedModel, scans: Scans) -> None:
+    scan = scans["test"][0]
+    mask = knowing(scan, visible="T12:L3", facts={"Sequence": " T2 "})
+    assert mask.visibility is not None
+    assert (mask.visibility.source, mask.visibility.facts) == ("interactive", {"sequence": "T2"})
+    prepared = knowing.prepare(read_scan(scan))
+    text = knowing.slices(prepared, mask.visibility).text
+    assert text is not None
+    assert text.holistic("interactive", 0).endswith(" The sequence is T2.")
+    assert any(
+        "sequence FLAIR is new to this model" in line
+        for line in knowing(scan, visible="T12:L3", facts={"sequence": "FLAIR"}).remarks
+    )
+    with pytest.raises(PromptError, match=r"state no fact 'sequense'. Did you mean 'sequence'"):
+        knowing(scan, facts={"sequense": "T2"})
+    with pytest.raises(PromptError, match=r"has \d+ tokens, and this run was built for texts of at most \d+"):
+        knowing(scan, facts={"sequence": "T2 " * 40})
+
+
+def test_facts_of_a_report_make_a_report(knowing: TrainedModel) -> None:
+    def trained_on(**columns: Any) -> TrainedModel:
+        prompts = knowing.recipe.prompts
+        assert prompts is not None
+        changes = {"report": ReportSettings(**columns), "training": {"report": 0.5, "template": 0.5}}
+        return replace(
+            knowing, recipe=knowing.recipe.model_copy(update={"prompts": prompts.model_copy(update=changes)})
+        )
+
+    read = trained_on(visible="levels", facts=("history",))
+    assert read.known_facts == {"sequence": ["T1", "T2"], "history": []}
+    stated = read.visibility_of("T12:L3", facts={"history": "trauma", "sequence": "T2"})
+    assert stated is not None
+    assert (stated.source, stated.counted, stated.visible) == ("report", True, knowing.atlas.between("T12", "L3"))
+    nothing = read.visibility_of(None, facts={"history": "trauma"})
+    assert nothing is not None
+    assert (nothing.source, nothing.counted) == ("report", False)
+    assert read.visibility_of(None, facts={"sequence": "T2"}) is None  # the template, with a fact
+
+    spoken = trained_on(sentences="findings")
+    stated = spoken.visibility_of(None, facts={"findings": "A  disc bulges.", "sequence": "T2"})
+    assert stated is not None
+    assert (stated.sentence, stated.facts) == ("A disc bulges.", {"sequence": "T2"})
+    with pytest.raises(PromptError, match="The sentences under 'findings' are the whole text of a slice"):
+        spoken.visibility_of("T12:L3", facts={"findings": "A disc bulges."})
+    assert "findings" not in knowing.known_facts  # a model that was trained on no report
 
 
 def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel, scans: Scans) -> None:

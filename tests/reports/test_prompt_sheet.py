@@ -50,6 +50,16 @@ def test_what_a_person_names_and_the_slice_that_shows_most(tiny_recipe: Path) ->
     assert named.slice_index == 2  # the middle of five shows the canal, too
 
 
+def test_a_report_is_shown_where_the_case_has_one(tiny_recipe: Path, sheet: PromptSheet, tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text(f"case,levels\n{sheet.case.id},L3 to L5\n")
+    report = f"prompts.report={{file: {path}, visible: levels}}"
+    shown = prompt_sheet(load_recipe(tiny_recipe, [report]))
+    entry = shown.entries[-1]
+    assert (entry.label, entry.knows_annotation) == ("report", False)
+    assert entry.prompt.visibility.visible == sheet.atlas.between("L3", "L5")
+
+
 def test_the_page_is_one_file_that_holds_every_text(sheet: PromptSheet) -> None:
     page = sheet.page()
     seen: list[str] = []

@@ -135,6 +135,36 @@ def test_interactive_prompts(copied: Path) -> None:
     )
 
 
+def test_reports_of_the_cases_stand_apart(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = run_evaluation.rebuild(load_recipe(copied / "recipe.yaml"), RunFolder(copied))
+    first, *others = [prepared.case.id for prepared in experiment.cases["test"]]
+    path = tmp_path / "reports.jsonl"
+    path.write_text(json.dumps({"case": others[0], "levels": "D12 to L5"}))
+    setting = f"prompts.report={{file: {path}, visible: levels}}"
+    target = evaluate_run(copied, prompts="report", overrides=[setting])
+    assert target == copied / "evaluations" / "report"
+    output = capsys.readouterr().out
+    assert f"1 of {1 + len(others)} in test; the others get the template" in output
+    assert "REPORT" in output
+    assert "REPORT · test prompts: report" in (target / "report.html").read_text()
+    sources = {row.case: row.prompt_source for row in read_scores(target / "scores.csv")}
+    assert (sources[first], sources[others[0]]) == ("template", "report")
+    record = json.loads((target / "run.json").read_text())
+    assert record["reports"]["test"] == [1, 1 + len(others)]
+    assert {json.loads(line)["source"] for line in (target / "prompts.jsonl").read_text().splitlines()} == {
+        "report",
+        "template",
+    }
+    with (target / "visible.csv").open() as file:
+        assert [(row["case"], row["visible"]) for row in csv.DictReader(file)] == [(others[0], "T12:L5")]
+    assert as_text(compare([target])).startswith("With reports (words that came with the cases")
+    with pytest.raises(RecipeError, match="does not say where the reports of the cases are"):
+        evaluate_run(copied, prompts="report")
+    sentences = setting.replace("visible", "sentences")
+    with pytest.raises(RecipeError, match="prompts.report.sentences: .* was trained on no sentence"):
+        evaluate_run(copied, prompts="report", overrides=[sentences])
+
+
 def test_words_of_a_person_are_shown_as_they_were_read(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = evaluate_run(copied, prompts="interactive", visible="D12 to L5")
     assert "read: T12:L5, 11 structures and the spinal canal\n" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,52 @@ def test_a_mixture_with_a_person_who_miscounts(tiny_recipe: Path, experiment: Ex
     assert drawn.count("interactive") > drawn.count("template")
     assert built.statements is not None
     assert set(built.statements.errors) <= {-1, 1}  # always miscounted; see tests/text/test_drawn_text.py
+
+
+def test_reports_come_with_the_cases(tiny_recipe: Path, experiment: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "reports.jsonl"
+    shown = experiment.cases["train"][0]
+    sentence = "The patient fell from a ladder " + "and fell again " * 40
+    path.write_text(json.dumps({"case": shown.case.id, "findings": sentence}))
+    report = f"prompts.report={{file: {path}, sentences: findings}}"
+    spoken = build(load_recipe(tiny_recipe, [report, "prompts.training={template: 0.5, report: 0.5}"]))
+    assert spoken.task.text_length == len(sentence.split()) > (experiment.task.text_length or 0)
+    assert spoken.report_counts["train"] == [1, len(experiment.cases["train"])]
+    assert spoken.text is not None
+    assert {row.source for row in spoken.text.rows if row.text == " ".join(sentence.split())} == {"report"}
+    assert spoken.hashes()["prompts"] != experiment.hashes()["prompts"]
+    path.write_text(json.dumps({"case": experiment.cases["test"][0].case.id, "findings": sentence}))
+    with pytest.raises(RecipeError, match="no training case has a report"):
+        build(load_recipe(tiny_recipe, [report, "prompts.training={template: 0.5, report: 0.5}"]))
+
+
+def test_the_record_of_the_task_has_the_facts_that_texts_stated(tiny_recipe: Path, experiment: Experiment) -> None:
+    assert experiment.record.facts == ()
+    stating = build(load_recipe(tiny_recipe, ["prompts.generator.facts=[sequence]"]))
+    assert sorted(known["sequence"] for known in stating.record.facts) == ["T1", "T2", "T2 SPACE"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("training={report: 1.0}", "'training' names the source report, and there is no key 'report'"),
+        ("evaluation=report", "'evaluation' names the source report, and there is no key 'report'"),
+        ("report={file: a.csv}", "name a column: 'visible', 'facts' or 'sentences'"),
+        ("report={visible: a, sentences: b}", "'sentences' are the whole text of a slice"),
+    ],
+)
+def test_mistakes_in_the_section_on_reports(tiny_recipe: Path, prompts: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tiny_recipe, [f"prompts.{prompts}"])
+
+
+def test_only_texts_that_name_the_picture_are_renumbered(tiny_recipe: Path) -> None:
+    spoken = ["prompts.renumbering={probability: 0.5}", "prompts.training={template: 0.5, report: 0.5}"]
+    load_recipe(tiny_recipe, [*spoken, "prompts.report={visible: levels}"])
+    with pytest.raises(RecipeError, match="no text of 'training' names what its picture shows"):
+        load_recipe(tiny_recipe, [*spoken, "prompts.report={sentences: findings}"])
+    with pytest.raises(RecipeError, match="'training' has none, so no effect of theirs is known"):
+        load_recipe(tiny_recipe, ["prompts.report={sentences: findings}", "prompts.evaluation=report"])
 
 
 def test_structures_in_training(experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from textseg.data.preparation import PreparedCase
 from textseg.errors import RecipeError
 from textseg.recipe.schema import RenumberingSettings
 from textseg.text.drawn_text import DrawnText, Draws, Statements, last_of_first_group
+from textseg.text.reports import Report
 from textseg.text.slice_text import AVAILABLE
 
 DrawnTextOf = Callable[..., DrawnText]
@@ -43,8 +45,12 @@ def spine_text(
         content = [visibility.source, visibility.counted, *visibility.visible]
         return Prompts(json.dumps(content), tuple(f"{n} {n in visibility.visible}" for n in spine.names))
 
-    def build(present: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 10), **options) -> DrawnText:
-        case = replace(prepared_case(f"a{options}", [()]), present=(tuple(present),))
+    names = (f"a{number}" for number in itertools.count())
+
+    def build(present: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 10), report: Report | None = None, **options) -> DrawnText:
+        case = replace(prepared_case(next(names), [()]), present=(tuple(present),))
+        if report is not None:
+            options |= {"sources": ("report",), "reports": {case.case.id: report}}
         return drawn_text_of([case], spine, generator=speak, **options)
 
     return build
@@ -269,6 +275,54 @@ def test_structures_without_an_order_are_named_as_a_set(drawn_text_of: DrawnText
         numbers, moves = text.numbers(mask, draws, volume=False)
         assert json.loads(text.holistic(int(numbers[0])))[:-5] == names
         assert moves.tolist() == [0]
+
+
+def test_a_report_names_what_the_picture_shows_of_it(spine_text: DrawnTextOf) -> None:
+    text = spine_text(report=Report((*NAMES[2:8], "SC")))
+    assert stated(text, "report", WHOLE) == ["report", True, *NAMES[2:7], "SC"]
+    assert stated(text, "report", {1: 100, 2: 100, 3: 100}) == ["report", True, "V2"]
+    assert stated(text, "report", {1: 100, 10: 100}) == ["report", True, "SC"]
+    assert stated(text, "report", {1: 100}) == ["report", False, *NAMES, "SC"]  # it names nothing that is in view
+    assert stated(text, "report", {}) == ["report", False, *NAMES, "SC"]
+
+
+def test_names_of_a_report_move_with_the_mask_or_nothing_moves(spine_text: DrawnTextOf) -> None:
+    settings = RenumberingSettings(probability=1, levels=1, where="anywhere")
+    areas = {3: 100, 4: 100, 5: 100}  # V2 to V3
+    for names, moves in ((NAMES[:5], True), (NAMES[5:], False), ((), False)):
+        report = Report(names, {"history": "trauma"})
+        text = spine_text(report=report, renumbering=settings, interactive_error=0.1)
+        mask, rows, renumbered = text(mask_of(areas), draws_of("report", WHOLE, move=0.9), volume=False)
+        assert renumbered.tolist() == [moves]
+        assert sorted(set(torch.unique(mask).tolist()) - {0}) == ([5, 6, 7] if moves else [3, 4, 5])
+        present = [index for index, yes in enumerate(rows.present[0].tolist(), 1) if yes]
+        assert present == ([5, 6, 7] if moves else [*range(1, 11)])
+    text = spine_text(sources=("report",), reports={}, renumbering=settings)  # no report: the template
+    numbers, moved = text.numbers(mask_of(areas), draws_of("report", WHOLE, move=0.9), volume=False)
+    assert json.loads(text.holistic(int(numbers[0])))[0] == "template"
+    assert moved.tolist() == [0]
+
+
+def test_a_sentence_stays_as_it_is_and_belongs_to_the_whole_picture(spine_text: DrawnTextOf) -> None:
+    settings = RenumberingSettings(probability=1, levels=1, where="anywhere")
+    for sentence, whole_only in (("V2 is narrow.", {0}), ("Pain.", set())):
+        text = spine_text(report=Report(sentence=sentence), renumbering=settings)
+        assert text.statements.whole_only == whole_only
+        numbers, moves = text.numbers(mask_of({3: 100}), draws_of("report", WHOLE, move=0.9), volume=False)
+        assert text.holistic(int(numbers[0])) == sentence
+        assert moves.tolist() == [0]
+
+
+def test_one_report_holds_for_a_whole_volume(small_atlas: Atlas, drawn_text_of: DrawnTextOf, prepared_case) -> None:
+    case = prepared_case("a", [(2,), (1, 2, 3, 4), ()])
+    reports = {"a": Report(("L1",), {}, "")}
+    text = drawn_text_of([case], small_atlas, sources=("report",), reports=reports, moves=False)
+    mask = torch.from_numpy(case.mask.copy())
+    before = torch.stack([torch.bincount(plane.flatten(), minlength=5) for plane in mask])
+    none = torch.full((3,), -1.0)
+    draws = Draws(torch.arange(3), torch.full((3,), 3), before, torch.zeros(3).bool(), none, torch.zeros(3).long())
+    numbers, _ = text.numbers(mask, draws, volume=True)
+    assert [text.statements.prompts[number].visibility.visible for number in numbers.tolist()] == [("L1",)] * 3
 
 
 def test_too_many_sets_are_refused(speak: PromptGenerator) -> None:

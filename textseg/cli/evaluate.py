@@ -14,7 +14,10 @@ def evaluate(
     run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
     prompts: Annotated[
         str | None,
-        Option(metavar="SOURCE", help="template, interactive, predicted or ground_truth. Default: as the recipe says."),
+        Option(
+            metavar="SOURCE",
+            help="template, interactive, report, predicted, ground_truth. Default: as the recipe says.",
+        ),
     ] = None,
     visible: Annotated[
         str | None,

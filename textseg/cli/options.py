@@ -12,6 +12,7 @@ from textseg.errors import DataError, RecipeError, suggestion
 
 if TYPE_CHECKING:
     from textseg.contracts import Dataset
+    from textseg.recipe import schema
 
 Number = TypeVar("Number", int, float)
 
@@ -54,10 +55,23 @@ DatasetOverrides = Annotated[
 ]
 
 
+def recipe_of(name: str) -> schema.Recipe | None:
+    """Return the recipe that the name of a data set means; None for the name of another thing."""
+    from textseg.recipe.listing import installed_recipes
+    from textseg.recipe.loading import load_recipe
+    from textseg.registry.discovery import installed_registry
+
+    registry = installed_registry()
+    known = {recipe.name for recipe in installed_recipes(registry)}
+    known -= {component.name for component in registry.components("dataset")}
+    if not name.lower().endswith((".yaml", ".yml")) and name not in known:
+        return None
+    return load_recipe(Path(name), [], builds=["dataset"])
+
+
 def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
     """Return the data set with this name, or that of a recipe, with settings from the command line."""
-    from textseg.recipe.listing import installed_recipes
-    from textseg.recipe.loading import load_recipe, put
+    from textseg.recipe.loading import put
     from textseg.registry.discovery import installed_registry
 
     registry = installed_registry()
@@ -65,9 +79,8 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> D
     if name in known:
         component = name
         settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}
-    elif name.lower().endswith((".yaml", ".yml")) or name in {recipe.name for recipe in installed_recipes(registry)}:
-        spec = load_recipe(Path(name), [], builds=["dataset"]).dataset
-        component, settings = spec.use, dict(spec.settings)
+    elif (recipe := recipe_of(name)) is not None:
+        component, settings = recipe.dataset.use, dict(recipe.dataset.settings)
     else:
         raise DataError(f"There is no data set '{name}'.{suggestion(name, known)} Or name a recipe, as for `run`.")
     if folder is not None:
@@ -79,16 +92,6 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> D
             raise RecipeError(f"--set {override}: {error}") from error
     dataset: Dataset = registry.build("dataset", component, settings=settings)
     return dataset
-
-
-def resamples_channels(name: str) -> bool:
-    """Return True for the name or path of a recipe that resamples channels onto one grid."""
-    from textseg.recipe.loading import load_recipe
-    from textseg.registry.discovery import installed_registry
-
-    if name in {component.name for component in installed_registry().components("dataset")}:
-        return False
-    return load_recipe(Path(name), [], builds=["dataset"]).preparation.resample_channels
 
 
 def split_parts(path: Path | None) -> dict[str, list[str]] | None:

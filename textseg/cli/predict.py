@@ -31,6 +31,10 @@ def predict(
         str | None,
         Option(metavar="WORDS", help="In place of --visible: the same in words, such as 'T11 to L3, no canal'."),
     ] = None,
+    fact: Annotated[
+        list[str] | None,
+        Option(metavar="KEY=VALUE", help="A fact of all volumes, such as sequence=T2. May be repeated."),
+    ] = None,
     prompts: Annotated[
         str | None,
         Option(
@@ -68,7 +72,14 @@ def predict(
     """
     from textseg.errors import DataError, RunError, suggestion
     from textseg.inference.averaging import checked_changes
-    from textseg.inference.files import PredictionSettings, check_words, find_inputs, plan_jobs, predict_files
+    from textseg.inference.files import (
+        PredictionSettings,
+        check_words,
+        find_inputs,
+        plan_jobs,
+        predict_files,
+        with_facts,
+    )
     from textseg.inference.loading import load
     from textseg.inference.onnx_networks import checked_engine
     from textseg.inference.predictor import Prompting
@@ -90,6 +101,7 @@ def predict(
         raise RunError(f"--prompts and {option} exclude each other: a person has said what the prompts say.")
     source = cast("Prompting | None", prompts)
     changes = checked_changes(augmentation) if augmentation is not None else ()
+    facts = read_pairs(fact or ())
     jobs = plan_jobs(find_inputs(inputs, output), output, suffix=suffix, ending=ending, visible=words)
     if any(job.mask.suffix == DICOM for job in jobs):
         require_highdicom()
@@ -101,10 +113,25 @@ def predict(
     if prompts is None and any(job.visible is None for job in jobs):
         _ = trained.default_prompts  # which an ensemble may not agree on
     label_values(trained.atlas, labels)  # refuses labels that the atlas does not have
+    jobs = with_facts(trained, jobs, facts)
     for line in check_words(trained, jobs, option, ordered=ordered):
         print(line)
     settings = PredictionSettings(source, labels, ordered, changes, overlay)
     write_masks(predict_files(trained, jobs, settings), len(jobs), output, "volume", "predicting")
+
+
+def read_pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """Return the names and values of `--fact name=value`. Raises PromptError for another form, or a name twice."""
+    from textseg.errors import PromptError
+
+    facts: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = (part.strip() for part in pair.partition("="))
+        if not (name and sign and value):
+            raise PromptError(f"--fact: '{pair}' must be KEY=VALUE, such as sequence=T2.")
+        if facts.setdefault(name.casefold(), value) is not value:
+            raise PromptError(f"--fact: '{name}' is given twice. Keep one.")
+    return facts
 
 
 def write_masks(outcomes: Iterable[Outcome], count: int, output: Path, kind: str, doing: str) -> None:

@@ -152,6 +152,7 @@ def _table(board: Leaderboard, table: Table) -> dict[str, Any]:
                 "folds": row.finished.folds,
                 "folders": [str(run.folder) for run in row.finished.runs],
                 "prompts": row.finished.sources,
+                "report": row.finished.mark == "report",
                 "oracle": row.finished.mark == "oracle",
                 "simulated": row.finished.mark == "simulated",
                 "means": {

@@ -15,7 +15,7 @@ from textseg.runs.folder import RunFolder, flat
 from textseg.system import yaml_text
 from textseg.system.commands import evaluate
 
-ORACLE, SIMULATED, PERSON = "ground_truth", "simulated", "interactive"
+ORACLE, SIMULATED, PERSON, REPORT = "ground_truth", "simulated", "interactive", "report"
 # The keys that may differ between runs of a group. `split` contains the fold; comparability.py compares the rest of it.
 _FREE = ("seed", "split")
 
@@ -50,15 +50,19 @@ class Run:
 
     @property
     def mark(self) -> Mark:
-        """Return "oracle" or "simulated" if any file of its folder says that prompts came from the annotation.
+        """Return "oracle", "simulated" or "report" if any file of its folder says where its prompts came from.
 
-        "simulated" prompts replace a person: they name the first and the last structure in the annotation of each
-        volume. An `interactive` run counts as simulated unless run.json contains the structures that a person named.
+        "oracle" prompts came from the annotation. "simulated" prompts replace a person: they name the first and the
+        last structure in the annotation of each volume. "report" prompts came with the cases, and it is not known what
+        their author had seen. An `interactive` run counts as simulated unless run.json contains the structures that a
+        person named.
         """
         sources = {*self.sources, *self.declared, self.value("evaluation", "prompts"), self.folder.resolve().name}
         if ORACLE in sources:
             return "oracle"
-        return "simulated" if SIMULATED in sources or (PERSON in sources and not self.facts.get("named")) else ""
+        if SIMULATED in sources or (PERSON in sources and not self.facts.get("named")):
+            return "simulated"
+        return "report" if REPORT in sources else ""
 
     def value(self, *keys: str) -> Any:
         """Return the value of run.json under nested `keys`, or None."""
@@ -111,9 +115,10 @@ class FinishedRuns:
 
     @property
     def mark(self) -> Mark:
-        """Return "oracle" if any run is an oracle, else "simulated" if any run is simulated."""
-        marks = [run.mark for run in self.runs]
-        return "oracle" if "oracle" in marks else "simulated" if "simulated" in marks else ""
+        """Return the mark of any run: "oracle" before "simulated" before "report"."""
+        marks = {run.mark for run in self.runs}
+        order: tuple[Mark, ...] = ("oracle", "simulated", "report")
+        return next((mark for mark in order if mark in marks), "")
 
     @property
     def windows(self) -> list[WindowScore]:

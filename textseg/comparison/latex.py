@@ -26,6 +26,7 @@ _SPECIAL = {
 
 
 _APART = {
+    "report": "Reports: words that came with the cases, not ranked",
     "simulated": "Simulated: first and last structure from the annotation, not ranked",
     "oracle": "Oracle: prompts from the annotation, not ranked",
 }

@@ -38,9 +38,10 @@ from textseg.metrics.statistics import Floats, Interval, macro_mean, macro_mean_
 from textseg.metrics.window_scores import WindowMeans, summarise_windows
 from textseg.runs.folder import measured_obedience
 
-Kind = Literal["ranked", "simulated", "oracle"]
+Kind = Literal["ranked", "report", "simulated", "oracle"]
 TITLES: Mapping[Kind, str] = {
     "ranked": "Leaderboard",
+    "report": "With reports (words that came with the cases, by authors who may have seen the labels), not ranked",
     "simulated": "Simulated interaction (first and last structure read off the annotation), not ranked",
     "oracle": "Oracle runs (prompts from the ground truth), not ranked",
 }
@@ -105,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods that are ranked with each other, or methods whose prompts come from the annotation, which are not."""
+    """Methods that are ranked with each other, or methods whose prompts come from annotations or reports."""
 
     kind: Kind
     title: str
@@ -118,7 +119,7 @@ class Table:
 
     @property
     def ranked(self) -> bool:
-        """Return False for methods whose prompts come from the annotation."""
+        """Return False for methods whose prompts come from annotations or reports."""
         return self.kind == "ranked"
 
     @property

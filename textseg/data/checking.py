@@ -19,10 +19,12 @@ import numpy as np
 
 from textseg.contracts import Atlas, Case, Dataset, LabelMap
 from textseg.data.preparation import missing_channels
-from textseg.errors import DataError, one_line
+from textseg.errors import DataError, TextsegError, one_line
+from textseg.recipe.schema import ReportSettings
 from textseg.system.children import end_with
 from textseg.system.commands import shell
 from textseg.system.messages import counted
+from textseg.text.reports import scan_reports
 from textseg.volumes.files import Volume, read_labels
 from textseg.volumes.geometry import Geometry, downward_axis
 from textseg.volumes.label_tables import require_names
@@ -106,6 +108,7 @@ def check_dataset(
     split: Mapping[str, Sequence[str]] | None = None,
     *,
     resample: bool = False,
+    reports: ReportSettings | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetCheck:
     """Check every case, and then the cases against each other.
@@ -114,6 +117,7 @@ def check_dataset(
         dataset: the reader whose `cases()` are checked; its own doubts are included.
         split: the patients of each part; no patient may be in two parts. The official split is always checked.
         resample: True if the channels of an image may lie on several grids: see `preparation.resample_channels`.
+        reports: the columns of a recipe that hold the words of each case.
         progress: a function that gets the number of checked cases and of all cases.
 
     Memory holds as many volumes as there are cores. Many cases are shared out to other processes, so a script must call
@@ -134,6 +138,8 @@ def check_dataset(
     for case_id, what in missing_channels(channels).items():
         findings.append(Finding(case_id, "fault", what, "add the file, or leave the case out"))
     findings += [*_duplicates(cases, checks), *_unlike(checks), *_overlaps(dataset, split)]
+    if reports is not None:
+        findings += _reports(dataset.atlas, reports, cases)
     doubts = getattr(dataset, "doubts", None)
     if doubts is not None:
         doubted: Mapping[str, Sequence[str]] = {}
@@ -144,6 +150,23 @@ def check_dataset(
             findings.append(Finding(None, "fault", what, "correct what it names"))
         findings += [Finding(case, "doubt", line, "look at it") for case, lines in doubted.items() for line in lines]
     return DatasetCheck(tuple(checks), tuple(sorted(findings, key=lambda finding: finding.severity != "fault")))
+
+
+def _reports(atlas: Atlas, settings: ReportSettings, cases: Sequence[Case]) -> Iterator[Finding]:
+    try:
+        read = scan_reports(atlas, settings, cases)
+    except TextsegError as error:
+        yield Finding(None, "fault", str(error), "correct prompts.report of the recipe, or the table")
+        return
+    for case_id, fault in read.faults.items():
+        yield Finding(case_id, "fault", f"its report can't be read: {fault}", "correct these words, or empty the cell")
+    for case in cases:
+        if case.id not in read.reports and case.id not in read.faults:
+            yield Finding(case.id, "doubt", "it has no report", "it gets the template")
+    if read.foreign:
+        more = f" and {len(read.foreign) - LISTED} more" if len(read.foreign) > LISTED else ""
+        what = f"'{settings.file}' has reports of {', '.join(read.foreign[:LISTED])}{more}, which are no cases"
+        yield Finding(None, "doubt", what, "are these names misspelled?")
 
 
 def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas, resample: bool = False) -> CaseCheck:

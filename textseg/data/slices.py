@@ -154,7 +154,13 @@ class Slices(Dataset[DrawnSlice]):
         return slice_key(prepared.case.id, index)
 
     def view(self, number: int, epoch: int, key: int) -> View | None:
-        """Draw the view of the slice, or the case, with this key; None for the whole picture."""
+        """Draw the view of the slice, or the case, with this key; None for the whole picture.
+
+        A sentence of a report on structures holds for the whole picture only, and nobody can rewrite it for a window.
+        """
+        whole = self.text is not None and number in self.text.statements.whole_only
+        if whole and self._source(epoch, key) == "report":
+            return None
         prepared, _ = self.positions[number]
         if self.augmentation is None:
             return None
@@ -169,8 +175,7 @@ class Slices(Dataset[DrawnSlice]):
         """Draw the source of the text and all that it depends on."""
         if self.text is None:
             return None
-        chance = prompt_source(self.seed, epoch, key)
-        source = list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
+        source = self._source(epoch, key)
         size, enlargement = (mask.shape[-2], mask.shape[-1]), view.area_scale if view is not None else 1.0
         if self.augmentation is not None:
             enlargement = self.augmentation.enlargement(size, epoch=epoch, key=key) * enlargement
@@ -182,6 +187,11 @@ class Slices(Dataset[DrawnSlice]):
             *self._statement(epoch, key),
             torch.tensor([self.text.statements.errors[number]]),
         )
+
+    def _source(self, epoch: int, key: int) -> Source:
+        """Draw the prompt source."""
+        chance = prompt_source(self.seed, epoch, key)
+        return list(self.sources)[int(chance.choice(len(self.sources), p=list(self.sources.values())))]
 
     def _statement(self, epoch: int, key: int) -> tuple[Tensor, Tensor]:
         """Draw if a list ends at a vertebra, and the renumbering: see `Draws`."""

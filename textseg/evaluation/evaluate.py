@@ -136,6 +136,8 @@ def evaluate(
         reference, geometry = prepared.native_mask(experiment.dataset.label_map(prepared.case))
         # Examples are ranked by DSC, so it is computed even where the recipe does not ask for it.
         scored, prompts = ("dsc", *metrics), result.prompts or "none"
+        if source == "report" and visibility is not None:
+            prompts = visibility.source  # a case without a report got the template
         rows, merged = score_case(experiment, prepared, prediction, reference, source=prompts, metrics=scored)
         maps, _ = compared_maps(experiment, prepared, prediction, reference)
         dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
@@ -228,6 +230,7 @@ def headline(
     mark = {
         "ground_truth": " ORACLE (prompts from the annotation)",
         "simulated": " SIMULATED (first and last structure from the annotation)",
+        "report": " REPORT (words that came with the cases)",
     }.get(prompts or "", "")
     return (
         f"test: {means}; {first.missed} missed, {first.spurious} spurious\n"
@@ -281,14 +284,12 @@ def _window_scores(
 ) -> list[tuple[str, float]]:
     """Return the DSC of each structure that a person would name in each window of a case, by name.
 
-    The windows are cut from the prepared slices, as in training. The text states what the window shows. A model that
-    was trained on the template only gets the template. So does a window about which no text was encoded: one without
-    a level, or any of an atlas with many structures and no order.
+    The windows are cut from the prepared slices, as in training. The text states what the window shows. A model whose
+    training never named what a picture shows gets the template. So does a window about which no text was encoded: one
+    without a level, or any of an atlas with many structures and no order.
     """
     atlas, recipe = experiment.atlas, experiment.recipe
-    informed = recipe.prompts is not None and any(
-        chance for source, chance in recipe.prompts.training.items() if source != "template"
-    )
+    informed = recipe.prompts is not None and recipe.prompts.names_levels_in_training
     image, mask = torch.from_numpy(np.array(prepared.image)).float(), torch.from_numpy(np.array(prepared.mask))
     body = find_body(prepared.image) if recipe.preparation.crop == "body" else None
     unchanged = FixedOrder(AugmentationSettings(), recipe.seed)

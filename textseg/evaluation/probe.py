@@ -14,7 +14,7 @@ from textseg.contracts import Atlas, Case, TextEncoder
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import SliceStack
 from textseg.evaluation.fields_of_view import CutCase, cut_windows, predict_window, window_texts
-from textseg.evaluation.probe_texts import BASELINE, CONDITIONS, MOVED, RIGHT, probe_subject
+from textseg.evaluation.probe_texts import BASELINE, MOVED, RIGHT, probe_subject, used_conditions
 from textseg.evaluation.scoring import compared_maps, score_case
 from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
@@ -62,17 +62,18 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
     `segmenter` is in evaluation mode, on `device`.
     """
     subjects = [probe_subject(experiment, number) for number in range(len(experiment.cases["test"]))]
-    prompts = {c.name: [c.write_prompts(subject) for subject in subjects] for c in CONDITIONS if c.write_prompts}
+    conditions = used_conditions(experiment)
+    prompts = {c.name: [c.write_prompts(subject) for subject in subjects] for c in conditions if c.write_prompts}
     texts = _encoded(experiment, prompts)
-    result = ProbeResult({condition.name: [] for condition in CONDITIONS}, [])
+    result = ProbeResult({condition.name: [] for condition in conditions}, [])
     encoder = EncodedTexts(experiment.recipe, experiment.registry, experiment.task)
     with progress_bar() as bar:
-        task = bar.add_task("probing", total=(len(CONDITIONS) + 1) * len(subjects))
+        task = bar.add_task("probing", total=(len(conditions) + 1) * len(subjects))
         for number, subject in enumerate(subjects):
             prepared = subject.prepared
             reference, _ = prepared.native_mask(experiment.dataset.label_map(prepared.case))
             compared: dict[str, Maps] = {}  # under the right list and the moved ones
-            for condition in CONDITIONS:
+            for condition in conditions:
                 if condition.write_prompts is None:
                     slices, _ = prompted_slices(experiment, segmenter, prepared, "predicted", device)
                 elif (text := texts[condition.name][number]) is not None:

@@ -18,6 +18,7 @@ from textseg.text.slice_text import SlicePrompt, slice_prompts, volume_prompts
 from textseg.text.visibility import shifted
 
 BASELINE = "template"
+REPORT = "report"  # only of recipes with reports
 RIGHT: Source = "interactive"
 MOVED = {"one_level_up": -1, "one_level_down": 1}  # conditions with a wrong list: its levels, downwards positive
 SYLLABLES = ["ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu"]
@@ -67,6 +68,19 @@ def probe_subject(experiment: Experiment, number: int) -> Subject:
     another = [theirs[position] for position in positions]
     seed = f"{experiment.recipe.seed}:{prepared.case.id}"  # a text: hashes of other types differ between processes
     return Subject(prepared, prompts, another, experiment, random.Random(seed))
+
+
+def used_conditions(experiment: Experiment) -> tuple[Condition, ...]:
+    """Return the conditions of a probe; that of reports only where the recipe has any."""
+    return tuple(condition for condition in CONDITIONS if condition.name != REPORT or experiment.reports)
+
+
+def _reported(case: Subject) -> Sequence[SlicePrompt] | None:
+    text, prepared = case.experiment.text, case.prepared
+    assert text is not None
+    if prepared.case.id not in case.experiment.reports:
+        return None
+    return slice_prompts(prepared, "report", text.generator, case.experiment.atlas, text.knowledge)
 
 
 def _of(source: Source) -> WritePrompts:
@@ -139,6 +153,7 @@ def _with_one_changed(case: Subject, *, present: bool) -> Sequence[SlicePrompt]:
 CONDITIONS = (
     Condition(BASELINE, "the recipe's template, which knows nothing of the image", "", _of("template")),
     Condition("predicted", "what a first pass found", "", None),
+    Condition(REPORT, "the words that came with the case", "report", _reported),
     Condition(
         RIGHT,
         "first and last level, as a person names them (read off the annotation)",

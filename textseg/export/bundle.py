@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +28,7 @@ from textseg.runs.task_record import write_task
 from textseg.system.files import new_folder, write_atomically
 from textseg.system.hub import CONFIGURATION, noting_models
 from textseg.text.prompts import generate
+from textseg.text.slice_text import MOST_TEXTS
 from textseg.text.visibility import predicted_visibilities, template_visibility
 from textseg.version import API_VERSION, __version__
 from textseg.volumes.files import file_hash
@@ -104,9 +107,10 @@ def _write_configurations(folder: Path, model: TrainedModel) -> list[str]:
 
 
 def _possible(model: TrainedModel) -> Iterator[str]:
-    """Give every text that the model may read without an annotation.
+    """Give every text that the model may read without an annotation, with the facts that its training knew.
 
-    For an atlas without an order and with many structures, a person may name sets whose texts are not among them.
+    Reports are left out: they belong to patients. For an atlas without an order and with many structures, a person may
+    name sets whose texts are not among them.
     """
     assert model.generator is not None
     assert model.recipe.prompts is not None
@@ -114,7 +118,8 @@ def _possible(model: TrainedModel) -> Iterator[str]:
     template = template_visibility(atlas, counted=model.recipe.prompts.template == "listed")
     positions = list(_positions(generator, template, model))
     stated = (visibility for visibility in atlas.visibilities() if visibility.source != "template")
-    for visibility in (template, *stated, *predicted_visibilities(atlas)):
+    visibilities = (template, *stated, *predicted_visibilities(atlas))
+    for visibility in (replace(plain, facts=facts) for facts in ({}, *model.record.facts) for plain in visibilities):
         for placed in (visibility, *(visibility.at(*position) for position in positions)):
             prompts = generate(generator, atlas, placed)
             yield from (prompts.holistic, *prompts.classwise)
@@ -138,7 +143,7 @@ def _positions(generator: PromptGenerator, template: Visibility, model: TrainedM
 
 def _write_text(folder: Path, model: TrainedModel) -> None:
     assert model.texts is not None
-    texts = list(dict.fromkeys(_possible(model)))
+    texts = list(itertools.islice(dict.fromkeys(_possible(model)), MOST_TEXTS))  # those without facts come first
     table = model.texts(texts)
     rows = [table.index(text) for text in texts]
     counts = [table.token_counts[row] for row in rows]

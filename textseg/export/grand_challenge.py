@@ -53,7 +53,7 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         plugins = check_bundle(container / "bundle")["plugins"].values()
         needed = {part["distribution"] for part in plugins} | made_of(model.segmenter)
         pinned = requirements(["textseg", *sorted(needed)])
-        settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence}
+        settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence, "facts": {}}
         write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
         write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
         words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}

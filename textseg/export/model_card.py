@@ -89,6 +89,11 @@ def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:
     if recipe.prompts is not None:
         shares = ", ".join(f"{share:g} {source}" for source, share in recipe.prompts.training.items())
         prompts = f"{recipe.prompts.generator.use}, read by {recipe.prompts.text_encoder.use}; in training {shares}"
+        if report := recipe.prompts.report:
+            use = "sentences as they are" if report.sentences else "read, then written by the generator"
+            prompts += f"; reports: {', '.join(report.columns)} ({use})"
+        if facts := [name for name, values in model.known_facts.items() if values]:
+            prompts += f"; facts: {', '.join(facts)} (give them with --fact)"
     parameters = run.get("parameters")
     return [
         ["data", f"{recipe.dataset.use}; patients: {patients}"],
@@ -116,6 +121,8 @@ def _scores(folder: RunFolder, model: TrainedModel) -> list[str]:
     patients = len({row.patient for row in scores})
     sources = ", ".join(sorted({row.prompt_source for row in scores}))
     note = f"On {counted(patients, 'test patient')}, with prompts of source {sources}; macro means over structures."
+    if "report" in sources:
+        note += " Reports came with the cases, by authors who may have seen the reference masks."
     warning = small_sample_warning(patients)
     header = ("metric", "mean", "95 % interval", "structures", "missed", "spurious")
     obedience = measured_obedience(folder.read())

@@ -92,7 +92,7 @@ class _Manifest(BaseModel):
 
 
 class FrozenTexts:
-    """Features of every text that template, interactive and predicted prompts can produce, from a bundle."""
+    """Features of every text that prompts without a report can produce, from a bundle."""
 
     def __init__(self, path: Path, text_length: int, text_size: int) -> None:
         self.path = path
@@ -117,8 +117,9 @@ class FrozenTexts:
         if missing := [text for text in texts if text not in self.known]:
             raise PromptError(
                 f"The bundle '{self.path}' holds no features for '{missing[0][:80]}...': it has those of prompts "
-                "that name everything, or one stretch of the sequence with all that is outside the sequence. Name a "
-                "stretch, such as 'FIRST to LAST', or predict with the run that the bundle comes from."
+                "that name everything, or one stretch of the sequence with all that is outside the sequence, with "
+                "facts that stood together in its training. Name a stretch, such as 'FIRST to LAST', or predict with "
+                "the run that the bundle comes from."
             )
 
 

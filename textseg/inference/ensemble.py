@@ -65,7 +65,8 @@ def _joined(records: Sequence[TaskRecord]) -> TaskRecord:
         for key, values in record.task.fingerprint.items():
             fingerprint.setdefault(key, []).extend(values)
     seen = {content: case for record in reversed(records) for content, case in record.seen.items()}
-    return TaskRecord(replace(records[0].task, fingerprint=fingerprint), seen)
+    facts = tuple(known for record in records for known in record.facts)
+    return TaskRecord(replace(records[0].task, fingerprint=fingerprint), seen, facts)
 
 
 def _differences(first: TrainedModel, second: TrainedModel) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from textseg.inference.ensemble import Ensemble
 from textseg.inference.predictor import Predictor, Prompting
 from textseg.system.files import file_name, write_atomically
 from textseg.system.own_files import read_json
-from textseg.text.reading import read_statements, readings
+from textseg.system.user_files import NEAR
+from textseg.text.reading import read_facts, read_statements, readings
 from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
@@ -55,6 +57,7 @@ class Job:
     mask: Path
     name: str  # the case in tables: the input below the output folder, without a suffix, such as "pat1/ses-1/T2"
     visible: str | None = None  # the words of a person
+    facts: Mapping[str, str] = field(default_factory=dict)  # what is known of it
     fault: str = ""  # why there can't be a mask
 
     @property
@@ -178,6 +181,7 @@ def plan_jobs(
         names.update({volume: _folder(volume).relative_to(common) / name_of(volume) for volume in twice})
     twice = _same(names)
     statements = read_statements(visible, map(Path.as_posix, names.values())) if visible is not None else {}
+    facts = read_facts(visible) if visible is not None else {}
     taken = {os.path.realpath(volume): volume for volume in names if isinstance(volume, Path)}
     jobs = []
     for volume, name in names.items():
@@ -195,7 +199,10 @@ def plan_jobs(
         elif suffix == DICOM and not isinstance(volume, DicomSeries):
             needed = "a DICOM segmentation refers to the slices of a DICOM series"
             fault = f"--format: {needed}, and '{volume}' is none."
-        jobs.append(Job(volume, mask, name.as_posix(), statements.get(name.as_posix()), fault))
+        words, known = statements.get(name.as_posix()), facts.get(name.as_posix(), {})
+        if not words and known:  # the row of a table may hold facts alone
+            words = None
+        jobs.append(Job(volume, mask, name.as_posix(), words, known, fault))
     if jobs and all(job.fault for job in jobs):
         raise DataError(jobs[0].fault)
     return jobs
@@ -249,7 +256,7 @@ def _computed(
         if read is None:
             return writer.submit(Outcome, job, "there")
         ordered, augmentation = settings.ordered, settings.test_time_augmentation
-        visibility = model.visibility(read.prepared, job.visible, settings.prompts, ordered=ordered)
+        visibility = model.visibility(read.prepared, job.visible, settings.prompts, ordered=ordered, facts=job.facts)
         mask = model.segment(
             read.prepared, read.geometry, visibility, read.remarks, ordered=ordered, test_time_augmentation=augmentation
         )
@@ -288,7 +295,7 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
             "labels": {str(value): name for name, value in mask.values(settings.labels).items()},
             "confidence": {name: round(value, 4) for name, value in mask.confidence.items()},
             "volume_ml": {name: round(value, 3) for name, value in mask.volumes_ml.items()},
-            "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility, job.visible),
+            "said": None if mask.visibility is None else stated(mask.atlas, mask.visibility, job.visible, job.facts),
             "remarks": list(mask.remarks),
             "changes": list(mask.changes),
             "unnamed": list(mask.unnamed),
@@ -302,23 +309,23 @@ def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: Predic
     return Outcome(job, "written", remarks=mask.remarks)
 
 
-def stated(atlas: Atlas, visibility: Visibility, words: str | None) -> dict[str, str]:
-    """Return the statement of the prompts on a volume, its source, and the words of the person where there is one.
+def stated(atlas: Atlas, visibility: Visibility, words: str | None, facts: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Return the statement of the prompts on a volume, its source, the words of the person, and facts, if any.
 
     A template that nobody counted states nothing.
     """
-    written = {} if words is None else {"words": words}
+    written: dict[str, Any] = {} if words is None else {"words": words}
+    written |= {"facts": dict(facts)} if facts else {}
     named = statement(atlas, visibility.visible) if visibility.counted else ""
     return {"source": visibility.source, "visible": named, **written}
 
 
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
     """Return all facts that determine a mask: equal facts give an equal mask."""
-    if job.visible is not None:
-        visibility = model.visibility_of(job.visible, ordered=settings.ordered)
-        prompts = statement(model.atlas, visibility.visible)  # other words may state the same
-    else:
-        prompts = settings.prompts or (model.default_prompts if model.reads_text else "none")
+    prompts: str = settings.prompts or (model.default_prompts if model.reads_text else "none")
+    if visibility := model.visibility_of(job.visible, ordered=settings.ordered, facts=job.facts):
+        # Other words may state the same.
+        prompts = statement(model.atlas, visibility.visible) if visibility.counted else "report"
     members = model.members if isinstance(model, Ensemble) else ()
     return {
         "input": job.input.name,
@@ -332,6 +339,7 @@ def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings
         "ordered": settings.ordered,
         "test_time_augmentation": list(settings.test_time_augmentation),
         "textseg": __version__,
+        **({"facts": dict(job.facts)} if job.facts else {}),
     }
 
 
@@ -344,6 +352,21 @@ def is_done(job: Job, made: Mapping[str, Any]) -> bool:
         return False
 
 
+def with_facts(model: Predictor, jobs: Sequence[Job], facts: Mapping[str, str]) -> list[Job]:
+    """Return the jobs with the facts that hold for all, and those of their rows in a table, which come first.
+
+    Columns of a table that are no facts of the model are left alone, unless their name is close to one. Raises
+    PromptError for such a column, and for facts that the model does not know.
+    """
+    common, known = model.checked_facts(facts), [name.casefold() for name in model.known_facts]
+    for column in dict.fromkeys(name for job in jobs for name in job.facts):
+        near = difflib.get_close_matches(column, known, n=1, cutoff=NEAR)
+        if near and column not in known:
+            raise PromptError(f"--visible: the column '{column}' may be meant as '{near[0]}'. Call it '{near[0]}'.")
+    own = [{name: value for name, value in job.facts.items() if name in known} for job in jobs]
+    return [replace(job, facts={**common, **model.checked_facts(row)}) for job, row in zip(jobs, own, strict=True)]
+
+
 def check_words(
     model: Predictor, jobs: Sequence[Job], option: str = "--visible", *, ordered: bool = False
 ) -> list[str]:
@@ -353,9 +376,10 @@ def check_words(
     """
     read = {}
     for job in jobs:
-        if job.visible is not None:
-            try:
-                read[job.name] = model.visibility_of(job.visible, ordered=ordered)
-            except PromptError as error:
-                raise PromptError(f"{option}: {job.name}: {error}") from None
+        try:
+            visibility = model.visibility_of(job.visible, ordered=ordered, facts=job.facts)
+        except PromptError as error:
+            raise PromptError(f"{option if job.visible is not None else '--fact'}: {job.name}: {error}") from None
+        if visibility is not None and visibility.counted:
+            read[job.name] = visibility
     return readings(model.atlas, read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Task, Visibility
 from textseg.data.slice_geometry import PreparedVolume, prepare_volume
-from textseg.errors import DataError, PromptError
+from textseg.errors import DataError, PromptError, suggestion
 from textseg.inference.averaging import Change, average, views
 from textseg.inference.structure_finder import StructureFinder, find_structures, predicted_visibility
 from textseg.inference.training_domain import few_values, outside_domain
 from textseg.levels.level_order import Naming, find_contradictions, order_levels, stated_stretch
-from textseg.recipe.schema import PreparationSettings
+from textseg.recipe.schema import PreparationSettings, ReportSettings
 from textseg.runs.task_record import TaskRecord
 from textseg.system.messages import counted
 from textseg.text.reading import interactive_visibility
-from textseg.text.visibility import template_visibility
+from textseg.text.visibility import report_visibility, template_visibility
 from textseg.volumes.files import Readable, Volume
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.mask import Mask
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from textseg.inference.trained_model import TrainedModel
 
 _READS_NO_TEXT = (
-    "'{}' reads no text, so visible structures have no effect. Leave out --visible, --text and --prompts, or add "
+    "'{}' reads no text, so visible structures and facts have no effect. Leave out --visible, --text, --fact and "
+    "--prompts, or add "
     "--ordered: it names the levels afterwards as --visible and --text say."
 )
 
@@ -101,6 +103,7 @@ class Predictor(ABC):
         volume: Image | Volume,
         *,
         visible: Named | None = None,
+        facts: Mapping[str, str] = {},
         prompts: Prompting | None = None,
         ordered: bool = False,
         test_time_augmentation: Sequence[Change] = (),
@@ -112,6 +115,8 @@ class Predictor(ABC):
                 channels, their files in the order of the training, or by name: `{"T1": path, "T2": path}`.
             visible: what a person sees in it: "T10:L5", "T10 to L5" or ("T10", "L5") for all from the first to the last
                 in an ordered atlas, "L4, L5" or a list for these; see `textseg.text.reading`.
+            facts: what is known of it, such as {"sequence": "T2"}: facts that the texts of its training stated, and
+                the columns of reports that it was trained on.
             prompts: without `visible`, the source of the prompts: "template" or "predicted"; the default is that of the
                 recipe's evaluation.
             ordered: rename pieces that contradict the order of the atlas, or the first and last level of `visible`,
@@ -130,7 +135,7 @@ class Predictor(ABC):
             )
         content = None if isinstance(volume, Volume) else scan_hash(self.named(volume))
         prepared = self.prepare(scan)
-        visibility = self.visibility(prepared, visible, prompts, ordered=ordered)
+        visibility = self.visibility(prepared, visible, prompts, ordered=ordered, facts=self.checked_facts(facts))
         remarks = self.remarks_on(scan, prepared, content)
         return self.segment(
             prepared, scan.geometry, visibility, remarks, ordered=ordered, test_time_augmentation=test_time_augmentation
@@ -170,42 +175,127 @@ class Predictor(ABC):
         return prepare_volume(scan, self.preparation)
 
     def visibility(
-        self, prepared: PreparedVolume, visible: Named | None, prompts: Prompting | None, *, ordered: bool = False
+        self,
+        prepared: PreparedVolume,
+        visible: Named | None,
+        prompts: Prompting | None,
+        *,
+        ordered: bool = False,
+        facts: Mapping[str, str] = {},
     ) -> Visibility | None:
         """Return what is stated about a volume; None if nobody states anything and the model reads no text.
 
         Raises PromptError for names that the atlas does not have, for `prompts` without a reader, and for `visible`
-        without a reader where the levels are not `ordered` either.
+        without a reader where the levels are not `ordered` either. `facts` are checked.
         """
         if not self.reads_text and visible is None and prompts is None:
             return None
-        if visible is not None:
-            return self.visibility_of(visible, ordered=ordered)
+        if stated := self.visibility_of(visible, ordered=ordered, facts=facts):
+            return stated
         self._require_reader()
         settings = self.readers[0].recipe.prompts
         assert settings is not None
-        template = template_visibility(self.atlas, counted=settings.template == "listed")
+        template = template_visibility(self.atlas, facts, counted=settings.template == "listed")
+        self._require_texts(template)
         if (prompts or self.default_prompts) == "template":
             return template
         first_pass = find_structures(self.logits(prepared, template), self.atlas)
-        return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold)
+        return predicted_visibility(first_pass, self.atlas, settings.predicted_threshold, facts)
 
-    def visibility_of(self, visible: Named, *, ordered: bool = False) -> Visibility:
-        """Return the visibility that `visible` states; `ordered` if it names the levels of the prediction.
+    def visibility_of(
+        self, visible: Named | None, *, ordered: bool = False, facts: Mapping[str, str] = {}
+    ) -> Visibility | None:
+        """Return the visibility that a person or a report states; None where neither does.
+
+        Facts that belong to the reports of its training make it a report. With `ordered`, `visible` names the levels
+        of the prediction.
 
         Raises PromptError for words that can't be read as structures of the atlas, for prompts that a bundle has no
         features for, and for words that neither a model nor the order can use.
         """
+        columns = [settings for settings in self._reports if settings]
+        reported = {name for settings in columns for name in settings.columns} & facts.keys()
+        if visible is None and not reported:
+            return None
         if not ordered:
             self._require_reader()
-        visibility = interactive_visibility(self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible)
-        for model in self.readers:
-            model.require_texts(visibility)
+        visibility = Visibility((), source="interactive", scope="volume")
+        if visible is not None:
+            visibility = interactive_visibility(
+                self.atlas, ":".join(visible) if isinstance(visible, tuple) else visible
+            )
+        visibility = replace(visibility, facts=facts)
+        if reported:
+            spoken = {settings.sentences for settings in columns if settings.sentences} & reported
+            if spoken and visible is not None:
+                raise PromptError(
+                    f"The sentences under '{min(spoken)}' are the whole text of a slice, so no visible structures can "
+                    "be stated beside them. Leave out one of them."
+                )
+            sentence = " ".join(facts[min(spoken)].split()) if spoken else ""
+            known = {name: value for name, value in facts.items() if name not in spoken}
+            visibility = report_visibility(self.atlas, visibility.visible, known, sentence)
+        self._require_texts(visibility)
+        if visible is None:
+            return visibility
         if not self.reads_text and stated_stretch(self.atlas, visibility.visible) is None:
             levels = f"none of its levels ({', '.join(self.atlas.sequence)}) is named"
             reason = levels if self.atlas.ordered else f"the structures of atlas '{self.atlas.name}' have no order"
             raise PromptError(f"'{self.name}' reads no text, and {reason}: --ordered can't name anything.")
         return visibility
+
+    @property
+    def _reports(self) -> list[ReportSettings | None]:
+        """The columns of reports that each model was trained on."""
+        prompts = [model.recipe.prompts for model in self.readers]
+        return [p.report if p is not None and p.training.get("report") else None for p in prompts]
+
+    @property
+    def known_facts(self) -> dict[str, list[str]]:
+        """The values of each fact that the texts of training stated; none for columns of reports."""
+        facts: dict[str, list[str]] = {}
+        for known in self.record.facts:
+            for name, value in known.items():
+                facts.setdefault(name, []).append(value)
+        columns = [name for settings in self._reports if settings for name in settings.columns]
+        visible = {settings.visible for settings in self._reports if settings}
+        facts |= {name: [] for name in columns if name not in visible}
+        return {name: sorted(set(values)) for name, values in facts.items()}
+
+    def checked_facts(self, facts: Mapping[str, str]) -> dict[str, str]:
+        """Return facts by the names of the training. Raises PromptError for a name that no text of it states."""
+        spelled = {name.casefold(): name for name in self.known_facts}
+        for name in facts:
+            if name.strip().casefold() not in spelled:
+                self._require_reader()
+                possible = suggestion(name, spelled) if spelled else " They state none."
+                raise PromptError(f"The texts of '{self.name}' state no fact '{name}'.{possible}")
+        return {spelled[name.strip().casefold()]: value.strip() for name, value in facts.items() if value.strip()}
+
+    def doubtful_facts(self, visibility: Visibility | None) -> list[str]:
+        """Return sentences on facts that the texts of training stated and this one does not, and on new values."""
+        if visibility is None or not self.record.facts or visibility.sentence:
+            return []
+        given, known = visibility.facts, {n: values for n, values in self.known_facts.items() if values}
+        always = {name for name in known if all(name in facts for facts in self.record.facts)}
+        missing = {
+            name: values for name, values in known.items() if name not in given and (name in always or not given)
+        }
+        new = [name for name, values in known.items() if name in given and given[name] not in values]
+        lines = []
+        if missing:
+            shown = " and ".join(f"{name} ({', '.join(v[:LISTED])})" for name, v in missing.items())
+            name, values = next(iter(missing.items()))
+            lines.append(f"in training, the text stated {shown}, and now it does not: add --fact {name}={values[0]}")
+        return lines + [
+            f"{name} {given[name]} is new to this model; the texts of its training had "
+            f"{', '.join(known[name][:LISTED])}"
+            for name in new
+        ]
+
+    def _require_texts(self, visibility: Visibility) -> None:
+        for model in self.readers:
+            model.require_texts(visibility)
 
     def _require_reader(self) -> None:
         if not self.reads_text:
@@ -235,7 +325,7 @@ class Predictor(ABC):
         With `ordered`, the levels that a person states also name the pieces of the prediction.
         """
         statement = None
-        if visibility is not None and visibility.source == "interactive":
+        if visibility is not None and visibility.source in ("interactive", "report") and visibility.counted:
             statement = stated_stretch(self.atlas, visibility.visible)
         finder = StructureFinder(self.atlas)
         logits = self.logits(prepared, visibility, test_time_augmentation=test_time_augmentation)
@@ -256,7 +346,7 @@ class Predictor(ABC):
             self.atlas,
             finder.confidence(),
             visibility,
-            (*remarks, *contradictions),
+            (*remarks, *self.doubtful_facts(visibility), *contradictions),
             naming.changes,
             naming.unnamed,
             naming.margins,

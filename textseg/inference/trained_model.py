@@ -84,19 +84,23 @@ class TrainedModel(Predictor):
             return SliceStack(image)
         assert self.generator is not None
         assert self.texts is not None
-        position = True
-        if visibility.source == "template":  # the text of its own training, also in an ensemble of other models
-            visibility = replace(visibility, counted=self.recipe.prompts.template == "listed")
-            position = self.recipe.prompts.template_position
+        visibility = self._own(visibility)
+        position = visibility.source != "template" or self.recipe.prompts.template_position
         prompts = volume_prompts(visibility, len(image), self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
         return SliceStack(image, SliceText(table, self.atlas, {visibility.source: prompts}))
+
+    def _own(self, visibility: Visibility) -> Visibility:
+        """Return the template of its own training, also in an ensemble of other models; other statements unchanged."""
+        assert self.recipe.prompts is not None
+        counted = self.recipe.prompts.template == "listed"
+        return replace(visibility, counted=counted) if visibility.source == "template" else visibility
 
     def require_texts(self, visibility: Visibility) -> None:
         """Raise PromptError if there are no features for the prompts that state `visibility`."""
         assert self.generator is not None
         assert self.texts is not None
-        prompts = generate(self.generator, self.atlas, visibility)
+        prompts = generate(self.generator, self.atlas, self._own(visibility))
         self.texts.require([prompts.holistic, *prompts.classwise])
 
 

@@ -18,7 +18,8 @@ from textseg.system.messages import counted
 from textseg.system.user_files import csv_text, read_rows
 
 StatedSource = Source | Literal["simulated"]  # the source of the prompts that scores state
-Mark = Literal["", "simulated", "oracle"]  # set if the prompts of scores used the annotation
+# Set if the prompts of scores used the annotation, or words that came with the cases.
+Mark = Literal["", "report", "simulated", "oracle"]
 
 
 @dataclass(frozen=True)

@@ -101,15 +101,16 @@ def is_text(recipe: Path | str) -> bool:
 def load_trained_recipe(
     path: Path | str, overrides: Sequence[str] = (), *, trust_code: bool = False, builds: Container[str] = TO_EVALUATE
 ) -> Recipe:
-    """Read the recipe of a finished run. `--set` values may say where the data are, and how the model is evaluated.
+    """Read the recipe of a finished run; `--set` may say where data and reports are, and how the model is evaluated.
 
     Raises RecipeError like `load_recipe`, and for other `--set` values: the weights were trained with the recipe.
     """
     for override in overrides:
-        if override.partition(".")[0] not in ("dataset", "evaluation"):
+        if not override.startswith(("dataset.", "evaluation.", "prompts.report")):
             raise RecipeError(
-                f"--set {shortened(override)}: the model is trained, so only keys that begin with dataset. or "
-                "evaluation. can be set, such as dataset.folder=DIR. Train with other values: textseg run."
+                f"--set {shortened(override)}: the model is trained, so only keys that begin with dataset., "
+                "evaluation. or prompts.report can be set, such as dataset.folder=DIR. Train with other values: "
+                "textseg run."
             )
     return load_recipe(path, overrides, trust_code=trust_code, builds=builds)
 

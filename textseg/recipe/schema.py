@@ -189,6 +189,41 @@ class RenumberingSettings(_Section):
     where: Literal["without_landmark", "anywhere"] = "without_landmark"
 
 
+class ReportSettings(_Section):
+    """Words that come with a case: columns of the data set's own table, or of a file."""
+
+    file: Path | None = None  # CSV or JSON lines with `case`; without it, the facts of the data set
+    visible: str | None = None  # the column that says what is visible
+    facts: tuple[str, ...] = ()  # columns that the prompt generator states
+    sentences: str | None = None  # the column whose text the model reads as it is
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read, each once."""
+        return tuple(dict.fromkeys(column for column in (self.visible, *self.facts, self.sentences) if column))
+
+    @field_validator("visible", "sentences")
+    @classmethod
+    def _folded(cls, column: str | None) -> str | None:
+        return column and column.strip().casefold()
+
+    @field_validator("facts")
+    @classmethod
+    def _all_folded(cls, facts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(column.strip().casefold() for column in facts)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if not self.columns:
+            raise ValueError("name a column: 'visible', 'facts' or 'sentences'.")
+        if self.sentences and (self.visible or self.facts):
+            raise ValueError(
+                "'sentences' are the whole text of a slice, so 'visible' and 'facts' can't be stated beside them. Give "
+                "either sentences, or visible and facts."
+            )
+        return self
+
+
 class PromptSettings(_Section):
     """The prompt generator, the text encoder, and the sources of the prompts in training and in evaluation."""
 
@@ -196,7 +231,8 @@ class PromptSettings(_Section):
     text_encoder: ComponentSpec
     template: Literal["listed", "uncounted"] = "listed"  # it lists every structure, or says that nobody counted them
     renumbering: RenumberingSettings | None = None
-    training: Mapping[Literal["template", "interactive", "ground_truth"], Probability] = {"ground_truth": 1.0}
+    report: ReportSettings | None = None
+    training: Mapping[Literal["template", "interactive", "report", "ground_truth"], Probability] = {"ground_truth": 1.0}
     evaluation: Source = "template"
     template_position: bool = True  # True if the template states the position of a slice in the stack
     interactive_error: Probability = 0.0  # that a simulated person miscounts a volume by one level
@@ -211,20 +247,43 @@ class PromptSettings(_Section):
 
     @model_validator(mode="after")
     def _renumbered(self) -> Self:
-        if self.renumbering and not any(chance for source, chance in self.training.items() if source != "template"):
+        if self.renumbering and not self.names_levels_in_training:
             raise ValueError(
-                "'renumbering' moves names that the text states, and 'training' has the template only. Add "
-                "interactive or ground_truth to 'training', or remove 'renumbering'."
+                "'renumbering' moves names that the text states, and no text of 'training' names what its picture "
+                "shows. Add interactive, ground_truth or a report with 'visible', or remove 'renumbering'."
+            )
+        return self
+
+    @property
+    def names_levels_in_training(self) -> bool:
+        """True if a text of the generator that training may draw names what its picture shows."""
+        sources = {source for source, chance in self.training.items() if chance}
+        reads_report = self.report is not None and self.report.visible is not None
+        return bool(sources & {"interactive", "ground_truth"}) or ("report" in sources and reads_report)
+
+    @model_validator(mode="after")
+    def _reported(self) -> Self:
+        trained = bool(self.training.get("report"))
+        if self.report is None and (trained or self.evaluation == "report"):
+            key = "training" if trained else "evaluation"
+            raise ValueError(
+                f"'{key}' names the source report, and there is no key 'report'. Say which columns hold the words of "
+                "each case, such as report: {visible: levels, facts: [history]}."
+            )
+        if self.report is not None and self.report.sentences and self.evaluation == "report" and not trained:
+            raise ValueError(
+                "'evaluation' gives the model sentences as they are, and 'training' has none, so no effect of theirs "
+                "is known. Add report to 'training', or name the column as report.visible, which is read."
             )
         return self
 
     @field_validator("evaluation")
     @classmethod
     def _honest(cls, evaluation: Source) -> Source:
-        if evaluation not in ("template", "predicted"):
+        if evaluation not in ("template", "report", "predicted"):
             raise ValueError(
                 f"'{evaluation}' prompts are read off the annotation of the test cases; a recipe can't ask for them. "
-                "Write 'template' or 'predicted' here, and after the run: "
+                "Write 'template', 'report' or 'predicted' here, and after the run: "
                 f"{shell('textseg', 'evaluate', 'RUN', '--prompts', evaluation)}"
             )
         return evaluation

@@ -91,6 +91,8 @@ def _report(
     cases = len({row.case for row in scores[BASELINE]})
     rows = []
     for condition in (*CONDITIONS, EXPECTED):
+        if condition.name not in scores:
+            continue
         scored = [row for row in scores[condition.name] if row.structure in structures]
         known = [(row.structure, row.value) for row in scored if not np.isnan(row.value)]
         by_structure = [[value for structure, value in known if structure == name] for name in structures]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from textseg.contracts import Atlas, Case, Dataset, PromptGenerator, Source, TextEncoder
@@ -18,6 +18,7 @@ from textseg.system.files import cache_folder
 from textseg.system.messages import counted
 from textseg.text.prompts import require_region
 from textseg.text.reading import interactive_visibility, summary
+from textseg.text.reports import Report, read_reports
 from textseg.text.slice_text import AVAILABLE, Knowledge, SlicePrompt, slice_prompts
 from textseg.text.visibility import statement
 
@@ -120,9 +121,14 @@ def prompt_sheet(
         read = summary(dataset.atlas, stated.visible)
     encoder: TextEncoder = registry.build("text_encoder", part.use, settings=part.settings)
     counted = settings.template == "listed"
-    knowledge = Knowledge(template_position=settings.template_position, counted=counted, named=persons)
+    reports: Mapping[str, Report] = {}
+    if settings.report is not None:
+        plain, reports = read_reports(dataset.atlas, settings.report, dataset.cases())
+        of_case = next(case for case in plain if case.id == prepared.case.id)
+        prepared = replace(prepared, case=of_case)
+    knowledge = Knowledge(template_position=settings.template_position, counted=counted, named=persons, reports=reports)
     entries = []
-    for source in AVAILABLE:
+    for source in AVAILABLE if prepared.case.id in reports else AVAILABLE[:-1]:
         for granularity, generator in _generators(recipe, registry, dataset.atlas):
             prompt = slice_prompts(prepared, source, generator, dataset.atlas, knowledge)[index]
             tokens = encoder.count_tokens([prompt.holistic])[0]

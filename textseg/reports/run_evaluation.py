@@ -34,7 +34,7 @@ from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder
 from textseg.runs.identity import changed_facts
 from textseg.runs.saved_predictions import keeping
-from textseg.runs.task_record import write_task
+from textseg.runs.task_record import read_task, write_task
 from textseg.system import distributed
 from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
@@ -140,11 +140,19 @@ def _write_numbers(
         facts |= {"fields_of_view": None} if facts.get("fields_of_view") else {}
     if named:
         facts["named"] = named
-    if source in ("interactive", "predicted"):
-        facts["visible"] = write_visible(target.visible, experiment.atlas, result.visibilities)
+    if experiment.reports and source == "report":
+        facts["reports"] = experiment.report_counts
+    stated = [(prepared, v) for prepared, v in result.visibilities if v.source == source and v.counted]
+    if source in ("interactive", "predicted", "report") and stated:
+        facts["visible"] = write_visible(target.visible, experiment.atlas, stated)
     record = target.update(**facts)
     if target.path != folder.path and experiment.text is not None and (prompts := result.prompts) is not None:
-        rows = [replace(row, source=prompts) for row in experiment.text.rows if row.source == source]
+        used = {source, "template"} if source == "report" else {source}  # for cases without a report
+        rows = [
+            row if row.source != source else replace(row, source=prompts)
+            for row in experiment.text.rows
+            if row.source in used
+        ]
         write_prompt_table(target.prompts, rows)
     return record
 
@@ -182,6 +190,9 @@ def evaluate_run(
         raise RunError(f"--visible goes with --prompts interactive; '{source}' prompts need no person.")
     with counting("preparing slices") as report:
         experiment = rebuild(recipe, folder, also=[source] if source else [], named=visible, progress=report)
+    if source == "report":
+        _check_length(experiment, folder)
+        print(experiment.report_line)
     if visible is not None:
         test_cases = [prepared.case.id for prepared in experiment.cases["test"]]
         for line in readings(experiment.atlas, read_cases(experiment.atlas, visible, test_cases)):
@@ -198,6 +209,16 @@ def evaluate_run(
     print(headline(scores, experiment.structures_in_training, stated))
     print(f"report: {target.report}")
     return target.path
+
+
+def _check_length(experiment: Experiment, folder: RunFolder) -> None:
+    """Raise RunError for reports that are longer than the texts that a model was built for."""
+    trained, needed = read_task(folder.task).task.text_length, experiment.task.text_length
+    if trained is not None and needed is not None and needed > trained:
+        raise RunError(
+            f"With these reports the longest text has {needed} tokens, and '{folder.path}' was trained on texts of at "
+            f"most {trained}. Shorten the reports, or train a run with them."
+        )
 
 
 def _overrides(fields_of_view: Sequence[float] | None) -> list[str]:

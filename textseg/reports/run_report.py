@@ -33,11 +33,13 @@ _SOURCES = {
     "template": "nothing known about the case",
     "interactive": "a person named the visible structures",
     "simulated": "a simulated person: first and last structure read from the reference masks",
+    "report": "words that came with the case, whose author may have seen the image or the reference masks",
     "predicted": "read from a first prediction of the model itself",
     "ground_truth": "read from the reference masks",
     "none": "the model reads no text",
 }
-_MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED"}  # they use the annotation, so they are never ranked
+# They use the annotation, or words whose author may have seen it, so they are never ranked with others.
+_MARKS = {"ground_truth": "ORACLE", "simulated": "SIMULATED", "report": "REPORT"}
 _WINDOW_INCHES = 3.0  # width of each panel of a window; five lie side by side
 _EXAMPLES = 3  # class-wise prompts shown of each source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from textseg.system.files import cache_folder, content_hash
 from textseg.text.drawn_text import DrawnText, Statements
 from textseg.text.prompts import require_region
 from textseg.text.reading import read_cases
+from textseg.text.reports import Report, read_reports, require_plain_facts, require_stated, stated_facts
 from textseg.text.slice_text import Knowledge, Text, build_text, require_levels
 from textseg.text.visibility import statement
 from textseg.volumes.label_tables import require_names
@@ -52,6 +53,7 @@ class Experiment:
     text: Text | None
     task: Task
     statements: Statements | None = None  # the texts that training draws
+    reports: Mapping[str, Report] = field(default_factory=dict)  # by case id
 
     @property
     def atlas(self) -> Atlas:
@@ -74,7 +76,22 @@ class Experiment:
         """The facts that a trained model needs when its data set is absent."""
         parts = {"validation": "validation", "train": "training"}
         seen = {case.image_hash: f"{parts[part]} case {case.case.id}" for part in parts for case in self.cases[part]}
-        return TaskRecord(self.task, seen)
+        known: list[dict[str, str]] = []
+        if self.text is not None:
+            known = stated_facts(self.text.generator, self.atlas, [case.case.facts for case in self.cases["train"]])
+        return TaskRecord(self.task, seen, tuple(known) if any(known) else ())
+
+    @property
+    def report_counts(self) -> dict[str, list[int]]:
+        """The number of cases with a report, and of all cases, in each part; empty for a recipe without reports."""
+        has_report = {part: sum(case.case.id in self.reports for case in cases) for part, cases in self.cases.items()}
+        return {part: [has_report[part], len(cases)] for part, cases in self.cases.items()} if self.reports else {}
+
+    @property
+    def report_line(self) -> str:
+        """The number of cases with a report in each part, as a sentence for a terminal."""
+        parts = ", ".join(f"{have} of {every} in {part}" for part, (have, every) in self.report_counts.items())
+        return f"cases with a report: {parts}; the others get the template"
 
     @property
     def components(self) -> list[Component]:
@@ -143,11 +160,15 @@ class Experiment:
     def hashes(self) -> dict[str, str | None]:
         """Return the hashes that must be equal in comparable runs, and in the parts of a resumed run."""
         keys = sorted(case.key for part in PARTS for case in self.cases[part])
+        text = self.text.table.fingerprint if self.text else None
+        if self.reports:  # the same words may belong to other cases
+            words = sorted((case, r.visible, sorted(r.facts.items()), r.sentence) for case, r in self.reports.items())
+            text = content_hash([text, words])
         return {
             "data": content_hash(keys),
             "split": self.split.hash,
             "preparation": content_hash(self.recipe.preparation.model_dump(mode="json")),
-            "prompts": self.text.table.fingerprint if self.text else None,
+            "prompts": text,
         }
 
 
@@ -188,12 +209,21 @@ def build(
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
+    reports: Mapping[str, Report] = {}
+    if recipe.prompts is not None:
+        if recipe.prompts.report is not None:
+            cases, reports = read_reports(dataset.atlas, recipe.prompts.report, cases)
+            require_stated(generator, dataset.atlas, reports, recipe.prompts.report, recipe.prompts.generator.use)
+            _check_sentences(recipe.prompts, also)
+        elif "report" in also:
+            raise RecipeError(_NO_REPORTS)
+        require_plain_facts(generator, dataset.atlas, cases)
     # 3. Their slices, and the part of the split that each belongs to.
     split, prepared = _prepare_and_split(recipe, dataset, cases, progress)
     # 4. Prompts, written and encoded; none for a recipe without text.
     text, statements = None, None
     if recipe.prompts is not None:
-        text, statements = _text(recipe, registry, augmentation, dataset.atlas, prepared, also, named)
+        text, statements = _text(recipe, registry, augmentation, dataset.atlas, prepared, also, named, reports)
     # 5. The task that models are built for.
     length, size = text.table.tokens.shape[1:] if text else (None, None)
     atlas, names = dataset.atlas, prepared["train"][0].channel_names
@@ -207,7 +237,7 @@ def build(
         fingerprint=_fingerprint(prepared["train"]),
         channel_names=names,
     )
-    return Experiment(recipe, registry, dataset, split, prepared, text, task, statements)
+    return Experiment(recipe, registry, dataset, split, prepared, text, task, statements, reports)
 
 
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
@@ -234,6 +264,16 @@ def build_augmentation(recipe: Recipe, registry: Registry) -> Augmentation:
         origin = registry.component("augmentation", spec.use).origin
         transforms.append(Transform(f"'{spec.use}' of {origin}", component, spec.probability, spec.on))
     return TransformList(transforms, recipe.seed)
+
+
+def _check_sentences(prompts: PromptSettings, also: Sequence[Source]) -> None:
+    """Raise RecipeError if an evaluation would give a model sentences that its training had none of."""
+    assert prompts.report is not None
+    if "report" in also and prompts.report.sentences and not prompts.training.get("report"):
+        raise RecipeError(
+            f"prompts.report.sentences: the model reads '{prompts.report.sentences}' as it is, and was trained on no "
+            "sentence. Train it with report in prompts.training."
+        )
 
 
 def _check_order(recipe: Recipe, atlas: Atlas) -> None:
@@ -336,6 +376,7 @@ def _text(
     cases: Mapping[str, Sequence[PreparedCase]],
     also: Sequence[Source],
     named: str | None,
+    reports: Mapping[str, Report],
 ) -> tuple[Text, Statements]:
     """Write and encode the prompts that training draws, and those of the sources that evaluation needs."""
     settings = recipe.prompts
@@ -343,13 +384,15 @@ def _text(
     evaluation = settings.evaluation
     needed: dict[str, set[Source]] = {"train": set(), "validation": {evaluation}, "test": {evaluation, *also}}
     for sources in needed.values():
-        if "predicted" in sources:  # they come from a first pass with the template
+        if sources & {"predicted", "report"}:  # a first pass gets the template, and so does a case without a report
             sources.add("template")
     read = {} if named is None else read_cases(atlas, named, [case.case.id for case in cases["test"]])
     persons = {case_id: statement(atlas, visibility.visible) for case_id, visibility in read.items()}
     generator = registry.build("prompt_generator", settings.generator.use, atlas, settings=settings.generator.settings)
     if settings.renumbering is not None:
         require_levels(generator, atlas)
+    if settings.training.get("report") and not any(case.case.id in reports for case in cases["train"]):
+        raise RecipeError("prompts.training: no training case has a report. Remove report, or name other columns.")
     statements = Statements(
         cases["train"],
         _mixture(recipe),
@@ -360,6 +403,7 @@ def _text(
         renumbering=settings.renumbering,
         interactive_error=settings.interactive_error,
         seed=recipe.seed,
+        reports=reports,
         moves=augmentation.moves,
     )
     text = build_text(
@@ -375,6 +419,7 @@ def _text(
             interactive_error=settings.interactive_error,
             seed=recipe.seed,
             named=persons,
+            reports=reports,
         ),
         drawn=statements.prompts,
         # What a window of these cases shows is known only after it is cut.
@@ -466,6 +511,10 @@ def _check_text(recipe: Recipe, *, uses_text: bool) -> None:
         )
 
 
+_NO_REPORTS = (
+    "The recipe does not say where the reports of the cases are. Say which columns hold them: --set "
+    "'prompts.report={visible: levels}'"
+)
 _NO_FEATURES = (
     "auxiliary_losses: '{}' needs the fused features of a vision encoder and a fusion, and model.network gives none. "
     "Remove it, or use another model."

@@ -22,14 +22,16 @@ _Spacing = Annotated[float, Field(gt=0, le=1e6)]
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task, and the cases that training or the choice of the best checkpoint has seen, by hash of the image file."""
+    """A task, the cases that training or the choice of the best checkpoint has seen, and the facts that it knew."""
 
     task: Task
     seen: Mapping[str, str]  # SHA-256 -> "training case 12_t2"
+    facts: tuple[Mapping[str, str], ...] = ()  # each set of facts that texts of training stated, such as sequence: T2
 
     def written(self) -> str:
         """Return the record as JSON."""
-        return json.dumps({"task": asdict(self.task), "seen": dict(self.seen)}, indent=1) + "\n"
+        facts = {"facts": [dict(known) for known in self.facts]} if self.facts else {}
+        return json.dumps({"task": asdict(self.task), "seen": dict(self.seen), **facts}, indent=1) + "\n"
 
 
 def write_task(path: Path, record: TaskRecord) -> None:

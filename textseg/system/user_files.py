@@ -83,6 +83,39 @@ def read_json(path: Path) -> Any:
         raise DataError(f"'{path}' can't be read as JSON: {error}.") from None
 
 
+def read_json_lines(path: Path, key: str) -> dict[str, Row]:
+    """Return the objects of a JSONL file, one on each line, by their text under `key`.
+
+    Values are texts, numbers, or lists of texts, which are joined. Names of keys compare without case. Raises DataError
+    that names the file and the line, also for two objects of one key.
+    """
+    table: dict[str, Row] = {}
+    for line, text in enumerate(read_text(path).splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            content = json.loads(text, object_pairs_hook=_without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{line}: this line is no JSON: {error}. Each line is one object.") from None
+        if not isinstance(content, dict):
+            raise DataError(f"{path}:{line}: this line is no object, such as {{'{key}': '...'}} in double quotes.")
+        cells = {name.strip().casefold(): _as_cell(value) for name, value in content.items()}
+        if wrong := [name for name, cell in cells.items() if cell is None]:
+            raise DataError(f"{path}:{line}: '{wrong[0]}' must be a text, a number or a list of texts.")
+        row = Row(line, {name: cell for name, cell in cells.items() if cell is not None})
+        if not row.cells.get(key):
+            raise DataError(f"{path}:{line}: there is no '{key}'. Every line needs one.")
+        if (earlier := table.setdefault(row.cells[key], row)) is not row:
+            raise DataError(f"{path}:{line}: '{row.cells[key]}' has a line already, {earlier.line}. Keep one.")
+    return table
+
+
+def _as_cell(value: Any) -> str | None:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value).strip()
+    return "" if value is None else str(value).strip() if type(value) in (str, int, float) else None
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:

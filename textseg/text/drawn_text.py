@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from textseg.recipe.schema import RenumberingSettings
 from textseg.system.devices import Movable
 from textseg.text.embeddings import TextTable
 from textseg.text.prompts import third_of_stack
+from textseg.text.reports import Report, names_structure
 from textseg.text.slice_text import (
     AVAILABLE,
     AnnotatedCase,
@@ -30,12 +31,19 @@ from textseg.text.slice_text import (
     miscounted,
     write_prompt,
 )
-from textseg.text.visibility import NAMED_SHARE, ground_truth_visibility, person_visibility, template_visibility
+from textseg.text.visibility import (
+    NAMED_SHARE,
+    ground_truth_visibility,
+    person_visibility,
+    report_visibility,
+    template_visibility,
+)
 
 ENUMERABLE = 10  # structures outside the sequence up to which each set of them has a text of its own
 
 Number = TypeVar("Number", int, Tensor)
-_Key = tuple[tuple[str, ...], Source, int, tuple[tuple[str, str], ...]]  # visible, source, third of the stack, facts
+_Facts = tuple[tuple[str, str], ...]
+_Key = tuple[tuple[str, ...], Source, int, _Facts, str]  # visible, source, third of the stack, facts, sentence
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class Statements:
         renumbering: the settings of the renumbering, or None.
         interactive_error: probability that a person has miscounted a case by one level.
         seed: of that error.
+        reports: the words that came with cases, by case id. A report is cut to what the picture shows, as a person
+            would say it; a sentence stays as it is.
         moves: False if no distortion changes what a slice shows; the prompts are then only those of whole slices.
     """
 
@@ -81,10 +91,14 @@ class Statements:
         renumbering: RenumberingSettings | None = None,
         interactive_error: float = 0.0,
         seed: int = 0,
+        reports: Mapping[str, Report] = {},
         moves: bool = True,
     ) -> None:
         self.atlas, self.generator, self.moves = atlas, generator, moves
         self.renumbering = renumbering if atlas.ordered else None
+        # Numbers of slices whose report is a sentence on structures, which holds for the whole picture only.
+        sentences = [(reports[p.case.id].sentence if p.case.id in reports else "") for p in cases for _ in p.present]
+        self.whole_only = {number for number, text in enumerate(sentences) if names_structure(atlas, text)}
         self.sources = tuple(source for source in AVAILABLE if source in sources)
         self.counted, self.template_position = counted, template_position
         self.outside = [atlas[name].index for name in atlas.names if name not in atlas.sequence]
@@ -107,7 +121,7 @@ class Statements:
         ]  # of each slice, in levels
         self.prompts: list[SlicePrompt] = []
         self._numbers: dict[_Key, int] = {}
-        self.variants, self.lookup = self._tabulate(cases)
+        self.variants, self.lookup = self._tabulate(cases, reports)
 
     def code(self, shift: Number, picture: Number, outside: Number) -> Number:
         """Return the code of a picture, from whole numbers or from tensors of them.
@@ -124,27 +138,31 @@ class Statements:
         """The number of codes."""
         return (len(self.shifts) * (len(self.atlas.sequence) ** 2 + 1)) << len(self.outside)
 
-    def _tabulate(self, cases: Sequence[AnnotatedCase]) -> tuple[dict[Source, Tensor], dict[Source, Tensor]]:
+    def _tabulate(
+        self, cases: Sequence[AnnotatedCase], reports: Mapping[str, Report]
+    ) -> tuple[dict[Source, Tensor], dict[Source, Tensor]]:
         """Return, for each source, the variant of each slice [N], and the prompt of each variant and code."""
         variants: dict[Source, Tensor] = {}
         lookup: dict[Source, Tensor] = {}
         for source in self.sources:
-            known: dict[tuple[tuple[int, ...], tuple[int, ...], int, tuple[tuple[str, str], ...]], int] = {}
+            known: dict[Any, int] = {}
             numbers: list[int] = []
             rows: list[Tensor] = []
             for prepared in cases:
-                facts = tuple(sorted(prepared.case.facts.items()))
+                report = reports.get(prepared.case.id) if source == "report" else None
+                facts = tuple(sorted({**prepared.case.facts, **(report.facts if report else {})}.items()))
                 # A person names what the slice shows, or what the volume shows where a batch is a volume.
-                everywhere = source == "interactive" and not self.moves
+                everywhere = source in ("interactive", "report") and not self.moves
                 volume = tuple(sorted({*itertools.chain(*prepared.present)})) if everywhere else ()
                 for index, present in enumerate(prepared.present):
                     third = third_of_stack(index, prepared.slice_count)
                     assert third is not None
                     key = (present if source == "ground_truth" or not self.moves else (), volume, third, facts)
-                    if key not in known:
-                        known[key] = len(rows)
-                        rows.append(self._row(source, *key))
-                    numbers.append(known[key])
+                    words = (report.visible, report.sentence) if report else None
+                    if (*key, words) not in known:
+                        known[*key, words] = len(rows)
+                        rows.append(self._row(source, *key, words))
+                    numbers.append(known[*key, words])
             variants[source] = torch.tensor(numbers)
             lookup[source] = torch.stack(rows) if rows else torch.zeros(0, self.code_count, dtype=torch.long)
         return variants, lookup
@@ -155,43 +173,57 @@ class Statements:
         present: tuple[int, ...],
         volume: tuple[int, ...],
         third: int,
-        facts: tuple[tuple[str, str], ...],
+        facts: _Facts,
+        report: tuple[tuple[str, ...], str] | None,
     ) -> Tensor:
-        """Return the number of the prompt for each code [code_count], for slices of one kind."""
-        template = self._number(self.atlas.names, "template", third, facts)
+        """Return the number of the prompt for each code [code_count], for slices of one kind.
+
+        For `report`, a moved picture that its words do not name has none (-1): these words can't be moved with it.
+        """
+        n = len(self.atlas.sequence)
+        template = self._number(self.atlas.names, "template", third, facts) if report is None else -1
         if source == "template":
             return torch.full((self.code_count,), template, dtype=torch.long)
         row = torch.full((self.code_count,), -1)
-        n = len(self.atlas.sequence)
-        for bits in range(1 << len(self.outside)):
-            row[self.code(0, n * n, bits)] = template  # nobody can name the levels of a picture without any
-        for code, visible in self._pictures(source, present, volume):
-            row[code] = self._number(visible, source, third, facts)
+        reported, sentence = report or ((), "")
+        if source == "report":
+            unmoved = self.code(1, 0, 0)
+            row[:unmoved] = template if report is None else self._number((), source, third, facts, sentence)
+        else:
+            for bits in range(1 << len(self.outside)):
+                row[self.code(0, n * n, bits)] = template  # nobody can name the levels of a picture without any
+        for code, visible in self._pictures(source, present, volume, reported):
+            if visible or source != "report":
+                row[code] = self._number(visible, source, third, facts)
         return row
 
     def _pictures(
-        self, source: Source, present: tuple[int, ...], volume: tuple[int, ...]
+        self, source: Source, present: tuple[int, ...], volume: tuple[int, ...], reported: tuple[str, ...]
     ) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Give the code and the named structures of each picture that a slice may become.
 
-        Without distortion these are the structures `present` in the slice, and those in its `volume`.
+        Without distortion these are the structures `present` in the slice, and those in its `volume`. A report names
+        what is both `reported` and in the picture.
         """
         atlas, n = self.atlas, len(self.atlas.sequence)
         shown = {atlas.names[index - 1] for index in present}
-        if source == "interactive" and self.moves:
+        if source in ("interactive", "report") and self.moves:
             shown = set(atlas.names)  # a person's words depend on nothing but the code
+        named = set(reported) if source == "report" else shown
         for first, last in self._stretches(shown, present, volume):
             names = atlas.sequence[first : last + 1]
-            if source == "ground_truth":
-                names = tuple(name for name in names if name in shown)
-            for shift, levels in enumerate(self.shifts):
+            if source != "interactive":
+                names = tuple(name for name in names if name in named)
+            # A person who has miscounted moves further than the renumbering.
+            shifts = self.shifts[: self.move_count] if source == "report" else self.shifts
+            for shift, levels in enumerate(shifts):
                 moved = [atlas.neighbour(name, levels) for name in names]
-                if None not in moved:
-                    for bits, outside in self._outside_sets(source, shown):
+                if None not in moved and (names or not shift or source != "report"):
+                    for bits, outside in self._outside_sets(source, named):
                         yield self.code(shift, first * n + last, bits), self._in_class_order({*moved, *outside})
         # A picture without any level to name; in an ordered atlas, a person can say nothing about it.
-        if source == "ground_truth" or not atlas.ordered:
-            for bits, outside in self._outside_sets(source, shown):
+        if source != "interactive" or not atlas.ordered:
+            for bits, outside in self._outside_sets(source, named):
                 yield self.code(0, n * n, bits), self._in_class_order(outside)
 
     def _stretches(
@@ -228,18 +260,20 @@ class Statements:
         vertebra = last_of_first_group(self.atlas)[positions[-1]]
         return [(positions[0], last) for last in {positions[-1], vertebra} if last >= positions[0]]
 
-    def _number(self, visible: tuple[str, ...], source: Source, third: int, facts: tuple[tuple[str, str], ...]) -> int:
+    def _number(self, visible: tuple[str, ...], source: Source, third: int, facts: _Facts, sentence: str = "") -> int:
         """Return the number of the prompts that state some structures, and write them the first time."""
-        key = visible, source, third, facts
+        key = visible, source, third, facts, sentence
         if key not in self._numbers:
             self._numbers[key] = len(self.prompts)
             self.prompts.append(write_prompt(self.generator, self.atlas, self._visibility(*key)))
         return self._numbers[key]
 
     def _visibility(
-        self, visible: tuple[str, ...], source: Source, third: int, facts: tuple[tuple[str, str], ...]
+        self, visible: tuple[str, ...], source: Source, third: int, facts: _Facts, sentence: str
     ) -> Visibility:
         known = dict(facts)
+        if source == "report":
+            return report_visibility(self.atlas, visible, known, sentence).at(third, 3)
         if source == "template":
             plain = template_visibility(self.atlas, known, counted=self.counted)
             return plain.at(third, 3) if self.template_position else plain
@@ -341,6 +375,12 @@ class DrawnText:
         picture = torch.where(first < 0, n * n, first * n + last)
         error = torch.where(person & (first >= 0), draws.error, 0)
         move = torch.where(first < 0, 0, moves)  # a slice of a renumbered volume may show no level
+        if "report" in self.statements.sources:  # a report that names no level of the picture can't be moved with it
+            variants, lookup = tensors["variants report"][draws.number], tensors["lookup report"]
+            silent = (draws.source == AVAILABLE.index("report")) & (
+                lookup[variants, self.statements.code(move, picture, bits)] < 0
+            )
+            move, moves = torch.where(silent, 0, move), torch.where(silent, 0, moves)
         shifts = [tensors["shift"][tensors["levels"][move] + levels + farthest] for levels in (error, -error)]
         codes = [self.statements.code(shift, picture, bits) for shift in (*shifts, move)]
         numbers = torch.full_like(draws.source, -1)

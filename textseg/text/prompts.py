@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from textseg.contracts import Atlas, Plane, PromptGenerator, Prompts, Visibility
@@ -156,9 +157,12 @@ def require_region(generator: PromptGenerator, atlas: Atlas, name: str) -> None:
 def generate(generator: PromptGenerator, atlas: Atlas, visibility: Visibility) -> Prompts:
     """Return the prompts of a generator, checked: a text for the slice and one for each structure.
 
-    Raises PromptError if the generator breaks this promise.
+    A sentence of a report takes the place of the text for the slice. Raises PromptError if the generator breaks this
+    promise.
     """
     prompts = generator(visibility)
+    if visibility.sentence:
+        prompts = replace(prompts, holistic=visibility.sentence)
     name = type(generator).__name__
     if not prompts.holistic.strip():
         raise PromptError(

@@ -81,7 +81,8 @@ def summary(atlas: Atlas, visible: Sequence[str]) -> str:
 def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
     """Read the statement for each case: one text for all, or the columns `case` and `visible` of a CSV file.
 
-    Raises PromptError for a file that can't be read, or that lacks a case.
+    In a file, it is empty for a case of which only other columns say something. Raises PromptError for a file that
+    can't be read, or that lacks a case.
     """
     if not text.lower().endswith(TABLE_SUFFIXES):
         return dict.fromkeys(case_ids, text)
@@ -95,9 +96,20 @@ def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
         if case_id not in table:
             near = suggestion(case_id, table) if table else ""
             raise PromptError(f"'{text}' has no row for case '{case_id}'.{near} Add one, such as 12_t2,T10:L5.")
-        if not table[case_id].cells["visible"]:
+        if not any(cell for column, cell in table[case_id].cells.items() if column != "case"):
             raise PromptError(f"{text}:{table[case_id].line}: nothing is said to be visible in case '{case_id}'.")
     return {case_id: row.cells["visible"] for case_id, row in table.items()}
+
+
+def read_facts(text: str) -> dict[str, dict[str, str]]:
+    """Return the other columns of a CSV file that `read_statements` reads, by case; nothing for a text."""
+    if not text.lower().endswith(TABLE_SUFFIXES):
+        return {}
+    rows = read_table(Path(text), "case", ["visible"])
+    others = {case_id: row.cells.items() for case_id, row in rows.items()}
+    return {
+        id_: {c: cell for c, cell in cells if c not in ("case", "visible") and cell} for id_, cells in others.items()
+    }
 
 
 def read_cases(atlas: Atlas, text: str, case_ids: Iterable[str]) -> dict[str, Visibility]:

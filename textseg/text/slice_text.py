@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from textseg.system.devices import Movable
 from textseg.text.embeddings import PromptRow, TextTable, build_text_table, check_budget
 from textseg.text.prompts import generate
 from textseg.text.reading import interactive_visibility
+from textseg.text.reports import Report
 from textseg.text.visibility import (
     ground_truth_visibility,
     person_visibility,
@@ -40,7 +41,8 @@ class AnnotatedCase(Protocol):
 
 
 MOST_TEXTS = 20_000  # distinct texts of a run
-AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth")  # sources that need no model
+# Sources that need no model. A draw holds the position of its source, so that a new one comes last.
+AVAILABLE: tuple[Source, ...] = ("template", "interactive", "ground_truth", "report")
 
 Line = tuple[Source, Literal["holistic", "classwise"], str | None, str]  # source, view, structure, text
 
@@ -56,6 +58,7 @@ class Knowledge:
             atlas the error goes the other way, and a stretch that can't be moved at all is named rightly.
         seed: of that error.
         named: statements of a real person, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
+        reports: the words that came with each case, by its id; a case without any gets the template.
     """
 
     template_position: bool = True
@@ -63,6 +66,7 @@ class Knowledge:
     interactive_error: float = 0.0
     seed: int = 0
     named: Mapping[str, str] = field(default_factory=dict)
+    reports: Mapping[str, Report] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ def slice_prompts(
     """Return the prompts of every slice of a case, in order, from one source.
 
     `interactive` uses what a person named. Without that, it simulates a person who names the first and the last
-    structure of the sequence in the volume's annotation, or all visible ones where the atlas has no order. `predicted`
-    prompts need a model: see `volume_prompts`.
+    structure of the sequence in the volume's annotation, or all visible ones where the atlas has no order. `report`
+    states what came with the case, and the template for a case without a report. `predicted` prompts need a model: see
+    `volume_prompts`.
     """
     if source == "ground_truth":
         facts = prepared.case.facts
@@ -98,8 +103,8 @@ def slice_prompts(
             write_prompt(generator, atlas, ground_truth_visibility(atlas, shown, facts).at(index, prepared.slice_count))
             for index, shown in enumerate(prepared.present)
         ]
-    position = source != "template" or knowledge.template_position
     visibility = _of_volume(prepared, source, atlas, knowledge)
+    position = visibility.source != "template" or knowledge.template_position
     return volume_prompts(visibility, prepared.slice_count, generator, atlas, position=position)
 
 
@@ -123,7 +128,9 @@ def write_prompt(generator: PromptGenerator, atlas: Atlas, visibility: Visibilit
 
 def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge: Knowledge) -> Visibility:
     facts, case = prepared.case.facts, prepared.case.id
-    if source == "template":
+    if source == "report" and case in knowledge.reports:
+        return knowledge.reports[case].visibility(atlas, facts)
+    if source in ("template", "report"):
         return template_visibility(atlas, facts, counted=knowledge.counted)
     if case in knowledge.named:
         return interactive_visibility(atlas, knowledge.named[case], facts)
@@ -262,22 +269,21 @@ def build_text(
         }
         for prepared, sources in needed
     }
-    prompts_by_source = [item for by_source in prompts.values() for item in by_source.items()]
+    written = [prompt for by_source in prompts.values() for slices in by_source.values() for prompt in slices]
     guided = [prepared for prepared, sources in needed if "predicted" in sources]
     windowed = [prepared for prepared, _ in needed if prepared.case.id in stated]
-    prompts_by_source += _any_stretch(guided, "predicted", generator, atlas)
-    prompts_by_source += _any_stretch(windowed, "interactive", generator, atlas)
-    prompts_by_source += [(prompt.visibility.source, [prompt]) for prompt in drawn]
-    lines = list(dict.fromkeys(_lines(prompts_by_source, atlas)))  # each once, in the order of first use
+    written += _any_stretch(guided, "predicted", generator, atlas)
+    written += _any_stretch(windowed, "interactive", generator, atlas)
+    lines = list(dict.fromkeys(_lines([*written, *drawn], atlas)))  # each once, in the order of first use
     texts = list(dict.fromkeys(text for *_, text in lines))
     cases = [prepared for prepared, _ in needed]
-    length = check_budget(encoder, [*_possible_texts(generator, atlas, cases), *texts])
+    length = check_budget(encoder, [*_possible_texts(generator, atlas, cases, knowledge), *texts])
     if len(texts) > MOST_TEXTS:
         gigabytes = len(texts) * length * encoder.feature_size * 2 / 1e9
         raise PromptError(
             f"This recipe needs {len(texts):,} distinct texts, {gigabytes:.1f} GB of features, and at most "
             f"{MOST_TEXTS:,} are possible. Lower the granularity of the prompt generator or leave out `facts`, or take "
-            "ground_truth out of prompts.training."
+            "ground_truth or report out of prompts.training."
         )
     if not knowledge.counted:
         _require_distinct(generator, atlas)
@@ -287,23 +293,24 @@ def build_text(
     return Text(atlas, generator, prompts, table, rows, knowledge)
 
 
-def _lines(prompts_by_source: Sequence[tuple[Source, Sequence[SlicePrompt]]], atlas: Atlas) -> Iterator[Line]:
-    for source, slices in prompts_by_source:
-        for prompt in slices:
-            yield source, "holistic", None, prompt.holistic
-            for name, text in zip(atlas.names, prompt.classwise, strict=True):
-                yield source, "classwise", name, text
+def _lines(prompts: Iterable[SlicePrompt], atlas: Atlas) -> Iterator[Line]:
+    for prompt in prompts:
+        source = prompt.visibility.source  # that of the template for a case without a report
+        yield source, "holistic", None, prompt.holistic
+        for name, text in zip(atlas.names, prompt.classwise, strict=True):
+            yield source, "classwise", name, text
 
 
 def _any_stretch(
     cases: Sequence[AnnotatedCase], source: Source, generator: PromptGenerator, atlas: Atlas
-) -> list[tuple[Source, Sequence[SlicePrompt]]]:
+) -> list[SlicePrompt]:
     """Return the prompts of all visibilities of a first pass; cases with equal facts and slice counts share them."""
     alike = {(*sorted(case.case.facts.items()), case.slice_count): case for case in cases}
     return [
-        (source, volume_prompts(visibility, case.slice_count, generator, atlas))
+        prompt
         for case in alike.values()
         for visibility in predicted_visibilities(atlas, case.case.facts)
+        for prompt in volume_prompts(replace(visibility, source=source), case.slice_count, generator, atlas)
     ]
 
 
@@ -328,7 +335,9 @@ def _require_distinct(generator: PromptGenerator, atlas: Atlas) -> None:
         )
 
 
-def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[AnnotatedCase]) -> Iterator[str]:
+def _possible_texts(
+    generator: PromptGenerator, atlas: Atlas, cases: Sequence[AnnotatedCase], knowledge: Knowledge
+) -> Iterator[str]:
     """Give all texts that a run or a later evaluation of it may need.
 
     These are the prompts of every visibility of template and interactive prompts, with the facts of each case, in every
@@ -340,6 +349,6 @@ def _possible_texts(generator: PromptGenerator, atlas: Atlas, cases: Sequence[An
         for placed in (visibility, *(visibility.at(index, 3) for index in range(3))):
             yield from write_prompt(generator, atlas, placed).texts
     for prepared in cases:
-        for source in AVAILABLE:
-            for prompt in slice_prompts(prepared, source, generator, atlas):
+        for source in AVAILABLE if prepared.case.id in knowledge.reports else AVAILABLE[:-1]:
+            for prompt in slice_prompts(prepared, source, generator, atlas, Knowledge(reports=knowledge.reports)):
                 yield from prompt.texts

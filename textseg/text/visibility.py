@@ -35,6 +35,14 @@ def person_visibility(atlas: Atlas, named: Sequence[str], facts: Mapping[str, st
     return Visibility(visible, source="interactive", scope="volume", facts=facts)
 
 
+def report_visibility(
+    atlas: Atlas, visible: Sequence[str], facts: Mapping[str, str] = {}, sentence: str = ""
+) -> Visibility:
+    """Return the visibility that the report of a case states; without structures, nobody has named what is visible."""
+    names, counted = (tuple(visible), True) if visible else (atlas.names, False)
+    return Visibility(names, source="report", scope="volume", facts=facts, counted=counted, sentence=sentence)
+
+
 def statement(atlas: Atlas, visible: Sequence[str]) -> str:
     """Return visible structures as a statement: "T10:L5" for an uninterrupted part of the sequence, else every name."""
     stretch = [name for name in atlas.sequence if name in visible]

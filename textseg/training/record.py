@@ -69,6 +69,7 @@ class RunRecord:
             numerics=numeric_settings(),
             hashes=experiment.hashes(),
             bound=bound(experiment),
+            **({"reports": experiment.report_counts} if experiment.reports else {}),
             settings=complete_settings(recipe, experiment.registry),
             code=code_of(spec for _, spec in required_components(recipe)),
             **now,
@@ -121,7 +122,8 @@ def _earlier(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> di
 
 def bound(experiment: Experiment) -> dict[str, Any]:
     """Return the facts that must not change between the beginning of a run and its continuation."""
-    free = {"training": FREE, "prompts": {"evaluation"}}
+    # The words of the reports are part of the text, so their file may lie elsewhere.
+    free: Any = {"training": FREE, "prompts": {"evaluation": True, "report": {"file": True}}}
     settings = experiment.recipe.model_dump(mode="json", include=BOUND, exclude=free)
     # A switch that is off equals one that an older version did not have.
     settings["training"] = {key: value for key, value in settings["training"].items() if value is not False}

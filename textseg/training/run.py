@@ -304,6 +304,8 @@ def plan(experiment: Experiment) -> str:
             f"{counted(max(table.token_counts), 'token')}; T = {experiment.task.text_length}, "
             f"D = {experiment.task.text_size}; evaluation with '{experiment.evaluation_source}'"
         )
+    if experiment.reports:
+        lines.append(experiment.report_line)
     return "\n".join([*lines, _plan_of_training(experiment, experiment.segmenter())])
 
 

@@ -12,7 +12,7 @@ from textseg.cli.options import (
     DatasetName,
     DatasetOverrides,
     dataset_of,
-    resamples_channels,
+    recipe_of,
     split_parts,
 )
 
@@ -35,8 +35,11 @@ def check(
     from textseg.system.progress import counting
 
     source, parts = dataset_of(dataset, folder, overrides), split_parts(split)
+    recipe = recipe_of(dataset)
+    resample = recipe is not None and recipe.preparation.resample_channels
+    reports = recipe.prompts.report if recipe is not None and recipe.prompts is not None else None
     with counting("checking cases", transient=True) as progress:
-        checked = check_dataset(source, parts, resample=resamples_channels(dataset), progress=progress)
+        checked = check_dataset(source, parts, resample=resample, reports=reports, progress=progress)
     if json is not None:
         write_atomically(json, checked.as_json())
     print(*checked.lines, sep="\n", end="\n" * bool(checked.lines))
