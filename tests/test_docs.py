@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from textseg import errors, hookspecs
 from textseg.contracts import Atlas, Visibility
 from textseg.metrics import scores
 from textseg.registry import discovery as registry
+from textseg.registry.component import Plugin
 from textseg.registry.kinds import KINDS
+from textseg.testing import check_prompt_generator
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -294,24 +297,21 @@ def test_the_mistakes_of_the_reference_are_reported_as_it_says(tmp_path: Path) -
         assert line.startswith(f"{tmp_path}/{start}")
 
 
-def test_the_plugin_of_the_readme_works(small_atlas: Atlas) -> None:
-    block = re.search(r"^```python\n(.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)
+def test_the_plugin_of_the_readme_works(small_atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = re.search(r"^```python\n(# (\w+)\.py\n.*?)^```", read("README.md"), re.MULTILINE | re.DOTALL)
     assert block
-    names: dict[str, Any] = {}
-    exec(block.group(1), names)
-
-    class Register:
-        def prompt_generator(self, name: str, builder: Any) -> None:
-            names["registered"] = name, builder
-
-    names["textseg_register"](Register())
-    name, builder = names["registered"]
-    assert name == "short_prompts"
-    prompts = builder(small_atlas, region="neck")(Visibility(("L1",), source="template", scope="volume"))
+    code, module = block.groups()
+    (tmp_path / f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    register = registry.Register(Plugin(module, module, "0"))
+    importlib.import_module(module).textseg_register(register)
+    (component,) = register.components
+    assert (component.kind, component.name) == ("prompt_generator", "short_prompts")
+    assert set(component.settings()) == {"region"}
+    prompts = component.load()(small_atlas, region="neck")(Visibility(("L1",), source="template", scope="volume"))
     assert prompts.holistic == "MRI of the neck showing L1."
     assert len(prompts.classwise) == len(small_atlas.structures)
-    component = registry.Component("prompt_generator", name, builder, "my_prompts", "my-prompts", "0")
-    assert set(component.settings()) == {"region"}
+    check_prompt_generator(component)  # as `textseg plugins doctor --check` does
 
 
 def test_the_check_of_the_project_runs_the_test_commands_of_the_readme() -> None:

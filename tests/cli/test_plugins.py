@@ -5,14 +5,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
 from textseg.cli import entry as cli
-from textseg.cli.plugins.diagnosis import diagnose
+from textseg.cli.plugins.diagnosis import describe, diagnose, examine
+from textseg.registry.component import Plugin
 from textseg.testing import ConformanceError, check_plugin
+from textseg.version import API_VERSION
 
 HOSTILE: Mapping[str, Mapping[str, str]] = {
     "absent": {"plugin": "import a_package_that_nobody_has"},
@@ -137,7 +139,8 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
         "BROKEN: Two plug-ins bring the vision_encoder 'monai_unet': plug-in 'atmnet' (textseg " in paragraphs["thief"]
     )
     assert (
-        "plug-in 'thief' (hostile-thief 1.0). It is left out until one of them is uninstalled." in paragraphs["thief"]
+        "plug-in 'thief' (hostile-thief 1.0). Write 'use: textseg/monai_unet' or 'use: hostile-thief/monai_unet'"
+        in paragraphs["thief"]
     )
     assert "note: importing it takes 0." in paragraphs["sluggish"]
     assert "BROKEN: vision_encoder 'liar' breaks 'shapes': expected maps [(2, 8, " in paragraphs["liar"]
@@ -192,6 +195,14 @@ def test_the_doctor_knows_only_what_is_installed(
 ) -> None:
     assert call(monkeypatch, "plugins", "doctor", "spin") == 2
     assert capsys.readouterr().err.startswith("There is no plug-in 'spin'. Did you mean 'spine'? Possible: ")
+
+
+def test_the_doctor_does_not_import_a_plugin_for_another_api() -> None:
+    plugin = Plugin("late", "textseg-late", "1.0", api=API_VERSION + 1)
+    diagnosis = examine(EntryPoint("late", "this_would_fail.plugin", "textseg"), plugin, "import")
+    first, second = describe([diagnosis], verbose=False).split("\n\n")[0].splitlines()
+    assert first.endswith(f"asks for API {API_VERSION + 1}, textseg has API {API_VERSION}, not imported")
+    assert second.startswith(f"  BROKEN: it asks for API {API_VERSION + 1}, and textseg ")
 
 
 def test_two_hundred_plugins_are_listed_without_anything_heavy(

@@ -38,8 +38,9 @@ def registry_with(folder: object) -> Registry:
         return folder
 
     hooks = hook_caller()
-    hooks.register(SimpleNamespace(textseg_recipes=textseg_recipes), "mine")
-    return Registry([Plugin("mine", "textseg-mine", "1.0")], hooks=hooks)
+    plugin = Plugin("mine", "textseg-mine", "1.0")
+    hooks.register(SimpleNamespace(textseg_recipes=textseg_recipes), plugin.origin)
+    return Registry([plugin], hooks=hooks)
 
 
 def recipe_with(folder: Path, name: str) -> Path:
@@ -113,7 +114,9 @@ def test_a_plugin_whose_folder_is_none_is_left_out_with_a_warning(
     answer: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {recipe.distribution for recipe in installed_recipes(registry_with(answer))} == {"textseg"}
-    assert capsys.readouterr().err.startswith("Warning: textseg_recipes of plug-in 'mine' failed, and is left out: ")
+    assert capsys.readouterr().err.startswith(
+        "Warning: textseg_recipes of plug-in 'mine' (textseg-mine 1.0) failed, and is left out: "
+    )
 
 
 def test_a_recipe_that_can_not_be_listed_is_named(tmp_path: Path) -> None:

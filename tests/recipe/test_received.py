@@ -10,7 +10,7 @@ from textseg.errors import PluginError, RecipeError
 from textseg.recipe.loading import load_recipe
 from textseg.recipe.received import code_of
 from textseg.recipe.schema import ComponentSpec
-from textseg.registry.component import Plugin
+from textseg.registry.component import Component, Plugin
 from textseg.registry.discovery import Register, Registry
 from textseg.registry.local_code import load_code
 
@@ -206,3 +206,28 @@ def test_a_bundle_runs_no_local_code(made_with_code: Path, registry: Registry) -
     with pytest.raises(RecipeError, match="There is no fusion 'mine'"):
         load_recipe(made_with_code, registry=registry, trust_code=True)
     assert registry.local_code == {}
+
+
+def test_a_component_that_is_missing_names_the_distribution_that_had_it(run: Path, registry: Registry) -> None:
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("use: mixer", "use: film"))
+    facts = {"fusion film": {"distribution": "textseg-film", "version": "0.1.0"}}
+    (run / "run.json").write_text(json.dumps({"components": facts}))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(run / "recipe.yaml", registry=registry, builds=["dataset"])
+    (line,) = str(caught.value).splitlines()
+    assert (
+        "model.fusion.use: When it was made, fusion 'film' came from textseg-film (0.1.0): pip install textseg-film=="
+        in line
+    )
+    assert line.endswith("There is no fusion 'film'. Possible: mixer. To add one: docs/how_to/add_a_fusion.md.")
+
+
+def test_a_run_goes_on_with_the_rival_that_it_was_made_with(run: Path, registry: Registry) -> None:
+    parts = [Component("fusion", "mixer", mixer, name, name, "1") for name in ("film", "thief")]
+    rivals = Registry(registry.plugins, [*(c for c in registry.components() if c.kind != "fusion"), *parts])
+    with pytest.raises(RecipeError, match="Write 'use: film/mixer' or 'use: thief/mixer'"):
+        load_recipe(run / "recipe.yaml", registry=rivals, builds=["dataset"])
+    (run / "run.json").write_text('{"components": {"fusion mixer": {"distribution": "Thief", "version": "1"}}}')
+    recipe = load_recipe(run / "recipe.yaml", registry=rivals, builds=["dataset"])
+    assert recipe.model.fusion is not None
+    assert (recipe.model.fusion.use, recipe.model.fusion.name) == ("thief/mixer", "mixer")

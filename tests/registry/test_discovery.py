@@ -17,9 +17,10 @@ import pytest
 from textseg.contracts import Features, Task
 from textseg.errors import DataError, PluginError, RecipeError
 from textseg.hookspecs import ReportSection, Run
-from textseg.registry.component import Component, Plugin
+from textseg.registry.component import Component, Plugin, cause
 from textseg.registry.discovery import Register, Registry, discover, installed_registry
 from textseg.registry.kinds import KINDS
+from textseg.system import interruptions
 
 GOOD = """
 from textseg import hookimpl
@@ -108,6 +109,10 @@ def test_first_party_plugins_are_found_without_a_list_in_the_core() -> None:
     [
         ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is_no_such_module'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import asyncio; raise asyncio.CancelledError", "CancelledError"),
+        ("import pytest; pytest.skip('not here', allow_module_level=True)", "Skipped: not here"),
+        ("raise GeneratorExit('end')", "GeneratorExit: end"),
+        ("raise ValueError('a\\ud800b')", r"ValueError: a\ud800b"),
         ("def textseg_register(register): ...", "no function marked with @hookimpl, such as 'textseg_register'"),
         (
             GOOD.format(name="half", module="m").replace("textseg_register", "textseg_registr"),
@@ -147,37 +152,72 @@ def test_a_broken_plugin_is_an_error_where_that_is_wanted(
         installed_registry()
 
 
-def test_two_plugins_of_one_name_are_left_out_and_both_named(install: Callable[..., None]) -> None:
+def test_two_plugins_of_one_name_are_both_used(install: Callable[..., None]) -> None:
     install("first-dist", "twin", "fake_first", GOOD.format(name="a", module="fake_first"))
     install("second-dist", "twin", "fake_second", GOOD.format(name="b", module="fake_second"))
     registry = installed_registry()
-    first, second = registry.faults
-    assert first.startswith("plug-in 'twin' (first-dist 1.2) is broken and left out: another one has the same name")
-    assert "plug-in 'twin' (second-dist 1.2)" in first
-    assert "plug-in 'twin' (first-dist 1.2); uninstall one of them." in second
-    assert {"fake_first", "fake_second"} & set(sys.modules) == set()
-    with pytest.raises(PluginError, match=r"no fusion 'a'.*\(first-dist 1.2\).*\(second-dist 1.2\)"):
-        registry.component("fusion", "a")
+    assert registry.faults == []
+    assert registry.component("fusion", "a").distribution == "first-dist"
+    assert registry.component("fusion", "b").distribution == "second-dist"
 
 
-def test_two_components_of_one_kind_and_name_are_an_error_where_they_are_asked_for(
+def test_two_plugins_of_one_module_are_left_out_and_both_named(install: Callable[..., None]) -> None:
+    install("first-dist", "one", "fake_shared", GOOD.format(name="a", module="fake_shared"))
+    install("second-dist", "two", "fake_shared", GOOD.format(name="b", module="fake_shared"))
+    first, second = installed_registry().faults
+    assert first.startswith(
+        "plug-in 'one' (first-dist 1.2) is broken and left out: another one has the same module fake_shared, plug-in "
+        "'two' (second-dist 1.2); uninstall one of them"
+    )
+    assert "plug-in 'one' (first-dist 1.2)" in second
+    assert "fake_shared" not in sys.modules
+
+
+def test_rivals_are_an_error_where_their_name_is_used_and_their_distribution_chooses(
     install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install("thief", "thief", "fake_thief", GOOD.format(name="hasf", module="fake_thief"))
+    install("Its.Thief", "thief", "fake_thief", GOOD.format(name="hasf", module="fake_thief"))
     registry = installed_registry()
     (fault,) = registry.faults
     assert fault.startswith("Two plug-ins bring the fusion 'hasf': plug-in 'atmnet' (textseg ")
-    assert "'thief' (thief 1.2)" in fault
+    assert fault.endswith(
+        "'thief' (Its.Thief 1.2). Write 'use: textseg/hasf' or 'use: its-thief/hasf', or uninstall all but one of them."
+    )
     with pytest.raises(PluginError) as caught:
         registry.component("fusion", "hasf")
     assert str(caught.value) == fault
-    assert "hasf" not in [component.name for component in registry.components("fusion")]
-    assert registry.component("atlas", "hasf").plugin == "thief"
-    assert registry.component("auxiliary_loss", "ccae").plugin == "atmnet"
+    assert registry.component("fusion", "textseg/hasf").plugin == "atmnet"
+    for name in ("its-thief/hasf", "Its.Thief/hasf", "its_thief/hasf"):
+        assert registry.component("fusion", name).plugin == "thief"
+    assert registry.build("fusion", "its-thief/hasf", None, None, settings={"heads": 2}).heads == 2
+    assert {"its-thief/hasf", "textseg/hasf"} <= {c.address for c in registry.components("fusion")}
+    assert registry.component("atlas", "hasf") is registry.component("atlas", "its-thief/hasf")
+    with pytest.raises(PluginError, match=r"no fusion 'film-old/hasf'.*The distribution film-old is not installed"):
+        registry.component("fusion", "film-old/hasf")
+    with pytest.raises(PluginError, match="no auxiliary_loss 'its-thief/ccae'"):
+        registry.component("auxiliary_loss", "its-thief/ccae")
     installed_registry.cache_clear()
     monkeypatch.setenv("TEXTSEG_STRICT_PLUGINS", "1")
     with pytest.raises(PluginError, match=r"fusion 'hasf'.*\n.* unset TEXTSEG_STRICT_PLUGINS"):
         installed_registry()
+
+
+def test_two_rivals_of_one_distribution_can_not_be_told_apart() -> None:
+    parts = [Component("fusion", "film", "x:y", plugin, "film", "1") for plugin in ("one", "two")]
+    registry = Registry((), parts)
+    with pytest.raises(PluginError, match=r"'one' \(film 1\) and plug-in 'two' \(film 1\). Uninstall one of them"):
+        registry.component("fusion", "film")
+    assert registry.components("fusion") == []
+
+
+def test_a_renamed_rival_keeps_its_distribution() -> None:
+    registers = [Register(Plugin(name, name, "1")) for name in ("one", "two")]
+    for register in registers:
+        register.fusion("film", "x:y")
+    registers[0].renamed("fusion", "old_film", "film", until="2")
+    registry = Registry((), [component for register in registers for component in register.components])
+    assert registry.current_name("fusion", "one/old_film") == "one/film"
+    assert registry.component("fusion", "one/old_film").plugin == "one"
 
 
 HOOKS = """
@@ -214,7 +254,12 @@ def test_hooks_are_called_in_every_plugin(install: Callable[..., None], capsys: 
 
 
 @pytest.mark.parametrize(
-    ("started", "cause"), [("1 / 0", "ZeroDivisionError: division by zero"), ("raise SystemExit(4)", "SystemExit: 4")]
+    ("started", "cause"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(4)", "SystemExit: 4"),
+        ("raise GeneratorExit(4)", "GeneratorExit: 4"),
+    ],
 )
 def test_a_hook_that_raises_is_a_line_and_the_others_go_on(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str], started: str, cause: str
@@ -225,10 +270,48 @@ def test_a_hook_that_raises_is_a_line_and_the_others_go_on(
     registry.notify("textseg_run_started", RUN)
     assert capsys.readouterr() == (
         "well\n",
-        f"Warning: textseg_run_started of plug-in 'ill' failed, and is left out: {cause}.\n",
+        f"Warning: textseg_run_started of plug-in 'ill' (ill 1.2) failed, and is left out: {cause}.\n",
     )
     assert registry.report_sections(RUN) == [ReportSection("W", "")]
-    assert "'ill' failed, and is left out: TypeError: it gives 'no section'" in capsys.readouterr().err
+    assert "'ill' (ill 1.2) failed, and is left out: TypeError: it gives 'no section'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_program_and_the_same_exception_of_a_plugin_does_not(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("ctrl", "ctrl", "fake_ctrl", "raise KeyboardInterrupt")
+    monkeypatch.setattr(interruptions, "_watched", True)
+    assert plugin(installed_registry(), "ctrl").error == "KeyboardInterrupt"
+    sys.modules.pop("fake_ctrl", None)
+    installed_registry.cache_clear()
+    monkeypatch.setattr(interruptions, "_came", True)
+    with pytest.raises(KeyboardInterrupt):
+        installed_registry()
+
+
+@pytest.mark.parametrize("error", ["BaseException('x')", "GeneratorExit('x')", "SystemExit('x')"])
+def test_whatever_a_component_raises_names_it(error: str) -> None:
+    def builder(task: object, features: object) -> None:
+        raise eval(error)
+
+    with pytest.raises(PluginError, match="fusion 'mixer' of plug-in .* can't be built with its defaults: .*: x"):
+        registry_of(builder).build("fusion", "mixer", None, None, settings={})
+
+
+def test_whatever_a_module_raises_names_its_component(install: Callable[..., None]) -> None:
+    source = GOOD.format(name="mixer", module="fake_mixing")
+    install("mixing", "mixing", "fake_mixing", source, "raise BaseException('x')")
+    with pytest.raises(PluginError, match="can't be imported from 'fake_mixing_parts:Mixer': BaseException: x"):
+        installed_registry().component("fusion", "mixer").load()
+
+
+def test_an_error_that_can_not_be_printed_is_one_line() -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert cause(OddError()) == "OddError"
+    assert cause(ValueError("a\nb. ")) == "ValueError: a b"
 
 
 def test_a_broken_plugin_is_told_nothing(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,3 +525,19 @@ def test_textseg_components_shows_old_names(install: Callable[..., None], capsys
     install("renaming", "renaming", "fake_renaming", RENAMING.format(until="2"))
     components("fusion")
     assert "fusion  blender (now mixer, until 2)  renaming  renaming 1.2" in capsys.readouterr().out
+
+
+def test_textseg_components_shows_one_with_its_settings(
+    install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from textseg.cli.components import components
+
+    install("mixing", "mixing", "fake_mixing", GOOD.format(name="mixer", module="fake_mixing"))
+    components("fusion", "mixer")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fusion 'mixer' of plug-in 'mixing' (mixing 1.2), fake_mixing_parts:Mixer"
+    assert "Mixes text into images." in lines
+    assert "More of it." in lines
+    assert [lines[-3].split(), lines[-1].split()] == [["setting", "default", "type"], ["heads", "8", "int"]]
+    with pytest.raises(PluginError, match="no fusion 'mixr'. Did you mean 'mixer'"):
+        components("fusion", "mixr")

@@ -34,6 +34,7 @@ from textseg.cli.score import score
 from textseg.errors import TextsegError, printable
 from textseg.system.children import end_with_caller
 from textseg.system.files import full_disk
+from textseg.system.interruptions import watch_interruptions
 from textseg.version import __version__
 
 # What is written otherwise now: command and option, and the new spelling.
@@ -76,6 +77,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     end_with_caller()
+    watch_interruptions()
     try:
         _refuse_old_spelling(sys.argv[1:])
         try:

@@ -75,7 +75,7 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> D
     from textseg.registry.discovery import installed_registry
 
     registry = installed_registry()
-    known = [component.name for component in registry.components("dataset")]
+    known = [component.address for component in registry.components("dataset")]
     if name in known:
         component = name
         settings = {"folder": str(Path(os.environ.get("TEXTSEG_DATA", "data")) / name)}

@@ -19,7 +19,7 @@ def known_schemes() -> dict[str, Scheme]:
     registry = installed_registry()
     schemes: dict[str, Scheme] = {}
     for component in registry.components("atlas"):
-        for name, scheme in registry.build("atlas", component.name, settings={}).label_schemes.items():
+        for name, scheme in registry.build("atlas", component.address, settings={}).label_schemes.items():
             if dict(schemes.setdefault(name, scheme)) != dict(scheme):
                 raise PluginError(
                     f"Two atlases have a label scheme '{name}', and they differ; {component.origin} brings one of "

@@ -189,9 +189,12 @@ def check_bundle(path: Path) -> dict[str, Any]:
 
 
 def _check_plugins(path: Path, manifest: dict[str, Any], registry: Registry) -> None:
-    installed = {plugin.name: plugin for plugin in registry.plugins}
     for name, part in manifest["plugins"].items():
-        if (plugin := installed.get(name)) is None:
+        plugins = [plugin for plugin in registry.plugins if plugin.name == name]
+        plugin = next(
+            (each for each in plugins if each.distribution == part["distribution"]), next(iter(plugins), None)
+        )
+        if plugin is None:
             raise PluginError(
                 f"The bundle '{path}' needs the plug-in '{name}', which is not installed. Install it: "
                 + pip_install(f"{part['distribution']}=={part['version']}")

@@ -54,7 +54,7 @@ def find_convention(registry: Registry, labels: str, atlas: str | None) -> Conve
 
     "atlas" are the class indices of the atlas. Raises DataError for unknown names, and where the atlas isn't clear.
     """
-    known = [component.name for component in registry.components("atlas")]
+    known = [component.address for component in registry.components("atlas")]
     if atlas is not None and atlas not in known:
         raise DataError(f"--atlas: there is no atlas '{atlas}'.{suggestion(atlas, known)}")
     atlases: list[Atlas] = [registry.build("atlas", name, settings={}) for name in ([atlas] if atlas else known)]

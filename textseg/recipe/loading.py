@@ -18,12 +18,15 @@ from pydantic import BaseModel, ValidationError
 
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
-from textseg.recipe.received import CONSENT, is_received, load_local_code, refusal
+from textseg.recipe.received import CONSENT, is_received, load_local_code, origin_of, refusal
 from textseg.recipe.schema import ComponentSpec, Recipe
+from textseg.registry.component import canonical
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
+from textseg.registry.local_code import LOCAL
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
+from textseg.system.commands import pip_install
 from textseg.system.user_files import read_text
 
 TEXT = Path("<text>")  # in place of the file in messages
@@ -60,6 +63,8 @@ def load_recipe(
     unresolved = {at for at, _ in mistakes}
     for at, kind, spec in list(_components(data)):  # so that a run that was started under an old name can continue
         name = registry.current_name(kind, spec["use"])
+        if registry.are_rivals(kind, name) and (origin := origin_of(path, kind, name)):
+            name = f"{canonical(origin[0])}/{name}"
         if isinstance(at_path(data, at), str):
             at_path(data, at[:-1])[at[-1]] = name
         else:
@@ -78,7 +83,7 @@ def load_recipe(
             continue
         if f"{kind} {spec['use']}" in left_out:
             continue
-        inside = _component_mistakes(spec, kind, registry)
+        inside = _component_mistakes(spec, kind, registry, path)
         if isinstance(at_path(data, at), str):
             at, inside = at[:-1], [((at[-1],), message) for _, message in inside]
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
@@ -134,7 +139,7 @@ def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str,
     settings: dict[str, dict[str, Any]] = {}
     times: Counter[str] = Counter()
     for kind, spec in required_components(recipe):
-        name = f"{kind} {spec.use}"
+        name = f"{kind} {spec.name}"
         times[name] += 1
         key = name if times[name] == 1 else f"{name} {times[name]}"
         settings[key] = registry.component(kind, spec.use).complete(spec.settings)
@@ -191,7 +196,7 @@ def _nodes(node: Any, key: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath,
             yield from _nodes(inside, key[1:], (*at, part))
 
 
-def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> list[Mistake]:
+def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry, path: Path) -> list[Mistake]:
     settings = {key: value for key, value in spec.items() if key not in KINDS[kind].own_keys}
     try:
         component = registry.component(kind, spec["use"])
@@ -199,7 +204,14 @@ def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry) -> 
             return [(("use",), f"{kind} '{component.name}' {lacks}")]
         return component.validated(settings)[1]
     except PluginError as error:
-        return [(("use",), str(error))]
+        origin = origin_of(path, kind, spec["use"])
+        installed = [(plugin.distribution, plugin.version) for plugin in registry.plugins if plugin.error is None]
+        if origin is None or origin in installed:
+            return [(("use",), str(error))]
+        distribution, version = origin
+        remedy = "" if version == LOCAL else f": {pip_install(f'{distribution}=={version}')}"
+        came = f"When it was made, {kind} '{spec['use']}' came from {distribution} ({version}){remedy}."
+        return [(("use",), f"{came} {error}")]
 
 
 class Places:

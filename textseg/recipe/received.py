@@ -7,6 +7,7 @@ for the person who uses it, so that person says it at the command line.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def load_local_code(path: Path, registry: Registry, builds: Container[str], *, t
 def is_received(path: Path) -> bool:
     """Return True for the recipe of a run folder or a bundle; only there its name is recipe.yaml."""
     return path.stem == "recipe" or any((path.parent / name).exists() for name in BESIDE)
+
+
+def origin_of(path: Path, kind: str, name: str) -> tuple[str, str] | None:
+    """Return distribution and version of a component when the run or bundle beside a recipe was made, if known."""
+    for file in BESIDE if path.exists() else ():
+        with suppress(FileNotFoundError, RunError):
+            facts = read_json(path.parent / file, _Record, "Restore it.").get("components", {})
+            if part := facts.get(f"{kind} {name.rpartition('/')[2]}"):
+                return str(part.get("distribution")), str(part.get("version"))
+    return None
 
 
 def code_of(components: Iterable[ComponentSpec]) -> dict[str, dict[str, str]]:

@@ -49,6 +49,11 @@ class ComponentSpec(BaseModel):
     use: str
 
     @property
+    def name(self) -> str:
+        """The name without that of a distribution, which `use: distribution/name` may put before it."""
+        return self.use.rpartition("/")[2]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings as they are in the recipe; the registry converts them to their types."""
         return dict(self.model_extra or {})

@@ -20,6 +20,7 @@ from textseg.registry.kinds import KINDS
 from textseg.registry.requirements import unmet
 from textseg.registry.validation import Mistake, dotted, explain
 from textseg.system.commands import pip_install
+from textseg.system.interruptions import is_interruption
 from textseg.system.torch_builds import usable_torchvision
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Component:
     package: str = ""  # the module of its plug-in
     source: Mapping[str, str] | None = None  # the hashes of code that is not installed; else `source_of` finds them
     needs: str | None = None  # a requirement beyond those of its distribution, such as "textseg[wandb]"
+    rival: bool = False  # True if another distribution brings a component of the same kind and name
 
     @property
     def origin(self) -> str:
@@ -98,6 +100,11 @@ class Component:
         return f"Check it further, without data: textseg plugins doctor {self.plugin} --check"
 
     @property
+    def address(self) -> str:
+        """The name by which recipes choose the component; with its distribution, "textseg-film/film", for a rival."""
+        return f"{canonical(self.distribution)}/{self.name}" if self.rival else self.name
+
+    @property
     def dropped(self) -> bool:
         """True if the installed version no longer accepts this old name."""
         return self.until is not None and _numbers(self.version) >= _numbers(self.until)
@@ -116,7 +123,9 @@ class Component:
         module, _, attribute = self.target.partition(":")
         try:
             return operator.attrgetter(attribute)(_imported(module))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_interruption(error):
+                raise
             raise self._broken(f"can't be imported from '{self.target}': {cause(error)}") from error
 
     def settings(self) -> Mapping[str, inspect.Parameter]:
@@ -222,6 +231,11 @@ def _imported(module: str) -> Any:
         return importlib.import_module(module)
 
 
+def canonical(distribution: str) -> str:
+    """Return the name of a distribution in the one spelling that package indexes use."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def _numbers(version: str) -> list[int]:
     """Return the numbers of a release: "1.10.0rc1" -> [1, 10]; trailing zeros are dropped."""
     numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]  # type: ignore[index]
@@ -235,5 +249,10 @@ def _positional(parameter: inspect.Parameter) -> bool:
 
 
 def cause(error: BaseException) -> str:
-    """Return an exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(". ")
+    """Return an exception as one line that can be printed."""
+    try:
+        text = str(error)
+    except Exception:  # of a class whose `__str__` is broken
+        text = ""
+    line = f"{type(error).__name__}: {' '.join(text.split())}".rstrip(". ").removesuffix(":")
+    return line.encode(errors="backslashreplace").decode()

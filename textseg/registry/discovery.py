@@ -20,9 +20,10 @@ from textseg import hookspecs
 from textseg.errors import PluginError, RecipeError, TextsegError, shortened, suggestion
 from textseg.hookspecs import PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
-from textseg.registry.component import Component, Plugin, cause
+from textseg.registry.component import Component, Plugin, canonical, cause
 from textseg.registry.kinds import KINDS, kind_of
 from textseg.registry.validation import dotted
+from textseg.system.interruptions import is_interruption
 from textseg.system.torch_builds import usable_torchvision
 from textseg.version import __version__
 
@@ -93,8 +94,8 @@ class LocalCode:
 class Registry:
     """Plug-ins and their components.
 
-    Components that share a kind and a name are left out: it is an error to use that name, not to have it installed.
-    `hooks` holds the modules of the plug-ins.
+    Components of several distributions that share a kind and a name are rivals: it is an error to use that name, not to
+    have it installed, and "distribution/name" chooses one of them. `hooks` holds the modules of the plug-ins.
     """
 
     def __init__(
@@ -112,6 +113,9 @@ class Registry:
         self._components = {key: some[0] for key, some in by_name.items() if len(some) == 1}
         self._warned: set[tuple[str, str]] = set()
         self._collisions = {key: collision(some) for key, some in by_name.items() if len(some) > 1}
+        for kind, name in self._collisions:
+            for rival in _choices(by_name[kind, name]):
+                self._components[kind, rival.address] = rival
 
     def adopt(self, plugin: str, components: Sequence[Component], *, keep: bool = False) -> None:
         """Add components of a file or a session, in place of its earlier ones, or `keep` those with other names.
@@ -152,20 +156,22 @@ class Registry:
 
     def recipe_folders(self) -> list[tuple[str, Path]]:
         """Return the folder of recipes of each plug-in that has one, behind the name of its distribution."""
-        distributions = {plugin.name: plugin.distribution for plugin in self.plugins}
+        distributions = {plugin.origin: plugin.distribution for plugin in self.plugins}
         answers = self._answers("textseg_recipes", _checked_folder)
-        return sorted((distributions[plugin], folder) for plugin, folder in answers)
+        return sorted((distributions.get(origin, origin), folder) for origin, folder in answers)
 
     def _answers(self, hook: str, read: Callable[[Any], T], **arguments: object) -> list[tuple[str, T]]:
-        """Call a hook in every plug-in: the name of each plug-in, and what `read` makes of its answer."""
+        """Call a hook in every plug-in: the origin of each plug-in, and what `read` makes of its answer."""
         answers: list[tuple[str, T]] = []
         for implementation in getattr(self.hooks.hook, hook).get_hookimpls() if self.hooks else ():
-            plugin = implementation.plugin_name
+            origin = implementation.plugin_name
             try:
                 answer = implementation.function(**{name: arguments[name] for name in implementation.argnames})
-                answers.append((plugin, read(answer)))
-            except (Exception, SystemExit) as error:
-                _warn(f"{hook} of plug-in '{plugin}' failed, and is left out: {cause(error)}.")
+                answers.append((origin, read(answer)))
+            except BaseException as error:
+                if is_interruption(error):
+                    raise
+                _warn(f"{hook} of {origin} failed, and is left out: {cause(error)}.")
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
@@ -180,7 +186,7 @@ class Registry:
 
     def current_name(self, kind: str, name: str) -> str:
         """Return the present name of a component; the first use of an old name prints a warning on stderr."""
-        component = self._components.get((kind, name))
+        component = self._named(kind, name)
         if component is None or component.now is None or component.dropped:
             return name
         if (kind, name) not in self._warned:
@@ -189,24 +195,41 @@ class Registry:
                 f"{kind} '{name}' is now called '{component.now}'. Write that: the old name goes with version "
                 f"{component.until} of {component.distribution}."
             )
-        return component.now
+        return f"{name.rpartition('/')[0]}/{component.now}".removeprefix("/")
+
+    def are_rivals(self, kind: str, name: str) -> bool:
+        """Return True if several distributions bring a component of this kind and name."""
+        return (kind, name) in self._collisions
 
     def component(self, kind: str, name: str) -> Component:
-        """Return the component of this kind and name, or old name. Raises PluginError."""
-        names = [component.name for component in self.components(kind)]
-        name = self.current_name(kind, name)
-        if name in names:
-            return self._components[kind, name]
-        if old := self._components.get((kind, name)):
+        """Return the component of this kind and name, or old name, or "distribution/name". Raises PluginError."""
+        names = [component.address for component in self.components(kind)]
+        component = self._named(kind, self.current_name(kind, name))
+        if component is not None and component.now is None:
+            return component
+        if component is not None:
             raise PluginError(
-                f"There is no {kind} '{name}': since version {old.until} of {old.distribution} it is called "
-                f"'{old.now}'. Write that."
+                f"There is no {kind} '{name}': since version {component.until} of {component.distribution} it is "
+                f"called '{component.now}'. Write that."
             )
         if (kind, name) in self._collisions:
             raise PluginError(self._collisions[kind, name])
         broken = "; ".join(f"{plugin.origin}: {plugin.error}" for plugin in self.plugins if plugin.error)
         note = f" It may belong to what is broken: {broken}." if broken else ""
-        raise PluginError(f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note}")
+        home = name.rpartition("/")[0]
+        if home and canonical(home) not in {canonical(plugin.distribution) for plugin in self.plugins}:
+            note = f" The distribution {shortened(home)} is not installed.{note}"
+        raise PluginError(
+            f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note} To add one: {KINDS[kind].page}."
+        )
+
+    def _named(self, kind: str, name: str) -> Component | None:
+        """Return the component of this name, or of the name behind that of its distribution."""
+        home, _, short = name.rpartition("/")
+        if not home:
+            return self._components.get((kind, name))
+        component = self._components.get((kind, f"{canonical(home)}/{short}")) or self._components.get((kind, short))
+        return component if component and canonical(component.distribution) == canonical(home) else None
 
     def check(self, kind: str, name: str, settings: Mapping[str, Any], at: str) -> list[str]:
         """Return a line for each mistake in the settings of a component at the key `at`. Raises PluginError."""
@@ -225,7 +248,9 @@ class Registry:
             return component.load()(*wired, **values)
         except TextsegError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_interruption(error):
+                raise
             given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "its defaults"
             raise PluginError(
                 f"{kind} '{name}' of {component.origin} can't be built with {given}: {cause(error)}"
@@ -256,12 +281,20 @@ def _checked_folder(answer: Any) -> Path:
     return folder
 
 
+def _choices(components: Sequence[Component]) -> list[Component]:
+    """Return the rivals that the name of a distribution tells apart."""
+    homes = [canonical(component.distribution) for component in components]
+    return [replace(c, rival=True) for c, home in zip(components, homes, strict=True) if homes.count(home) == 1]
+
+
 def collision(components: Sequence[Component]) -> str:
     """Return the message about components that share a kind and a name."""
     first, *_ = components
+    choices = [f"'use: {component.address}'" for component in _choices(components)]
+    remedy = f"Write {' or '.join(choices)}, or uninstall all but one of them" if choices else "Uninstall one of them"
     return (
-        f"Two plug-ins bring the {first.kind} '{first.name}': {' and '.join(c.origin for c in components)}. It is left "
-        "out until one of them is uninstalled."
+        f"{'Two' if len(components) == 2 else len(components)} plug-ins bring the {first.kind} '{first.name}': "
+        f"{' and '.join(c.origin for c in components)}. {remedy}."
     )
 
 
@@ -272,18 +305,25 @@ def discover(entry_points: Sequence[EntryPoint]) -> Registry:
     components: list[Component] = []
     for entry_point in sorted(entry_points, key=lambda entry_point: entry_point.name):
         plugin = plugin_of(entry_point)
-        twins = [each for each in entry_points if each.name == entry_point.name and each is not entry_point]
+        twins = [each for each in entry_points if each.module == entry_point.module and each is not entry_point]
         try:
             if twins:
                 raise PluginError(
-                    f"another one has the same name, {' and '.join(plugin_of(twin).origin for twin in twins)}; "
-                    "uninstall one of them"
+                    f"another one has the same module {entry_point.module}, "
+                    f"{' and '.join(plugin_of(twin).origin for twin in twins)}; uninstall one of them"
                 )
             components += register(hooks, entry_point, plugin)
-        except (Exception, SystemExit) as error:
-            plugin = replace(plugin, error=str(error) if isinstance(error, PluginError) else cause(error))
+        except BaseException as error:
+            if is_interruption(error):
+                raise
+            plugin = replace(plugin, error=reason_of(error))
         plugins.append(plugin)
     return Registry(plugins, components, hooks)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason why a plug-in is broken, in one line."""
+    return str(error) if isinstance(error, PluginError) else cause(error)
 
 
 def plugin_of(entry_point: EntryPoint) -> Plugin:
@@ -314,14 +354,14 @@ def hooks_of(registry: Registry, module: ModuleType, plugin: Plugin) -> list[Com
     """Add the hooks of a file to a registry, in place of its earlier ones, and return the components of the file."""
     if registry.hooks is None:
         registry.hooks = hook_caller()
-    if registry.hooks.has_plugin(plugin.name):
-        registry.hooks.unregister(name=plugin.name)
+    if registry.hooks.has_plugin(plugin.origin):
+        registry.hooks.unregister(name=plugin.origin)
     return _register_module(registry.hooks, module, plugin, plugin.name)
 
 
 def _register_module(hooks: pluggy.PluginManager, module: ModuleType, plugin: Plugin, origin: str) -> list[Component]:
     others = hooks.get_plugins()
-    hooks.register(module, plugin.name)
+    hooks.register(module, plugin.origin)
     try:
         marked = hooks.get_hookcallers(module) or []
         # pluggy takes a function of any name that is marked, and calls none that it doesn't know

@@ -34,7 +34,7 @@ def cost_rows(registry: Registry, recipes: Sequence[Path], size: str | None) -> 
     task = usual_task(_size(size))
     loaded = [load_recipe(path, builds=TO_PREDICT) for path in recipes]
     for component in registry.components("network"):
-        yield _row(component.name, partial(_network, registry, component.name, task), task)
+        yield _row(component.address, partial(_network, registry, component.address, task), task)
     for recipe in loaded:
         yield _row(recipe.name, partial(build_segmenter, recipe, registry, task), task)
 

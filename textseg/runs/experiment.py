@@ -108,7 +108,7 @@ class Experiment:
         """Return distribution, version and code of each component, and the fingerprint of the text encoder."""
         prompts, text, weights = self.recipe.prompts, self.text, {}
         if prompts is not None and text is not None:
-            weights[f"text_encoder {prompts.text_encoder.use}"] = text.rows[0].encoder_fingerprint
+            weights[f"text_encoder {prompts.text_encoder.name}"] = text.rows[0].encoder_fingerprint
         return component_facts(self.components, weights)
 
     def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
@@ -154,7 +154,7 @@ class Experiment:
             features = segmenter.fused_features
             if features is None:
                 raise RecipeError(_NO_FEATURES.format(spec.use))
-            losses[spec.use] = _module(self.registry, "auxiliary_loss", spec, self.task, features)
+            losses[spec.name] = _module(self.registry, "auxiliary_loss", spec, self.task, features)
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
     def hashes(self) -> dict[str, str | None]:
@@ -242,7 +242,7 @@ def build(
 
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
     """Raise RecipeError for mistakes in the parts of a recipe that can be detected without data."""
-    losses = [loss.use for loss in recipe.auxiliary_losses]
+    losses = [loss.name for loss in recipe.auxiliary_losses]
     if twice := sorted({name for name in losses if losses.count(name) > 1}):
         raise RecipeError(f"auxiliary_losses: {', '.join(twice)} is listed more than once. Keep one of each.")
     if recipe.model.network is None:

@@ -146,7 +146,8 @@ def subjects_of(names: Iterable[str], settings: Mapping[tuple[str, str], Mapping
         for plugin in same:
             if plugin.error:
                 raise PluginError(f"{plugin.origin} is broken: {plugin.error}.")
-            components += [component for component in registry.components() if component.plugin == plugin.name]
+            home = plugin.name, plugin.distribution
+            components += [part for part in registry.components() if (part.plugin, part.distribution) == home]
     here = {(component.kind, component.name): component for component in components}
     if unknown := [key for key in settings if key not in here]:
         raise PluginError(

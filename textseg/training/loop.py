@@ -47,7 +47,7 @@ class Objective(nn.Module):
         super().__init__()
         self.segmenter, self.auxiliary = segmenter, experiment.auxiliary_losses(segmenter)
         self.segmentation_loss = experiment.segmentation_loss()
-        self.weights = {spec.use: spec.weight for spec in experiment.recipe.auxiliary_losses}
+        self.weights = {spec.name: spec.weight for spec in experiment.recipe.auxiliary_losses}
         # The function is compiled, not the module: names in checkpoints stay, and validation runs uncompiled.
         self.compiled = torch.compile(segmenter.forward) if experiment.recipe.training.compile else None
         self.checks = OutputChecks(experiment, segmenter, self.auxiliary)

@@ -63,7 +63,7 @@ class RunRecord:
             seed=recipe.seed,
             fold=recipe.split.fold,
             reference=recipe.reference,
-            dataset=recipe.dataset.use,
+            dataset=recipe.dataset.name,
             precision=dict(precision),
             processes={"devices": recipe.training.devices, "nodes": recipe.training.nodes},
             numerics=numeric_settings(),
@@ -132,11 +132,21 @@ def bound(experiment: Experiment) -> dict[str, Any]:
     return {
         "prompts": None,
         "draws": DRAWS,
-        **settings,
+        **_without_distributions(settings),
         "data": hashes["data"],
         "split": hashes["split"],
         "text": hashes["prompts"],
     }
+
+
+def _without_distributions(node: Any) -> Any:
+    """Return settings in which "distribution/name" is "name": the record of components names the distribution."""
+    if isinstance(node, list):
+        return [_without_distributions(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {key: _without_distributions(value) for key, value in node.items()}
+    return {**plain, "use": plain["use"].rpartition("/")[2]} if isinstance(plain.get("use"), str) else plain
 
 
 def finished_earlier(experiment: Experiment, folder: RunFolder) -> bool:

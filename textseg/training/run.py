@@ -329,7 +329,7 @@ def _plan_of_loss(experiment: Experiment, segmenter: Segmenter) -> str:
     """Return every term of the loss with its weight."""
     weights = dict(experiment.segmentation_loss().weights)
     for loss in experiment.recipe.auxiliary_losses:
-        weights[loss.use] = weights.get(loss.use, 0.0) + loss.weight
+        weights[loss.name] = weights.get(loss.name, 0.0) + loss.weight
     own = "" if segmenter.part_with(HasLosses) is None else ", and what the model adds or changes in its own loss"
     return f"loss: {' + '.join(f'{weight:g} {name}' for name, weight in weights.items())}{own}"
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from textseg.errors import PluginError, TextsegError
-from textseg.registry.component import Component, Plugin, cause
-from textseg.registry.discovery import collision, hook_caller, plugin_of, register
+from textseg.registry.api_version import misfit
+from textseg.registry.component import Component, Plugin
+from textseg.registry.discovery import collision, hook_caller, plugin_of, reason_of, register
 from textseg.system.messages import counted
-from textseg.version import API_VERSION
+from textseg.version import API_VERSION, __version__
 
 HEAVY = frozenset(
     {"jax", "lightning", "matplotlib", "monai", "pandas", "scipy", "SimpleITK", "sklearn"}
@@ -75,8 +76,8 @@ def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = (), 
 
 def _with_collisions(diagnosis: Diagnosis, everything: Sequence[Diagnosis]) -> Diagnosis:
     own = diagnosis.plugin
-    twins = [each.plugin.origin for each in everything if each.plugin.name == own.name and each is not diagnosis]
-    findings = [Finding(f"another plug-in has the same name: {twin}; neither is used") for twin in twins]
+    twins = [each.plugin.origin for each in everything if each.plugin.package == own.package and each is not diagnosis]
+    findings = [Finding(f"its module {own.package} is that of {twin}, too; neither is used") for twin in twins]
     for kind, name in diagnosis.components:
         sharers = [each.plugin for each in everything if (kind, name) in each.components]
         if len(sharers) > 1:
@@ -107,20 +108,22 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
 def examine_alone() -> None:
     """Examine one plug-in: read the request from the first argument, write the answer to the file in the second."""
     point, plugin, depth = json.loads(sys.argv[1])
-    diagnosis = _diagnosis(EntryPoint(*point), Plugin(**plugin), depth)
+    diagnosis = examine(EntryPoint(*point), Plugin(**plugin), depth)
     Path(sys.argv[2]).write_text(json.dumps(asdict(diagnosis)))
 
 
-def _diagnosis(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> Diagnosis:
+def examine(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> Diagnosis:
+    """Return the findings about one plug-in, which is imported into this process."""
     findings: list[Finding] = []
     components: list[Component] = []
     before, started, seconds = set(sys.modules), time.perf_counter(), None
     try:
-        importlib.import_module(entry_point.module)
-        seconds = time.perf_counter() - started
+        if misfit(plugin, __version__) is None:
+            importlib.import_module(entry_point.module)
+            seconds = time.perf_counter() - started
         components = register(hook_caller(), entry_point, plugin)
-    except (Exception, SystemExit) as error:
-        findings.append(_finding(error, str(error) if isinstance(error, PluginError) else cause(error)))
+    except BaseException as error:
+        findings.append(_finding(error, reason_of(error)))
     if heavy := sorted(HEAVY & (set(sys.modules) - before)):
         findings.append(Finding(_LOADS.format(", ".join(heavy)), broken=False))
     if seconds is not None and seconds > SLOW_SECONDS:
@@ -170,7 +173,7 @@ def _broken_promises(components: Sequence[Component]) -> Iterator[Finding]:
 
 
 def _finding(error: BaseException, what: str) -> Finding:
-    return Finding(what, details="".join(traceback.format_exception(error)))
+    return Finding(what, details="".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode())
 
 
 def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
