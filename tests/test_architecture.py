@@ -125,8 +125,9 @@ def test_names_of_component_and_file_agree() -> None:
         if component.distribution == "textseg" and component.kind != "atlas":
             assert isinstance(component.target, str)
             module, _, builder = component.target.partition(":")
-            assert module.rpartition(".")[2] == component.name
-            assert component.name.replace("_", "") in builder.lower()
+            # Several short builders of a kind may share a module.
+            assert module.rpartition(".")[2] in (component.name, f"{component.kind}s")
+            assert component.name.replace("_", "") in builder.lower().replace("_", "")
 
 
 def test_what_plugins_import_of_textseg_is_listed_as_public() -> None:

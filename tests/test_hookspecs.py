@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,30 @@ LISTENER = """
     def textseg_run_started(run):
         note("started", run)
         raise OSError("the server is down")
+
+    def record(**facts):
+        with NOTES.with_name("training.jsonl").open("a") as file:
+            file.write(json.dumps(facts) + "\\n")
+
+    @hookimpl
+    def textseg_fit_started(run, fit):
+        record(hook="fit_started", epochs=fit.epochs, steps=fit.steps, step=fit.step, best=fit.best_epoch)
+
+    @hookimpl
+    def textseg_epoch_finished(epoch, run):
+        saved = (run.folder / "checkpoints" / "best.ckpt").exists()
+        row = {name: epoch.numbers[name] for name in ("validation_dsc", "train_loss", "learning_rate")}
+        row |= {"number": epoch.number, "best": epoch.best, "scores": dict(epoch.validation)}
+        record(hook="epoch_finished", saved=saved, **row)
+
+    @hookimpl
+    def textseg_fit_finished(fit):
+        record(hook="fit_finished", step=fit.step, history=len(fit.history), best=fit.best_epoch)
+
+    @hookimpl
+    def textseg_evaluated(run, scores):
+        report = (run.folder / "report.html").exists()
+        record(hook="evaluated", report=report, metrics=sorted({score.metric for score in scores}))
 
     @hookimpl
     def textseg_report_sections(run):
@@ -98,6 +123,35 @@ def test_hook_textseg_run_started(notes: list[dict[str, object]]) -> None:
     assert "checkpoints" not in first["files"]  # type: ignore[operator]
     assert not first["scored"]
     assert len(notes) == 4, "a run that stands finished is neither started nor finished again"
+
+
+@pytest.fixture(scope="module")
+def training(notes: list[dict[str, object]], listening: Path) -> list[dict[str, Any]]:
+    """Return the notes of the hooks in training; the second command, of a finished run, adds none."""
+    return [json.loads(line) for line in listening.with_name("training.jsonl").read_text().splitlines()]
+
+
+def test_hook_textseg_fit_started(training: list[dict[str, Any]]) -> None:
+    assert training[0]["hook"] == "fit_started"
+    assert (training[0]["epochs"], training[0]["step"], training[0]["best"]) == (1, 0, 0)
+    assert training[0]["steps"] > 0
+
+
+def test_hook_textseg_epoch_finished(training: list[dict[str, Any]]) -> None:
+    epoch = training[1]
+    assert (epoch["hook"], epoch["number"], epoch["best"], epoch["saved"]) == ("epoch_finished", 1, True, True)
+    assert epoch["scores"]["dsc"] == epoch["validation_dsc"]
+    assert {"train_loss", "learning_rate"} < epoch.keys()
+
+
+def test_hook_textseg_fit_finished(training: list[dict[str, Any]]) -> None:
+    assert training[2] == {"hook": "fit_finished", "step": training[0]["steps"], "history": 1, "best": 1}
+
+
+def test_hook_textseg_evaluated(training: list[dict[str, Any]]) -> None:
+    assert (training[3]["hook"], training[3]["report"]) == ("evaluated", True)
+    assert "dsc" in training[3]["metrics"]
+    assert len(training) == 4
 
 
 def test_hook_textseg_report_sections(notes: list[dict[str, object]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from textseg.hookspecs import PublishedMethod, PublishedTable, ReportSection, Run, hookimpl
+from textseg.hookspecs import Epoch, Fit, PublishedMethod, PublishedTable, ReportSection, Run, hookimpl
 from textseg.version import API_VERSION, __version__
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _MODULES = {
 
 __all__ = [
     "API_VERSION",
+    "Epoch",
+    "Fit",
     "PublishedMethod",
     "PublishedTable",
     "ReportSection",

@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # listing components must not import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from textseg.models.losses import SegmentationLoss
-
 Source = Literal["template", "interactive", "report", "predicted", "ground_truth"]
 Scope = Literal["slice", "volume"]
 Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # the orientation of the slices of a volume
@@ -381,6 +379,16 @@ class Fusion(Protocol):
         """Return L feature maps [B, C_l, H_l, W_l], finest first, from the L maps of an image and the text."""
 
 
+class SegmentationLoss(Protocol):
+    """`(task, *, ...)`: an `nn.Module`, a term of the loss that compares logits with the annotation."""
+
+    def __call__(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return a scalar in float32 for logits [B, K, H, W] and class indices [B, H, W].
+
+        Logits are in float32, and autocast is off. A network with deep supervision calls it for coarser logits, too.
+        """
+
+
 class AuxiliaryLoss(Protocol):
     """`(task, features, *, ...)`: an `nn.Module`, used in training only. `features` describes the fused pyramid."""
 
@@ -445,8 +453,14 @@ class Network(Protocol):
 class HasLosses(Protocol):
     """A network or fusion that computes its own loss."""
 
-    def losses(self, output: Any, batch: Batch, segmentation_loss: SegmentationLoss) -> Mapping[str, Tensor]:
-        """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss."""
+    def losses(
+        self, output: Any, batch: Batch, segmentation_loss: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss.
+
+        `segmentation_loss(logits, mask)` gives the terms of the recipe, with their weights, for logits and a mask of
+        any one size.
+        """
 
 
 @runtime_checkable
@@ -494,6 +508,33 @@ class HasPlan(Protocol):
     """A network that derives settings from the data; its plan, a dataclass, is written into run.json."""
 
     plan: Any
+
+
+class Optimizer(Protocol):
+    """`(parameters, learning_rate, *, ...)`: a `torch.optim.Optimizer` for parameters by name.
+
+    The core sets `lr` of each group of parameters before each step, so that groups keep their proportions, and calls
+    `step` without a closure. A parameter without a gradient stays as it is.
+    """
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Update the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, in tensors and plain values."""
+
+
+class Schedule(Protocol):
+    """`(learning_rate, steps, *, ...)`: the learning rate of each step, a pure function of the step.
+
+    `learning_rate` is the one of the recipe, and `steps` the number of steps of the run; a network that is trained in
+    stages gets a schedule for each stage.
+    """
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0. A resumed run begins at any step."""
 
 
 class Logger(Protocol):

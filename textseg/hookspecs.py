@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from textseg.metrics.scores import Score
     from textseg.registry.discovery import Register
 
 hookspec = pluggy.HookspecMarker("textseg")
@@ -28,6 +29,29 @@ class Run:
     folder: Path
     recipe: Mapping[str, Any]  # recipe.yaml: every key, every default
     record: Mapping[str, Any]  # the part of run.json that is already written
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The training of a run, when it starts and when it is finished."""
+
+    epochs: int  # of the recipe
+    steps: int  # of all epochs
+    step: int  # the steps that are done: at the start above 0 if the run resumes, at the end less after early stopping
+    history: Sequence[Mapping[str, float]]  # the `numbers` of each finished epoch
+    best_epoch: int  # the epoch of the checkpoint `best`, from 1; 0 if there is none yet
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch of a training; the checkpoints that it has changed are written."""
+
+    number: int  # from 1
+    epochs: int  # of the recipe
+    step: int  # the steps that are done
+    numbers: Mapping[str, float]  # its row of log/metrics.csv, such as train_loss and learning_rate
+    validation: Mapping[str, float] | None  # the scores among them, such as dsc and dsc_discs; None without validation
+    best: bool  # True if its validation is the best so far
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,26 @@ def textseg_run_started(run: Run) -> None:
 @hookspec
 def textseg_run_finished(run: Run) -> None:
     """Note that a run was trained, scored and reported; not called if it was interrupted or failed."""
+
+
+@hookspec
+def textseg_fit_started(run: Run, fit: Fit) -> None:
+    """Note that the training starts, or resumes at `fit.step`. Only the first of several processes calls it."""
+
+
+@hookspec
+def textseg_epoch_finished(run: Run, epoch: Epoch) -> None:
+    """Note that an epoch was trained, validated and saved. Only the first of several processes calls it."""
+
+
+@hookspec
+def textseg_fit_finished(run: Run, fit: Fit) -> None:
+    """Note that the training is finished; the best weights are not yet scored. Only the first process calls it."""
+
+
+@hookspec
+def textseg_evaluated(run: Run, scores: Sequence[Score]) -> None:
+    """Note that the test cases were scored, after a training or by `textseg evaluate`; the report is written."""
 
 
 @hookspec

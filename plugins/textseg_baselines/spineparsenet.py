@@ -9,6 +9,7 @@ volume), what supervises the nodes (each must be recognised as its structure), a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -20,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.models import SegmentationLoss
 from textseg_baselines.spineparsenet_coarse import CoarseNetwork, normalisation
 
 
@@ -109,7 +109,12 @@ class SpineParseNet(nn.Module):
             logits = self._refine(torch.cat([image, maps], dim=1))
         return CoarseOutput(logits, coarse_logits=coarse_logits, node_logits=node_logits)
 
-    def losses(self, output: CoarseOutput, batch: Batch, segmentation_loss: SegmentationLoss) -> dict[str, Tensor]:
+    def losses(
+        self,
+        output: CoarseOutput,
+        batch: Batch,
+        segmentation_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
         """Return the losses of the current stage, or of both stages if none was started."""
         terms: dict[str, Tensor] = {}
         if self.stage != "fine":

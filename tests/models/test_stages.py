@@ -20,7 +20,6 @@ from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.training import run as running
 from textseg.training.loop import Training
-from textseg.training.optimization import learning_rate
 
 STAGED = ("prompts=null", "auxiliary_losses=[]", "model={network: {use: staged}}", "training.epochs=3")
 
@@ -104,8 +103,9 @@ def test_each_stage_has_the_whole_schedule(tiny_recipe: Path, tmp_path: Path, mo
     training.fit()
     per_epoch = training.steps_per_epoch
     settings = training.settings
-    expected = [learning_rate(settings, step, per_epoch) for step in range(per_epoch)]
-    expected += [learning_rate(settings, step, 2 * per_epoch) for step in range(2 * per_epoch)]
+    one_epoch, two_epochs = (training.experiment.schedule(epochs * per_epoch) for epochs in (1, 2))
+    expected = [one_epoch(step) for step in range(per_epoch)]
+    expected += [two_epochs(step) for step in range(2 * per_epoch)]
     assert rates == expected
     assert rates[0] == rates[per_epoch] == settings.learning_rate
 

@@ -10,9 +10,10 @@ from textseg.errors import RecipeError
 from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
 from textseg.recipe.schema import AugmentationSettings, NamedComponent, Recipe
 from textseg.registry.component import Plugin
-from textseg.registry.discovery import Register, Registry
+from textseg.registry.discovery import Register, Registry, installed_registry
 from textseg.registry.kinds import TO_PREDICT
 
+TRAINED_WITH = ("segmentation_loss", "optimizer", "schedule")
 GUIDED = """\
 format: 1
 name: guided
@@ -76,7 +77,8 @@ def registry() -> Registry:
     register.logger("tensorboard", curves)
     register.logger("service", curves, needs="textseg-service[client]>=2")
     register.augmentation("shade", shade)
-    return Registry([register.plugin], register.components)
+    standard = [c for c in installed_registry().components() if c.plugin == "standard" and c.kind in TRAINED_WITH]
+    return Registry([register.plugin], [*register.components, *standard])
 
 
 class Loader:
@@ -112,8 +114,8 @@ def test_a_recipe_becomes_typed(load: Loader) -> None:
     assert recipe.prompts.evaluation == "template"
     assert recipe.model.vision_encoder is not None
     assert recipe.model.vision_encoder.settings == {"widths": [8, 16]}
-    assert (recipe.segmentation_loss.dice, recipe.segmentation_loss.focal_gamma) == (1.0, 2.0)
-    assert isinstance(recipe.segmentation_loss.dice, float)
+    assert {name: term.weight for name, term in recipe.segmentation_loss.items()} == {"dice": 1.0, "focal": 0.5}
+    assert isinstance(recipe.segmentation_loss["dice"].weight, float)
     assert (recipe.auxiliary_losses[0].weight, recipe.auxiliary_losses[0].settings) == (0.2, {})
     assert recipe.training.learning_rate == 1e-3
     assert recipe.training.gradient_clip is None
@@ -124,7 +126,11 @@ def test_a_recipe_becomes_typed(load: Loader) -> None:
         ("text_encoder", "letters"),
         ("vision_encoder", "pyramid"),
         ("fusion", "mixer"),
+        ("segmentation_loss", "dice"),
+        ("segmentation_loss", "focal"),
         ("auxiliary_loss", "agreement"),
+        ("optimizer", "adamw"),
+        ("schedule", "cosine"),
     ]
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
@@ -137,33 +143,67 @@ def test_settings_are_complete_with_the_defaults_of_builders(load: Loader) -> No
         "text_encoder letters": {"length": 4, "note": "x"},
         "vision_encoder pyramid": {"widths": [8, 16]},
         "fusion mixer": {"mode": "gate"},
+        "segmentation_loss dice": {"smooth": 1.0},
+        "segmentation_loss focal": {"gamma": 2.0},
         "auxiliary_loss agreement": {"temperature": 0.1},
+        "optimizer adamw": {"weight_decay": 0.01, "betas": [0.9, 0.999]},
+        "schedule cosine": {"final_learning_rate": 1e-6},
     }
-    whole = complete_settings(load(WHOLE), load.registry)
-    assert whole == {"dataset slices": {"folder": "data"}, "network net": {"depth": 2}}
+
+
+def test_keys_of_the_training_are_settings_of_the_parts_that_have_them(load: Loader) -> None:
+    keys = ("training.weight_decay=0.3", "training.momentum=0.5", "training.final_learning_rate=0.1")
+
+    def settings(*overrides: str) -> dict[str, dict[str, Any]]:
+        return complete_settings(load(WHOLE, *keys, *overrides), load.registry)
+
+    assert settings()["optimizer adamw"]["weight_decay"] == 0.3  # and adamw has no momentum
+    assert settings("training.optimizer=sgd")["optimizer sgd"] == {"weight_decay": 0.3, "momentum": 0.5}
+    own = settings("training.optimizer={use: sgd, momentum: 0.9}")
+    assert own["optimizer sgd"] == {"weight_decay": 0.3, "momentum": 0.9}
+    assert settings("training.optimizer={use: torch, name: Adam}")["optimizer torch"]["weight_decay"] == 0.3
+    assert settings("training.schedule=constant")["schedule constant"] == {}
+    assert settings()["schedule cosine"] == {"final_learning_rate": 0.1}
+
+
+def test_a_loss_may_have_a_component_twice(load: Loader) -> None:
+    loss = "segmentation_loss={near: {use: boundary, reach: 5}, far: {use: boundary, weight: 0.1}}"
+    recipe = load(WHOLE, loss)
+    settings = complete_settings(recipe, load.registry)
+    assert settings["segmentation_loss boundary"] == {"reach": 5}
+    assert settings["segmentation_loss boundary 2"] == {"reach": 20}
+    assert yaml.safe_load(dump(recipe))["segmentation_loss"] == {
+        "near": {"use": "boundary", "weight": 1.0, "reach": 5},
+        "far": {"use": "boundary", "weight": 0.1},
+    }
+    assert load(dump(recipe)) == recipe
 
 
 @pytest.mark.parametrize(
-    ("given", "weights"),
+    ("given", "expected"),
     [
-        ("{}", (1, 1, 0)),
-        ("{focal_gamma: 1}", (1, 1, 0)),
-        ("{dice: 1, cross_entropy: 1}", (1, 0, 1)),
-        ("{focal: 0.5}", (0, 0.5, 0)),
+        ("{}", {"dice": 1, "focal": 1}),
+        ("{focal_gamma: 1}", {"dice": 1, "focal": {"weight": 1, "gamma": 1}}),
+        ("{dice: 1, focal: 0.0, cross_entropy: 1}", {"dice": 1, "focal": 0, "cross_entropy": 1}),
+        ("{dice: 1, focal: 1, cross_entropy: 0, focal_gamma: 2}", None),
+        ("{focal: 0.5}", {"focal": 0.5}),
+        ("{tversky: {alpha: 0.2}}", {"tversky": {"weight": 1, "alpha": 0.2}}),
+        ("{border: boundary}", {"border": {"use": "boundary", "weight": 1}}),
     ],
 )
 def test_the_segmentation_loss_has_the_terms_that_are_given(
-    load: Loader, given: str, weights: tuple[float, ...]
+    load: Loader, given: str, expected: dict[str, Any] | None
 ) -> None:
+    full = {"dice": 1, "focal": {"weight": 1, "gamma": 2}, "cross_entropy": 0}  # a run of an earlier version
     loss = load(WHOLE.replace("segmentation_loss: {}", f"segmentation_loss: {given}")).segmentation_loss
-    assert (loss.dice, loss.focal, loss.cross_entropy) == weights
+    assert yaml.safe_load(dump(load(WHOLE, f"segmentation_loss={given}")))["segmentation_loss"] == (expected or full)
     again = load(dump(load(WHOLE, f"segmentation_loss={given}"))).segmentation_loss
     assert again == loss
 
 
 def test_a_whole_network_needs_no_prompts(load: Loader) -> None:
     recipe = load(WHOLE)
-    assert [kind for kind, _ in required_components(recipe)] == ["dataset", "network"]
+    assert [kind for kind, _ in required_components(recipe)][:2] == ["dataset", "network"]
     assert recipe.split.validation == 0.1
 
 
@@ -302,7 +342,7 @@ def test_set_puts_values_in(load: Loader) -> None:
 
 def test_set_replaces_a_whole_form(load: Loader) -> None:
     recipe = load(GUIDED, "model={network: {use: net, depth: 3}}", "prompts=null", "auxiliary_losses=[]")
-    assert [kind for kind, _ in required_components(recipe)] == ["dataset", "network"]
+    assert [kind for kind, _ in required_components(recipe)][:2] == ["dataset", "network"]
 
 
 @pytest.mark.parametrize(
@@ -333,7 +373,7 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
         (
             "segmentation_loss: {}",
             "segmentation_loss: {dice: 0, focal: 0}",
-            "7: segmentation_loss: dice, focal",
+            "7: segmentation_loss: the weight of dice and focal is 0, so nothing",
         ),
         ("{epochs: 1}", "{epochs: 0}", "8: training.epochs: should be greater than 0, not 0."),
         (

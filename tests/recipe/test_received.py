@@ -11,7 +11,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.recipe.received import code_of
 from textseg.recipe.schema import ComponentSpec
 from textseg.registry.component import Component, Plugin
-from textseg.registry.discovery import Register, Registry
+from textseg.registry.discovery import Register, Registry, installed_registry
 from textseg.registry.local_code import load_code
 
 RECIPE = """\
@@ -48,7 +48,8 @@ def registry() -> Registry:
     register.text_encoder("hub", hub)
     register.vision_encoder("pyramid", pyramid)
     register.fusion("mixer", mixer)
-    return Registry([], register.components)
+    standard = [component for component in installed_registry().components() if component.plugin == "standard"]
+    return Registry([], [*register.components, *standard])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import textseg_atmnet
 from textseg.contracts import Atlas, Batch, Structure, Task, TextFeatures
 from textseg.errors import RecipeError
 from textseg.models.cost import empty_text
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import segmentation_loss
 from textseg.models.segmenter import Segmenter
 from textseg.registry.discovery import installed_registry
 from textseg_baselines.ariadnes_thread import AriadnesThread
@@ -56,7 +56,7 @@ def batch_of(image: Tensor, mask: Tensor, text: TextFeatures) -> Batch:
 
 def terms_of(network: Any, batch: Batch) -> dict[str, Tensor]:
     """Return the losses as the training loop computes them."""
-    output, loss = Segmenter(network)(batch.image, batch.text), SegmentationLoss()
+    output, loss = Segmenter(network)(batch.image, batch.text), segmentation_loss({}, task_of())
     terms: dict[str, Tensor] = (
         network.losses(output, batch, loss) if hasattr(network, "losses") else loss(output.logits, batch.mask)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Task
 from textseg.errors import RecipeError
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import segmentation_loss
 from textseg.models.segmenter import Segmenter
 from textseg_baselines.nnunet_v2 import (
     NNUNetV2,
@@ -164,7 +164,7 @@ def test_weights_halve_and_sum_to_one(count: int) -> None:
 
 def test_the_loss_is_the_weighted_sum_over_the_resolutions(task: Task) -> None:
     network = NNUNetV2(task, features=4).train()
-    loss = SegmentationLoss(dice=1.0, focal=0.0, cross_entropy=1.0)
+    loss = segmentation_loss({"dice": 1, "focal": 0, "cross_entropy": 1}, task)
     mask = torch.randint(0, 5, (2, 16, 24)).repeat_interleave(4, 1).repeat_interleave(4, 2)  # the same at every scale
     image = torch.randn(2, 1, 64, 96)
     output = network(image, None)
@@ -187,7 +187,7 @@ def test_coarse_logits_get_gradients(task: Task) -> None:
     maps = (output.logits, *output.deep_logits)
     for logits in maps:
         logits.retain_grad()
-    terms = network.losses(output, batch_of(image, torch.randint(0, 5, (1, 64, 96))), SegmentationLoss())
+    terms = network.losses(output, batch_of(image, torch.randint(0, 5, (1, 64, 96))), segmentation_loss({}, task))
     torch.stack(list(terms.values())).sum().backward()
     assert all(logits.grad is not None and logits.grad.any() for logits in maps)
     assert all(head.conv.conv.weight.grad.any() for head in network.heads)  # type: ignore[union-attr]
@@ -207,7 +207,7 @@ def test_the_mask_of_a_padded_slice_lies_on_its_coarse_logits(task: Task) -> Non
         20.0 * torch.nn.functional.one_hot(padded[:, ::stride, ::stride], 5).movedim(-1, 1) for stride in (2, 4)
     )
     right = replace(output, logits=20.0 * torch.nn.functional.one_hot(mask, 5).movedim(-1, 1), deep_logits=perfect)
-    terms = network.losses(right, batch_of(image, mask), SegmentationLoss(dice=1, focal=0, cross_entropy=1))
+    terms = network.losses(right, batch_of(image, mask), segmentation_loss({"dice": 1, "cross_entropy": 1}, task))
     assert all(term < 1e-3 for term in terms.values())
 
 

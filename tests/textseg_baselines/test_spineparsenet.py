@@ -10,8 +10,9 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Task
 from textseg.errors import RecipeError
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import segmentation_loss
 from textseg.models.segmenter import Segmenter
+from textseg.testing.examples import REGION
 from textseg_baselines.spineparsenet import CoarseOutput, ResidualUNet, SpineParseNet
 from textseg_baselines.spineparsenet_coarse import StructureGraph
 
@@ -38,7 +39,7 @@ def volume(slices: int, height: int = 48, width: int = 40) -> Batch:
 
 
 def loss_of(network: SpineParseNet, batch: Batch) -> dict[str, Tensor]:
-    return network.losses(network(batch.image, None), batch, SegmentationLoss(dice=1.0, focal=1.0))
+    return network.losses(network(batch.image, None), batch, segmentation_loss({}, task(REGION)))
 
 
 def test_it_has_about_the_published_size(small_atlas: Atlas) -> None:
@@ -123,7 +124,7 @@ def test_the_loss_of_the_first_stage(small_atlas: Atlas) -> None:
     batch = volume(6, 32, 16)  # the coarse grid itself, without the classes 3 and 4
     batch = replace(batch, mask=batch.mask * (batch.mask < 3))
     output = built(batch.image, None)
-    terms = built.losses(output, batch, SegmentationLoss())
+    terms = built.losses(output, batch, segmentation_loss({}, task(small_atlas)))
     expected = F.cross_entropy(output.coarse_logits, batch.mask[None])
     torch.testing.assert_close(terms["coarse_cross_entropy"], expected)
     nodes = F.cross_entropy(output.node_logits[:3], torch.arange(3))  # of what the volume shows

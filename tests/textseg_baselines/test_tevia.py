@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textseg.contracts import Atlas, Batch, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import segmentation_loss
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def mean_of(decoded: Tensor, mask: Tensor, index: int) -> Tensor:
 def test_the_alignment_is_the_mean_cosine_distance_of_what_is_shown(task: Task) -> None:
     built, batch = network(task, alignment_weight=0.3), batch_of(1, 2)
     output = output_of(batch)
-    terms = built.losses(output, batch, SegmentationLoss())
+    terms = built.losses(output, batch, segmentation_loss({}, task))
     distances = []
     for image, index in ((0, 1), (0, 2), (1, 1)):  # the second slice doesn't show structure 2
         visual = mean_of(output.decoded[image : image + 1], batch.mask[image : image + 1], index)
@@ -76,7 +76,7 @@ def test_the_alignment_is_the_mean_cosine_distance_of_what_is_shown(task: Task) 
             spoken = text[image, index - 1]
             distances.append(1 - (spoken @ visual) / (spoken.norm() * visual.norm()))
     torch.testing.assert_close(terms["alignment"], 0.3 * torch.stack(distances).mean())
-    plain = SegmentationLoss()(output.logits, batch.mask)
+    plain = segmentation_loss({}, task)(output.logits, batch.mask)
     assert terms.keys() == {*plain, "alignment"}
     assert all(torch.equal(terms[name], plain[name]) for name in plain)
 
@@ -84,7 +84,7 @@ def test_the_alignment_is_the_mean_cosine_distance_of_what_is_shown(task: Task) 
 def test_a_batch_without_structures_has_nothing_to_align(task: Task) -> None:
     built, batch = network(task), batch_of()
     output = output_of(batch)
-    terms = built.losses(output, batch, SegmentationLoss())
+    terms = built.losses(output, batch, segmentation_loss({}, task))
     assert terms["alignment"].item() == 0
     terms["alignment"].backward()
     assert all(text.grad is not None and not text.grad.any() for text in output.projected_text)
@@ -95,7 +95,7 @@ def test_the_image_supervises_the_text(task: Task) -> None:
     built, batch = network(task), batch_of(1, 2, 3, 4)
     output = built(F.pad(batch.image, (0, 2, 0, 2)), batch.text)
     output = replace(output, logits=output.logits[..., :30, :46])
-    built.losses(output, batch, SegmentationLoss())["alignment"].backward()
+    built.losses(output, batch, segmentation_loss({}, task))["alignment"].backward()
     learned = {name for name, weight in built.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert {"prompt", "to_visual.0.weight", "decoders.0.text_projection.weight"} <= learned
     assert not any(name.startswith(("encoder", "head")) or ".up." in name for name in learned)
@@ -104,13 +104,13 @@ def test_the_image_supervises_the_text(task: Task) -> None:
 def test_prototypes_follow_the_means_of_the_batches(task: Task) -> None:
     built, first, second = network(task, momentum=0.9), batch_of(1, 2), batch_of(2, 3)
     first_output, second_output = output_of(first), output_of(second, seed=3)
-    built.losses(first_output, first, SegmentationLoss())
+    built.losses(first_output, first, segmentation_loss({}, task))
     assert built.known.tolist() == [True, True, False, False]
     for index in (1, 2):
         torch.testing.assert_close(built.prototypes[index - 1], mean_of(first_output.decoded, first.mask, index))
     assert not built.prototypes[2:].any()
     before = built.prototypes.clone()
-    built.losses(second_output, second, SegmentationLoss())
+    built.losses(second_output, second, segmentation_loss({}, task))
     assert built.known.tolist() == [True, True, True, False]
     assert torch.equal(built.prototypes[0], before[0])  # not shown
     torch.testing.assert_close(
@@ -124,13 +124,15 @@ def test_renumbered_slices_leave_the_prototypes_as_they_are(task: Task) -> None:
     built, batch = network(task), batch_of(1, 2, 3)
     output = output_of(batch)
     renumbered = replace(batch, renumbered=torch.tensor([False, True]))
-    aligned = built.losses(output, renumbered, SegmentationLoss())["alignment"]
+    aligned = built.losses(output, renumbered, segmentation_loss({}, task))["alignment"]
     assert built.known.tolist() == [True, True, True, False]
     for index in (1, 2, 3):
         torch.testing.assert_close(built.prototypes[index - 1], mean_of(output.decoded[:1], batch.mask[:1], index))
     before, known = built.prototypes.clone(), built.known.clone()
     built.losses(
-        output_of(batch, seed=3), replace(batch, renumbered=torch.ones(2, dtype=torch.bool)), SegmentationLoss()
+        output_of(batch, seed=3),
+        replace(batch, renumbered=torch.ones(2, dtype=torch.bool)),
+        segmentation_loss({}, task),
     )
     assert torch.equal(built.prototypes, before)
     assert torch.equal(built.known, known)
@@ -138,17 +140,19 @@ def test_renumbered_slices_leave_the_prototypes_as_they_are(task: Task) -> None:
     twins = [network(task), network(task)]
     nobody = torch.zeros(2, dtype=torch.bool)
     batches = (batch, replace(batch, renumbered=nobody))
-    terms = [twin.losses(output, shown, SegmentationLoss()) for twin, shown in zip(twins, batches, strict=True)]
+    terms = [
+        twin.losses(output, shown, segmentation_loss({}, task)) for twin, shown in zip(twins, batches, strict=True)
+    ]
     assert torch.equal(twins[0].prototypes, twins[1].prototypes)
     assert torch.equal(terms[0]["alignment"], aligned)
 
 
 def test_prototypes_rest_outside_training(task: Task) -> None:
     built, batch = network(task), batch_of(1, 2, 3, 4)
-    built.losses(output_of(batch), batch, SegmentationLoss())
+    built.losses(output_of(batch), batch, segmentation_loss({}, task))
     before = built.prototypes.clone()
     built.eval()
-    built.losses(output_of(batch, seed=3), batch, SegmentationLoss())
+    built.losses(output_of(batch, seed=3), batch, segmentation_loss({}, task))
     built(F.pad(batch.image, (0, 2, 0, 2)), batch.text)
     assert torch.equal(built.prototypes, before)
 
@@ -156,10 +160,10 @@ def test_prototypes_rest_outside_training(task: Task) -> None:
 def test_what_is_no_number_is_not_remembered(task: Task) -> None:
     built, batch = network(task), batch_of(1, 2)
     output = output_of(batch)
-    built.losses(output, batch, SegmentationLoss())
+    built.losses(output, batch, segmentation_loss({}, task))
     before = built.prototypes.clone()
     output.decoded[0, :, 1, 2] = torch.inf
-    built.losses(output, batch, SegmentationLoss())
+    built.losses(output, batch, segmentation_loss({}, task))
     assert torch.equal(built.prototypes, before)
 
 
@@ -177,7 +181,7 @@ def test_processes_agree_on_their_prototypes(task: Task, monkeypatch: pytest.Mon
             ),
         ),
         joined,
-        SegmentationLoss(),
+        segmentation_loss({}, task),
     )
     sums = [alone._sums(output.decoded, batch.mask) for output, batch in zip(outputs, batches, strict=True)]
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
@@ -185,7 +189,7 @@ def test_processes_agree_on_their_prototypes(task: Task, monkeypatch: pytest.Mon
         others = iter([part.sum(0) for part in sums[1 - rank]])
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, others=others: tensor.add_(next(others)))
         built = network(task)
-        built.losses(outputs[rank], batches[rank], SegmentationLoss())
+        built.losses(outputs[rank], batches[rank], segmentation_loss({}, task))
         torch.testing.assert_close(built.prototypes, alone.prototypes)
         assert torch.equal(built.known, alone.known)
 

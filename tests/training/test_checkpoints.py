@@ -18,7 +18,6 @@ import torch
 
 from textseg.errors import RunError
 from textseg.models.stages import Stage
-from textseg.recipe.schema import TrainingSettings
 from textseg.runs.folder import RunFolder
 from textseg.training.checkpoints import Progression, initialize, restore
 
@@ -207,17 +206,16 @@ def test_weights_that_do_not_fit_say_what_they_are(tmp_path: Path) -> None:
 
 
 def test_other_epochs_are_said_where_they_change_the_schedule() -> None:
-    def settings(epochs: int, schedule: Any = "cosine") -> TrainingSettings:
-        return TrainingSettings(epochs=epochs, schedule=schedule)
+    def always(before: int) -> bool:
+        return True
 
     progression = Progression(planned_epochs=5)
-    assert progression.plan(settings(5)) == ""
-    assert progression.plan(settings(8)).startswith("training.epochs is 8 and was 5: the schedule is planned anew")
-    assert progression.plan(settings(8)) == ""  # from now on
-    assert progression.plan(settings(6)).startswith("training.epochs is 6 and was 8: ")  # fewer, too
-    assert progression.plan(settings(9, "constant")) == ""
-    assert progression.plan(settings(10, "constant"), staged=True) != ""  # a stage has its share of the epochs
-    assert Progression(step=3).plan(settings(5)) == ""  # of a version that did not say it
+    assert progression.plan(5, always) == ""
+    assert progression.plan(8, always).startswith("training.epochs is 8 and was 5: the schedule is planned anew")
+    assert progression.plan(8, always) == ""  # from now on
+    assert progression.plan(6, always).startswith("training.epochs is 6 and was 8: ")  # fewer, too
+    assert progression.plan(9, lambda before: before != 6) == ""  # a constant learning rate
+    assert Progression(step=3).plan(5, always) == ""  # of a version that did not say it
 
 
 @pytest.mark.slow

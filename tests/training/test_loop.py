@@ -325,7 +325,7 @@ def test_best_is_the_epoch_that_validates_best(
     assert "validation" not in lines[2]
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient", "weight"])
+@pytest.mark.parametrize("what", ["loss", "term", "gradient", "weight"])
 def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpoint(
     what: str, tiny_recipe: Path, tmp_path: Path
 ) -> None:
@@ -334,8 +334,8 @@ def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpo
     batches: list[Batch] = []
 
     def of_loss(module: Any, inputs: tuple[Any, ...], terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        worse = what == "loss" and training.progression.step == bad
-        return {name: term * math.nan if worse else term for name, term in terms.items()}
+        worse = {"loss": ["dice", "focal"], "term": ["focal"]}.get(what, []) if training.progression.step == bad else []
+        return {name: term * math.nan if name in worse else term for name, term in terms.items()}
 
     def of_gradient(gradient: torch.Tensor) -> torch.Tensor:
         return gradient * math.inf if what == "gradient" and training.progression.step == bad else gradient
@@ -358,14 +358,20 @@ def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpo
     if what == "weight":  # is seen in the loss of the next step, or when the epoch ends
         assert "is no finite number in step" in message
     else:
-        assert message.startswith(f"The {what} is no finite number in step {bad + 1}, in a batch of\n")
+        lost = {"loss": "loss (dice, focal)", "term": "term 'focal' of the loss"}.get(what, what)
+        assert message.startswith(f"The {lost} is no finite number in step {bad + 1}, in a batch of\n")
         slices = training.experiment.training_slices()
         for case, index in zip(batch.case, batch.slice_index.tolist(), strict=True):
             number = next(n for n, (c, i) in enumerate(slices.positions) if (c.case.id, i) == (case, index))
             prompt = slices.named((1, number))[1]
             assert prompt
             assert f"  slice {index} of case '{case}': {prompt[:100]}" in message
-    assert "last.ckpt' is kept as it was. Lower training.learning_rate" in message
+    assert "last.ckpt' is kept as it was. " in message
+    if what == "term":
+        assert "(dice, ccae) is finite, so look for" in message
+        assert "in segmentation_loss 'focal' of plug-in 'standard'" in message
+    else:
+        assert "as it was. Lower training.learning_rate" in message
     saved = training.folder.load_checkpoint("last")
     assert saved["progression"]["step"] == training.steps_per_epoch
     assert all(tensor.isfinite().all() for tensor in saved["training"].values())

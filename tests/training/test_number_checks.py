@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from textseg.errors import RunError
 from textseg.models.attention import Attention
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import segmentation_loss
 from textseg.runs.folder import RunFolder
+from textseg.testing.examples import task
 from textseg.training.number_checks import (
     LISTED,
     LOOK_EVERY,
@@ -27,18 +28,29 @@ GOOD, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
 def test_the_first_step_without_a_number_is_remembered() -> None:
     check = NumberCheck(CPU)
     for step, (loss, norm) in enumerate([(GOOD, GOOD), (GOOD, None), (GOOD, BAD), (BAD, BAD)]):
-        check.note(step, loss, norm)
-        assert check.first() == (None if step < 2 else ("gradient", 2))
+        check.note(step, {"dice": loss}, norm)
+        assert check.first() == (None if step < 2 else (2, ["gradient"]))
     check = NumberCheck(CPU)
-    check.note(7, torch.tensor(float("inf")), GOOD)
-    check.note(8, BAD, BAD)
-    assert check.first() == ("loss", 7)
+    check.note(7, {"dice": torch.tensor(float("inf"))}, GOOD)
+    check.note(8, {"dice": BAD}, BAD)
+    assert check.first() == (7, ["dice"])
+
+
+def test_the_terms_that_are_no_numbers_are_named() -> None:
+    check = NumberCheck(CPU)
+    check.note(0, {"coarse": GOOD}, GOOD)  # of an earlier stage
+    check.note(1, {"dice": GOOD, "boundary": BAD, "ccae": BAD}, BAD)
+    assert check.first() == (1, ["boundary", "ccae"])
+    assert check.terms == ["coarse", "dice", "boundary", "ccae"]
+    check = NumberCheck(CPU)
+    check.note(0, {"dice": GOOD * 3e38, "focal": GOOD * 3e38}, GOOD)
+    assert check.first() == (0, ["loss"])
 
 
 def test_a_processor_is_looked_at_in_every_step_a_device_rarely() -> None:
     assert all(NumberCheck(CPU).due(step) for step in range(3))
     ahead = NumberCheck(torch.device("meta"))  # runs ahead, as a GPU does; it could not even be asked
-    ahead.note(0, torch.empty((), device="meta"), torch.empty((), device="meta"))
+    ahead.note(0, {"dice": torch.empty((), device="meta")}, torch.empty((), device="meta"))
     assert [step for step in range(250) if ahead.due(step)] == [LOOK_EVERY - 1, 2 * LOOK_EVERY - 1]
 
 
@@ -76,7 +88,7 @@ def test_losses_are_in_full_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 4, 9, 8, generator=generator).bfloat16()
     mask = torch.randint(4, (2, 9, 8), generator=generator)
-    loss = SegmentationLoss(dice=1.0, focal=1.0, cross_entropy=1.0)
+    loss = segmentation_loss({"dice": 1, "focal": 1, "cross_entropy": 1}, task((9, 8)))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = loss(logits, mask)
     for name, full in loss(logits.float(), mask).items():

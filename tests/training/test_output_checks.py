@@ -167,6 +167,21 @@ def of_loss(change: Any) -> tuple[tuple[str, ...], Builders]:
     return COMPOSED, builders
 
 
+class Term(nn.Module):
+    """The mean logit, changed."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> Any:
+        return self.change(logits.mean())
+
+
+def of_term(change: Any) -> tuple[tuple[str, ...], Builders]:
+    return COMPOSED, of_encoder(tuple)[1] | {("segmentation_loss", "focal"): lambda task: Term(change)}
+
+
 def nan(value: Any) -> Any:
     return value * math.nan
 
@@ -235,6 +250,9 @@ MAPS = "expected a tuple of 1 map [4, 4, 24, 20], as its `features` say, finest 
         (of_loss(nan), "auxiliary_loss 'ccae' .* a finite number in the term 'ccae' of the loss, seen NaN"),
         (of_loss(lambda loss: loss.detach()), "a scalar with gradients, seen one that is detached from the model"),
         (of_loss(broken), "auxiliary_loss 'ccae' .* failed"),
+        (of_term(nan), "segmentation_loss 'focal' of plug-in 'standard' .* a finite number in the term 'focal' of the"),
+        (of_term(lambda term: term[None]), "segmentation_loss 'focal' .* a scalar in float32, seen a tensor [1] of"),
+        (of_term(broken), "segmentation_loss 'focal' .* failed"),
     ],
 )
 def test_the_component_is_named_before_a_weight_changes(
@@ -249,7 +267,7 @@ def test_the_component_is_named_before_a_weight_changes(
     classes = experiments(*overrides).task.class_count
     for fragment in message.replace("{K}", str(classes)).replace("{L}", str(classes + 1)).split(" .* "):
         assert fragment in str(caught.value)
-    assert str(caught.value).endswith((CHECK.format("stranger"), CHECK.format("atmnet")))
+    assert str(caught.value).endswith(tuple(map(CHECK.format, ("stranger", "atmnet", "standard"))))
 
 
 @pytest.mark.parametrize("overrides", [COMPOSED, WITHOUT_TEXT, VOLUMES], ids=["composed", "network", "volumes"])

@@ -1,12 +1,22 @@
 """Models: the segmenter, which contains every network, and attention, losses, stages of training, and cost.
 
 May import `recipe` and the packages below it, but not `text` or `metrics`. Offers plug-ins attention, position
-encodings and the segmentation loss.
+encodings, the segmentation loss, and sums over all processes.
 """
 
 from __future__ import annotations
 
 from textseg.models.attention import Attention, WindowAttention, fuse_windows, plane_sinusoids, sinusoids
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import SegmentationTerms, segmentation_loss
+from textseg.system.distributed import summed
 
-__all__ = ["Attention", "SegmentationLoss", "WindowAttention", "fuse_windows", "plane_sinusoids", "sinusoids"]
+__all__ = [
+    "Attention",
+    "SegmentationTerms",
+    "WindowAttention",
+    "fuse_windows",
+    "plane_sinusoids",
+    "segmentation_loss",
+    "sinusoids",
+    "summed",
+]

@@ -17,10 +17,6 @@ class Stage:
     first: int
     end: int  # the epoch after its last
 
-    def position(self, step: int, steps_per_epoch: int) -> tuple[int, int]:
-        """Return how many steps of the stage come before a step of the run, and how many the stage has."""
-        return step - self.first * steps_per_epoch, (self.end - self.first) * steps_per_epoch
-
 
 def divide_epochs(shares: Mapping[str, float], epochs: int) -> tuple[Stage, ...]:
     """Give each stage its share of the epochs, rounded, at least one; without shares, return one stage without a name.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.received import CONSENT, is_received, load_local_code, origin_of, refusal
-from textseg.recipe.schema import ComponentSpec, Recipe
+from textseg.recipe.schema import ComponentSpec, Recipe, written_out
 from textseg.registry.component import canonical
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
@@ -30,6 +30,8 @@ from textseg.system.commands import pip_install
 from textseg.system.user_files import read_text
 
 TEXT = Path("<text>")  # in place of the file in messages
+# Keys of `training` that are settings of an optimizer or a schedule which has a setting of that name.
+TRAINING_KEYS = {"optimizer": ("weight_decay", "momentum"), "schedule": ("final_learning_rate",)}
 
 
 def load_recipe(
@@ -60,6 +62,8 @@ def load_recipe(
         except ValueError as error:
             unusable.append(f"--set {shortened(override)}: {error}")
     mistakes = resolve(data)
+    if data.get("segmentation_loss") is not None:
+        data["segmentation_loss"] = written_out(data["segmentation_loss"])
     unresolved = {at for at, _ in mistakes}
     for at, kind, spec in list(_components(data)):  # so that a run that was started under an old name can continue
         name = registry.current_name(kind, spec["use"])
@@ -86,6 +90,8 @@ def load_recipe(
         inside = _component_mistakes(spec, kind, registry, path)
         if isinstance(at_path(data, at), str):
             at, inside = at[:-1], [((at[-1],), message) for _, message in inside]
+        elif spec["use"] == at[-1]:  # a term of a loss, which needs no key `use`
+            inside = [(() if inner == ("use",) else inner, message) for inner, message in inside]
         mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
     for at, kind, spec in _components(data) if is_received(path) else ():
         if kind in builds and (reason := refusal(spec, path, trust_code=trust_code)):
@@ -142,8 +148,17 @@ def complete_settings(recipe: Recipe, registry: Registry) -> dict[str, dict[str,
         name = f"{kind} {spec.name}"
         times[name] += 1
         key = name if times[name] == 1 else f"{name} {times[name]}"
-        settings[key] = registry.component(kind, spec.use).complete(spec.settings)
+        settings[key] = registry.component(kind, spec.use).complete(
+            settings_with_training(recipe, kind, spec, registry)
+        )
     return settings
+
+
+def settings_with_training(recipe: Recipe, kind: str, spec: ComponentSpec, registry: Registry) -> dict[str, Any]:
+    """Return the settings of a component, with the keys of `training` that an optimizer or a schedule takes as such."""
+    shared = {key: getattr(recipe.training, key) for key in TRAINING_KEYS.get(kind, ())}
+    known = registry.component(kind, spec.use).settings(spec.settings) if shared else {}
+    return {**{key: value for key, value in shared.items() if value is not None and key in known}, **spec.settings}
 
 
 def _cross_mistakes(data: dict[str, Any], stem: str) -> Iterator[Mistake]:
@@ -189,6 +204,9 @@ def _nodes(node: Any, key: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath,
     elif key[0] == "*":
         for index, item in enumerate(node if isinstance(node, list | tuple) else ()):
             yield from _nodes(item, key[1:], (*at, index))
+    elif key[0] == "{}":
+        for name, item in node.items() if isinstance(node, dict) else ():
+            yield from _nodes(item, key[1:], (*at, name))
     else:
         part = str(key[0])
         inside = node.get(part) if isinstance(node, dict) else getattr(node, part, None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -16,6 +18,7 @@ from pydantic import (
     PositiveInt,
     SerializerFunctionWrapHandler,
     Tag,
+    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
@@ -29,6 +32,7 @@ from textseg.system.files import file_name
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+SUMS = ("loss", "gradient")  # names of numbers of a step beside the terms of its loss
 Metric = Literal["dsc", "jaccard", "hd95", "hd95_directed_max", "asd", "asd_reverse", "assd", "nsd"]
 
 
@@ -313,26 +317,32 @@ class ModelSettings(_Section):
         return self
 
 
-class SegmentationLossSettings(_Section):
-    """The weights of the terms of the segmentation loss: those that are given, or Dice and focal without any."""
+class LossTerm(WeightedComponent):
+    """A term of the segmentation loss."""
 
-    dice: NonNegative = 0.0
-    focal: NonNegative = 0.0
-    cross_entropy: NonNegative = 0.0
-    focal_gamma: NonNegative = 2.0
+    weight: NonNegative = 1.0
 
-    @model_validator(mode="before")
-    @classmethod
-    def _terms(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not {"dice", "focal", "cross_entropy"} & given.keys():
-            return {"dice": 1.0, "focal": 1.0, **given}
-        return given
 
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.dice + self.focal + self.cross_entropy:
-            raise ValueError("dice, focal and cross_entropy are all 0, so nothing would be learned. Raise one of them.")
-        return self
+def written_out(terms: Any) -> Any:
+    """Return the terms of a segmentation loss in full; Dice and focal for none.
+
+    A number is a weight, and a term is the component of its own name unless it names another one with `use`.
+    """
+    if not isinstance(terms, dict):
+        return terms
+    given = {name: term for name, term in terms.items() if name != "focal_gamma"} or {"dice": 1.0, "focal": 1.0}
+    whole = {name: _term(name, term) for name, term in given.items()}
+    if "focal_gamma" in terms and isinstance(focal := whole.get("focal"), dict):  # the key of recipes before `gamma`
+        whole["focal"] = {"gamma": terms["focal_gamma"], **focal}
+    return whole
+
+
+def _term(name: Any, term: Any) -> Any:
+    if isinstance(term, int | float):
+        term = {"weight": term}
+    if isinstance(term, str):
+        term = {"use": term}
+    return {"use": name, **term} if isinstance(term, dict) else term
 
 
 class TrainingSettings(_Section):
@@ -340,12 +350,12 @@ class TrainingSettings(_Section):
 
     epochs: PositiveInt
     batch_size: PositiveInt = 8
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    schedule: Literal["cosine", "one_cycle", "polynomial", "constant"] = "cosine"
+    optimizer: NamedComponent = NamedComponent(use="adamw")
+    schedule: NamedComponent = NamedComponent(use="cosine")
     learning_rate: PositiveFloat = 1e-4
-    final_learning_rate: NonNegative = 1e-6
-    weight_decay: NonNegative = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of sgd
+    final_learning_rate: NonNegative | None = None  # of a schedule that has this setting
+    weight_decay: NonNegative | None = None  # of an optimizer that has this setting
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None  # the same
     gradient_clip: PositiveFloat | None = None  # norm
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
     validate_every: PositiveInt = 1  # epochs
@@ -405,7 +415,7 @@ class Recipe(_Section):
     ] = AugmentationSettings()
     prompts: PromptSettings | None = None
     model: ModelSettings
-    segmentation_loss: SegmentationLossSettings
+    segmentation_loss: Annotated[dict[str, LossTerm], BeforeValidator(written_out)]
     auxiliary_losses: tuple[WeightedComponent, ...] = ()
     training: TrainingSettings
     evaluation: EvaluationSettings
@@ -417,6 +427,27 @@ class Recipe(_Section):
             possible = file_name(name)
             raise ValueError(f"'{shortened(name)}' must also be the name of a folder; '{possible}' would be possible.")
         return name
+
+    @field_validator("segmentation_loss")
+    @classmethod
+    def _learns(cls, terms: dict[str, LossTerm]) -> dict[str, LossTerm]:
+        if unfit := [name for name in terms if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in SUMS]:
+            raise ValueError(
+                f"'{shortened(unfit[0])}' can't name a term: a name is made of letters without accents, digits, '_' "
+                f"and '-', and is none of {', '.join(SUMS)}."
+            )
+        if not any(term.weight for term in terms.values()):
+            raise ValueError(f"the weight of {' and '.join(terms)} is 0, so nothing would be learned. Raise it.")
+        return terms
+
+    @field_serializer("segmentation_loss")
+    def _short_terms(self, terms: dict[str, LossTerm]) -> dict[str, Any]:
+        """Write a term as its weight if it has no settings, and without `use` if that is its name."""
+        written = {name: term.model_dump(mode="json") for name, term in terms.items()}
+        for name, term in written.items():
+            if term["use"] == name:
+                del term["use"]
+        return {name: term["weight"] if term.keys() == {"weight"} else term for name, term in written.items()}
 
     @field_validator("format", mode="before")
     @classmethod

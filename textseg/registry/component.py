@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from textseg.errors import PluginError, RecipeError, suggestion
@@ -128,8 +129,12 @@ class Component:
                 raise
             raise self._broken(f"can't be imported from '{self.target}': {cause(error)}") from error
 
-    def settings(self) -> Mapping[str, inspect.Parameter]:
-        """Return the keyword-only parameters of the builder with evaluated type hints. Raises PluginError."""
+    def settings(self, given: Mapping[str, Any] = MappingProxyType({})) -> Mapping[str, inspect.Parameter]:
+        """Return the keyword-only parameters of the builder with evaluated type hints. Raises PluginError.
+
+        A builder with `**settings` has further settings, which depend on those that are `given`: its attribute
+        `further_settings` is a function from these to parameters. It raises RecipeError for a wrong value.
+        """
         builder = self.load()
         try:
             parameters = inspect.signature(builder, eval_str=True).parameters.values()
@@ -146,7 +151,8 @@ class Component:
                 f"its builder takes the positional parameters ({', '.join(positional)}); a builder of this kind takes "
                 f"({', '.join(wired)}), and every setting stands after a '*'"
             )
-        return keyword
+        further = getattr(builder, "further_settings", None)
+        return keyword if further is None else {**keyword, **further(given)}
 
     @property
     def description(self) -> str:
@@ -166,7 +172,10 @@ class Component:
 
     def validated(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
         """Return the settings in the types of the hints, and the mistakes in them. Raises PluginError."""
-        parameters = self.settings()
+        try:
+            parameters = self.settings(settings)
+        except RecipeError as error:
+            return {}, [((), str(error))]
         values: dict[str, Any] = {}
         mistakes: list[Mistake] = []
         for key, value in settings.items():
@@ -191,7 +200,7 @@ class Component:
 
     def complete(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings, completed by the builder's defaults, as JSON types."""
-        defaults = {k: p.default for k, p in self.settings().items() if p.default is not p.empty}
+        defaults = {k: p.default for k, p in self.settings(settings).items() if p.default is not p.empty}
         whole: dict[str, Any] = json.loads(json.dumps({**defaults, **settings}, default=str))
         return whole
 

@@ -112,6 +112,7 @@ class Registry:
             by_name.setdefault((component.kind, component.name), []).append(component)
         self._components = {key: some[0] for key, some in by_name.items() if len(some) == 1}
         self._warned: set[tuple[str, str]] = set()
+        self._failed: set[tuple[str, str, str]] = set()  # hook, plug-in, folder of the run
         self._collisions = {key: collision(some) for key, some in by_name.items() if len(some) > 1}
         for kind, name in self._collisions:
             for rival in _choices(by_name[kind, name]):
@@ -140,9 +141,9 @@ class Registry:
         broken = [f"{plugin.origin} is broken and left out: {plugin.error}." for plugin in self.plugins if plugin.error]
         return broken + list(self._collisions.values())
 
-    def notify(self, hook: str, run: Run) -> None:
-        """Call a hook about a run in every plug-in; one that raises becomes a line on stderr."""
-        self._answers(hook, lambda _: None, run=run)
+    def notify(self, hook: str, run: Run, **about: object) -> None:
+        """Call a hook about a run in every plug-in; the first failure of each in this run becomes a line on stderr."""
+        self._answers(hook, lambda _: None, run=run, **about)
 
     def report_sections(self, run: Run) -> list[ReportSection]:
         """Return the sections that plug-ins add to the report of a run; one that fails becomes a line on stderr."""
@@ -171,7 +172,10 @@ class Registry:
             except BaseException as error:
                 if is_interruption(error):
                     raise
-                _warn(f"{hook} of {origin} failed, and is left out: {cause(error)}.")
+                failure = (hook, origin, str(getattr(arguments.get("run"), "folder", "")))
+                if failure not in self._failed:  # a hook that is called in each epoch may fail in each
+                    self._failed.add(failure)
+                    _warn(f"{hook} of {origin} failed, and is left out: {cause(error)}.")
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:

@@ -25,7 +25,8 @@ class Kind:
         parameters: the positional parameters that the core hands to a builder.
         contract: the Protocol or class of what a builder returns, as "module:name".
         checks: the module of `textseg.testing` whose `CHECKS` test a component of this kind.
-        keys: where a recipe names components of this kind; "*" is each item of a list.
+        keys: where a recipe names components of this kind; "*" is each item of a list, "{}" each value of a
+            mapping.
         summary: the content of the module of a component, in a few words.
         own_keys: the keys beside a component that are no settings of its builder.
         used_in: where the component is needed: "training" and "evaluation" are not needed to predict, and "logging"
@@ -91,10 +92,20 @@ _ROWS = (
         "the network",
     ),
     Kind(
+        "segmentation_loss",
+        ("task",),
+        "textseg.contracts:SegmentationLoss",
+        "textseg.testing.losses",
+        ("segmentation_loss.{}",),
+        "the loss",
+        own_keys=("use", "weight"),
+        used_in="training",
+    ),
+    Kind(
         "auxiliary_loss",
         ("task", "features"),
         "textseg.contracts:AuxiliaryLoss",
-        "textseg.testing.auxiliary_losses",
+        "textseg.testing.losses",
         ("auxiliary_losses.*",),
         "the loss",
         own_keys=("use", "weight"),
@@ -109,6 +120,24 @@ _ROWS = (
         "the transform",
         own_keys=("use", "probability", "on"),
         used_in="evaluation",  # the texts of an experiment depend on it
+    ),
+    Kind(
+        "optimizer",
+        ("parameters", "learning_rate"),
+        "textseg.contracts:Optimizer",
+        "textseg.testing.optimizers",
+        ("training.optimizer",),
+        "the optimizer",
+        used_in="training",
+    ),
+    Kind(
+        "schedule",
+        ("learning_rate", "steps"),
+        "textseg.contracts:Schedule",
+        "textseg.testing.schedules",
+        ("training.schedule",),
+        "the learning rate of each step",
+        used_in="training",
     ),
     Kind(
         "logger",

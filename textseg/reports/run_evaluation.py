@@ -102,6 +102,8 @@ def evaluate_and_write(
         window_pictures=window_pictures,
         further=experiment.registry.report_sections(experiment.run(target.path, record)),
     )
+    run = experiment.run(target.path, record)
+    experiment.registry.notify("textseg_evaluated", run, scores=tuple(result.scores))
     return result.scores
 
 

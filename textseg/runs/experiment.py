@@ -10,18 +10,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from textseg.contracts import Atlas, AuxiliaryLoss, Case, Dataset, Features, Source, Task, TextEncoder, Visibility
+from textseg.contracts import (
+    Atlas,
+    AuxiliaryLoss,
+    Case,
+    Dataset,
+    Features,
+    Schedule,
+    Source,
+    Task,
+    TextEncoder,
+    Visibility,
+)
 from textseg.data.augmentation import Augmentation, FixedOrder, Transform, TransformList
 from textseg.data.preparation import LISTED, PreparedCase, missing_channels, prepare
 from textseg.data.slices import Slices, SliceStack
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
-from textseg.models.losses import SegmentationLoss
+from textseg.models.losses import SegmentationTerms, segmentation_loss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
-from textseg.recipe.loading import load_recipe, required_components
+from textseg.recipe.loading import load_recipe, required_components, settings_with_training
 from textseg.recipe.schema import AugmentationSettings, ComponentSpec, PromptSettings, Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import LocalCode, Registry, installed_registry
@@ -143,9 +156,17 @@ class Experiment:
         """Return the model with new weights."""
         return build_segmenter(self.recipe, self.registry, self.task)
 
-    def segmentation_loss(self) -> SegmentationLoss:
+    def segmentation_loss(self) -> SegmentationTerms:
         """Return the segmentation loss of the recipe."""
-        return SegmentationLoss(**self.recipe.segmentation_loss.model_dump())
+        return segmentation_loss(self.recipe.segmentation_loss, self.task, self.registry)
+
+    def optimizer(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        """Return the optimizer of the recipe for parameters by name."""
+        return build_optimizer(self.recipe, self.registry, parameters)
+
+    def schedule(self, steps: int) -> Schedule:
+        """Return the learning rate of each of a number of steps."""
+        return build_schedule(self.recipe, self.registry, steps)
 
     def auxiliary_losses(self, segmenter: Segmenter) -> nn.ModuleDict:
         """Return the auxiliary losses by name, in the order of the recipe."""
@@ -206,6 +227,7 @@ def build(
     _check_memory(recipe, dataset.atlas.class_count)
     if recipe.prompts is not None:  # an encoder whose package or files are missing raises here
         _ = _text_encoder(recipe.prompts, registry).max_tokens
+    _check_training(recipe, registry, dataset.atlas)
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
@@ -283,6 +305,13 @@ def _check_order(recipe: Recipe, atlas: Atlas) -> None:
             f"prompts.renumbering: the structures of atlas '{atlas.name}' have no order, so their names can't be moved "
             "by levels. Remove 'renumbering'."
         )
+
+
+def _check_training(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
+    """Raise the errors of a segmentation loss, an optimizer and a schedule that can't be built, on a small example."""
+    segmentation_loss(recipe.segmentation_loss, Task(1, recipe.preparation.size, atlas.class_count, atlas), registry)
+    build_optimizer(recipe, registry, {"example": nn.Parameter(torch.zeros(2, 2))})
+    build_schedule(recipe, registry, 1000)
 
 
 def _check_memory(recipe: Recipe, classes: int) -> None:
@@ -475,6 +504,28 @@ def _module(registry: Registry, kind: str, spec: ComponentSpec, *wired: Any, **a
         if not isinstance(value := getattr(module, name, None), wanted):
             raise component.refused(f"an attribute `{name}`, {wanted.__name__}", repr(value))
     return module
+
+
+def build_optimizer(recipe: Recipe, registry: Registry, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+    """Return the optimizer of a recipe. Raises PluginError for what is no optimizer of PyTorch."""
+    spec, rate = recipe.training.optimizer, recipe.training.learning_rate
+    settings = settings_with_training(recipe, "optimizer", spec, registry)
+    optimizer = registry.build("optimizer", spec.use, parameters, rate, settings=settings)
+    if not isinstance(optimizer, Optimizer) or any("lr" not in group for group in optimizer.param_groups):
+        wanted = "a torch.optim.Optimizer whose groups of parameters have an 'lr'"
+        raise registry.component("optimizer", spec.use).refused(wanted, f"a {type(optimizer).__name__}")
+    return optimizer
+
+
+def build_schedule(recipe: Recipe, registry: Registry, steps: int) -> Schedule:
+    """Return the learning rate of each of a number of steps."""
+    spec, rate = recipe.training.schedule, recipe.training.learning_rate
+    settings = settings_with_training(recipe, "schedule", spec, registry)
+    schedule: Schedule = registry.build("schedule", spec.use, rate, steps, settings=settings)
+    if not callable(schedule) or not isinstance(schedule(0), float):
+        seen = repr(schedule(0)) if callable(schedule) else f"a {type(schedule).__name__}"
+        raise registry.component("schedule", spec.use).refused("a function that gives a float for step 0", seen)
+    return schedule
 
 
 def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:

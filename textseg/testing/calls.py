@@ -47,6 +47,8 @@ def results(subject: Subject, module: nn.Module, example: Example, seed: int = 2
         return _levels(module(example.pyramid, example.text))
     if kind == "auxiliary_loss":
         return [module(example.output, example.batch)]
+    if kind == "segmentation_loss":
+        return [module(example.logits, example.mask)]
     segmenter = Segmenter(cast(Any, module))
     output = segmenter(example.image, example.text if segmenter.uses_text else None)
     return [output.logits, *output.deep_logits]

@@ -1,4 +1,4 @@
-"""Checks of modules with weights: vision encoders, fusions, auxiliary losses, networks."""
+"""Checks of modules: vision encoders, fusions, losses, networks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import Features, HasBatching, HasLosses, HasStages, Task
-from textseg.models.losses import SegmentationLoss
 from textseg.models.segmenter import Segmenter
 from textseg.testing.calls import (
     built,
@@ -30,7 +30,8 @@ from textseg.testing.examples import ONE_STRUCTURE, TEXT_LENGTH, Example
 from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
-KINDS = ("vision_encoder", "fusion", "auxiliary_loss", "network")
+LOSSES = ("auxiliary_loss", "segmentation_loss")
+KINDS = ("vision_encoder", "fusion", "network", *LOSSES)
 
 
 def _stages(module: nn.Module) -> Iterator[str]:
@@ -115,7 +116,7 @@ def _check_shapes(
             for channels, stride in zip(features.channels, features.strides, strict=True)
         ]
         promise(shapes == expected, f"maps {expected} {about}", shapes)
-    elif kind == "auxiliary_loss":
+    elif kind in LOSSES:
         scalar = shapes == [()] and given[0].dtype == torch.float32
         promise(scalar, f"a scalar in float32 {about}", f"{given[0].dtype} {shapes[0]}")
     else:
@@ -141,7 +142,7 @@ def _gradients(subject: Subject) -> None:
         about = f" in stage '{stage}'" if stage else ""
         promise(not without, f"a gradient for every trainable parameter{about}", few("none for", without))
         check_finite_gradients(module, about)
-    if subject.component.kind in ("fusion", "auxiliary_loss"):
+    if subject.component.kind in ("fusion", *LOSSES):
         promise(example.gradients(), "gradients back to the model", "none: its input is detached")
         check_finite_gradients_back(example, "")
 
@@ -150,11 +151,16 @@ def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
     if subject.component.kind == "network" and isinstance(module, HasLosses):
         segmenter = Segmenter(cast(Any, module))
         output = segmenter(example.image, example.text if segmenter.uses_text else None)
-        terms = module.losses(output, example.batch, SegmentationLoss())
+        terms = module.losses(output, example.batch, _cross_entropy)
         scalars = isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values())
         promise(scalars, "losses() that gives a scalar by name", terms)
         return torch.stack([term.float() for term in terms.values()]).sum()
     return sum_of_squares(results(subject, module, example))
+
+
+def _cross_entropy(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return a term in place of the segmentation loss of a recipe."""
+    return {"cross_entropy": F.cross_entropy(logits.float(), mask)}
 
 
 @check("precision", *KINDS)
@@ -164,7 +170,7 @@ def _precision(subject: Subject) -> None:
     example = example_for(subject, module, batch=1)
     with torch.autocast("cpu", torch.bfloat16):
         given = results(subject, module, example)
-    if subject.component.kind == "auxiliary_loss":
+    if subject.component.kind in LOSSES:
         promise(given[0].dtype == torch.float32, "a loss in float32 under autocast", given[0].dtype)
     promise(all(bool(tensor.isfinite().all()) for tensor in given), "finite numbers under autocast", "NaN or infinity")
     sum_of_squares(given).backward()  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,15 +43,17 @@ class Progression:
         waited, patience = sum("validation_dsc" in row for row in later), settings.patience
         return len(self.history) >= settings.epochs or (patience is not None and waited >= patience)
 
-    def plan(self, settings: TrainingSettings, *, staged: bool = False) -> str:
-        """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs."""
-        before, self.planned_epochs = self.planned_epochs, settings.epochs
-        if before in (None, settings.epochs) or (settings.schedule == "constant" and not staged):
+    def plan(self, epochs: int, changes: Callable[[int], bool]) -> str:
+        """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs.
+
+        `changes` gives True if stages or learning rates of the steps so far differ with that number.
+        """
+        before, self.planned_epochs = self.planned_epochs, epochs
+        if before in (None, epochs) or not changes(before):
             return ""
         return (
-            f"training.epochs is {settings.epochs} and was {before}: the schedule is planned anew, and what is left "
-            f"follows that of {counted(settings.epochs, 'epoch')}; a run of {settings.epochs} from its start "
-            "gives other weights"
+            f"training.epochs is {epochs} and was {before}: the schedule is planned anew, and what is left "
+            f"follows that of {counted(epochs, 'epoch')}; a run of {epochs} from its start gives other weights"
         )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, cast
 
 import torch
@@ -18,10 +19,12 @@ from textseg.contracts import Batch, HasEpochStart, HasLosses, HasStages, Segmen
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, check_shared_memory, training_loader
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
+from textseg.hookspecs import Epoch, Fit
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import Stage, divide_epochs
 from textseg.randomness import step_seed
-from textseg.recipe.schema import TrainingSettings
+from textseg.recipe.schema import SUMS, TrainingSettings
+from textseg.registry.component import Component
 from textseg.reports.run_report import example_picture
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, first_line
@@ -31,7 +34,7 @@ from textseg.training.checkpoints import Part, Progression, initialize, restore
 from textseg.training.launching import check_shares
 from textseg.training.loggers import PICTURES, TrainingDisplay, displayed, drawn_in, peak_memory
 from textseg.training.number_checks import LOWEST_SCALE, NumberCheck, lost_numbers
-from textseg.training.optimization import learning_rate, make_optimizer, moving_average
+from textseg.training.optimization import LearningRates, moving_average, unfuse
 from textseg.training.output_checks import OutputChecks
 from textseg.training.signals import on_termination
 
@@ -47,10 +50,10 @@ class Objective(nn.Module):
         super().__init__()
         self.segmenter, self.auxiliary = segmenter, experiment.auxiliary_losses(segmenter)
         self.segmentation_loss = experiment.segmentation_loss()
+        self.checks = OutputChecks(experiment, segmenter, self.segmentation_loss, self.auxiliary)
         self.weights = {spec.name: spec.weight for spec in experiment.recipe.auxiliary_losses}
         # The function is compiled, not the module: names in checkpoints stay, and validation runs uncompiled.
         self.compiled = torch.compile(segmenter.forward) if experiment.recipe.training.compile else None
-        self.checks = OutputChecks(experiment, segmenter, self.auxiliary)
 
     def _segment(self, batch: Batch) -> SegmenterOutput:
         if self.compiled is None:
@@ -109,12 +112,18 @@ class Training:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.segmenter)  # type: ignore[no-untyped-call]
         if self.settings.initialize_from and not folder.checkpoint("last").exists():
             initialize(self.segmenter, Path(self.settings.initialize_from))
-        self.model = nn.ModuleDict({"segmenter": self.segmenter, "auxiliary": auxiliary}).to(fabric.device)
+        loss = self.objective.segmentation_loss
+        parts = {"segmenter": self.segmenter, "auxiliary": auxiliary, "segmentation_loss": loss}
+        self.model = nn.ModuleDict(parts).to(fabric.device)
         # This includes frozen parameters: `start_epoch` may unfreeze them. The optimiser skips those without gradient.
-        self.parameters = [*self.segmenter.parameters(), *auxiliary.parameters()]
+        named = dict(self.model.named_parameters())
+        self.parameters = list(named.values())
         # The optimiser, and the wrapping by Fabric for precision and for several processes.
         self.scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
-        self.optimizer = make_optimizer(self.parameters, self.settings, scaled=self.scaled)
+        self.optimizer = experiment.optimizer(named)
+        if self.scaled and self.settings.gradient_clip is not None:
+            unfuse(self.optimizer)
+        self.rates = LearningRates(self.optimizer, self.settings.learning_rate)
         self.wrapped, self.wrapped_optimizer = fabric.setup(self.objective, self.optimizer)
         self.unfrozen = [parameter.requires_grad for parameter in self.parameters]
         decay = self.settings.average_decay
@@ -133,6 +142,8 @@ class Training:
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
         self.total_steps = self.settings.epochs * self.steps_per_epoch
         self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
+        per_epoch = self.steps_per_epoch
+        self.schedules = [experiment.schedule((stage.end - stage.first) * per_epoch) for stage in self.stages]
         self.progression = Progression(planned_epochs=self.settings.epochs)
         self.numbers = NumberCheck(fabric.device)
         self.stop_requested = False
@@ -152,7 +163,8 @@ class Training:
         self.fabric.backward(loss)
         checks.check_gradients(terms)
         # 3. Clip the gradient. A loss or gradient that is not finite is noted before it reaches the weights.
-        self.numbers.note(step, loss.detach(), self._clip())
+        detached = {name: term.detach() for name, term in terms.items()}
+        self.numbers.note(step, detached, self._clip())
         if self.numbers.due(step):
             self._check_numbers()
         # 4. Step: the optimiser updates the weights, then their moving average is updated.
@@ -161,7 +173,7 @@ class Training:
         if self.average is not None:
             self.average.update_parameters(self.segmenter)
         self.progression.step += 1
-        return {**{name: term.detach() for name, term in terms.items()}, "loss": loss.detach()}
+        return {**detached, "loss": loss.detach()}
 
     def fit(self) -> None:
         """Train from the current step to the last epoch, and save checkpoints.
@@ -172,6 +184,7 @@ class Training:
             displayed(self.experiment, self.folder, self.progression, self.total_steps, silent=self.silent) as display,
             on_termination(self.request_stop),
         ):
+            self._notify("textseg_fit_started", fit=self._fit)
             for epoch in range(len(self.progression.history), self.settings.epochs):
                 self._start_epoch(epoch)
                 stopping, speed = self._train_epoch(epoch, display)
@@ -180,6 +193,7 @@ class Training:
                     validation = self._validate(epoch)
                     row = self._finish_epoch(epoch, validation, speed)
                     self._show_epoch(display, row, validation)
+                    self._notify("textseg_epoch_finished", epoch=self._epoch(row, validation))
                     stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
                 if stopping:
                     self._save_and_stop(display)
@@ -187,6 +201,7 @@ class Training:
                     waited, best = counted(self.settings.patience or 0, "validation"), self.progression.best_epoch
                     display.print(f"finished early: no better score in {waited} after epoch {best}")
                     break
+        self._notify("textseg_fit_finished", fit=self._fit)
 
     def _train_epoch(self, epoch: int, display: TrainingDisplay) -> tuple[bool, float]:
         """Train the remaining steps of an epoch; returns True if the run must stop, and slices per second."""
@@ -214,6 +229,30 @@ class Training:
         if validation is not None and validation.examples and not self.silent:
             pictures = [example_picture(example, self.experiment.atlas) for example in validation.examples]
             display.show_pictures(pictures, epoch, step)
+
+    def _notify(self, hook: str, **about: Fit | Epoch) -> None:
+        """Call a hook about this training in the first process; the others wait for it at their next exchange."""
+        if not self.silent:
+            run = self.experiment.run(self.folder.path, self.folder.read())
+            self.experiment.registry.notify(hook, run, **about)
+
+    @property
+    def _fit(self) -> Fit:
+        progression = self.progression
+        history = tuple(MappingProxyType(row) for row in progression.history)
+        return Fit(self.settings.epochs, self.total_steps, progression.step, history, progression.best_epoch)
+
+    def _epoch(self, row: dict[str, float], validation: Validation | None) -> Epoch:
+        number, prefix = int(row["epoch"]), "validation_"
+        scores = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+        return Epoch(
+            number=number,
+            epochs=self.settings.epochs,
+            step=self.progression.step,
+            numbers=MappingProxyType(row),
+            validation=None if validation is None else MappingProxyType(scores),
+            best=self.progression.best_epoch == number,
+        )
 
     def _save_and_stop(self, display: TrainingDisplay) -> NoReturn:
         self._save("last")
@@ -251,13 +290,18 @@ class Training:
         Raises RunError if the checkpoint does not fit, or has more epochs.
         """
         self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
-        return self.progression.plan(self.settings, staged=len(self.stages) > 1)
+        return self.progression.plan(self.settings.epochs, self._differs_from_plan_of)
+
+    def _differs_from_plan_of(self, epochs: int) -> bool:
+        """Return True if stages or learning rates with another number of epochs differ from those of this training."""
+        steps = min(epochs * self.steps_per_epoch, self.total_steps)
+        before, now = self.experiment.schedule(epochs * self.steps_per_epoch), self.schedules[0]
+        return len(self.stages) > 1 or any(before(step) != now(step) for step in range(0, steps, max(1, steps // 16)))
 
     def _set_learning_rate(self, step: int) -> None:
         stage = self.stage(step // self.steps_per_epoch)
-        rate = learning_rate(self.settings, *stage.position(step, self.steps_per_epoch))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        schedule = self.schedules[self.stages.index(stage)]
+        self.rates.set(schedule(step - stage.first * self.steps_per_epoch))
 
     def _clip(self) -> Tensor | None:
         """Clip the gradient if the recipe asks for it; returns its norm, or None if the loss is scaled."""
@@ -273,12 +317,38 @@ class Training:
     def _check_numbers(self, *, weights: bool = False) -> None:
         """Raise RunError for a loss, a gradient or a weight that is not finite, before it is saved in a checkpoint."""
         if (first := self.numbers.first()) is not None:
-            kind, step = first
-            raise lost_numbers(f"The {kind} is no finite number", self.folder, step, self._slices_of(step))
+            raise self._lost(*first)
         if weights and not torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all():
             raise lost_numbers("A weight is no finite number", self.folder, self.progression.step - 1)
         if weights and self.scaled and self.fabric.strategy.precision.state_dict()["scale"] < LOWEST_SCALE:
             raise lost_numbers("The gradient overflows at any scale", self.folder, self.progression.step - 1)
+
+    def _lost(self, step: int, names: Sequence[str]) -> RunError:
+        """Return the error for numbers of a step that are not finite; see `NumberCheck.first`."""
+        slices, terms = self._slices_of(step), self.numbers.terms
+        if len(names) > 1 or names[0] in SUMS or len(terms) == 1:  # the model may be the reason
+            which = f" ({', '.join(names)})" if names[0] not in SUMS else ""
+            name = "gradient" if names == ["gradient"] else "loss"
+            return lost_numbers(f"The {name}{which} is no finite number", self.folder, step, slices)
+        component, (term,) = self._component_of(names[0]), names
+        advice = (
+            f"The rest of the loss ({', '.join(name for name in terms if name != term)}) is finite, so look for a "
+            f"division by zero or the logarithm of zero in {component.kind} '{component.name}' of {component.origin}, "
+            f"or leave the term out, and start anew with --fresh. {component.check}"
+        )
+        return lost_numbers(f"The term '{term}' of the loss is no finite number", self.folder, step, slices, advice)
+
+    def _component_of(self, term: str) -> Component:
+        """Return the component that gives a term of the loss: a loss of the recipe, or else the model."""
+        recipe, registry = self.experiment.recipe, self.experiment.registry
+        if term in recipe.segmentation_loss:
+            return registry.component("segmentation_loss", recipe.segmentation_loss[term].use)
+        if term in self.objective.auxiliary:
+            return registry.component("auxiliary_loss", term)
+        kind = "network" if recipe.model.network else "fusion"
+        spec = recipe.model.network or recipe.model.fusion
+        assert spec is not None  # the schema requires one of them
+        return registry.component(kind, spec.use)
 
     def _slices_of(self, step: int) -> list[tuple[str, str | None]]:
         """Return the slices of a step and their prompts, which follow from the step alone."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Batch, Features, HasLosses, HasStages, SegmenterOutput
 from textseg.errors import PluginError, RunError
+from textseg.models.losses import SegmentationTerms
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.registry.component import Component, cause
 from textseg.runs.experiment import Experiment
@@ -53,7 +54,9 @@ class OutputChecks:
 
     due = True
 
-    def __init__(self, experiment: Experiment, segmenter: Segmenter, auxiliary: nn.ModuleDict) -> None:
+    def __init__(
+        self, experiment: Experiment, segmenter: Segmenter, terms: SegmentationTerms, auxiliary: nn.ModuleDict
+    ) -> None:
         self.segmenter, self.class_count = segmenter, experiment.task.class_count
         self.compiled = experiment.recipe.training.compile
         component, model, network = experiment.registry.component, experiment.recipe.model, segmenter.network
@@ -62,6 +65,10 @@ class OutputChecks:
             modules = {"vision_encoder": network.vision_encoder, "fusion": network.fusion}
         self.model = {kind: Part(component(kind, getattr(model, kind).use), module) for kind, module in modules.items()}
         self.auxiliary = {name: Part(component("auxiliary_loss", name), loss) for name, loss in auxiliary.items()}
+        specs = experiment.recipe.segmentation_loss
+        self.terms = {
+            name: Part(component("segmentation_loss", specs[name].use), term) for name, term in terms.terms.items()
+        }
         self._running: list[Part] = []
         self._output: SegmenterOutput | None = None
 
@@ -72,7 +79,7 @@ class OutputChecks:
             yield
             return
         # Hooks on the model would be compiled with it; `check_output` looks at a compiled one.
-        parts = [*self.auxiliary.values(), *([] if self.compiled else self.model.values())]
+        parts = [*self.terms.values(), *self.auxiliary.values(), *([] if self.compiled else self.model.values())]
         self._running, self._output = [], None
         try:
             with self._hooks(parts, batch):
@@ -104,8 +111,9 @@ class OutputChecks:
         self._running.pop()
         if part.component.kind == "network":
             self._check_logits(part, output, len(batch.image))
-        elif part.component.kind == "auxiliary_loss":
-            _check_auxiliary(part, output)
+        elif part.component.kind in ("segmentation_loss", "auxiliary_loss"):
+            logits = cast(tuple[Any, ...], inputs)[0] if part.component.kind == "segmentation_loss" else None
+            _check_loss(part, output, attached=logits is None or logits.requires_grad)
         else:
             self._check_maps(part, output, batch)
 
@@ -183,13 +191,8 @@ class OutputChecks:
             if kind in self.model and not all(bool(level.isfinite().all()) for level in maps):
                 return self.model[kind].refused("finite numbers", "NaN or infinity")
         own = [part for part in self.model.values() if isinstance(part.module, HasLosses)]
-        part = self.auxiliary.get(lost[0]) or next(iter(own), None)
+        part = self.terms.get(lost[0]) or self.auxiliary.get(lost[0]) or own[0]
         of = f"the term '{lost[0]}' of the loss"
-        if part is None:
-            return PluginError(
-                f"segmentation_loss: {of} is no finite number in the first batch, and the outputs of the model are "
-                "finite. The step was not taken. Change the settings of this term, or remove it."
-            )
         return part.refused(f"a finite number in {of}", "NaN or infinity")
 
     def check_gradients(self, terms: Mapping[str, Tensor]) -> None:
@@ -222,12 +225,13 @@ class OutputChecks:
                 raise PluginError(message)
 
 
-def _check_auxiliary(part: Part, loss: Any) -> None:
+def _check_loss(part: Part, loss: Any, *, attached: bool) -> None:
+    """Check a term of the loss; `attached` is False for logits that no trained part of the model has computed."""
     if not _is_scalar(loss) or loss.dtype != torch.float32:
         raise part.refused("a scalar in float32", _kind_of(loss))
     if not loss.isfinite():
         return  # `check_terms` finds out if the model is the reason
-    if torch.is_grad_enabled() and not loss.requires_grad and loss != 0:
+    if attached and torch.is_grad_enabled() and not loss.requires_grad and loss != 0:
         raise part.refused("a scalar with gradients", "one that is detached from the model")
 
 

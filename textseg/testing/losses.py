@@ -1,18 +1,26 @@
-"""Checks of auxiliary losses, beyond those of every module."""
+"""Checks of segmentation losses and auxiliary losses, beyond those of every module."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
 from textseg.testing import modules
-from textseg.testing.calls import built, check_finite_gradients, check_finite_gradients_back, example_for, results
+from textseg.testing.calls import (
+    built,
+    check_finite_gradients,
+    check_finite_gradients_back,
+    example_for,
+    results,
+    task_of,
+)
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import promise
 
 
-@check("absent", "auxiliary_loss")
+@check("absent", *modules.LOSSES)
 def _absent(subject: Subject) -> None:
     """Check that the loss is finite for absent structures, and zero with gradients if it does not apply."""
     module = built(subject)
@@ -31,7 +39,7 @@ def _absent(subject: Subject) -> None:
         check_finite_gradients_back(example, f" for {name}")
 
 
-@check("falls", "auxiliary_loss")
+@check("falls", *modules.LOSSES)
 def _falls(subject: Subject) -> None:
     """Check that the loss decreases when its inputs follow its gradient."""
     module = built(subject)
@@ -49,4 +57,17 @@ def _falls(subject: Subject) -> None:
     promise(values[-1] < values[0], "a loss that falls as the model follows its gradient", course)
 
 
-CHECKS = (*modules.CHECKS, _absent, _falls)
+@check("preference", "segmentation_loss")
+def _preference(subject: Subject) -> None:
+    """Check that logits which say what is annotated cost less than those of a shifted annotation."""
+    module = built(subject)
+    where = task_of(subject)
+    mask = torch.zeros(1, *where.image_size, dtype=torch.long)
+    for index in range(1, where.class_count):
+        mask[:, 4 : where.image_size[0] // 2, 6 * index : 6 * index + 6] = index
+    right = 9 * F.one_hot(mask, where.class_count).movedim(-1, 1).float()
+    costs = [module(logits, mask).item() for logits in (right, right.roll(9, 2))]
+    promise(costs[0] < costs[1], "a right answer to cost less than one that is 9 pixels off", costs)
+
+
+CHECKS = (*modules.CHECKS, _absent, _falls, _preference)

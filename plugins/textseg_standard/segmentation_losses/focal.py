@@ -1,0 +1,33 @@
+"""The focal loss (Lin 2017)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from textseg.contracts import Task
+from textseg.errors import RecipeError
+
+
+class Focal(nn.Module):
+    """Cross-entropy in which correct pixels count less, averaged over pixels.
+
+    Args:
+        task: not needed.
+        gamma: exponent of the doubt, one minus the probability of the annotated class; 0 gives cross-entropy.
+
+    Raises RecipeError for a negative gamma.
+    """
+
+    def __init__(self, task: Task, *, gamma: float = 2.0) -> None:
+        super().__init__()
+        if gamma < 0:
+            raise RecipeError(f"focal: gamma is {gamma}, but must not be negative.")
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return a scalar for logits [B, K, H, W] and class indices [B, H, W]."""
+        cross_entropy = F.cross_entropy(logits, mask, reduction="none")  # [B, H, W]
+        doubt = -torch.expm1(-cross_entropy)  # 1 - p, exact where p is nearly 1
+        return (doubt.clamp(min=1e-12) ** self.gamma * cross_entropy).mean()  # 0 ** gamma has no gradient for gamma < 1
