@@ -285,8 +285,22 @@ class Features:
 
 
 @dataclass(frozen=True)
+class BatchGeometry(Movable):
+    """The size of the voxels of B prepared slices, and their positions in their volumes."""
+
+    spacing_mm: Tensor  # [B, 3]: slice distance, row distance, column distance of the prepared slice
+    slice_index: Tensor  # [B], from 0, in the order of the atlas's plane
+    slice_count: Tensor  # [B]
+
+    @property
+    def position(self) -> Tensor:
+        """The position of each slice [B] from 0, the first one of its volume, to 1, the last one."""
+        return self.slice_index / (self.slice_count - 1).clamp(min=1)
+
+
+@dataclass(frozen=True)
 class Batch(Movable):
-    """A batch of B prepared slices."""
+    """A batch of B prepared slices; for a model that reads neighbouring slices, the channels of all of them."""
 
     image: Tensor  # [B, C, H, W] float
     mask: Tensor  # [B, H, W] int64
@@ -296,6 +310,11 @@ class Batch(Movable):
     slice_count: Tensor  # [B]
     spacing_mm: Tensor  # [B, 3]: slice distance, row distance, column distance of the prepared slice
     renumbered: Tensor | None = None  # [B] bool, True where mask and text have other names than the patient
+
+    @property
+    def geometry(self) -> BatchGeometry:
+        """The spacing and the position of each slice."""
+        return BatchGeometry(self.spacing_mm, self.slice_index, self.slice_count)
 
 
 @dataclass(frozen=True)
@@ -437,7 +456,8 @@ class Network(Protocol):
     """`(task, *, ...)`: an `nn.Module` that computes logits from images by itself.
 
     A network, or a fusion, may also have the members of the protocols below: `HasLosses`, `HasEpochStart`, `HasStages`,
-    `HasBatching`, `ReadsFrozen` and, for a network, `HasPlan`. The core recognises them with `isinstance`, so you
+    `HasBatching`, `ReadsFrozen` and, for a network, `HasPlan`. A network, or a vision encoder, may have those of
+    `ReadsGeometry` and `ReadsNeighbours`. The core recognises them with `isinstance`, so you
     need not inherit from a class. Do not use the names of these members for anything else.
 
     Keep state that must survive an interruption in buffers.
@@ -490,6 +510,28 @@ class HasBatching(Protocol):
     """
 
     batching: Batching
+
+
+@runtime_checkable
+class ReadsGeometry(Protocol):
+    """A network or vision encoder that reads the spacing of the voxels and the position of each slice.
+
+    With `reads_geometry = True`, it is called with a further argument by name: `geometry`, a `BatchGeometry`.
+    """
+
+    reads_geometry: bool
+
+
+@runtime_checkable
+class ReadsNeighbours(Protocol):
+    """A network or vision encoder that reads each slice with its neighbours, in training and everywhere else.
+
+    With N = `context_slices`, an odd number, its image is [B, N * C, H, W]: the channels of the first slice, then those
+    of the next; the slice itself is in the middle. Beyond the ends of a volume, its last slice is repeated. Random
+    distortions move all N slices alike. A network for whole volumes sees every slice and can't have this member.
+    """
+
+    context_slices: int
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -412,3 +412,54 @@ class Brighter:
 
     def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         return image * float(generator.uniform(0.5, 2)), mask
+
+
+@pytest.mark.parametrize("on", ["workers", "device"])
+def test_neighbours_are_moved_alike_and_the_slice_is_in_their_middle(
+    on: Literal["workers", "device"], cases: list[PreparedCase], drawn_text_of: DrawnTextOf, small_atlas: Atlas
+) -> None:
+    settings = DISTORTED.model_copy(update={"on": on, "noise": 0.0, "gamma": 0.0})
+    text = drawn_text_of(cases, small_atlas, moves=True)
+    alone, joined = (
+        Slices(cases, text, {"ground_truth": 1.0}, FixedOrder(settings, 1), 1, context=context) for context in (1, 3)
+    )
+    draws = [(0, number) for number in (0, 2, 5, 12)]
+    single, joint = (slices.unpack(slices.pack([slices[draw] for draw in draws])) for slices in (alone, joined))
+    assert single.image.shape == (4, 1, *SIZE)
+    assert joint.image.shape == (4, 3, *SIZE)
+    assert torch.equal(joint.image[:, 1:2], single.image)
+    everything = {name: tensor for name, tensor in tensors(joint).items() if name != "image"}
+    assert all(torch.equal(tensor, tensors(single)[name]) for name, tensor in everything.items())
+    assert [alone.named(draw) for draw in draws] == [joined.named(draw) for draw in draws]
+    # The neighbours of slice 2 of case "a" are its slices 1 and 3, with the draws of slice 2; slice 0 is repeated.
+    augmentation, (case, *_) = FixedOrder(settings, 1), cases
+    for row, number, shown in ((0, 0, (0, 0, 1)), (1, 2, (1, 2, 3))):
+        planes = torch.from_numpy(case.image[list(shown)]).float()
+        moved, _ = augmentation.of_batch(planes, torch.zeros(3, *SIZE), [alone.key(number)], epoch=0, on=on)
+        assert torch.equal(joint.image[row], moved[:, 0])
+
+
+def test_a_stack_gives_neighbours_and_geometry_whatever_the_batch(cases: list[PreparedCase]) -> None:
+    case = cases[2]
+    stack = SliceStack(case.image, spacing_mm=case.spacing_mm)
+    images = [torch.cat([image for image, _ in stack.batches(size, context=5)]) for size in (1, 4, 9)]
+    assert all(torch.equal(image, images[0]) for image in images)
+    expected = [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [2, 3, 4, 5, 5], [3, 4, 5, 5, 5]]
+    assert torch.equal(images[0], torch.from_numpy(case.image[:, 0][expected]).float())
+    geometry = stack.geometry(4, 2, torch.device("cpu"))
+    assert geometry.slice_index.tolist() == [4, 5]
+    assert geometry.slice_count.tolist() == [6, 6]
+    assert geometry.position.tolist() == pytest.approx([0.8, 1.0])
+    assert geometry.spacing_mm.tolist() == [pytest.approx(case.spacing_mm)] * 2
+    with pytest.raises(ValueError, match="no spacing"):
+        SliceStack(case.image).geometry(0, 1, torch.device("cpu"))
+
+
+def test_neighbours_count_as_shared_memory(cases: list[PreparedCase], monkeypatch: pytest.MonkeyPatch) -> None:
+    bytes_of_a_slice = int(np.prod(SIZE)) * (data_slices.IMAGE_BYTES + data_slices.MASK_BYTES)
+    free = SimpleNamespace(free=(data_slices.PREFETCHED + 1) * 2 * bytes_of_a_slice)
+    monkeypatch.setattr(data_slices.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(data_slices, "SHARED_MEMORY", Path("/"))
+    check_shared_memory(Slices(cases, None, {}), 2, 1)
+    with pytest.raises(RunError, match="shared memory"):
+        check_shared_memory(Slices(cases, None, {}, context=3), 2, 1)

@@ -204,11 +204,21 @@ class Volumes(OneSlice):
     batching = "volume"
 
 
+class Thick(OneSlice):
+    context_slices = 3
+
+
+class Placed(OneSlice):
+    reads_geometry = True
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
         (OneSlice(), "'x' can't be written as ONNX: .*Use --to bundle"),
         (Volumes(), "'x' reads whole volumes.*--to bundle"),
+        (Thick(), "'x' reads the neighbours of each slice, .*--to bundle"),
+        (Placed(), "'x' reads the spacing and the position of each slice, .*--to bundle"),
     ],
 )
 def test_what_has_no_graph_for_any_number_of_slices_is_refused(network: OneSlice, message: str, tmp_path: Path) -> None:

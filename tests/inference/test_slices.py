@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, Case, SegmenterOutput, Structure, TextFeatures
+from textseg.contracts import Atlas, BatchGeometry, Case, SegmenterOutput, Structure, TextFeatures
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import SliceGeometry
 from textseg.data.slices import SliceStack
@@ -113,6 +113,30 @@ def test_the_batch_size_does_not_change_the_prediction(tmp_path: Path) -> None:
     assert second.native is not None
     assert np.array_equal(first.prepared, second.prepared)
     assert np.array_equal(first.native, second.native)
+
+
+class NextSlice(Threshold):
+    """Predicts each slice by the one after it, and keeps the positions that it is given."""
+
+    reads_geometry, context_slices = True, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: list[Tensor] = []
+
+    def forward(self, image: Tensor, text: TextFeatures | None, geometry: BatchGeometry) -> SegmenterOutput:
+        self.positions.append(geometry.position)
+        return super().forward(image[:, 2:], text)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_a_prediction_reads_neighbours_and_positions(batch_size: int, tmp_path: Path) -> None:
+    prepared = prepared_case(tmp_path, blobs((5, 40, 30)), SliceGeometry(0, 0, 40, 30, (40, 30)), (40, 30))
+    network = NextSlice().eval()
+    stack = SliceStack(prepared.image, spacing_mm=prepared.spacing_mm)
+    result = predict_case(Segmenter(network), prepared, stack, device=CPU, batch_size=batch_size)
+    assert np.array_equal(result.prepared, prepared.mask[[1, 2, 3, 4, 4]])
+    assert torch.cat(network.positions).tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_the_native_size_is_computed_only_where_it_is_asked_for(tmp_path: Path) -> None:

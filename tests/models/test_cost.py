@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, SegmenterOutput, Structure, Task, TextFeatures
+from textseg.contracts import Atlas, BatchGeometry, SegmenterOutput, Structure, Task, TextFeatures
 from textseg.models.cost import count_cost, count_parameters, empty_text, measure_cost, usual_task
 from textseg.models.segmenter import Segmenter
 
@@ -88,6 +88,18 @@ def test_the_cost_of_convolutions_and_matrix_products() -> None:
     assert cost["trainable_parameters"] == cost["parameters"] - 12
     assert cost["multiply_accumulates"] == 48 * (9 * 4) + 48 * 12 + 3 * 8 * 36
     assert cost["milliseconds_per_slice"] > 0
+
+
+def test_neighbours_and_geometry_are_part_of_the_input() -> None:
+    class Thick(Layers):
+        reads_geometry, context_slices = True, 3
+
+        def forward(self, image: torch.Tensor, text: TextFeatures | None, geometry: BatchGeometry) -> SegmenterOutput:
+            assert geometry.spacing_mm.shape == (1, 3)
+            return super().forward(image, text)
+
+    segmenter = Segmenter(Thick(nn.Conv2d(3, 4, 3, padding=1)))
+    assert measure_cost(segmenter, task((8, 6)), CPU, repeats=1)["multiply_accumulates"] == 48 * (9 * 3 * 4)
 
 
 def test_attention_is_counted_whichever_way_it_is_written() -> None:

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, Features, HasEpochStart, HasLosses, SegmenterOutput, Task, TextFeatures
+from textseg.contracts import (
+    Atlas,
+    BatchGeometry,
+    Features,
+    HasEpochStart,
+    HasLosses,
+    SegmenterOutput,
+    Task,
+    TextFeatures,
+)
 from textseg.errors import PluginError, RunError
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.runs.folder import RunFolder
@@ -115,6 +124,35 @@ def test_text_guides_the_composition_from_image_to_logits(small_atlas: Atlas) ->
     for fused, plain in zip(output.fused_features, output.image_features, strict=True):
         torch.testing.assert_close(fused, plain + 0.5)
     assert not torch.equal(output.logits, segmenter(image, some_text(2, 5.0)).logits)
+
+
+class PlacedEncoder(Encoder):
+    reads_geometry, context_slices = True, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels[0] = nn.Conv2d(3, 4, 2, stride=2)
+
+    def forward(self, image: Tensor, *, geometry: BatchGeometry) -> tuple[Tensor, ...]:
+        return super().forward(image * geometry.position[:, None, None, None])
+
+
+def test_a_vision_encoder_may_read_neighbours_and_geometry(small_atlas: Atlas) -> None:
+    task = Task(1, (8, 8), small_atlas.class_count, small_atlas, text_size=7, text_length=5)
+    segmenter = Segmenter(TextGuidedNetwork(task, PlacedEncoder(), Addition()))
+    assert segmenter.reads_geometry
+    assert segmenter.context_slices == 3
+    image, index = torch.rand(2, 3, 8, 8), torch.tensor([0, 4])
+    geometry = BatchGeometry(torch.ones(2, 3), index, torch.tensor([5, 5]))
+    first, second = segmenter(image, some_text(2), geometry).image_features[0]
+    assert torch.equal(first, segmenter(0 * image, some_text(2), geometry).image_features[0][0])
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="needs the geometry"):
+        segmenter(image, some_text(2))
+    alone = Segmenter(TextGuidedNetwork(task, Encoder(), Addition()))
+    assert not alone.reads_geometry
+    assert alone.context_slices == 1
+    assert torch.equal(alone(image[:, :1], some_text(2), geometry).logits, alone(image[:, :1], some_text(2)).logits)
 
 
 def test_a_composition_without_text_is_refused(small_atlas: Atlas) -> None:

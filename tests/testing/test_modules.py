@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textseg.contracts import Batch, Features, SegmenterOutput, Task, TextFeatures
+from textseg.contracts import Batch, BatchGeometry, Features, SegmenterOutput, Task, TextFeatures
 from textseg.testing import (
     ConformanceError,
     Subject,
@@ -524,7 +524,34 @@ class Staged(Plain):
         self.second.requires_grad_(name == "second")
 
 
+class Blind(Plain):
+    """Asks for the geometry and reads none of it."""
+
+    reads_geometry = True
+
+    def forward(self, image: Tensor, text: TextFeatures | None, geometry: BatchGeometry) -> SegmenterOutput:
+        return super().forward(image, text)
+
+
+class Even(Plain):
+    """A slice that is in no middle."""
+
+    context_slices = 2
+
+
+class Lone(Plain):
+    """Asks for neighbours and reads the slice alone."""
+
+    context_slices = 3
+
+    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+        return super().forward(image[:, 1:2], text)
+
+
 WRONG_NETWORKS = [
+    (Even, "construction", "an attribute `context_slices` that is an odd number, or none, came 2"),
+    (Blind, "geometry", "another result for another `geometry`, came the same: it is not read"),
+    (Lone, "geometry", "another result for another first neighbour, came the same: not read"),
     (Undecided, "construction", "an attribute `uses_text`, true or false, came None"),
     (Whole, "construction", 'batching = "slice" or "volume", came \'case\''),
     (Extra, "shapes", "logits (2, 5, 64, 96) for 64 x 96 pixels, two slices"),

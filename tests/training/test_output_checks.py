@@ -354,9 +354,38 @@ def test_memory_that_runs_out_is_no_fault_of_the_component(
         step(experiments(*overrides), tmp_path, monkeypatch, builders)
 
 
+class Thick(Logits):
+    """A network of three slices, weighted by the position of the one in the middle."""
+
+    reads_geometry, context_slices = True, 3
+
+    def __init__(self, task: Task, change: Callable[[SegmenterOutput], Any]) -> None:
+        super().__init__(task, change)
+        self.layer = nn.Conv2d(3, task.class_count, 1)
+
+    def forward(self, image: Tensor, text: Any, *, geometry: Any = None) -> Any:
+        return super().forward(image * (1 + geometry.position[:, None, None, None]), text)
+
+
+@pytest.mark.parametrize("compiled", ["training.compile=false", "training.compile=true"])
+def test_a_network_gets_what_it_asks_for_in_training(
+    compiled: str, experiments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    overrides, builders = of_network(Thick, lambda output: shapes.append(output.logits.shape) or output)
+    step(experiments(*overrides, compiled), tmp_path, monkeypatch, builders)
+    assert shapes == [(4, experiments(*overrides).task.class_count, 48, 40)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda module: setattr(module, "context_slices", 2), "an odd number of `context_slices`.*, seen 2"),
+        (
+            lambda module: module.__dict__.update(context_slices=3, batching="volume"),
+            'no `context_slices` beside `batching = "volume"`',
+        ),
         (lambda module: "no module", "network 'plain' .* expected an nn.Module, seen a str"),
         (lambda module: setattr(module, "size_multiple", 2.0), "an attribute `size_multiple`, int, seen 2.0"),
         (lambda module: setattr(module, "uses_text", None), "an attribute `uses_text`, bool, seen None"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from textseg.contracts import Batch, Source, TextFeatures
+from textseg.contracts import Batch, BatchGeometry, Source, TextFeatures
 from textseg.data.augmentation import Augmentation, Place
 from textseg.data.field_of_view import View, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
@@ -40,8 +40,8 @@ UNCHANGED = ("image", "case", "slice_index", "slice_count", "spacing_mm")  # fie
 class DrawnSlice:
     """A slice of a batch, with the random draws that were made for it."""
 
-    image: Tensor  # [C, H, W]
-    mask: Tensor  # [H, W] uint8
+    image: Tensor  # [N, C, H, W], the slice in the middle of its neighbours; N is 1 for models that read none
+    mask: Tensor  # [N, H, W] uint8
     number: int
     epoch: int
     key: int  # of the draws
@@ -58,24 +58,44 @@ class SliceStack:
 
     image: NDArray[Any]  # [S, C, H, W]
     text: SliceText | None = None  # from one prompt source, with a row for each slice
+    spacing_mm: tuple[float, float, float] | None = None  # needed by models that read it
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, TextFeatures | None]]:
-        """Give images [B, C, H, W] with their text, `size` slices at a time."""
-        for start in range(0, len(self.image), size):
-            image = np.array(self.image[start : start + size])  # a copy: the slice store is mapped read-only
+    def batches(self, size: int, context: int = 1) -> Iterator[tuple[Tensor, TextFeatures | None]]:
+        """Give images [B, N * C, H, W] with their text, `size` slices at a time; N is `context`."""
+        count = len(self.image)
+        for start in range(0, count, size):
+            numbers = range(start, min(start + size, count))
+            if context == 1:
+                image = np.array(self.image[start : start + size])  # a copy: the slice store is mapped read-only
+            else:
+                image = np.stack([self.image[neighbours(number, count, context)] for number in numbers])
             text = None
             if self.text is not None:
                 (source,) = self.text.rows
-                text = self.text.features(range(start, start + len(image)), [source] * len(image))
-            yield torch.from_numpy(image).float(), text
+                text = self.text.features(numbers, [source] * len(image))
+            yield torch.from_numpy(image).flatten(1, -3).float(), text
+
+    def geometry(self, first: int, batch_size: int, device: torch.device) -> BatchGeometry:
+        """Return the geometry of some slices from `first` on. Raises ValueError for a stack without a spacing."""
+        if self.spacing_mm is None:
+            raise ValueError("This stack of slices has no spacing.")
+        index = torch.arange(first, first + batch_size, device=device)
+        spacing_mm = torch.tensor([self.spacing_mm] * batch_size, dtype=torch.float32, device=device)
+        return BatchGeometry(spacing_mm, index, torch.full_like(index, len(self.image)))
+
+
+def neighbours(index: int, count: int, context: int) -> list[int]:
+    """Return `context` slices around one; beyond the ends of a volume of `count` slices, the last one is repeated."""
+    half = context // 2
+    return [min(max(number, 0), count - 1) for number in range(index - half, index + half + 1)]
 
 
 @dataclass(frozen=True)
 class PackedBatch(Movable):
     """A batch between a worker and the device, as small as it can be; `unpack` makes the batch that networks read."""
 
-    image: Tensor  # [B, C, H, W] float
-    mask: Tensor  # [B, H, W] uint8: an eighth of the size of int64
+    image: Tensor  # [B * N, C, H, W] float, each slice in the middle of its neighbours
+    mask: Tensor  # [B * N, H, W] uint8: an eighth of the size of int64
     draws: Draws | None  # of the texts; None without text
     keys: tuple[int, ...]  # of the random distortions: one for each slice, or one for a whole volume
     views: tuple[View | None, ...]  # one for each key
@@ -103,6 +123,7 @@ class Slices(Dataset[DrawnSlice]):
         augmentation: None leaves the slices as they are.
         seed: of the recipe.
         crops: True if the preparation crops volumes to the body.
+        context: the number N of slices that the model reads for each one.
     """
 
     def __init__(
@@ -114,9 +135,11 @@ class Slices(Dataset[DrawnSlice]):
         seed: int = 0,
         *,
         crops: bool = True,
+        context: int = 1,
     ) -> None:
         self.positions = [(case, index) for case in cases for index in range(case.slice_count)]
         self.text, self.augmentation, self.seed, self.crops = text, augmentation, seed, crops
+        self.context = context
         self.bodies: dict[str, NDArray[np.bool_]] = {}  # by case id, of the cases whose windows this process has drawn
         total = sum(sources.values())
         # numpy asks for a sum of 1 more precisely than a recipe does
@@ -130,23 +153,23 @@ class Slices(Dataset[DrawnSlice]):
         drawn = self.drawn(number, epoch, self.key(number))
         if self.augmentation is None:
             return drawn
-        # The rest is applied on the device, in `unpack`.
-        image, mask = self.augmentation.of_batch(
-            drawn.image[None], drawn.mask[None], [drawn.key], epoch=epoch, views=[drawn.view]
-        )
-        return replace(drawn, image=image[0], mask=mask[0])
+        # Neighbours are changed as one image, with the draws of the slice in their middle. The rest of the changes is
+        # applied on the device, in `unpack`.
+        image, mask = self.augmentation.of_batch(drawn.image, drawn.mask, [drawn.key], epoch=epoch, views=[drawn.view])
+        return replace(drawn, image=image, mask=mask)
 
     def plain(self, number: int) -> tuple[Tensor, Tensor]:
-        """Return image [C, H, W] and mask [H, W], uint8, of a slice without distortion."""
+        """Return image [N, C, H, W] and mask [N, H, W], uint8, of a slice and its neighbours without distortion."""
         prepared, index = self.positions[number]
-        image = torch.from_numpy(prepared.image[index].copy()).float()
-        return image, torch.from_numpy(prepared.mask[index].copy())
+        shown = neighbours(index, prepared.slice_count, self.context)
+        return torch.from_numpy(prepared.image[shown]).float(), torch.from_numpy(prepared.mask[shown])
 
     def drawn(self, number: int, epoch: int, key: int) -> DrawnSlice:
         """Return a slice without distortion, with the draws that `key` gives."""
         image, mask = self.plain(number)
         view = self.view(number, epoch, key)
-        return DrawnSlice(image, mask, number, epoch, key, view, self._draws(number, epoch, key, mask, view))
+        middle = mask[self.context // 2]
+        return DrawnSlice(image, mask, number, epoch, key, view, self._draws(number, epoch, key, middle, view))
 
     def key(self, number: int) -> int:
         """Return the number from which all draws of a slice are made."""
@@ -207,8 +230,8 @@ class Slices(Dataset[DrawnSlice]):
         draws = [drawn.draws for drawn in slices if drawn.draws is not None]
         scales = [(1.0, *(drawn.view.scale if drawn.view is not None else (1.0, 1.0))) for drawn in slices]
         return PackedBatch(
-            image=torch.stack([drawn.image for drawn in slices]),
-            mask=torch.stack([drawn.mask for drawn in slices]),
+            image=torch.cat([drawn.image for drawn in slices]),
+            mask=torch.cat([drawn.mask for drawn in slices]),
             draws=Draws(*(torch.cat([getattr(d, f.name) for d in draws]) for f in fields(Draws))) if draws else None,
             keys=tuple(drawn.key for drawn in slices),
             views=tuple(drawn.view for drawn in slices),
@@ -224,13 +247,20 @@ class Slices(Dataset[DrawnSlice]):
 
         With `volume` the slices are those of one case, and one statement holds for all of them.
         """
-        packed = packed.distorted(self.augmentation, "device")
+        packed = self._joined(packed.distorted(self.augmentation, "device"))
         mask, text, renumbered = packed.mask, None, None
         if self.text is not None and packed.draws is not None:
             mask, rows, renumbered = self.text(mask, packed.draws, volume=volume)
             text = self.text.features(rows)
         unchanged = {name: getattr(packed, name) for name in UNCHANGED}
         return Batch(mask=mask.long(), text=text, renumbered=renumbered, **unchanged)
+
+    def _joined(self, packed: PackedBatch) -> PackedBatch:
+        """Return a batch with the channels of neighbours as those of one image [B, N * C, H, W], and its mask."""
+        if self.context == 1:
+            return packed
+        image, mask = (part.reshape(-1, self.context, *part.shape[1:]) for part in (packed.image, packed.mask))
+        return replace(packed, image=image.flatten(1, 2), mask=mask[:, self.context // 2])
 
     def named(self, draw: Draw) -> tuple[str, str | None]:
         """Name a slice and the prompt that it gets in that epoch; None without text."""
@@ -241,7 +271,7 @@ class Slices(Dataset[DrawnSlice]):
         """Return the holistic prompt of the first slice of a batch on the host; None without text."""
         if self.text is None or packed.draws is None:
             return None
-        packed = packed.distorted(self.augmentation, "device")
+        packed = self._joined(packed.distorted(self.augmentation, "device"))
         assert packed.draws is not None
         numbers, _ = self.text.numbers(packed.mask, packed.draws, volume=volume)
         return self.text.holistic(int(numbers[0]))
@@ -370,7 +400,7 @@ def check_shared_memory(slices: Slices | Volumes, batch_size: int, workers: int)
     if not SHARED_MEMORY.is_dir():
         return
     case = max((case for case, _ in slices.positions), key=lambda case: case.slice_count)
-    count = case.slice_count if isinstance(slices, Volumes) else batch_size
+    count = case.slice_count if isinstance(slices, Volumes) else batch_size * slices.context
     channels, height, width = case.image.shape[1:]
     needed = (PREFETCHED * workers + 1) * count * height * width * (channels * IMAGE_BYTES + MASK_BYTES)
     free = shutil.disk_usage(SHARED_MEMORY).free

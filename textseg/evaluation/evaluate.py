@@ -308,7 +308,9 @@ def _window_scores(
             text = experiment.text.stating(prepared, person_visibility(atlas, named, prepared.case.facts))
         elif experiment.text is not None:
             text = experiment.text.of([prepared], ["template"])
-        stack = SliceStack(shown.half().numpy(), text)
+        slices_mm, rows_mm, columns_mm = prepared.spacing_mm
+        spacing_mm = (slices_mm, rows_mm * view.scale[0], columns_mm * view.scale[1])
+        stack = SliceStack(shown.half().numpy(), text, spacing_mm)
         logits = slice_logits(segmenter, stack, device=device, batch_size=recipe.training.batch_size)
         prediction = torch.cat([highest(batch.unbind(1))[1].cpu() for batch in logits]).numpy()
         # A structure between the first and the last one may be missing; it has no DSC.

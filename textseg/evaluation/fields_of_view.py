@@ -203,7 +203,7 @@ def predict_window(
 ) -> NDArray[np.uint8]:
     """Return the label map of a window [S, H, W], in the pixels of the file."""
     # In 16 bits, as the slice store and `predict` have them.
-    stack = SliceStack(cut.prepared.image.half().numpy())
+    stack = SliceStack(cut.prepared.image.half().numpy(), spacing_mm=cut.prepared.spacing_mm)
     if text.prompts is not None:
         table = encoded(list(dict.fromkeys(line for prompt in text.prompts for line in prompt.texts)))
         stack = replace(stack, text=SliceText(table, experiment.atlas, {text.author: text.prompts}))

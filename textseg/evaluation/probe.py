@@ -77,7 +77,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
                 if condition.write_prompts is None:
                     slices, _ = prompted_slices(experiment, segmenter, prepared, "predicted", device)
                 elif (text := texts[condition.name][number]) is not None:
-                    slices = SliceStack(prepared.image, text)
+                    slices = SliceStack(prepared.image, text, prepared.spacing_mm)
                 else:
                     bar.update(task, advance=1)
                     continue

@@ -86,6 +86,12 @@ def write_graph(segmenter: Segmenter, task: Task, path: Path, name: str) -> None
             f"'{name}' reads whole volumes, and its graph would hold for one number of slices only. Use --to "
             "bundle, which runs it with torch."
         )
+    if segmenter.reads_geometry or segmenter.context_slices > 1:
+        read = "the spacing and the position" if segmenter.reads_geometry else "the neighbours"
+        raise RunError(
+            f"'{name}' reads {read} of each slice, which programs that run an ONNX file on single slices can't give. "
+            "Use --to bundle, which runs it with torch."
+        )
     slices = 2  # one would be taken for a constant
     image = torch.rand(slices, task.image_channels, *task.image_size)
     text = tuple(text_inputs(empty_text(task, image.device, slices)).values()) if segmenter.uses_text else ()

@@ -67,7 +67,10 @@ def slice_outputs(
     A network that reads whole volumes gets all slices at once.
     """
     size = len(stack.image) if segmenter.batching == "volume" else batch_size
-    for image, text in stack.batches(size):
+    first = 0
+    for image, text in stack.batches(size, segmenter.context_slices):
+        geometry = stack.geometry(first, len(image), device) if segmenter.reads_geometry else None
         with torch.no_grad():  # a network may keep tensors, and training cannot use those of inference mode
-            output: SegmenterOutput = segmenter(image.to(device), None if text is None else text.to(device))
+            output: SegmenterOutput = segmenter(image.to(device), None if text is None else text.to(device), geometry)
         yield output
+        first += len(image)

@@ -71,7 +71,11 @@ class TrainedModel(Predictor):
         self, prepared: PreparedVolume, visibility: Visibility | None, view: View, batch_size: int | None
     ) -> Iterator[Tensor]:
         """Give logits [B, K, H, W] of one view of the slices, `batch_size` at a time, or as many as fit."""
-        shown = prepared if view == View() else replace(prepared, image=view.show(prepared.image))
+        shown = prepared
+        if view != View():
+            slices_mm, *pixel_mm = prepared.spacing_mm
+            rows_mm, columns_mm = (side / view.zoom for side in pixel_mm)
+            shown = replace(prepared, image=view.show(prepared.image), spacing_mm=(slices_mm, rows_mm, columns_mm))
         stack = self.slices(shown, visibility)
         batch_size = self.slices_at_once if batch_size is None else batch_size
         return slice_logits(self.segmenter, stack, device=self.device, batch_size=batch_size)
@@ -81,14 +85,15 @@ class TrainedModel(Predictor):
         # In 16 bits, as the slice store keeps them: the same volume gives the same mask.
         image = prepared.image.half().numpy()
         if visibility is None or self.recipe.prompts is None:
-            return SliceStack(image)
+            return SliceStack(image, spacing_mm=prepared.spacing_mm)
         assert self.generator is not None
         assert self.texts is not None
         visibility = self._own(visibility)
         position = visibility.source != "template" or self.recipe.prompts.template_position
         prompts = volume_prompts(visibility, len(image), self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
-        return SliceStack(image, SliceText(table, self.atlas, {visibility.source: prompts}))
+        text = SliceText(table, self.atlas, {visibility.source: prompts})
+        return SliceStack(image, text, prepared.spacing_mm)
 
     def _own(self, visibility: Visibility) -> Visibility:
         """Return the template of its own training, also in an ensemble of other models; other statements unchanged."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from textseg.contracts import Atlas, Structure, Task, TextFeatures
+from textseg.contracts import Atlas, BatchGeometry, Structure, Task, TextFeatures
 from textseg.models.segmenter import Segmenter
 
 POSITIONS = re.compile(r"(^|_)(pos|position|positional)(_|$)")  # names of tables of positions
@@ -28,10 +28,10 @@ def measure_cost(segmenter: Segmenter, task: Task, device: torch.device, repeats
     Multiply-accumulates count convolutions, matrix products and attention; milliseconds are the median of `repeats`.
     For a model that reads whole volumes, both are those of a usual volume divided by its slices.
     """
-    slices, image, text = _input(segmenter, task, device)
+    slices, inputs = _input(segmenter, task, device)
     multiply_accumulates = _multiply_accumulates_of_a_slice(segmenter, task, device)
     with _evaluating(segmenter):
-        seconds = _seconds(lambda: segmenter(image, text), repeats, device)
+        seconds = _seconds(lambda: segmenter(*inputs), repeats, device)
     return {
         **count_parameters(segmenter),
         "multiply_accumulates": multiply_accumulates,
@@ -53,11 +53,11 @@ def _seconds(compute: Callable[[], object], repeats: int, device: torch.device) 
 
 def memory_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
     """Return the bytes of GPU memory that the forward pass of one slice takes."""
-    _, image, text = _input(segmenter, task, device)
+    _, inputs = _input(segmenter, task, device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with _evaluating(segmenter):
-        segmenter(image, text)
+        segmenter(*inputs)
     return torch.cuda.max_memory_allocated(device) - before
 
 
@@ -67,15 +67,12 @@ def cost_of_determinism(segmenter: Segmenter, task: Task, batch_size: int, devic
     Measured on a copy. Raises RuntimeError for an operator without a deterministic form.
     """
     model, before = copy.deepcopy(segmenter).train(), torch.are_deterministic_algorithms_enabled()
-    _, image, text = _input(segmenter, task, device)
-    if segmenter.batching != "volume":
-        image = image.repeat(batch_size, 1, 1, 1)
-        text = None if text is None else empty_text(task, device, batch_size)
+    _, inputs = _input(segmenter, task, device, batch_size)
     medians = []
     try:
         for enabled in (False, True):
             torch.use_deterministic_algorithms(enabled)
-            seconds = _seconds(lambda: model(image, text).logits.float().square().mean().backward(), 6, device)
+            seconds = _seconds(lambda: model(*inputs).logits.float().square().mean().backward(), 6, device)
             medians.append(1000 * float(np.median(seconds[1:])))  # the first pass chooses kernels
     finally:
         torch.use_deterministic_algorithms(before)
@@ -137,11 +134,21 @@ def empty_text(task: Task, device: torch.device, batch: int = 1) -> TextFeatures
     )
 
 
-def _input(segmenter: Segmenter, task: Task, device: torch.device) -> tuple[int, Tensor, TextFeatures | None]:
-    """Return a number of slices, that many images without content, and their text."""
-    slices = _usual_slice_count(task) if segmenter.batching == "volume" else 1
-    image = torch.zeros(slices, task.image_channels, *task.image_size, device=device)
-    return slices, image, empty_text(task, device, slices) if segmenter.uses_text else None
+Inputs = tuple[Tensor, TextFeatures | None, BatchGeometry | None]
+
+
+def _input(segmenter: Segmenter, task: Task, device: torch.device, batch_size: int = 1) -> tuple[int, Inputs]:
+    """Return a number of slices, and that many images without content with their text and geometry.
+
+    A model that reads whole volumes gets a usual volume, whatever the batch size.
+    """
+    slices = _usual_slice_count(task) if segmenter.batching == "volume" else batch_size
+    channels = task.image_channels * segmenter.context_slices
+    image = torch.zeros(slices, channels, *task.image_size, device=device)
+    text = empty_text(task, device, slices) if segmenter.uses_text else None
+    index = torch.arange(slices, device=device)
+    geometry = BatchGeometry(torch.ones(slices, 3, device=device), index, torch.full_like(index, slices))
+    return slices, (image, text, geometry if segmenter.reads_geometry else None)
 
 
 def _usual_slice_count(task: Task) -> int:
@@ -154,13 +161,13 @@ def _multiply_accumulates_of_a_slice(segmenter: Segmenter, task: Task, device: t
     """Return half of the operations that torch counts, plus attention on a CPU and fused layers, for one slice."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    slices, image, text = _input(segmenter, task, device)
+    slices, inputs = _input(segmenter, task, device)
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with _evaluating(segmenter), FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-            segmenter(image, text)
+            segmenter(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2 // slices

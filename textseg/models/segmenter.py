@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import (
+    BatchGeometry,
     Batching,
     Features,
     Fusion,
@@ -19,6 +20,8 @@ from textseg.contracts import (
     HasStages,
     Network,
     ReadsFrozen,
+    ReadsGeometry,
+    ReadsNeighbours,
     SegmenterOutput,
     Task,
     TextFeatures,
@@ -43,12 +46,17 @@ class TextGuidedNetwork(nn.Module):
         self.head = nn.Conv2d(fusion.features.channels[0], task.class_count, kernel_size=1)
         self.size_multiple = vision_encoder.size_multiple
         self.uses_text = task.text_length is not None
+        self.reads_geometry = _reads_geometry(vision_encoder)
+        self.context_slices = _context_slices(vision_encoder)
 
-    def forward(self, image: Tensor, text: TextFeatures | None) -> SegmenterOutput:
+    def forward(
+        self, image: Tensor, text: TextFeatures | None, geometry: BatchGeometry | None = None
+    ) -> SegmenterOutput:
         """Return logits [B, K, H_0, W_0] of the finest fused level. Raises ValueError if a text is missing."""
         if text is None and self.uses_text:
             raise ValueError("A text-guided network needs text features.")
-        image_features = self.vision_encoder(image)
+        further = {"geometry": geometry} if self.reads_geometry else {}
+        image_features = self.vision_encoder(image, **further)
         fused_features = self.fusion(image_features, cast(TextFeatures, text))
         return SegmenterOutput(
             self.head(fused_features[0]), image_features=image_features, fused_features=fused_features, text=text
@@ -77,6 +85,16 @@ class Segmenter(nn.Module):
     def uses_text(self) -> bool:
         """True if the network reads text."""
         return self.network.uses_text
+
+    @property
+    def reads_geometry(self) -> bool:
+        """True if the network reads the spacing and the position of each slice."""
+        return _reads_geometry(self.network)
+
+    @property
+    def context_slices(self) -> int:
+        """The number N of slices that the network reads for each one: itself, and its neighbours on both sides."""
+        return _context_slices(self.network)
 
     @property
     def fused_features(self) -> Features | None:
@@ -115,16 +133,32 @@ class Segmenter(nn.Module):
         )
         return tuple(dict.fromkeys(names))
 
-    def forward(self, image: Tensor, text: TextFeatures | None = None) -> SegmenterOutput:
-        """Return the output for an image [B, C, H, W] and text, with logits [B, K, H, W]."""
+    def forward(
+        self, image: Tensor, text: TextFeatures | None = None, geometry: BatchGeometry | None = None
+    ) -> SegmenterOutput:
+        """Return the output for an image [B, N * C, H, W], text and geometry, with logits [B, K, H, W].
+
+        Raises ValueError if a geometry is missing.
+        """
+        if geometry is None and self.reads_geometry:
+            raise ValueError("This network needs the geometry of its slices.")
         height, width = image.shape[-2:]
         multiple = self.network.size_multiple
         padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))
-        output = self.network(padded, text if self.uses_text else None)
+        further = {"geometry": geometry} if self.reads_geometry else {}
+        output = self.network(padded, text if self.uses_text else None, **further)
         logits = output.logits
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)
         return replace(output, logits=logits[..., :height, :width])
+
+
+def _reads_geometry(part: object) -> bool:
+    return isinstance(part, ReadsGeometry) and part.reads_geometry is True
+
+
+def _context_slices(part: object) -> int:
+    return part.context_slices if isinstance(part, ReadsNeighbours) else 1
 
 
 def _leave_out(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -128,14 +128,14 @@ class Experiment:
         """Return the `Run` of this experiment in a folder, for hooks."""
         return Run(folder, self.recipe.model_dump(mode="json"), record)
 
-    def training_slices(self) -> Slices:
-        """Return the training slices with the augmentation and the prompts of the recipe."""
+    def training_slices(self, context: int = 1) -> Slices:
+        """Return the training slices with the augmentation and the prompts of the recipe, and with their neighbours."""
         recipe, cases = self.recipe, self.cases["train"]
         text = DrawnText(self.statements, self.text.table) if self.statements and self.text else None
         crops = recipe.preparation.crop == "body"
-        slices = Slices(cases, text, _mixture(recipe), self.augmentation, recipe.seed, crops=crops)
+        slices = Slices(cases, text, _mixture(recipe), self.augmentation, recipe.seed, crops=crops, context=context)
         if isinstance(self.augmentation, TransformList):  # in a worker, the reason would be hard to read
-            self.augmentation.try_out(*(tensor[None] for tensor in slices.plain(0)))
+            self.augmentation.try_out(*slices.plain(0))
         return slices
 
     @cached_property
@@ -145,12 +145,13 @@ class Experiment:
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
-        return SliceStack(prepared.image, self.text.of([prepared], [source]) if source and self.text else None)
+        text = self.text.of([prepared], [source]) if source and self.text else None
+        return SliceStack(prepared.image, text, prepared.spacing_mm)
 
     def slices_stating(self, prepared: PreparedCase, visibility: Visibility) -> SliceStack:
         """Return the slices of one case without distortion, with prompts that state `visibility`."""
         assert self.text is not None
-        return SliceStack(prepared.image, self.text.stating(prepared, visibility))
+        return SliceStack(prepared.image, self.text.stating(prepared, visibility), prepared.spacing_mm)
 
     def segmenter(self) -> Segmenter:
         """Return the model with new weights."""
@@ -486,12 +487,23 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
     if model.network is not None:
         network = _module(registry, "network", model.network, task, uses_text=bool, size_multiple=int)
         _check_text(recipe, uses_text=network.uses_text)
-        return Segmenter(network)
+        return _with_neighbours(Segmenter(network), registry.component("network", model.network.use))
     assert model.vision_encoder is not None
     assert model.fusion is not None  # the schema requires both or neither
     encoder = _module(registry, "vision_encoder", model.vision_encoder, task, features=Features, size_multiple=int)
     fusion = _module(registry, "fusion", model.fusion, task, encoder.features, features=Features)
-    return Segmenter(TextGuidedNetwork(task, encoder, fusion))
+    segmenter = Segmenter(TextGuidedNetwork(task, encoder, fusion))
+    return _with_neighbours(segmenter, registry.component("vision_encoder", model.vision_encoder.use))
+
+
+def _with_neighbours(segmenter: Segmenter, component: Component) -> Segmenter:
+    """Return a model whose number of neighbouring slices is possible. Raises PluginError."""
+    count: object = segmenter.context_slices
+    if not isinstance(count, int) or count < 1 or count % 2 == 0:
+        raise component.refused("an odd number of `context_slices`: a slice and as many on both sides", count)
+    if count > 1 and segmenter.batching == "volume":
+        raise component.refused('no `context_slices` beside `batching = "volume"`, which gives every slice', count)
+    return segmenter
 
 
 def _module(registry: Registry, kind: str, spec: ComponentSpec, *wired: Any, **attributes: type) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from textseg.contracts import Atlas, Task
+from textseg.contracts import Atlas, SegmenterOutput, Task
 from textseg.models.segmenter import Segmenter
 from textseg.registry.kinds import KINDS
 from textseg.testing.conformance import Subject
@@ -32,6 +33,7 @@ def built(subject: Subject, where: Task | None = None, seed: int = 1) -> nn.Modu
 def example_for(subject: Subject, module: nn.Module, where: Task | None = None, batch: int = 2, **more: Any) -> Example:
     """Return slices of the size that the core would give this module; for a network, a Segmenter pads them."""
     where = where or task_of(subject)
+    where = replace(where, image_channels=where.image_channels * getattr(module, "context_slices", 1))
     own = cast(int, getattr(module, "size_multiple", subject.features.strides[-1]))
     multiple = 1 if subject.component.kind == "network" else own
     return Example.of(where, batch, features=subject.features, size_multiple=multiple, **more)
@@ -42,16 +44,24 @@ def results(subject: Subject, module: nn.Module, example: Example, seed: int = 2
     torch.manual_seed(seed)
     kind = subject.component.kind
     if kind == "vision_encoder":
-        return _levels(module(example.image))
+        further = {"geometry": example.batch.geometry} if getattr(module, "reads_geometry", False) is True else {}
+        return _levels(module(example.image, **further))
     if kind == "fusion":
         return _levels(module(example.pyramid, example.text))
     if kind == "auxiliary_loss":
         return [module(example.output, example.batch)]
     if kind == "segmentation_loss":
         return [module(example.logits, example.mask)]
-    segmenter = Segmenter(cast(Any, module))
-    output = segmenter(example.image, example.text if segmenter.uses_text else None)
+    output = network_output(module, example)
     return [output.logits, *output.deep_logits]
+
+
+def network_output(module: nn.Module, example: Example) -> SegmenterOutput:
+    """Return the output of a network for an example, as the core calls it."""
+    segmenter = Segmenter(cast(Any, module))
+    text = example.text if segmenter.uses_text else None
+    output: SegmenterOutput = segmenter(example.image, text, example.batch.geometry)
+    return output
 
 
 def _levels(maps: object) -> list[Tensor]:

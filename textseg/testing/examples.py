@@ -50,6 +50,8 @@ class Example:
     text: TextFeatures
     logits: Tensor  # [B, K, H, W]
     pyramid: tuple[Tensor, ...]  # [B, C_l, H_l, W_l]
+    spacing_mm: tuple[float, float, float] = (4.0, 1.0, 1.0)
+    first_slice: int = 0  # of a volume of nine
 
     @classmethod
     def of(
@@ -100,9 +102,9 @@ class Example:
     @property
     def batch(self) -> Batch:
         count = len(self.image)
-        slice_index = torch.arange(count)
-        slice_count = torch.full_like(slice_index, count)
-        spacing_mm = torch.tensor([[4.0, 1.0, 1.0]]).repeat(count, 1)
+        slice_index = torch.arange(self.first_slice, self.first_slice + count)
+        slice_count = torch.full_like(slice_index, 9)
+        spacing_mm = torch.tensor([self.spacing_mm]).repeat(count, 1)
         return Batch(self.image, self.mask, self.text, ("case",) * count, slice_index, slice_count, spacing_mm)
 
     @property

@@ -7,20 +7,20 @@ import io
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.contracts import Features, HasBatching, HasLosses, HasStages, Task
-from textseg.models.segmenter import Segmenter
 from textseg.testing.calls import (
     built,
     check_finite_gradients,
     check_finite_gradients_back,
     example_for,
     few,
+    network_output,
     results,
     sum_of_squares,
     task_of,
@@ -68,6 +68,11 @@ def _construction(subject: Subject) -> None:
     if kind == "network":
         uses_text = getattr(module, "uses_text", None)
         promise(isinstance(uses_text, bool), "an attribute `uses_text`, true or false", uses_text)
+    if kind in ("vision_encoder", "network"):
+        context, reads = getattr(module, "context_slices", 1), getattr(module, "reads_geometry", False)
+        odd = isinstance(context, int) and context > 0 and context % 2 == 1
+        promise(odd, "an attribute `context_slices` that is an odd number, or none", context)
+        promise(isinstance(reads, bool), "an attribute `reads_geometry`, true or false, or none", reads)
     batching = module.batching if isinstance(module, HasBatching) else "slice"
     promise(batching in ("slice", "volume"), 'batching = "slice" or "volume"', repr(batching))
 
@@ -149,8 +154,7 @@ def _gradients(subject: Subject) -> None:
 
 def _loss(subject: Subject, module: nn.Module, example: Example) -> Tensor:
     if subject.component.kind == "network" and isinstance(module, HasLosses):
-        segmenter = Segmenter(cast(Any, module))
-        output = segmenter(example.image, example.text if segmenter.uses_text else None)
+        output = network_output(module, example)
         terms = module.losses(output, example.batch, _cross_entropy)
         scalars = isinstance(terms, dict) and all(isinstance(t, Tensor) and t.shape == () for t in terms.values())
         promise(scalars, "losses() that gives a scalar by name", terms)
@@ -266,4 +270,27 @@ def _text(subject: Subject) -> None:
         promise(not same, "another result for another text", "the same: the text is not read")
 
 
-CHECKS = (_surroundings, _construction, _shapes, _gradients, _precision, _determinism, _state, _batch, _text)
+@check("geometry", "vision_encoder", "network")
+def _geometry(subject: Subject) -> None:
+    """Check that the spacing or the position changes the result, and the neighbours, if they are read at all."""
+    module = built(subject)
+    reads, context = getattr(module, "reads_geometry", False), getattr(module, "context_slices", 1)
+    if not reads and context == 1:
+        return
+    module.eval()
+    example = example_for(subject, module)
+    with torch.no_grad():
+        for parameter in module.parameters():  # as in `text`: a gate that starts closed is opened
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = results(subject, module, example)
+        if reads:
+            moved = results(subject, module, replace(example, spacing_mm=(5.0, 0.7, 0.8), first_slice=3))
+            promise(not _equal(moved, expected), "another result for another `geometry`", "the same: it is not read")
+        if context > 1:
+            image, channels = example.image.clone(), example.image.shape[1] // context
+            image[:, :channels] += 1
+            near = results(subject, module, replace(example, image=image))
+            promise(not _equal(near, expected), "another result for another first neighbour", "the same: not read")
+
+
+CHECKS = (_surroundings, _construction, _shapes, _gradients, _precision, _determinism, _state, _batch, _text, _geometry)

@@ -56,12 +56,13 @@ class Objective(nn.Module):
         self.compiled = torch.compile(segmenter.forward) if experiment.recipe.training.compile else None
 
     def _segment(self, batch: Batch) -> SegmenterOutput:
+        inputs = batch.image, batch.text, batch.geometry if self.segmenter.reads_geometry else None
         if self.compiled is None:
-            return cast(SegmenterOutput, self.segmenter(batch.image, batch.text))
+            return cast(SegmenterOutput, self.segmenter(*inputs))
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self.compiled(batch.image, batch.text)
+            return self.compiled(*inputs)
         except TorchDynamoException as error:
             raise RunError(
                 f"training.compile: the model could not be compiled here: {first_line(error)} Install the C++ compiler "
@@ -131,7 +132,7 @@ class Training:
             AveragedModel(self.segmenter, multi_avg_fn=moving_average(decay), use_buffers=True) if decay else None
         )
         # The data, and the number of steps that follows from them.
-        self.slices: Slices | Volumes = experiment.training_slices()
+        self.slices: Slices | Volumes = experiment.training_slices(context=self.segmenter.context_slices)
         self.batch_size = self.settings.batch_size
         if self.segmenter.batching == "volume":
             self.slices, self.batch_size = Volumes(self.slices), 1

@@ -88,7 +88,8 @@ class OutputChecks:
             if self.compiled:  # what the compiler says names no component
                 self.compiled = False
                 with torch.no_grad(), self.watched(batch):
-                    self.segmenter.eval()(batch.image, batch.text)
+                    geometry = batch.geometry if self.segmenter.reads_geometry else None
+                    self.segmenter.eval()(batch.image, batch.text, geometry)
                 raise
             if isinstance(error, RunError) or not self._running:
                 raise
