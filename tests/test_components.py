@@ -41,6 +41,7 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any] | None] = {  # makes a compone
     ("network", "u_bisenet"): {"channels": 4},
     ("network", "unet"): {"channels": [4, 6, 8]},
     ("network", "unetr"): {"feature_size": 4, "hidden_size": 24, "feed_forward_size": 32, "heads": 3},
+    ("metric", "nsd"): {"tolerance": 1.0},
 }
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from textseg.errors import PromptError, suggestion
 from textseg.system.devices import Movable
 
-if TYPE_CHECKING:  # listing components must not import torch
+if TYPE_CHECKING:  # listing components must import neither torch nor numpy
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -577,6 +577,53 @@ class Schedule(Protocol):
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0. A resumed run begins at any step."""
+
+
+class Metric(Protocol):
+    """`(*, ...)`: a score of one structure in a predicted and a reference mask.
+
+    The core calls a metric only for a structure that both masks show. The other cases follow from `missed`. Instead of
+    `__call__`, a metric may have the member of `ReadsCounts` or `ReadsDistances`, or be a `torchmetrics.Metric`, whose
+    `update` gets both masks as int64 [1, ...].
+
+    `unit` is "" for a number without a unit, "length" for a length (in mm or pixels, as the recipe says), and else the
+    unit itself, such as "ml". `missed` is the value of a structure that only one of the masks shows, or None if such a
+    value is undefined. Then penalised means take the diagonal of the image for a length, and for any other unit the
+    attribute `worst`, a number.
+    """
+
+    unit: str
+    higher_is_better: bool
+    missed: float | None
+
+    def __call__(
+        self, prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: tuple[float, ...]
+    ) -> float:
+        """Return the finite score of two masks [S, H, W] or [H, W].
+
+        `spacing` has the distance of the voxels along each axis: in mm, or ones for a recipe in pixels. A metric with a
+        unit of its own always gets mm.
+        """
+
+
+@runtime_checkable
+class ReadsCounts(Protocol):
+    """A metric of numbers of voxels, which the core counts once for all metrics and structures."""
+
+    def from_counts(self, predicted: int, expected: int, common: int) -> float:
+        """Return the score from the voxels in the prediction, in the reference, and in both."""
+
+
+@runtime_checkable
+class ReadsDistances(Protocol):
+    """A metric of distances between borders, which the core measures once for all metrics and structures."""
+
+    def from_distances(self, there: NDArray[np.float64], back: NDArray[np.float64]) -> float:
+        """Return the score from distances in mm or pixels, as the recipe says.
+
+        `there` holds the distance of each border voxel of the prediction to the border of the reference, and `back`
+        those of the other direction.
+        """
 
 
 class Logger(Protocol):

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from textseg.comparison.compare import comparable, compare
 from textseg.comparison.text import as_text
 from textseg.errors import RunError
 from textseg.metrics.definitions import POLICY
-from textseg.metrics.scores import Score, write_scores
+from textseg.metrics.scores import Score, read_scores, write_scores
 from textseg.metrics.window_scores import WindowScore, write_window_scores
 
 FACTS = {
@@ -56,7 +57,7 @@ def make(folder, values, *, source="template", **facts):
     folder.mkdir(parents=True)
     merged = copy.deepcopy(FACTS)
     for key, value in facts.items():
-        merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     (folder / "run.json").write_text(json.dumps(merged))
     write_scores(folder / "scores.csv", rows)
     return folder
@@ -362,14 +363,108 @@ def test_missing_the_ten_hardest_of_twenty_never_ranks_better_for_it(tmp_path, s
     assert rows["half"]["missed"] == "20"
 
 
+def measured(folder, values, *, name="volume_error", unit="ml", **facts):
+    """Add the scores of a metric to a run, a value for each of its rows of DSC, and its facts to run.json."""
+    rows = read_scores(folder / "scores.csv")
+    own = [row for row in rows if row.metric == "dsc"]
+    added = [
+        replace(row, metric=name, unit=unit, value=value, worst=50.0) for row, value in zip(own, values, strict=True)
+    ]
+    write_scores(folder / "scores.csv", [*rows, *added])
+    record = json.loads((folder / "run.json").read_text())
+    record["evaluation"]["metrics"].append(name)
+    if facts:
+        record["metrics"] = {name: {"unit": unit, **facts}}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+VOLUME_ERROR = {
+    "higher_is_better": False,
+    "missed": None,
+    "definition": "Difference of the volumes. 0 is best.",
+    "distribution": "textseg-volumes",
+    "version": "0.3",
+}
+
+
+def test_a_metric_of_a_plugin_that_is_not_installed_has_its_column_unit_and_direction(tmp_path):
+    careful = measured(make(tmp_path / "careful", CAREFUL, name="careful"), [4.0, 3.0, 2.0, 3.0], **VOLUME_ERROR)
+    hasty = measured(make(tmp_path / "hasty", HASTY, name="hasty"), [1.0, math.nan, 1.0, 2.0], **VOLUME_ERROR)
+    text = text_of([hasty, careful], output=tmp_path / "out")
+    assert "Volume error (ml) [95 %]" in text
+    note = "Volume error (ml), of textseg-volumes 0.3: Difference of the volumes. 0 is best. The lower, the better; "
+    assert f"{note}a missed or spurious structure is left out of the mean." in text
+    rows = {row["run"]: row for row in table_of(tmp_path / "out")}
+    assert float(rows["careful"]["volume_error_ml_as_published"]) == 3.0
+    assert float(rows["hasty"]["volume_error_ml_as_published"]) == (1.0 + 2.0) / 2
+    assert [rows[name]["volume_error_ml_as_published_rank"] for name in ("hasty", "careful")] == ["1", "2"]
+    assert float(rows["hasty"]["volume_error_ml_penalised"]) == pytest.approx((1.0 + (50.0 + 2.0) / 2) / 2)
+    assert [rows[name]["volume_error_ml_penalised_rank"] for name in ("hasty", "careful")] == ["2", "1"]
+    latex = (tmp_path / "out/leaderboard.tex").read_text()
+    assert r"Volume error (ml) $\downarrow$" in latex
+    assert r"Volume error (ml), common $\downarrow$" in latex
+    assert note in latex
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    assert page.count(VOLUME_ERROR["definition"]) >= 1
+    assert "mean Volume error" in page or "Volume error (ml)" in page
+    content = json.loads((tmp_path / "out/leaderboard.json").read_text())
+    assert content["definitions"]["metrics"]["volume_error"] == {"lower_is_better": True, "unit": "ml", **VOLUME_ERROR}
+    (pair,) = content["tables"][0]["differences"]["volume_error"]
+    assert (pair["first"], pair["mean"] < 0, pair["test"]["effect"] > 0) == ("careful (seed 1)", True, True)
+
+
+def test_a_ratio_that_is_better_when_lower_and_has_a_value_for_a_miss(tmp_path):
+    facts = {**VOLUME_ERROR, "missed": 1.0}
+    low = measured(make(tmp_path / "low", CAREFUL, name="low"), [0.5, 0.5, 0.5, 0.5], unit="", **facts)
+    high = measured(make(tmp_path / "high", CAREFUL, name="high"), [3.5, 0.5, 0.5, -0.5], unit="", **facts)
+    text_of([low, high], output=tmp_path / "out")
+    rows = {row["run"]: row for row in table_of(tmp_path / "out")}
+    assert [rows[name]["volume_error_as_published_rank"] for name in ("low", "high")] == ["1", "2"]
+    latex = (tmp_path / "out/leaderboard.tex").read_text()
+    assert latex.count("Volume error") == 2  # its only column, since every miss has a value, and its definition
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    drawn = [float(percent) for percent in re.findall(r'<circle cx="([-\d.]+)%', page)]
+    assert min(drawn) >= 0
+    assert max(drawn) <= 100
+
+
+def test_scores_of_an_unknown_metric_without_its_direction_are_refused(tmp_path):
+    first, second = (measured(make(tmp_path / name, CAREFUL, name=name), [1.0] * 4) for name in ("a", "b"))
+    with pytest.raises(RunError, match="does not say if a high or a low 'volume_error' is better, .* textseg evaluate"):
+        compare([first, second])
+    record = json.loads((first / "run.json").read_text())
+    record["metrics"] = {"volume_error": {"unit": 3}}
+    (first / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"run.json' is damaged \(metrics: volume_error: "):
+        compare([first, second])
+
+
+def test_two_metrics_of_one_name_are_not_compared(tmp_path):
+    rival = {**VOLUME_ERROR, "distribution": "textseg-other"}
+    first, second = (
+        measured(make(tmp_path / name, CAREFUL, name=name), [1.0] * 4, **facts)
+        for name, facts in (("a", VOLUME_ERROR), ("b", rival))
+    )
+    with pytest.raises(RunError, match="metrics.volume_error.distribution: .*textseg-volumes.*textseg-other"):
+        compare([first, second])
+
+
 def test_a_surface_dice_of_another_tolerance_is_another_number(tmp_path):
     runs = []
     for name, tolerance in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
-        folder = make(tmp_path / name, CAREFUL, name=name, evaluation={"tolerance": tolerance, "metrics": ["nsd"]})
+        metrics = [{"use": "nsd", "tolerance": tolerance}]
+        folder = make(
+            tmp_path / name,
+            CAREFUL,
+            name=name,
+            evaluation={"metrics": metrics},
+            metrics={"nsd": {"unit": "", "higher_is_better": True, "missed": 0.0}},
+        )
         text = (folder / "scores.csv").read_text()
         (folder / "scores.csv").write_text(text.replace("dsc", "nsd"))
         runs.append(folder)
-    with pytest.raises(RunError, match="evaluation.tolerance: .* has '1.0', .* has '2.0'"):
+    with pytest.raises(RunError, match="evaluation.metrics: .*'tolerance': 1.0.* has .*'tolerance': 2.0"):
         text_of(runs[:2])
     assert "NSD" in text_of([runs[0], runs[2]])
 

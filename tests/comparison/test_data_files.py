@@ -14,7 +14,7 @@ from textseg.comparison.finished_runs import FinishedRuns, Run
 from textseg.comparison.leaderboard import make_leaderboard
 from textseg.comparison.published import published_rows
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
-from textseg.metrics.definitions import METRICS, POLICY
+from textseg.metrics.definitions import POLICY
 from textseg.metrics.scores import Score
 
 
@@ -85,7 +85,9 @@ def test_json_holds_every_number_with_what_it_means():
     definitions = content["definitions"]
     assert definitions["policy"] == POLICY
     assert definitions["aggregates"] == dict(DEFINITIONS)
-    assert definitions["metrics"]["hd95"] == {"definition": METRICS["hd95"], "lower_is_better": True}
+    assert definitions["metrics"]["hd95"]["lower_is_better"] is True
+    assert definitions["metrics"]["hd95"]["missed"] is None
+    assert definitions["metrics"]["hd95"]["definition"].startswith("95 % Hausdorff distance over the pooled distances")
     assert set(definitions["scopes"]) == set(content["scopes"]) == set(BOARD.scopes)
     ranked, oracle = content["tables"]
     good, hasty = ranked["rows"]

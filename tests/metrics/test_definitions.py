@@ -2,19 +2,23 @@ import importlib.util
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import pytest
 from medpy.metric import binary
 
-from textseg.errors import DataError, RecipeError
-from textseg.metrics import definitions as metrics
-from textseg.metrics.definitions import POLICY, Kernel, StructureScore, fastest_kernel, score, worst_value
+from textseg.errors import DataError, PluginError, RecipeError
+from textseg.metrics.definitions import POLICY, Kernel, StructureScore, fastest_kernel, score
+from textseg.metrics.named import NamedMetric, build_metrics, metric_named
+from textseg.recipe.schema import MetricSpec
 
 ALL = ("dsc", "jaccard", "hd95", "asd", "assd")  # without those that need a tolerance or another definition
 KERNELS: tuple[Kernel, ...] = ("numpy", "numba")
 distances_of = getattr(binary, "__surface_distances")
+
+
+def surface_dice(tolerance: float) -> NamedMetric:
+    return build_metrics([MetricSpec.model_validate({"use": "nsd", "tolerance": tolerance})])[0]
 
 
 def blobs(random: np.random.Generator, shape: tuple[int, ...], labels: int) -> np.ndarray:
@@ -201,7 +205,7 @@ def test_label_maps_are_left_as_they_are() -> None:
 
 def test_mistakes() -> None:
     image = np.ones((2, 2), np.uint8)
-    with pytest.raises(RecipeError, match=r"no metric 'hd59'. Did you mean 'hd95'\? Possible: asd, asd_reverse, assd"):
+    with pytest.raises(PluginError, match=r"no metric 'hd59'. Did you mean 'hd95'\? Possible: asd, asd_reverse, assd"):
         score(image, image, spacing=(1, 1), structures=[1], metrics=["hd59"])
     with pytest.raises(DataError, match=r"\(2, 2\).*\(2, 3\)"):
         score(image, np.ones((2, 3), np.uint8), spacing=(1, 1), structures=[1], metrics=["dsc"])
@@ -214,12 +218,12 @@ def test_mistakes() -> None:
 
 
 def test_the_worst_is_nothing_in_common_or_the_diagonal() -> None:
-    assert [worst_value(name, (4, 5), (0.5, 2.0)) for name in ("dsc", "jaccard")] == [0, 0]
-    assert worst_value("hd95", (4, 5), (0.5, 2.0)) == pytest.approx((1.5**2 + 8**2) ** 0.5)
+    assert [metric_named(name).worst((4, 5), (0.5, 2.0)) for name in ("dsc", "jaccard")] == [0, 0]
+    assert metric_named("hd95").worst((4, 5), (0.5, 2.0)) == pytest.approx((1.5**2 + 8**2) ** 0.5)
     corners = np.zeros((2, 4, 5, 6), np.uint8)
     corners[0, 0, 0, 0] = corners[1, -1, -1, -1] = 1
     values = score(*corners, spacing=(3, 2, 1), structures=[1], metrics=["hd95", "asd"])[1].values
-    assert values["asd"] == pytest.approx(worst_value("asd", corners.shape[1:], (3, 2, 1)))
+    assert values["asd"] == pytest.approx(metric_named("asd").worst(corners.shape[1:], (3, 2, 1)))
 
 
 def cases(seeds: range) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...], int]]:
@@ -252,16 +256,14 @@ def cases(seeds: range) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, .
     "seeds", [range(400), pytest.param(range(400, 2000), marks=pytest.mark.nightly)], ids=["first", "others"]
 )
 def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
-    names = ["dsc", "jaccard", "hd95", "asd", "asd_reverse", "assd", "hd95_directed_max", "nsd"]
+    names = ["dsc", "jaccard", "hd95", "asd", "asd_reverse", "assd", "hd95_directed_max", surface_dice(1.0)]
     seen = {"ok": 0, "missed": 0, "spurious": 0, "absent": 0}
     pairs = 0
     for number, (prediction, reference, spacing, structures) in zip(seeds, cases(seeds), strict=True):
         pairs += 1
         wanted = range(1, structures + 1)
         scores, other_kernel = (
-            score(
-                prediction, reference, spacing=spacing, structures=wanted, metrics=names, tolerance=1.0, kernel=kernel
-            )
+            score(prediction, reference, spacing=spacing, structures=wanted, metrics=names, kernel=kernel)
             for kernel in KERNELS
         )
         # medpy takes far longer: every structure is checked for its status, a few for their values
@@ -309,19 +311,19 @@ def test_many_pairs_equal_medpy_and_follow_the_policy(seeds: range) -> None:
 def test_nsd_by_hand_and_its_tolerance() -> None:
     first, second = np.zeros((2, 1, 20), np.uint8)
     first[0, 2:6] = second[0, 3:10] = 1
-    score_of = partial(score, first, second, spacing=(1, 1), structures=[1], metrics=["nsd"])
+
+    def score_of(tolerance: float) -> float:
+        metrics = [surface_dice(tolerance)]
+        return score(first, second, spacing=(1, 1), structures=[1], metrics=metrics)[1].values["nsd"]
+
     # Each voxel of a line is border: 2..5 against 3..9
-    assert score_of(tolerance=0.5)[1].values["nsd"] == pytest.approx((3 + 3) / 11)
-    assert score_of(tolerance=1.0)[1].values["nsd"] == pytest.approx((4 + 4) / 11)
-    assert score_of(tolerance=4.0)[1].values["nsd"] == 1
-    with pytest.raises(ValueError, match="needs a tolerance"):
-        score_of()
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 19, 20, 21, 40, 1001])
-def test_the_percentile_is_numpys(length: int) -> None:
-    distances = np.random.default_rng(length).exponential(size=length)
-    assert metrics._percentile_95(distances) == pytest.approx(np.percentile(distances, 95), rel=1e-12)
+    assert score_of(0.5) == pytest.approx((3 + 3) / 11)
+    assert score_of(1.0) == pytest.approx((4 + 4) / 11)
+    assert score_of(4.0) == 1
+    with pytest.raises(RecipeError, match="tolerance: required by metric 'nsd' but missing"):
+        metric_named("nsd")
+    with pytest.raises(RecipeError, match="tolerance: should be greater than 0"):
+        surface_dice(0.0)
 
 
 @pytest.fixture

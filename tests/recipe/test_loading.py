@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from textseg.errors import RecipeError
-from textseg.recipe.loading import complete_settings, dump, load_recipe, required_components
+from textseg.recipe.loading import complete_settings, dump, evaluation_of, load_recipe, required_components
 from textseg.recipe.schema import AugmentationSettings, NamedComponent, Recipe
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import Register, Registry, installed_registry
@@ -53,6 +54,9 @@ evaluation: {}
 """
 
 
+METRICS: dict[str, Any] = {f"metric {name}": {} for name in ("dsc", "jaccard", "hd95", "asd")}
+
+
 def slices(*, folder: Path = Path("data")) -> None: ...
 def sentences(atlas: Any, *, granularity: int = 3) -> None: ...
 def letters(*, length: int, note: str | None = "x") -> None: ...
@@ -62,6 +66,8 @@ def agreement(task: Any, features: Any, *, temperature: float = 0.1) -> None: ..
 def net(task: Any, *, depth: int = 2) -> None: ...
 def curves(run: Any, step: Any, *, smooth: float = 0.0) -> None: ...
 def shade(*, depth: float = 0.5) -> None: ...
+def plain() -> None: ...
+def near(*, tolerance: float) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +83,9 @@ def registry() -> Registry:
     register.logger("tensorboard", curves)
     register.logger("service", curves, needs="textseg-service[client]>=2")
     register.augmentation("shade", shade)
+    for name in ("dsc", "jaccard", "hd95", "asd", "assd"):
+        register.metric(name, plain)
+    register.metric("nsd", near)
     standard = [c for c in installed_registry().components() if c.plugin == "standard" and c.kind in TRAINED_WITH]
     return Registry([register.plugin], [*register.components, *standard])
 
@@ -119,7 +128,7 @@ def test_a_recipe_becomes_typed(load: Loader) -> None:
     assert (recipe.auxiliary_losses[0].weight, recipe.auxiliary_losses[0].settings) == (0.2, {})
     assert recipe.training.learning_rate == 1e-3
     assert recipe.training.gradient_clip is None
-    assert recipe.evaluation.metrics == ("dsc", "jaccard", "hd95", "asd")
+    assert [metric.use for metric in recipe.evaluation.metrics] == ["dsc", "jaccard", "hd95", "asd"]
     assert [(kind, spec.use) for kind, spec in required_components(recipe)] == [
         ("dataset", "slices"),
         ("prompt_generator", "sentences"),
@@ -131,6 +140,7 @@ def test_a_recipe_becomes_typed(load: Loader) -> None:
         ("auxiliary_loss", "agreement"),
         ("optimizer", "adamw"),
         ("schedule", "cosine"),
+        *(("metric", name) for name in ("dsc", "jaccard", "hd95", "asd")),
     ]
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
@@ -148,6 +158,7 @@ def test_settings_are_complete_with_the_defaults_of_builders(load: Loader) -> No
         "auxiliary_loss agreement": {"temperature": 0.1},
         "optimizer adamw": {"weight_decay": 0.01, "betas": [0.9, 0.999]},
         "schedule cosine": {"final_learning_rate": 1e-6},
+        **METRICS,
     }
 
 
@@ -337,7 +348,8 @@ def test_set_puts_values_in(load: Loader) -> None:
     assert (recipe.training.epochs, recipe.training.final_learning_rate) == (6, 1e-7)
     assert (recipe.auxiliary_losses[0].weight, recipe.preparation.size) == (1.0, (32, 48))
     assert (recipe.augmentation.gamma, recipe.reference) == (0.2, "a=b")
-    assert (recipe.evaluation.metrics, recipe.dataset.settings["folder"]) == (("assd",), "there")
+    assert [metric.use for metric in recipe.evaluation.metrics] == ["assd"]
+    assert recipe.dataset.settings["folder"] == "there"
 
 
 def test_set_replaces_a_whole_form(load: Loader) -> None:
@@ -391,8 +403,8 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
         ("{epochs: 1}", '{epochs: "${oc"}', "8: training.epochs: '${oc' can't be read: ${oc.env:NAME,DEFAULT}"),
         ("{epochs: 1}", "{epochs: 1, threads: all}", "8: training.threads: should be a valid integer, not 'all'."),
         ("{epochs: 1}", "{}", "8: training.epochs: required but missing."),
-        ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: unknown value 'hd'."),
-        ("evaluation: {}", "evaluation: {metrics: [hd]}", "9: evaluation.metrics.0: unknown value 'hd'."),
+        ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: There is no metric 'hd'."),
+        ("evaluation: {}", "evaluation: {metrics: [hd]}", "9: evaluation.metrics.0: There is no metric 'hd'."),
         (
             "evaluation: {}",
             "evaluation: {fields_of_view: [50]}",
@@ -571,3 +583,42 @@ def test_mistakes_in_a_list_of_transforms_are_named_with_their_lines(load: Loade
     unknown = load.mistakes(WHOLE + "augmentation: {rotation: 5}\n", name="whole")
     assert len(unknown) == 1
     assert "augmentation.rotation: unknown key. Did you mean 'rotation_degrees'?" in unknown[0]
+
+
+def test_a_metric_is_a_name_or_a_component(load: Loader) -> None:
+    evaluation = "evaluation={metrics: [dsc, {use: nsd, tolerance: 1}, {use: nsd, tolerance: 2.5, column: wide}]}"
+    recipe = load(WHOLE, evaluation)
+    assert [(metric.column, metric.settings) for metric in recipe.evaluation.metrics] == [
+        (None, {}),
+        (None, {"tolerance": 1}),
+        ("wide", {"tolerance": 2.5}),
+    ]
+    written = recipe.model_dump(mode="json")["evaluation"]["metrics"]
+    assert written == ["dsc", {"use": "nsd", "tolerance": 1}, {"use": "nsd", "column": "wide", "tolerance": 2.5}]
+    assert load(dump(recipe)) == recipe
+
+
+def test_a_tolerance_beside_the_metrics_is_that_of_each_metric_that_has_one(load: Loader) -> None:
+    recipe = load(WHOLE, "evaluation={metrics: [nsd, dsc, {use: nsd, tolerance: 1, column: strict}], tolerance: 2}")
+    assert [metric.settings for metric in recipe.evaluation.metrics] == [{"tolerance": 2}, {}, {"tolerance": 1}]
+    for evaluation, mistake in (
+        ("{metrics: [dsc], tolerance: 2}", "evaluation.tolerance: unknown key."),
+        ("{metrics: [nsd]}", "evaluation.metrics.0.tolerance: required by metric 'nsd' but missing."),
+        ("{metrics: [nsd], tolerance: wide}", "evaluation.metrics.0.tolerance: should be a valid number"),
+        ("{metrics: [{use: nsd, tolerance: 1, column: a b}]}", "evaluation.metrics.0.column: "),
+    ):
+        (line,) = load.mistakes(WHOLE, f"evaluation={evaluation}", name="whole")
+        assert f": {mistake}" in line
+
+
+def test_metrics_of_a_command_line(load: Loader) -> None:
+    settings = evaluation_of("hd95,{use: nsd, tolerance: 2}", load.registry)
+    assert [metric.name for metric in settings.metrics] == ["hd95", "nsd"]
+    for text, mistake in (
+        ("dsc,hd59,nsd", "--metrics: metrics.1: There is no metric 'hd59'. Did you mean 'hd95'"),
+        ("dsc,nsd", "--metrics: metrics.1.tolerance: required by metric 'nsd' but missing."),
+        ("", "--metrics: metrics: "),
+        ("[", "--metrics [: the value can't be read as YAML"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(mistake)):
+            evaluation_of(text, load.registry)

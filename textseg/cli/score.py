@@ -21,6 +21,9 @@ def score(
     references: Annotated[Path | None, Option(metavar="DIR", help="Folder of the data, as for `textseg data`.")] = None,
     split: Annotated[Path | None, Option(metavar="FILE", help="Score only test patients of this split file.")] = None,
     output: Annotated[Path | None, Option(metavar="DIR", help="Folder of scores. Default: runs/<name of DIR>.")] = None,
+    metrics: Annotated[
+        str | None, Option(metavar="NAMES", help="Metrics, such as dsc,hd95. Default: dsc,jaccard,hd95,asd.")
+    ] = None,
     moved: Annotated[
         Path | None, Option(metavar="DIR", help="Masks of the same cases under a moved text, to measure obedience.")
     ] = None,
@@ -36,6 +39,7 @@ def score(
     from textseg.evaluation.evaluate import headline
     from textseg.evaluation.masks import compare_moved_masks, evaluate_masks
     from textseg.levels.obedience import TABLE_HEADER, as_json, table_rows
+    from textseg.recipe.loading import evaluation_of
     from textseg.recipe.schema import EvaluationSettings
     from textseg.system.files import file_name
     from textseg.system.messages import counted
@@ -45,6 +49,7 @@ def score(
         raise BadParameter(
             "--moved and --levels go together: --moved DIR --levels 1 for a text moved down by one level."
         )
+    settings = EvaluationSettings() if metrics is None else evaluation_of(metrics)
     truth, parts = dataset_of(dataset, references, None), split_parts(split)
     folder, patients = output or Path("runs") / file_name(masks.resolve().name), parts and parts["test"]
     compared: list[ComparedPicture] = []
@@ -61,7 +66,7 @@ def score(
             masks,
             truth,
             folder.name,
-            EvaluationSettings(),
+            settings,
             folder,
             patients=patients,
             compared=compared,

@@ -35,13 +35,15 @@ def heat_map(
 ) -> Markup:
     """Return a table of methods and structures; the better a mean, the stronger its cell's colour."""
     known = [mean.value for row in rows for mean in row.values() if not math.isnan(mean.value)]
-    highest = max(known, default=0.0)
+    # A ratio from 0 to 1 has these ends; any other number those of the table, of which a distance has 0, too.
+    least, highest = min([0.0, *known]), max(known if lower else [1.0, *known], default=0.0)
 
     def cell(label: str, name: str, mean: Mean) -> dict[str, Any]:
         if math.isnan(mean.value):
             share, short = 0.0, "–"
         else:
-            share = 1 - mean.value / highest if lower and highest else min(max(mean.value, 0.0), 1.0)
+            share = (mean.value - least) / (highest - least) if highest > least else 0.0
+            share = 1 - share if lower and highest > least else share
             short = f"{mean.value:.1f}" if mean.unit else f"{mean.value:.2f}"
         value = format_value(mean.value, mean.unit)
         counts = f"{counted(mean.n, 'value')}, {mean.missed} missed, {mean.spurious} spurious"
@@ -56,7 +58,8 @@ def heat_map(
 def strips(groups: Sequence[Strip], unit: str) -> Markup:
     """Return for each method a dot for each value, the box of their quartiles and the median, on one axis."""
     known = [float(value) for strip in groups for value in strip.values if not math.isnan(value)]
-    marks = (ticks([0.0, *known]) if unit else [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]) if known else []
+    ratios = not unit and all(0 <= value <= 1 for value in known)
+    marks = ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if ratios else ticks([0.0, *known])) if known else []
 
     def percent(value: float) -> float:
         return 2 + 96 * (value - marks[0]) / (marks[-1] - marks[0])

@@ -26,20 +26,36 @@ def mismatches(compared: Sequence[FinishedRuns]) -> list[Mismatch]:
     first, *others = (run for finished in compared for run in finished.runs)
     differences = []
     for run in others:
-        for key in (*_SAME, *["evaluation.tolerance"] * any(row.metric == "nsd" for row in run.scores)):
+        for key in _SAME:
             differences += _differing(key, first, run)
+        differences += _metrics(first, run)
     for finished in compared:
         differences += _splits(compared[0], finished)
         differences += _cases(compared[0], finished)
     return differences
 
 
-def _differing(name: str, first: Run, second: Run, key: str | None = None) -> list[Mismatch]:
+def _differing(
+    name: str, first: Run, second: Run, key: str | None = None, *, unknown_is_equal: bool = False
+) -> list[Mismatch]:
     """Return the difference in `key` of run.json, which is called `name`, if there is one."""
     ours, theirs = (run.value(*(key or name).split(".")) for run in (first, second))
-    if ours == theirs and ours is not None:  # a value that both lack is not known to be equal
+    if ours == theirs and (ours is not None or unknown_is_equal):  # what both lack is not known to be equal
         return []
     return [Mismatch(name, readable(ours), readable(theirs), difference(name, first, ours, second, theirs))]
+
+
+def _metrics(first: Run, second: Run) -> list[Mismatch]:
+    """Return each metric of both runs that is not the same one: another plug-in brought it, or defined it otherwise."""
+    metrics = [{row.metric: None for row in run.scores} for run in (first, second)]
+    return [
+        mismatch
+        for name in metrics[0]
+        if name in metrics[1]
+        for part in ("distribution", "higher_is_better", "missed")
+        if first.value("metrics", name) and second.value("metrics", name)
+        for mismatch in _differing(f"metrics.{name}.{part}", first, second, unknown_is_equal=True)
+    ]
 
 
 def _splits(ours: FinishedRuns, theirs: FinishedRuns) -> list[Mismatch]:

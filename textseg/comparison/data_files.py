@@ -14,7 +14,7 @@ from textseg.comparison.significance import SCHEMES
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS
-from textseg.metrics.definitions import METRICS, POLICY, lower_is_better
+from textseg.metrics.definitions import POLICY
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, SEED
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
 from textseg.system.user_files import csv_text
@@ -104,8 +104,7 @@ def as_json(board: Leaderboard) -> str:
             "names": NAMES_POLICY,
             "fields_of_view": WINDOW_POLICY,
             "obedience": OBEDIENCE_POLICY,
-            "metrics": {m: {"definition": METRICS.get(m, ""), "lower_is_better": lower_is_better(m)}
-                        for m in board.metrics},
+            "metrics": {m: {"lower_is_better": board.lower(m), **asdict(board.facts[m])} for m in board.metrics},
             "aggregates": DEFINITIONS,
             "scopes": {name: SCOPES.get(name, "as `structures`, of this group of the atlas") for name in board.scopes},
             "rank_schemes": SCHEMES,

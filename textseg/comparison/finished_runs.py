@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from textseg.errors import RunError, TextsegError
+from textseg.metrics.named import MetricFacts, metric_named
 from textseg.metrics.scores import Mark, Score, read_scores
 from textseg.metrics.window_scores import WindowScore, read_window_scores
 from textseg.runs.folder import RunFolder, flat
 from textseg.system import yaml_text
 from textseg.system.commands import evaluate
+from textseg.system.own_files import damaged
 
 ORACLE, SIMULATED, PERSON, REPORT = "ground_truth", "simulated", "interactive", "report"
 # The keys that may differ between runs of a group. `split` contains the fold; comparability.py compares the rest of it.
@@ -69,7 +73,31 @@ class Run:
         value: Any = self.facts
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
-        return sorted(value) if keys[-1] == "metrics" and isinstance(value, list) else value
+        return sorted(value, key=str) if keys[-1] == "metrics" and isinstance(value, list) else value
+
+    def metric(self, name: str) -> MetricFacts:
+        """Return the facts about a metric from run.json, or else from an installed metric of that name.
+
+        Raises RunError if they are damaged, or if nobody knows the metric.
+        """
+        again = f"Evaluate the run again: {evaluate(self.folder)}"
+        recorded = self.value("metrics", name)
+        if recorded is not None:
+            try:
+                facts: MetricFacts = TypeAdapter(MetricFacts).validate_python(recorded)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                reason = ": ".join((*map(str, first["loc"]), first["msg"]))
+                raise damaged(RunFolder(self.folder).record, f"metrics: {name}: {reason}", again) from None
+            return facts
+        unit = next((row.unit for row in self.scores if row.metric == name), "")
+        try:
+            return metric_named(name).facts(unit)
+        except TextsegError:
+            raise RunError(
+                f"'{self.folder}': its run.json does not say if a high or a low '{name}' is better, and no metric of "
+                f"that name is installed. {again}"
+            ) from None
 
 
 @dataclass(frozen=True)

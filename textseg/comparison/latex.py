@@ -7,10 +7,18 @@ from collections.abc import Sequence
 
 from textseg.comparison.leaderboard import Leaderboard, Table, prompts_of
 from textseg.comparison.published import PublishedRow
-from textseg.comparison.sections import cost_cells, further_titles, interval_of, mark, picks, title_of, with_unit
+from textseg.comparison.sections import (
+    cost_cells,
+    further_titles,
+    interval_of,
+    mark,
+    own_metrics,
+    picks,
+    title_of,
+    with_unit,
+)
 from textseg.drawing.tables import format_interval, format_value
 from textseg.metrics.aggregation import Aggregate
-from textseg.metrics.definitions import lower_is_better
 from textseg.system.messages import counted
 
 _SPECIAL = {
@@ -35,9 +43,9 @@ _APART = {
 def as_latex(board: Leaderboard) -> str:
     """Return one table, which needs the package booktabs: ranked runs, oracles and published results, each set apart.
 
-    A distance stands twice: as published, and over what every run of the table found.
+    A metric that is undefined for a miss stands twice: as published, and over what every run of the table found.
     """
-    columns = [(m, a) for m in board.metrics for a in _aggregates(m)]
+    columns = [(m, a) for m in board.metrics for a in _aggregates(board, m)]
     further = [f"{escape(title)} $\\uparrow$" for title in further_titles(board)]
     header = [
         "Method",
@@ -74,12 +82,12 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in " ".join(text.split()))
 
 
-def _aggregates(metric: str) -> Sequence[Aggregate]:
-    return ("as_published", "common") if lower_is_better(metric) else ("as_published",)
+def _aggregates(board: Leaderboard, metric: str) -> Sequence[Aggregate]:
+    return ("as_published", "common") if board.facts[metric].missed is None else ("as_published",)
 
 
 def _heading(board: Leaderboard, metric: str, aggregate: Aggregate) -> str:
-    arrow = r"$\downarrow$" if lower_is_better(metric) else r"$\uparrow$"
+    arrow = r"$\downarrow$" if board.lower(metric) else r"$\uparrow$"
     suffix = ", common" if aggregate == "common" else ""
     return f"{escape(title_of(board, metric))}{suffix} {arrow}"
 
@@ -125,5 +133,6 @@ def _caption(board: Leaderboard) -> str:
         f"{settings.get('dataset')}: means over {sizes}, {protocol}; 95 % intervals (BCa bootstrap over patients). "
         "A missed structure is 0 in a ratio and left out of a distance; common: over what every run found."
     )
+    caption = " ".join([caption, *own_metrics(board)])
     marked = "".join(f"\\textbf{{{escape(line)}}} " for line in mark(board)[:1])
     return f"{marked}{escape(caption)}"

@@ -32,7 +32,7 @@ from textseg.metrics.aggregation import (
     spread,
     structure_means,
 )
-from textseg.metrics.definitions import lower_is_better
+from textseg.metrics.named import DICE, MetricFacts
 from textseg.metrics.scores import Mean
 from textseg.metrics.statistics import Floats, Interval, macro_mean, macro_mean_interval
 from textseg.metrics.window_scores import WindowMeans, summarise_windows
@@ -144,6 +144,7 @@ class Leaderboard:
 
     tables: Sequence[Table]
     metrics: Sequence[str]  # the first is what rows are sorted by
+    facts: Mapping[str, MetricFacts]  # of each metric, from the first run
     scopes: Mapping[str, Scope]
     structures: Sequence[str]
     rare: Mapping[str, tuple[int, int]]  # structures seldom shown: in how many cases of how many
@@ -165,6 +166,10 @@ class Leaderboard:
         """Return True if a method of any table was probed."""
         return any(table.has_obedience for table in self.tables)
 
+    def lower(self, metric: str) -> bool:
+        """Return True if a low value of a metric is better."""
+        return not self.facts[metric].higher_is_better
+
     @property
     def unit(self) -> Mapping[str, str]:
         """Return the unit of each metric in the first row."""
@@ -182,7 +187,8 @@ def make_leaderboard(
     """Return means over the structures in the training data of every run; raises RunError where there is none."""
     structures = _structures(compared)
     runs = [run for finished in compared for run in finished.runs]
-    metrics = _metrics(compared)
+    facts = _metrics(compared)
+    metrics = list(facts)
     scores = arrays([(str(run.folder), run.scores) for run in runs], structures, metrics)
     shown = frequencies(scores)
     rare = {name: counts for name, counts in shown.items() if counts[0] < rare_share * counts[1]}
@@ -194,11 +200,12 @@ def make_leaderboard(
         members = [finished for finished in compared if (finished.mark or "ranked") == kind]
         if members:
             indices = [[position[id(run)] for run in finished.runs] for finished in members]
-            tables.append(_table(kind, members, indices, scores, scopes))
+            tables.append(_table(kind, members, indices, scores, scopes, facts))
     first = runs[0]
     return Leaderboard(
         tables=tables,
         metrics=metrics,
+        facts=facts,
         scopes=scopes,
         structures=structures,
         rare=rare,
@@ -220,13 +227,18 @@ def _structures(compared: Sequence[FinishedRuns]) -> list[str]:
     return common
 
 
-def _metrics(compared: Sequence[FinishedRuns]) -> list[str]:
-    """Return the metrics that every run has, DSC first, in the order of the first run. Raises RunError without any."""
+def _metrics(compared: Sequence[FinishedRuns]) -> dict[str, MetricFacts]:
+    """Return the metrics that every run has, DSC first, then those of which a high value is better.
+
+    Apart from that they are in the order of the first run. Raises RunError without any.
+    """
     each = [dict.fromkeys(row.metric for row in run.scores) for finished in compared for run in finished.runs]
     shared = [metric for metric in each[0] if all(metric in metrics for metrics in each)]
     if not shared:
         raise RunError(f"These runs share no metric; the first has {', '.join(each[0])}.")
-    return sorted(shared, key=lambda metric: (metric != "dsc", lower_is_better(metric)))
+    facts = {metric: compared[0].first.metric(metric) for metric in shared}
+    order = sorted(facts, key=lambda metric: (metric != DICE.name, not facts[metric].higher_is_better))
+    return {metric: facts[metric] for metric in order}
 
 
 def _groups(compared: Sequence[FinishedRuns], structures: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -253,6 +265,7 @@ def _table(
     indices: Sequence[Sequence[int]],
     scores: ScoreArrays,
     scopes: Mapping[str, Scope],
+    facts: Mapping[str, MetricFacts],
 ) -> Table:
     values = aggregated(scores, indices)
     labels = labels_of(compared)
@@ -265,7 +278,7 @@ def _table(
         }
         for finished, runs in zip(compared, indices, strict=True)
     ]
-    ranks = {a: {m: _ranks([numbers[STRUCTURES, a, m] for numbers in means], m) for m in scores.metrics}
+    ranks = {a: {m: _ranks([numbers[STRUCTURES, a, m] for numbers in means], facts[m]) for m in scores.metrics}
              for a in AGGREGATES}  # fmt: skip
     main = scores.metrics[0]
     rows, sums = [], []
@@ -294,7 +307,7 @@ def _table(
     tested, ranked = {}, {}
     if kind == "ranked" and len(rows) > 1:
         for m in scores.metrics:
-            lower = lower_is_better(m)
+            lower = not facts[m].higher_is_better
             by_patient = {row.label: row.by_patient["penalised"][m] for row in rows}
             tested[m] = differences(by_patient, m, lower_is_better=lower)
             by_label = {row.label: of_row[m] for row, of_row in zip(rows, sums, strict=True)}
@@ -359,9 +372,9 @@ def _number(
     )
 
 
-def _ranks(numbers: Sequence[Number], metric: str) -> list[int]:
+def _ranks(numbers: Sequence[Number], facts: MetricFacts) -> list[int]:
     """Return the rank of each row by one metric; equal values (to twelve digits) share the better rank."""
-    sign = 1 if lower_is_better(metric) else -1
+    sign = -1 if facts.higher_is_better else 1
     keys = [np.inf if np.isnan(number.value) else round(sign * number.value, 12) for number in numbers]
     return [1 + sum(rival < key for rival in keys) for key in keys]
 

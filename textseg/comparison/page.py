@@ -27,7 +27,6 @@ from textseg.drawing.side_by_side import SharedSlice, best_median_worst, shared_
 from textseg.drawing.tables import format_value
 from textseg.errors import DataError, RunError
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
-from textseg.metrics.definitions import METRICS, lower_is_better
 from textseg.metrics.statistics import DRAWS, small_sample_warning
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import KeptPredictions, read_kept
@@ -46,7 +45,7 @@ def as_html(board: Leaderboard) -> str:
 
     def means_of_structures(metric: str, aggregate: Aggregate) -> Markup:
         means = [row.by_structure[aggregate][metric] for row in rows.values()]
-        return heat_map(list(rows), means, board.structures, lower=lower_is_better(metric))
+        return heat_map(list(rows), means, board.structures, lower=board.lower(metric))
 
     def case_strips(metric: str, aggregate: Aggregate) -> Markup:
         cases = [Strip(label, row.by_case[aggregate][metric], board.cases) for label, row in rows.items()]
@@ -58,7 +57,7 @@ def as_html(board: Leaderboard) -> str:
 
     def matrix(table: Table, metric: str) -> Markup:
         methods, pairs = [row.label for row in table.rows], table.differences[metric]
-        return significance_matrix(methods, pairs, board.unit[metric], lower=lower_is_better(metric))
+        return significance_matrix(methods, pairs, board.unit[metric], lower=board.lower(metric))
 
     return render(
         "leaderboard.html.j2",
@@ -72,7 +71,7 @@ def as_html(board: Leaderboard) -> str:
         patients_apart=len(board.patients) != len(board.cases)
         or any(len(row.finished.runs) > 1 for row in rows.values()),
         aggregate_choices=[(name, name.replace("_", " "), DEFINITIONS[name]) for name in AGGREGATES],
-        metric_choices=[(metric, title_of(board, metric), METRICS.get(metric, "")) for metric in board.metrics],
+        metric_choices=[(metric, title_of(board, metric), board.facts[metric].definition) for metric in board.metrics],
         columns_of=lambda table: _columns(board, table),
         picks_of=lambda table, aggregate: {m: picks(board, table, m, aggregate) for m in board.metrics},
         further_of=lambda table, row: row.further(table),
@@ -104,7 +103,7 @@ def _warnings(board: Leaderboard) -> list[tuple[str, str]]:
 def _columns(board: Leaderboard, table: Table) -> list[tuple[str, str]]:
     """Return the heading of each column, and the order in which it is sorted first."""
     costs = ("M parameters", "G mult.-acc.", "ms per slice", "peak MiB")
-    titles = {title_of(board, m): "ascending" if lower_is_better(m) else "descending" for m in board.metrics}
+    titles = {title_of(board, m): "ascending" if board.lower(m) else "descending" for m in board.metrics}
     titles |= dict.fromkeys(further_titles(table), "descending")
     names = ["method", *["rank"] * table.ranked, *titles, "missed", "spurious", "prompts", *costs]
     return [(name, titles.get(name, "ascending")) for name in names]
@@ -132,7 +131,7 @@ def _typical(board: Leaderboard, rows: Mapping[str, Row]) -> dict[str, str]:
     """Return the cases to show and what they are, by the first metric, penalised, where every method has a value."""
     metric = board.metrics[0]
     values = np.array([row.by_case["penalised"][metric] for row in rows.values()])
-    sign = -1 if lower_is_better(metric) else 1
+    sign = -1 if board.lower(metric) else 1
     means = sign * values.mean(axis=0)  # NaN where a method has none
     return best_median_worst({case: float(m) for case, m in zip(board.cases, means, strict=True) if not np.isnan(m)})
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from textseg.errors import RunError, suggestion
+from textseg.errors import RunError, TextsegError, suggestion
 from textseg.hookspecs import PublishedMethod, PublishedTable
-from textseg.metrics.definitions import lower_is_better
+from textseg.metrics.named import metric_named
 from textseg.registry.discovery import installed_registry
 
 ROUNDING = 0.0101  # two decimals in each value and in the printed mean
@@ -129,7 +129,15 @@ def _average(values: Sequence[float]) -> float:
 def ranks(means: Sequence[PublishedMean], aggregate: str) -> dict[str, int]:
     """Return the rank of each method by one aggregate of one metric, 1 the best; equal values share the better rank."""
     values = {mean.method: getattr(mean, aggregate) for mean in means}
-    sign = 1 if lower_is_better(means[0].metric) else -1
+    sign = 1 if _lower_is_better(means[0]) else -1
     return {
         method: 1 + sum(sign * rival < sign * value for rival in values.values()) for method, value in values.items()
     }
+
+
+def _lower_is_better(mean: PublishedMean) -> bool:
+    """Return what the installed metric of that name says, or else True for a length."""
+    try:
+        return not metric_named(mean.metric).metric.higher_is_better
+    except TextsegError:
+        return mean.unit in ("mm", "pixel")

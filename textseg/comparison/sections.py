@@ -24,7 +24,7 @@ from textseg.hookspecs import PublishedTable
 from textseg.levels.level_naming import POLICY as NAMES_POLICY
 from textseg.levels.obedience import POLICY as OBEDIENCE_POLICY
 from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
-from textseg.metrics.definitions import POLICY, lower_is_better
+from textseg.metrics.definitions import POLICY
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
 from textseg.system.messages import counted
@@ -103,10 +103,10 @@ def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
 
 
 def _short_metrics(board: Leaderboard) -> list[str]:
-    """Return the metric that ranks, and HD95 or else the first distance."""
+    """Return the metric that ranks, and HD95 or else the first metric that leaves missed structures out."""
     first = board.metrics[0]
-    distances = sorted((m for m in board.metrics if lower_is_better(m) and m != first), key=lambda m: m != "hd95")
-    return [first, *distances[:1]]
+    undefined = [metric for metric in board.metrics[1:] if board.facts[metric].missed is None]
+    return [first, *sorted(undefined, key=lambda metric: metric != "hd95")[:1]]
 
 
 def _shared_repeat(board: Leaderboard) -> tuple[str, Callable[[str], str]]:
@@ -128,7 +128,8 @@ def reading(board: Leaderboard) -> Iterator[str]:
     first, *distance = _short_metrics(board)
     sizes = f"{counted(len(board.structures), 'structure')} and {counted(len(board.patients), 'test patient')}"
     title = title_of(board, first).partition(" (")[0]
-    misses = "its worst value" if lower_is_better(first) else "0"
+    missed = board.facts[first].missed
+    misses = "its worst value" if missed is None else f"{missed:g}"
     line = f"Means over {sizes}. Ranks are by {title}, where a missed structure counts as {misses}."
     if distance:
         distance_title = title_of(board, distance[0]).partition(" (")[0]
@@ -242,7 +243,7 @@ def picks(board: Leaderboard, table: Table, metric: str, aggregate: Aggregate = 
     if not table.ranked or board.mismatches:
         return [], []
     values = [format_value(row.number(metric, aggregate).value, board.unit[metric]) for row in table.rows]
-    return picked(values, lower=lower_is_better(metric))
+    return picked(values, lower=board.lower(metric))
 
 
 def _picked_cells(
@@ -457,4 +458,16 @@ def notes(board: Leaderboard) -> list[str]:
         f"in {settings.get('space')} space; distances in {settings.get('unit')}."
     )
     intervals = f"Intervals: 95 %, bias-corrected and accelerated bootstrap of {DRAWS} draws over patients."
-    return [means, POLICY, intervals, *filter(None, [small_sample_warning(patients)])]
+    return [means, POLICY, *own_metrics(board), intervals, *filter(None, [small_sample_warning(patients)])]
+
+
+def own_metrics(board: Leaderboard) -> Iterator[str]:
+    """Yield the definition of each metric that another distribution brings."""
+    for metric, facts in board.facts.items():
+        if facts.distribution not in ("", "textseg"):
+            better = "higher" if facts.higher_is_better else "lower"
+            miss = "left out of the mean" if facts.missed is None else f"{facts.missed:g}"
+            yield (
+                f"{metric_title(metric, facts.unit)}, of {facts.distribution} {facts.version}: "
+                f"{facts.definition.rstrip('.')}. The {better}, the better; a missed or spurious structure is {miss}."
+            )

@@ -23,6 +23,7 @@ from textseg.inference.slices import CasePrediction, predict_case, slice_logits
 from textseg.inference.structure_finder import prompted_slices
 from textseg.levels.level_naming import LevelNaming, compare_names
 from textseg.metrics.definitions import score
+from textseg.metrics.named import DICE
 from textseg.metrics.scores import Score, StatedSource, summarise
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.schema import AugmentationSettings, Recipe
@@ -126,7 +127,9 @@ def evaluate(
         on_case: a function that is called with each result, so that a caller can save predictions.
     """
     result = EvaluationResult(stated_source(source, named))
-    metrics = experiment.recipe.evaluation.metrics
+    names = [metric.name for metric in experiment.metrics]
+    # Examples are ranked by DSC, so it is computed even where the recipe does not ask for it.
+    scored = list({DICE.name: DICE, **{metric.name: metric for metric in experiment.metrics}}.values())
     segmenter.eval()
 
     def evaluated(prepared: PreparedCase) -> CaseResult:
@@ -134,13 +137,12 @@ def evaluate(
         assert prediction.native is not None
         # The annotation is decoded here, once: scores, level names, the example and the geometry come from it.
         reference, geometry = prepared.native_mask(experiment.dataset.label_map(prepared.case))
-        # Examples are ranked by DSC, so it is computed even where the recipe does not ask for it.
-        scored, prompts = ("dsc", *metrics), result.prompts or "none"
+        prompts = result.prompts or "none"
         if source == "report" and visibility is not None:
             prompts = visibility.source  # a case without a report got the template
         rows, merged = score_case(experiment, prepared, prediction, reference, source=prompts, metrics=scored)
         maps, _ = compared_maps(experiment, prepared, prediction, reference)
-        dsc = [row.value for row in rows if row.metric == "dsc" and row.status in ("ok", "missed")]
+        dsc = [row.value for row in rows if row.metric == DICE.name and row.status in ("ok", "missed")]
         index = fullest_slice(reference)
         mean = float(np.mean(dsc)) if dsc else 0.0
         return CaseResult(
@@ -153,8 +155,8 @@ def evaluate(
             ),
             visibility=visibility,
             naming=compare_names(*maps, experiment.atlas),
-            scores=[row for row in rows if row.metric in metrics],
-            group_scores=[row for row in merged if row.metric in metrics],
+            scores=[row for row in rows if row.metric in names],
+            group_scores=[row for row in merged if row.metric in names],
         )
 
     for case in distributed.in_turns(experiment.cases["test"], evaluated):
@@ -252,7 +254,7 @@ def validate(
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
         maps = prediction.prepared, np.asarray(prepared.mask)
-        result = score(*maps, spacing=prepared.spacing_mm, structures=shown, metrics=["dsc"])
+        result = score(*maps, spacing=prepared.spacing_mm, structures=shown, metrics=[DICE])
         return {experiment.atlas.names[i - 1]: values.values["dsc"] for i, values in result.items()}, prediction
 
     for prepared, (dsc, prediction) in zip(cases, distributed.in_turns(cases, validated), strict=True):
@@ -315,7 +317,7 @@ def _window_scores(
         prediction = torch.cat([highest(batch.unbind(1))[1].cpu() for batch in logits]).numpy()
         # A structure between the first and the last one may be missing; it has no DSC.
         indices = [index for index in (atlas[name].index for name in named) if after[index]]
-        result = score(prediction, labels.numpy(), spacing=(1.0, 1.0, 1.0), structures=indices, metrics=["dsc"])
+        result = score(prediction, labels.numpy(), spacing=(1.0, 1.0, 1.0), structures=indices, metrics=[DICE])
         scores += [(atlas.names[index - 1], values.values["dsc"]) for index, values in result.items()]
     return scores
 

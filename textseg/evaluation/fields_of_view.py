@@ -23,6 +23,7 @@ from textseg.inference.trained_model import EncodedTexts
 from textseg.levels.level_naming import compare_names
 from textseg.levels.obedience import obedience, shows_landmark
 from textseg.metrics.definitions import score
+from textseg.metrics.named import DICE
 from textseg.metrics.window_scores import MOVED, PLACES, StatedBy, WindowScore
 from textseg.models.segmenter import Segmenter
 from textseg.runs.experiment import Experiment
@@ -241,7 +242,7 @@ def _score(
             )
 
         spacing_mm = prepared.native_spacing_mm
-        scores = score(prediction, cut.reference, spacing=spacing_mm, structures=labels, metrics=["dsc"])
+        scores = score(prediction, cut.reference, spacing=spacing_mm, structures=labels, metrics=[DICE])
         rows += [row(atlas.names[label - 1], "dsc", scores[label].values["dsc"]) for label in labels]
         naming = compare_names(prediction, cut.reference, atlas)
         rows += [row("", "dsc_without_names", naming.dsc_without_names), row("", "level_shift", float(naming.shift))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from textseg.inference.files import find_inputs
 from textseg.levels.level_naming import LevelNaming, compare_names, write_level_naming
 from textseg.levels.obedience import ComparedPicture, as_json, obedience, shows_landmark, write_obedience
 from textseg.metrics.definitions import fastest_kernel
+from textseg.metrics.named import build_metrics
 from textseg.metrics.scores import Score, write_scores
 from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.folder import RunFolder
@@ -63,6 +64,7 @@ def evaluate_masks(
     folder = RunFolder(output)
     if folder.record.exists() and not folder.read().get("predictions"):
         raise DataError(f"'{output}' is the folder of a run. Name another one.")
+    metrics = build_metrics(settings.metrics, dimensions=3 if settings.per == "volume" else 2)
     cases, files, extra = _choose(predictions, dataset, patients)
     missing = [case.id for case in cases if _key(case.id) not in files]
     scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
@@ -79,7 +81,7 @@ def evaluate_masks(
                 failed[case.id] = one_line(error, f"'{path or case.mask}' can't be scored")
                 continue
             keep(case, prediction, labels.geometry, dataset.label_map(case))
-            maps, spacing, metrics = (prediction, reference), labels.spacing_mm, settings.metrics
+            maps, spacing = (prediction, reference), labels.spacing_mm
             rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source="none", metrics=metrics)
             scores += rows
             group_scores += merged
@@ -104,6 +106,7 @@ def evaluate_masks(
         hashes={"data": content_hash(contents), "split": split, "preparation": "none: masks of another tool"},
         evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
         obedience=as_json(compared) if compared else None,
+        metrics={metric.name: asdict(metric.facts(settings.unit)) for metric in metrics},
         metrics_kernel=fastest_kernel(),
         enumeration=write_level_naming(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],

@@ -20,6 +20,7 @@ from textseg.inference.slices import predict_case
 from textseg.inference.structure_finder import prompted_slices
 from textseg.inference.trained_model import EncodedTexts
 from textseg.levels.obedience import ComparedPicture, obedience, shows_landmark
+from textseg.metrics.named import DICE
 from textseg.metrics.scores import Score
 from textseg.metrics.statistics import Interval, macro_mean_interval
 from textseg.metrics.window_scores import MOVED as MOVED_BY
@@ -84,7 +85,7 @@ def probe(experiment: Experiment, segmenter: Segmenter, device: torch.device) ->
                 size, native = experiment.recipe.training.batch_size, experiment.recipe.evaluation.space == "native"
                 prediction = predict_case(segmenter, prepared, slices, device=device, batch_size=size, native=native)
                 label = condition.label
-                rows, _ = score_case(experiment, prepared, prediction, reference, source=label, metrics=("dsc",))
+                rows, _ = score_case(experiment, prepared, prediction, reference, source=label, metrics=(DICE,))
                 result.scores[condition.name] += rows
                 if condition.name in (RIGHT, *MOVED):
                     compared[condition.name], _ = compared_maps(experiment, prepared, prediction, reference)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from textseg.contracts import Atlas, Case
 from textseg.data.preparation import PreparedCase
 from textseg.inference.slices import CasePrediction
-from textseg.metrics.definitions import RATIOS, score, worst_value
+from textseg.metrics.definitions import score
+from textseg.metrics.named import NamedMetric
 from textseg.metrics.scores import Score
 from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.experiment import Experiment
@@ -37,7 +38,7 @@ def score_case(
     reference: NDArray[np.uint8],
     *,
     source: str,
-    metrics: Sequence[str],
+    metrics: Sequence[NamedMetric],
 ) -> tuple[list[Score], list[Score]]:
     """Return the scores of a case and of its groups, by the protocol of the recipe; see `score_maps`."""
     settings, atlas = experiment.recipe.evaluation, experiment.atlas
@@ -53,7 +54,7 @@ def score_maps(
     spacing_mm: tuple[float, float, float],
     *,
     source: str,
-    metrics: Sequence[str],
+    metrics: Sequence[NamedMetric],
 ) -> tuple[list[Score], list[Score]]:
     """Return rows of scores for the structures of two label maps, and for the groups of the atlas.
 
@@ -64,18 +65,30 @@ def score_maps(
         maps: predicted and reference class indices, each [S, H, W].
         spacing_mm: the distances of slices, rows and columns.
         source: the source of the prompts, which each score states.
-        metrics: the names of the metrics.
+        metrics: from `textseg.metrics.build_metrics`.
+
+    Raises PluginError for a metric that fails, with the case and the structure.
     """
     spacing = (1.0, 1.0, 1.0) if settings.unit == "pixel" else spacing_mm
 
     def rows(atlas: Atlas, *maps: NDArray[Any]) -> Iterator[Score]:
         parts: Iterable[tuple[int | None, tuple[NDArray[Any], ...]]]
         parts = [(None, maps)] if settings.per == "volume" else enumerate(zip(*maps, strict=True))
-        protocol: dict[str, Any] = {"metrics": metrics, "tolerance": settings.tolerance}
         labels = [structure.index for structure in atlas.structures]
         for index, (prediction, reference) in parts:
-            distances = spacing[-prediction.ndim :]
-            result = score(prediction, reference, spacing=distances, structures=labels, **protocol)
+            steps, steps_mm = spacing[-prediction.ndim :], spacing_mm[-prediction.ndim :]
+            scored = f"case '{case.id}'{'' if index is None else f', slice {index}'}"
+            result = score(
+                prediction,
+                reference,
+                spacing=steps,
+                structures=labels,
+                metrics=metrics,
+                spacing_mm=steps_mm,
+                where=lambda label, scored=scored: f"'{atlas.names[label - 1]}' of {scored}",  # type: ignore[misc]
+            )
+            worst = {metric.name: metric.worst(prediction.shape, steps) for metric in metrics}
+            units = {metric.name: metric.unit(settings.unit) for metric in metrics}
             for structure in atlas.structures:
                 for metric, value in result[structure.index].values.items():
                     yield Score(
@@ -84,10 +97,10 @@ def score_maps(
                         slice=index,
                         structure=structure.name,
                         metric=metric,
-                        unit="" if metric in RATIOS else settings.unit,
+                        unit=units[metric],
                         space=settings.space,
                         value=value,
-                        worst=worst_value(metric, prediction.shape, distances),
+                        worst=worst[metric],
                         status=result[structure.index].status,
                         prompt_source=source,
                     )

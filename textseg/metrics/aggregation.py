@@ -25,11 +25,12 @@ AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 DEFINITIONS: Mapping[Aggregate, str] = {
     "as_published": (
         "each method over what it found, as most papers have it: a missed or spurious structure is 0 in a ratio and "
-        "left out of a distance"
+        "left out of a distance, unless its metric says otherwise"
     ),
     "common": "over the structures in their cases that every run of the table found",
     "penalised": (
-        "a missed or spurious structure counts with the worst value: 0 for a ratio, the image's diagonal for a distance"
+        "a missed or spurious structure counts with the worst value: 0 for a ratio, the image's diagonal for a "
+        "distance, unless its metric says otherwise"
     ),
 }
 

@@ -1,63 +1,34 @@
-"""Scores of a segmentation, structure by structure: plain functions, one definition each, one policy.
+"""Scores of a segmentation, structure by structure, by one policy.
 
-Definitions follow medpy 0.5.2 with connectivity 1, so that numbers compare with papers that used it. Distances run
-between the centres of border voxels: voxels of the structure with a face neighbour outside it; what lies beyond the
-edge of the image is outside.
+The voxels and the distances between borders that metrics read are computed once for all of them. Each
+metric is a component, and most of them are in a plug-in.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
 
-from textseg.errors import DataError, RecipeError, suggestion
+from textseg.errors import DataError
 from textseg.metrics import surfaces as borders
+from textseg.metrics.named import NamedMetric, Pair, metric_named
 from textseg.metrics.surfaces import Array
 
 Status = Literal["ok", "missed", "spurious", "absent"]
 Kernel = Literal["numpy", "numba"]  # what compares two label maps: `borders`, or `compiled_borders`
 
-METRICS = {
-    "dsc": "Dice similarity coefficient: twice the common voxels over the sum of both sides' voxels; 1 is best.",
-    "jaccard": "Jaccard index: the common voxels over those of either side; 1 is best.",
-    "hd95": (
-        "95 % Hausdorff distance: one 95th percentile (linear interpolation) over the pooled distances from each "
-        "predicted border voxel to the nearest reference border voxel and the other way round; 0 is best."
-    ),
-    "hd95_directed_max": (
-        "The larger of the two directed 95 % Hausdorff distances, as MONAI and surface-distance define HD95: the 95th "
-        "percentile of the distances from the prediction, or of those from the reference; 0 is best."
-    ),
-    "asd": "Average surface distance: mean distance from the predicted to the reference border only; 0 is best.",
-    "asd_reverse": "Average surface distance the other way: mean distance from the reference to the predicted border.",
-    "assd": (
-        "Average symmetric surface distance: mean over the pooled distances of both directions, each border voxel "
-        "counted once; 0 is best."
-    ),
-    "nsd": (
-        "Normalised surface Dice: the share of the border voxels of both sides within `tolerance` of the other "
-        "border; 1 is best. Voxels count alike, where surface-distance weighs them by the area of the surface."
-    ),
-}
-RATIOS = frozenset({"dsc", "jaccard", "nsd"})  # from 0 to 1 and without a unit; the others are distances
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return True for a distance, False for a ratio."""
-    return metric not in RATIOS
-
-
 POLICY = (
     "A structure is 'ok' where prediction and reference both contain it: all metrics are computed. 'missed' (in the "
-    "reference only) and 'spurious' (in the prediction only): DSC, Jaccard and NSD are 0, distances are undefined "
-    "(NaN), left out of their means and counted beside the table. 'absent' (in neither): every metric is undefined "
-    "(NaN) and left out."
+    "reference only) and 'spurious' (in the prediction only): a metric has the value that it defines for a miss, 0 for "
+    "DSC, Jaccard and NSD; distances define none, so they are undefined (NaN), left out of their means and counted "
+    "beside the table. 'absent' (in neither): every metric is undefined (NaN) and left out."
 )
 
 
@@ -75,23 +46,27 @@ def score(
     *,
     spacing: Sequence[float],
     structures: Sequence[int],
-    metrics: Sequence[str],
-    tolerance: float | None = None,
+    metrics: Sequence[str | NamedMetric],
+    spacing_mm: Sequence[float] | None = None,
+    where: Callable[[int], str] = "label {}".format,
     kernel: Kernel | None = None,
 ) -> dict[int, StructureScore]:
     """Scores of the labels `structures` in two label maps [H, W] or [S, H, W].
 
-    `spacing` has one entry per axis, in mm; with ones, distances are in pixels. `metrics` are names in `METRICS`;
-    `tolerance` of "nsd" is in the unit of the spacing. `kernel` is the fastest that is installed unless it is named;
-    both give the same numbers.
-    Raises DataError where the label maps differ in shape, RecipeError for an unknown metric, ValueError for labels
-    that are no non-negative integers or a spacing that doesn't fit.
+    Args:
+        prediction: non-negative integers.
+        reference: of the same shape.
+        spacing: one entry for each axis, in mm; with ones, lengths are in pixels.
+        structures: labels.
+        metrics: installed metrics by name, with their default settings, or those that `build_metrics` gives.
+        spacing_mm: for metrics with a unit of their own, if `spacing` is in pixels.
+        where: the name of a label in messages.
+        kernel: the fastest that is installed unless it is named; both give the same numbers.
+
+    Raises DataError where the label maps differ in shape, PluginError for a metric that is missing or broken,
+    ValueError for labels that are no non-negative integers or a spacing that doesn't fit.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise RecipeError(f"There is no metric '{name}'.{suggestion(name, METRICS)}")
-    if "nsd" in metrics and tolerance is None:
-        raise ValueError("The normalised surface Dice needs a tolerance.")
+    chosen = [metric_named(metric) if isinstance(metric, str) else metric for metric in metrics]
     prediction, reference = _labels(prediction), _labels(reference)
     if prediction.shape != reference.shape:
         raise DataError(
@@ -101,22 +76,29 @@ def score(
     if len(spacing) != prediction.ndim or not all(0 < distance < np.inf for distance in spacing):
         raise ValueError(f"A spacing of {prediction.ndim} positive numbers is needed, not {tuple(spacing)}.")
 
-    measured = any(name in _DISTANCES or name == "nsd" for name in metrics)
+    measured = any(metric.form == "distances" for metric in chosen)
     compare = _compare(kernel or fastest_kernel())
     comparison = compare(prediction, reference, structures=structures, spacing=spacing if measured else None)
-    distances = comparison.distances
+    steps, steps_mm = tuple(spacing), tuple(spacing if spacing_mm is None else spacing_mm)
     scores = {}
     for label in structures:
         a, b, c = int(comparison.predicted[label]), int(comparison.expected[label]), int(comparison.common[label])
-        known = {"dsc": 2 * c / (a + b), "jaccard": c / (a + b - c), "nsd": 0.0} if a + b else {}
-        if a and b and measured:
-            known |= {name: _DISTANCES[name](*distances[label]) for name in metrics if name in _DISTANCES}
-            if tolerance is not None:
-                known["nsd"] = float(np.mean(np.concatenate(distances[label]) <= tolerance))
-        values = {name: known.get(name, float("nan")) for name in metrics}
         status: Status = "ok" if a and b else "spurious" if a else "missed" if b else "absent"
+        if status == "ok":
+            masks = cache(partial(_masks, prediction, reference, label))
+            pair = Pair((a, b, c), comparison.distances.get(label), masks, steps, steps_mm)
+            values = {metric.name: metric.value(pair, where(label)) for metric in chosen}
+        else:
+            values = {metric.name: math.nan if status == "absent" else metric.missed for metric in chosen}
         scores[label] = StructureScore(status, values)
     return scores
+
+
+def _masks(prediction: Array, reference: Array, label: int) -> tuple[Array, Array]:
+    masks = prediction == label, reference == label
+    for mask in masks:
+        mask.flags.writeable = False  # all metrics read the same ones
+    return masks
 
 
 @cache
@@ -138,31 +120,6 @@ def _compare(kernel: Kernel) -> Callable[..., borders.Comparison]:
     from textseg.metrics import surfaces_numba as compiled_borders
 
     return compiled_borders.compare_labels
-
-
-def worst_value(metric: str, shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Return the value of a missed or spurious structure: 0, or the diagonal of the grid for a distance."""
-    sides = (np.asarray(shape, dtype=np.float64) - 1) * np.asarray(spacing, dtype=np.float64)
-    return float(np.sqrt((sides**2).sum())) if metric in _DISTANCES else 0.0
-
-
-# From the distances of the predicted border to the reference, and of the reference border to the prediction.
-_DISTANCES: dict[str, Callable[[Array, Array], float]] = {
-    "hd95": lambda there, back: _percentile_95(np.concatenate((there, back))),
-    "hd95_directed_max": lambda there, back: max(_percentile_95(there), _percentile_95(back)),
-    "asd": lambda there, back: float(there.mean()),
-    "asd_reverse": lambda there, back: float(back.mean()),
-    "assd": lambda there, back: float(np.concatenate((there, back)).mean()),
-}
-
-
-def _percentile_95(distances: Array) -> float:
-    """Return `np.percentile(distances, 95)`, several times as fast for the few values of a structure."""
-    position = 0.95 * (len(distances) - 1)
-    below = int(position)
-    above = min(below + 1, len(distances) - 1)
-    lower, upper = np.partition(distances, (below, above))[[below, above]]
-    return float(lower + (upper - lower) * (position - below))
 
 
 def _labels(labels: Array) -> Array:

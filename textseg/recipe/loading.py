@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.received import CONSENT, is_received, load_local_code, origin_of, refusal
-from textseg.recipe.schema import ComponentSpec, Recipe, written_out
+from textseg.recipe.schema import ComponentSpec, EvaluationSettings, Recipe, written_out
 from textseg.registry.component import canonical
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
@@ -74,6 +74,7 @@ def load_recipe(
         else:
             spec["use"] = name
 
+    _hand_down_tolerance(data, registry)
     mistakes += [mistake for mistake in _cross_mistakes(data, path.stem) if mistake[0] not in unresolved]
     resolved: Recipe | None = None
     try:
@@ -82,17 +83,10 @@ def load_recipe(
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
     left_out = load_local_code(path, registry, builds, trust_code=trust_code) if is_received(path) else set()
-    for at, kind, spec in _components(data):
-        if kind not in builds and kind not in TO_PREDICT:  # a model is used without what only its training needed
-            continue
-        if f"{kind} {spec['use']}" in left_out:
-            continue
-        inside = _component_mistakes(spec, kind, registry, path)
-        if isinstance(at_path(data, at), str):
-            at, inside = at[:-1], [((at[-1],), message) for _, message in inside]
-        elif spec["use"] == at[-1]:  # a term of a loss, which needs no key `use`
-            inside = [(() if inner == ("use",) else inner, message) for inner, message in inside]
-        mistakes += [((*at, *inner), message) for inner, message in inside if (*at, *inner) not in unresolved]
+    # A model is used without what only its training needed.
+    needed = [kind for kind in KINDS if kind in builds or kind in TO_PREDICT]
+    inside = _mistakes_inside(data, needed, registry, path, left_out)
+    mistakes += [mistake for mistake in inside if mistake[0] not in unresolved]
     for at, kind, spec in _components(data) if is_received(path) else ():
         if kind in builds and (reason := refusal(spec, path, trust_code=trust_code)):
             mistakes.append(((*at, CONSENT), reason))
@@ -124,6 +118,30 @@ def load_trained_recipe(
                 "textseg run."
             )
     return load_recipe(path, overrides, trust_code=trust_code, builds=builds)
+
+
+def evaluation_of(metrics: str, registry: Registry | None = None) -> EvaluationSettings:
+    """Return the default evaluation with metrics from the command line, such as "dsc,{use: nsd, tolerance: 2}".
+
+    Raises RecipeError with a line for each mistake.
+    """
+    data: dict[str, Any] = {}
+    try:
+        put(data, f"evaluation.metrics=[{metrics}]")
+    except ValueError as error:
+        raise RecipeError(f"--metrics {shortened(metrics)}: {error}") from None
+    settings, mistakes = EvaluationSettings(), list[Mistake]()
+    try:
+        settings = EvaluationSettings.model_validate_json(json.dumps(data["evaluation"]), strict=True)
+    except ValidationError as error:
+        mistakes += explain(error)
+    else:
+        mistakes += [
+            (at[1:], text) for at, text in _mistakes_inside(data, KINDS, registry or installed_registry(), TEXT)
+        ]
+    if mistakes:
+        raise RecipeError("\n".join(f"--metrics: {dotted(at)}: {message}" for at, message in mistakes))
+    return settings
 
 
 def dump(recipe: Recipe) -> str:
@@ -212,6 +230,38 @@ def _nodes(node: Any, key: KeyPath, at: KeyPath = ()) -> Iterator[tuple[KeyPath,
         inside = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
         if inside is not None:
             yield from _nodes(inside, key[1:], (*at, part))
+
+
+def _hand_down_tolerance(data: dict[str, Any], registry: Registry) -> None:
+    """Give `evaluation.tolerance` to each metric that has such a setting and no value for it."""
+    handed_down = False
+    for at, kind, spec in list(_components(data)):
+        if kind != "metric" or "tolerance" not in data["evaluation"]:
+            continue
+        try:
+            has_tolerance = "tolerance" in registry.component(kind, spec["use"]).settings()
+        except PluginError:
+            continue  # reported with the other mistakes
+        if has_tolerance:
+            at_path(data, at[:-1])[at[-1]] = {"tolerance": data["evaluation"]["tolerance"], **spec}
+            handed_down = True
+    if handed_down:
+        del data["evaluation"]["tolerance"]
+
+
+def _mistakes_inside(
+    data: dict[str, Any], kinds: Container[str], registry: Registry, path: Path, left_out: Container[str] = ()
+) -> Iterator[Mistake]:
+    """Yield the mistakes in components of some kinds: names that are not installed, and their settings.
+
+    The components `left_out`, such as "fusion mine", are not looked at.
+    """
+    for at, kind, spec in _components(data):
+        # A name alone, or a term of a loss, needs no key `use`.
+        bare = isinstance(at_path(data, at), str) or spec["use"] == at[-1]
+        read = kind in kinds and f"{kind} {spec['use']}" not in left_out
+        for inner, message in _component_mistakes(spec, kind, registry, path) if read else ():
+            yield at if bare and inner == ("use",) else (*at, *inner), message
 
 
 def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry, path: Path) -> list[Mistake]:

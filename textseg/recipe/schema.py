@@ -33,7 +33,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 SUMS = ("loss", "gradient")  # names of numbers of a step beside the terms of its loss
-Metric = Literal["dsc", "jaccard", "hd95", "hd95_directed_max", "asd", "asd_reverse", "assd", "nsd"]
 
 
 class _Section(BaseModel):
@@ -95,6 +94,17 @@ class TransformSpec(NamedComponent):
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
         return written
+
+
+class MetricSpec(NamedComponent):
+    """A metric; `column` is its name in tables if it differs from that of the component."""
+
+    column: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
+        kept = {key: value for key, value in handler(self).items() if value is not None}
+        return self.use if kept.keys() == {"use"} else kept
 
 
 class SplitSettings(_Section):
@@ -376,11 +386,12 @@ class TrainingSettings(_Section):
 class EvaluationSettings(_Section):
     """The evaluation: metrics, per slice or per volume, their grid and their unit."""
 
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("dsc", "jaccard", "hd95", "asd")
+    metrics: Annotated[tuple[MetricSpec, ...], Field(min_length=1)] = tuple(
+        MetricSpec(use=name) for name in ("dsc", "jaccard", "hd95", "asd")
+    )
     per: Literal["volume", "slice"] = "volume"
     space: Literal["native", "prepared"] = "native"
     unit: Literal["mm", "pixel"] = "mm"
-    tolerance: PositiveFloat | None = None  # of nsd, in the unit
     fields_of_view: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None  # shares of the rows of the file
 
     @field_validator("fields_of_view")
@@ -389,12 +400,6 @@ class EvaluationSettings(_Section):
         if fields_of_view and len(set(fields_of_view)) < len(fields_of_view):
             raise ValueError("a share is listed more than once. Keep one of each, such as [0.7, 0.5].")
         return fields_of_view
-
-    @model_validator(mode="after")
-    def _tolerance(self) -> Self:
-        if ("nsd" in self.metrics) != (self.tolerance is not None):
-            raise ValueError("'nsd' among the metrics and 'tolerance' (in the unit) go together: give both or neither.")
-        return self
 
 
 class Recipe(_Section):

@@ -140,6 +140,16 @@ _ROWS = (
         used_in="training",
     ),
     Kind(
+        "metric",
+        (),
+        "textseg.contracts:Metric",
+        "textseg.testing.metrics",
+        ("evaluation.metrics.*",),
+        "the score",
+        own_keys=("use", "column"),
+        used_in="evaluation",
+    ),
+    Kind(
         "logger",
         ("run", "step"),
         "textseg.contracts:Logger",

@@ -121,13 +121,14 @@ def _write_numbers(
     """Write the tables of an evaluation and its part of run.json; returns the record."""
     write_scores(target.scores, result.scores)
     write_scores(target.group_scores, result.group_scores)
-    trained = experiment.structures_in_training
+    settings, trained = experiment.recipe.evaluation, experiment.structures_in_training
     overall = summarise(result.scores, structures=trained).overall
     trained_by = folder.read()
     facts = {
         **trained_by,
         "scored_with": changed_facts(trained_by, experiment.component_facts()),
-        "evaluation": {**experiment.recipe.evaluation.model_dump(mode="json"), "prompts": result.prompts or "none"},
+        "evaluation": {**settings.model_dump(mode="json"), "prompts": result.prompts or "none"},
+        "metrics": {metric.name: asdict(metric.facts(settings.unit)) for metric in experiment.metrics},
         "metrics_kernel": fastest_kernel(),
         "structures_in_training": trained,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},

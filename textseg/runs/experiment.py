@@ -32,6 +32,7 @@ from textseg.data.slices import Slices, SliceStack
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
+from textseg.metrics.named import NamedMetric, build_metrics
 from textseg.models.losses import SegmentationTerms, segmentation_loss
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
 from textseg.recipe.loading import load_recipe, required_components, settings_with_training
@@ -123,6 +124,11 @@ class Experiment:
         if prompts is not None and text is not None:
             weights[f"text_encoder {prompts.text_encoder.name}"] = text.rows[0].encoder_fingerprint
         return component_facts(self.components, weights)
+
+    @cached_property
+    def metrics(self) -> tuple[NamedMetric, ...]:
+        """The metrics of the evaluation."""
+        return _metrics(self.recipe, self.registry)
 
     def run(self, folder: Path, record: Mapping[str, Any]) -> Run:
         """Return the `Run` of this experiment in a folder, for hooks."""
@@ -263,8 +269,13 @@ def build(
     return Experiment(recipe, registry, dataset, split, prepared, text, task, statements, reports)
 
 
+def _metrics(recipe: Recipe, registry: Registry) -> tuple[NamedMetric, ...]:
+    return build_metrics(recipe.evaluation.metrics, registry, dimensions=3 if recipe.evaluation.per == "volume" else 2)
+
+
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
-    """Raise RecipeError for mistakes in the parts of a recipe that can be detected without data."""
+    """Raise RecipeError or PluginError for mistakes in the parts of a recipe that can be detected without data."""
+    _metrics(recipe, registry)
     losses = [loss.name for loss in recipe.auxiliary_losses]
     if twice := sorted({name for name in losses if losses.count(name) > 1}):
         raise RecipeError(f"auxiliary_losses: {', '.join(twice)} is listed more than once. Keep one of each.")
