@@ -1,5 +1,5 @@
-"""Time of `textseg --help` relative to a typer program that only prints its help, and time of listing
-components with 200 more plug-ins relative to an idle interpreter.
+"""Time of `textseg --help`, also with 200 more plug-ins, relative to a typer program that only prints its help, and
+time of listing components with these plug-ins relative to an idle interpreter.
 
 Run: `python benchmarks/start_up.py`; with `--first-step`, the time until `textseg run recipes/quickstart.yaml` takes
 its first training step (data and text cached), beside importing torch and Lightning and building the model.
@@ -35,6 +35,7 @@ def textseg_register(register):
     register.network("network_{index}", "crowd_{index}.network:Network")
 """
 CROWD = 200
+WITH_COMMAND = 10  # one plug-in in ten brings a command
 
 
 def seconds(command: list[str], byte_code: Path, path: str = "", **environment: str) -> tuple[float, float]:
@@ -53,14 +54,15 @@ def seconds(command: list[str], byte_code: Path, path: str = "", **environment: 
 
 
 def install(folder: Path) -> None:
-    """Install two hundred plug-ins with one component each, as pip does."""
+    """Install two hundred plug-ins with one component each, some with a command, as pip does."""
     for index in range(CROWD):
         (folder / f"crowd_{index}").mkdir()
         (folder / f"crowd_{index}" / "__init__.py").write_text(PLUGIN.format(index=index))
         information = folder / f"crowd_{index}-1.0.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: crowd-{index}\nVersion: 1.0\n")
-        (information / "entry_points.txt").write_text(f"[textseg]\ncrowd_{index} = crowd_{index}\n")
+        command = f"[textseg.commands]\ncrowd_{index} = crowd_{index}:app\n" if index % WITH_COMMAND == 0 else ""
+        (information / "entry_points.txt").write_text(f"[textseg]\ncrowd_{index} = crowd_{index}\n{command}")
 
 
 FIRST_STEP = """import os
@@ -112,6 +114,7 @@ def main(runs: int = 15) -> None:
         textseg = [sys.executable, "-m", "textseg"]
         commands = {
             "`textseg --help`": ([*textseg, "--help"], ""),
+            f"`textseg --help`, {CROWD} more plug-ins": ([*textseg, "--help"], str(crowd)),
             "a typer program that prints its help": ([sys.executable, str(peer), "--help"], ""),
             f"`textseg components`, {CROWD} more plug-ins": ([*textseg, "components"], str(crowd)),
             "`textseg components`": ([*textseg, "components"], ""),

@@ -31,6 +31,13 @@ def test_each_kind_is_complete(name: str) -> None:
         assert key.split(".")[0] in Recipe.model_fields
 
 
+def test_the_public_interface_lists_every_kind() -> None:
+    page = (ROOT / "docs/reference/public_interface.md").read_text(encoding="utf-8")
+    listed = re.search(r"^\| the kinds of component: (.*?) \|", page, re.MULTILINE)
+    assert listed
+    assert sorted(re.findall(r"`(\w+)`", listed[1])) == sorted(KINDS)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_can_be_registered_and_listed(name: str) -> None:
     register = Register(Plugin("here", "here", "1"))

@@ -20,6 +20,7 @@ from textseg.cli.evaluate import evaluate
 from textseg.cli.export import export
 from textseg.cli.fetch import fetch
 from textseg.cli.figure import figure
+from textseg.cli.plugin_commands import Commands
 from textseg.cli.plugins import plugins
 from textseg.cli.predict import predict
 from textseg.cli.probe import probe
@@ -55,6 +56,7 @@ REMEDIES = {
 }
 
 app = Typer(
+    cls=Commands,
     help="Text-guided medical image segmentation, assembled from plug-ins.",
     no_args_is_help=True,
     add_completion=False,

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal
 
+from textseg.cli.plugin_commands import GROUP, imported_command, rivalry
 from textseg.errors import PluginError, TextsegError
 from textseg.registry.api_version import misfit
 from textseg.registry.component import Component, Plugin
@@ -53,6 +54,12 @@ class Diagnosis:
     import_seconds: float | None = None  # None where it did not end
     components: tuple[tuple[str, str], ...] = ()  # kind, name
     findings: tuple[Finding, ...] = ()
+    command: bool = False  # True for a command of a plug-in, which is imported only when it is called
+
+    @property
+    def title(self) -> str:
+        """The name, as `textseg plugins doctor` shows it."""
+        return f"command {self.plugin.name}" if self.command else self.plugin.name
 
     @property
     def broken(self) -> bool:
@@ -76,7 +83,12 @@ def diagnose(entry_points: Sequence[EntryPoint], *, only: Collection[str] = (), 
 
 def _with_collisions(diagnosis: Diagnosis, everything: Sequence[Diagnosis]) -> Diagnosis:
     own = diagnosis.plugin
-    twins = [each.plugin.origin for each in everything if each.plugin.package == own.package and each is not diagnosis]
+    others = [each for each in everything if each.command == diagnosis.command and each is not diagnosis]
+    if diagnosis.command:
+        rivals = [own, *(each.plugin for each in others if each.plugin.name == own.name)]
+        more = [Finding(rivalry(own.name, rivals).rstrip("."))] if len(rivals) > 1 else []
+        return replace(diagnosis, findings=(*diagnosis.findings, *more))
+    twins = [each.plugin.origin for each in others if each.plugin.package == own.package]
     findings = [Finding(f"its module {own.package} is that of {twin}, too; neither is used") for twin in twins]
     for kind, name in diagnosis.components:
         sharers = [each.plugin for each in everything if (kind, name) in each.components]
@@ -101,7 +113,10 @@ def _examined(entry_point: EntryPoint, depth: Depth) -> Diagnosis:
         except subprocess.TimeoutExpired as error:
             ending, output = f"did not end within {patience:g} s", str(error)
         if not answer.exists():
-            return Diagnosis(plugin, findings=(Finding(f"looking at it {ending}", details=output),))
+            command_only = entry_point.group == GROUP
+            return Diagnosis(
+                plugin, findings=(Finding(f"looking at it {ending}", details=output),), command=command_only
+            )
         return TypeAdapter(Diagnosis).validate_json(answer.read_bytes())
 
 
@@ -117,6 +132,12 @@ def examine(entry_point: EntryPoint, plugin: Plugin, depth: Depth) -> Diagnosis:
     findings: list[Finding] = []
     components: list[Component] = []
     before, started, seconds = set(sys.modules), time.perf_counter(), None
+    if entry_point.group == GROUP:
+        try:
+            imported_command(entry_point, plugin)
+            return Diagnosis(plugin, time.perf_counter() - started, command=True)
+        except PluginError as error:
+            return Diagnosis(plugin, findings=(_finding(error, str(error).rstrip(".")),), command=True)
     try:
         if misfit(plugin, __version__) is None:
             importlib.import_module(entry_point.module)
@@ -187,7 +208,7 @@ def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
     known = f"API {API_VERSION}"
     asked = "asks for no API" if plugin.api is None else f"asks for API {plugin.api}"
     asked = f"part of textseg, {known}" if plugin.distribution == "textseg" else f"{asked}, textseg has {known}"
-    lines = [f"{plugin.name}: {plugin.distribution} {plugin.version}, {asked}, {imported}"]
+    lines = [f"{diagnosis.title}: {plugin.distribution} {plugin.version}, {asked}, {imported}"]
     by_kind: dict[str, list[str]] = {}
     for kind, name in diagnosis.components:
         by_kind.setdefault(kind, []).append(name)
@@ -200,7 +221,9 @@ def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
 
 
 def _summary(diagnoses: Sequence[Diagnosis]) -> str:
-    broken = [diagnosis.plugin.name for diagnosis in diagnoses if diagnosis.broken]
+    broken = [diagnosis.title for diagnosis in diagnoses if diagnosis.broken]
     count = sum(len(diagnosis.components) for diagnosis in diagnoses)
     state = f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "nothing is broken"
-    return f"{counted(len(diagnoses), 'plug-in')}, {counted(count, 'component')}; {state}."
+    commands = sum(diagnosis.command for diagnosis in diagnoses)
+    some = f", {counted(commands, 'command')}" if commands else ""
+    return f"{counted(len(diagnoses) - commands, 'plug-in')}, {counted(count, 'component')}{some}; {state}."

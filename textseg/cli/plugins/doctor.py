@@ -18,11 +18,12 @@ def doctor(
     """
     from importlib.metadata import entry_points
 
+    from textseg.cli.plugin_commands import GROUP
     from textseg.cli.plugins.diagnosis import describe, diagnose
     from textseg.errors import PluginError, suggestion
     from textseg.system.torch_builds import usable_torchvision
 
-    installed = list(entry_points(group="textseg"))
+    installed = [*entry_points(group="textseg"), *entry_points(group=GROUP)]
     known = {entry_point.name for entry_point in installed}
     if unknown := [name for name in names or () if name not in known]:
         raise PluginError(f"There is no plug-in '{unknown[0]}'.{suggestion(unknown[0], known)}")
