@@ -21,6 +21,8 @@ SMALL: Mapping[tuple[str, str], Mapping[str, Any] | None] = {  # makes a compone
         "configuration": {"hidden_sizes": [4, 8, 12, 16], "depths": [1, 1, 1, 1]},
     },
     ("vision_encoder", "timm"): {"model": "resnet10t"},
+    ("augmentation", "monai"): {"name": "Rand2DElastic", "spacing": [20, 20], "magnitude_range": [1, 2]},
+    ("augmentation", "torchio"): {"name": "RandomAffine"},
     ("fusion", "hasf"): {"heads": 4, "text_tokens": 4},
     ("segmentation_loss", "monai"): {"name": "TverskyLoss", "alpha": 0.3},
     ("optimizer", "torch"): {"name": "RAdam", "weight_decay": 0.01},
@@ -83,6 +85,8 @@ def textseg_settings(
 def _what_it_stands_on(request: pytest.FixtureRequest) -> None:
     if "-timm-" in request.node.name:
         request.getfixturevalue("timm")
+    if "-torchio-" in request.node.name:
+        pytest.importorskip("torchio")
     for service in ("mlflow", "wandb"):
         if f"[logger-{service}-" in request.node.name and "-signature]" not in request.node.name:
             pytest.importorskip(service)

@@ -15,6 +15,8 @@ def textseg_register(register: Register) -> None:
     register.augmentation("bias", "textseg_standard.augmentations.bias:Bias")
     register.augmentation("blur", "textseg_standard.augmentations.blur:Blur")
     register.augmentation("low_resolution", "textseg_standard.augmentations.low_resolution:LowResolution")
+    register.augmentation("monai", "textseg_standard.augmentations.monai:Monai")
+    register.augmentation("torchio", "textseg_standard.augmentations.torchio:TorchIO", needs="textseg[torchio]")
     register.logger("wandb", "textseg_standard.wandb:Wandb", needs="textseg[wandb]")
     register.logger("mlflow", "textseg_standard.mlflow:MLflow", needs="textseg[mlflow]")
     losses = "textseg_standard.segmentation_losses"

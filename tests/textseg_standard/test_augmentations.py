@@ -12,6 +12,8 @@ from textseg.data.augmentation import FixedOrder
 from textseg.data.field_of_view import draw_window
 from textseg.errors import RecipeError
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
+from textseg.registry.discovery import installed_registry
+from textseg.testing import check_augmentation  # type: ignore[attr-defined]
 from textseg_standard.augmentations.bias import Bias
 from textseg_standard.augmentations.blur import Blur
 from textseg_standard.augmentations.contrast import Contrast
@@ -105,3 +107,86 @@ def test_a_window_is_that_of_the_fixed_order() -> None:
 def test_settings_out_of_range_are_refused(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build()
+
+
+def monai(name: str, **settings: Any) -> Any:
+    return installed_registry().build("augmentation", "monai", settings={"name": name, **settings})
+
+
+def torchio(name: str, **settings: Any) -> Any:
+    pytest.importorskip("torchio")
+    return installed_registry().build("augmentation", "torchio", settings={"name": name, **settings})
+
+
+@pytest.mark.parametrize(
+    ("library", "settings"),
+    [
+        ("monai", {"name": "RandGaussianNoise", "std": 0.3}),
+        ("monai", {"name": "RandCoarseDropout", "holes": 2, "spatial_size": 5}),  # changes its argument in place
+        ("monai", {"name": "RandIntensityRemap"}),  # builds a transform with a generator of its own in each call
+        ("monai", {"name": "RandZoom", "min_zoom": 0.8, "max_zoom": 1.3}),
+        ("torchio", {"name": "RandomMotion"}),
+        ("torchio", {"name": "RandomBiasField"}),
+        ("torchio", {"name": "RandomElasticDeformation", "max_displacement": [2, 2, 0]}),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else value,
+)
+def test_transforms_of_libraries_are_keyed_and_leave_the_global_generators_alone(
+    library: str, settings: dict[str, Any]
+) -> None:
+    if library == "torchio":
+        pytest.importorskip("torchio")
+    check_augmentation(library, settings=settings, image_size=(40, 48))
+
+
+def test_a_transform_of_monai_is_that_of_monai() -> None:
+    from monai.transforms import RandFlip, RandGaussianSmooth, RandShiftIntensity
+
+    image, mask = stack()
+    seed = int(np.random.default_rng(6).integers(2**32))
+    for name, builder, settings in (
+        ("RandGaussianSmooth", RandGaussianSmooth, {"sigma_x": [1.0, 3.0]}),
+        ("RandShiftIntensity", RandShiftIntensity, {"offsets": 0.4}),
+        ("RandFlip", RandFlip, {"spatial_axis": 1}),
+    ):
+        expected = builder(prob=1.0, **{key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()})
+        changed, classes = monai(name, **settings)(image, mask, np.random.default_rng(6))
+        torch.testing.assert_close(changed[0], expected.set_random_state(seed=seed)(image[0]).as_tensor())
+        assert torch.equal(classes, mask.flip(-1) if name == "RandFlip" else mask)
+
+
+def test_what_monai_fills_with_zeros_is_the_darkest_value() -> None:
+    image, mask = stack()
+    shift = monai("RandAffine", translate_range=[[10, 10], [0, 0]], padding_mode="zeros")
+    moved, classes = shift(image - 3, mask + 1, np.random.default_rng(0))
+    assert (classes == 0).sum() == 10 * SIZE[1]
+    torch.testing.assert_close(moved[:, 0][classes == 0], image.min().expand(10 * SIZE[1]) - 3)
+
+
+def test_enlargements_of_libraries_are_measured() -> None:
+    zoom = monai("RandZoom", min_zoom=1.2, max_zoom=1.2)
+    assert zoom.enlargement(SIZE, np.random.default_rng(0)) == pytest.approx(1.44, rel=0.03)
+    assert monai("RandFlip").enlargement(SIZE, np.random.default_rng(0)) == pytest.approx(1.0)
+    assert monai("RandGaussianNoise").enlargement(SIZE, np.random.default_rng(0)) == 1.0
+
+
+def test_enlargements_of_torchio_are_measured() -> None:
+    scaled = torchio("RandomAffine", scales=[1.25, 1.25], degrees=0)
+    assert scaled.enlargement(SIZE, np.random.default_rng(0)) == pytest.approx(1.25**2, rel=0.03)
+    assert scaled.host_only
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "RandGaussianNoised"}, "unknown value 'RandGaussianNoised'. Did you mean 'RandGaussianNoise'"),
+        ({"name": "Rand3DElastic"}, "unknown value 'Rand3DElastic'"),
+        ({"name": "RandGaussianNoise", "prob": 0.5}, "prob: unknown setting"),
+        ({"name": "RandGaussianNoise", "std": "much"}, "std: should be a valid number"),
+        ({"name": "RandBiasField", "degree": 0}, "MONAI refuses the settings of RandBiasField: ValueError: degree"),
+        ({}, "name: required"),
+    ],
+)
+def test_mistakes_in_the_settings_of_a_library_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        installed_registry().build("augmentation", "monai", settings=settings)
