@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from textseg.evaluation.probe_texts import CONDITIONS, Subject, probe_subject
+from textseg.evaluation.probe_texts import CONDITIONS, Subject, probe_subject, used_conditions
 from textseg.recipe.loading import load_recipe
 from textseg.runs.experiment import Experiment, build
+from textseg.text.reports import Report
 from textseg.text.slice_text import slice_prompts
 
 pytestmark = pytest.mark.usefixtures("stranger")
@@ -49,6 +50,21 @@ def test_claimed_and_denied_differ_from_the_truth_in_one_structure(experiment: E
         changed = (visible ^ truth).pop()
         sentence = prompts[0].classwise[experiment.atlas[changed].index - 1]
         assert sentence.startswith("It contains" if name == "claimed" else "It does not contain")
+
+
+def test_reports_are_a_condition_of_recipes_that_have_any(experiment: Experiment, tested: Subject) -> None:
+    assert "report" not in {condition.name for condition in used_conditions(experiment)}
+    assert experiment.text is not None
+    reports = {tested.prepared.case.id: Report(("L4", "L5"), {}, "")}
+    text = replace(experiment.text, knowledge=replace(experiment.text.knowledge, reports=reports))
+    reported = replace(experiment, reports=reports, text=text)
+    (condition,) = (item for item in used_conditions(reported) if item.name == "report")
+    assert condition.label == "report (report)"
+    assert condition.write_prompts is not None
+    prompts = condition.write_prompts(replace(tested, experiment=reported))
+    assert prompts is not None
+    assert {prompt.visibility.visible for prompt in prompts} == {("L4", "L5")}
+    assert condition.write_prompts(replace(tested, experiment=replace(reported, reports={}))) is None
 
 
 def test_shuffled_and_nonsense_keep_the_length_and_lose_the_meaning(tested: Subject) -> None:

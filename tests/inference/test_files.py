@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,14 @@ def test_a_table_gives_facts_beside_what_is_visible(tmp_path: Path, knowing: Tra
     table.write_text("case,visible\n2,T12:L3\n1,\n")
     with pytest.raises(PromptError, match=r"seen\.csv:3: nothing is said to be visible in case '1'"):
         plan_jobs(inputs, tmp_path / "out", visible=str(table))
+
+
+def test_facts_that_are_too_long_are_refused_before_the_first_volume(tmp_path: Path, knowing: TrainedModel) -> None:
+    jobs = plan_jobs(touch(tmp_path, "1.mha"), tmp_path / "out")
+    for visible in (None, "T12:L3"):
+        stated = [replace(job, visible=visible) for job in jobs]
+        with pytest.raises(PromptError, match=r"1: The text .* has \d+ tokens, .* texts of at most \d+"):
+            check_words(knowing, with_facts(knowing, stated, {"sequence": "T2 " * 200}))
 
 
 def test_the_sidecar_has_the_facts_and_says_which_are_missing(

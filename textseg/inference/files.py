@@ -378,6 +378,8 @@ def check_words(
     for job in jobs:
         try:
             visibility = model.visibility_of(job.visible, ordered=ordered, facts=job.facts)
+            if visibility is None:
+                model.require_facts(job.facts)
         except PromptError as error:
             raise PromptError(f"{option if job.visible is not None else '--fact'}: {job.name}: {error}") from None
         if visibility is not None and visibility.counted:

@@ -272,6 +272,11 @@ class Predictor(ABC):
                 raise PromptError(f"The texts of '{self.name}' state no fact '{name}'.{possible}")
         return {spelled[name.strip().casefold()]: value.strip() for name, value in facts.items() if value.strip()}
 
+    def require_facts(self, facts: Mapping[str, str]) -> None:
+        """Raise PromptError if the template with these facts is too long, or a bundle has no features for it."""
+        if facts:
+            self._require_texts(template_visibility(self.atlas, facts))
+
     def doubtful_facts(self, visibility: Visibility | None) -> list[str]:
         """Return sentences on facts that the texts of training stated and this one does not, and on new values."""
         if visibility is None or not self.record.facts or visibility.sentence:

@@ -89,7 +89,7 @@ class TrainedModel(Predictor):
         assert self.generator is not None
         assert self.texts is not None
         visibility = self._own(visibility)
-        position = visibility.source != "template" or self.recipe.prompts.template_position
+        position = self._position(visibility)
         prompts = volume_prompts(visibility, len(image), self.generator, self.atlas, position=position)
         table = self.texts(list(dict.fromkeys(text for prompt in prompts for text in prompt.texts)))
         text = SliceText(table, self.atlas, {visibility.source: prompts})
@@ -101,12 +101,24 @@ class TrainedModel(Predictor):
         counted = self.recipe.prompts.template == "listed"
         return replace(visibility, counted=counted) if visibility.source == "template" else visibility
 
+    def _position(self, visibility: Visibility) -> bool:
+        """Return True if the prompts state the position of a slice in the stack."""
+        assert self.recipe.prompts is not None
+        return visibility.source != "template" or self.recipe.prompts.template_position
+
     def require_texts(self, visibility: Visibility) -> None:
-        """Raise PromptError if there are no features for the prompts that state `visibility`."""
+        """Raise PromptError if there are no features for the prompts that state `visibility`, or they are too long."""
         assert self.generator is not None
         assert self.texts is not None
-        prompts = generate(self.generator, self.atlas, self._own(visibility))
-        self.texts.require([prompts.holistic, *prompts.classwise])
+        visibility = self._own(visibility)
+        prompts = [generate(self.generator, self.atlas, visibility)]
+        if not visibility.facts and not visibility.sentence:
+            self.texts.require([prompts[0].holistic, *prompts[0].classwise])
+            return
+        # The text may be longer than every text of the training.
+        if self._position(visibility):
+            prompts = [generate(self.generator, self.atlas, visibility.at(third, 3)) for third in range(3)]
+        self.texts(list(dict.fromkeys(text for prompt in prompts for text in (prompt.holistic, *prompt.classwise))))
 
 
 def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:
