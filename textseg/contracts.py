@@ -626,6 +626,13 @@ class ReadsDistances(Protocol):
         """
 
 
+@runtime_checkable
+class HasFirstLayer(Protocol):
+    """A module, at any place in a model, whose pretrained weights were made for images of other channels."""
+
+    first_layer: str | None  # a sentence on what became of them, for run.json; None where the channels agree
+
+
 class Logger(Protocol):
     """`(run, step, *, ...)`: writes the log of a training to a service or a file, from `step` on.
 

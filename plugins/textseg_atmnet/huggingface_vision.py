@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError, TextsegError, suggestion
+from textseg.models import spread_channels, spread_sentence
 from textseg.system import HubModel, Progress, quiet_transformers
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
@@ -60,15 +62,15 @@ class HuggingFaceVision(nn.Module):
                 "of the hub, such as microsoft/swin-tiny-patch4-window7-224."
             )
         config = _configured(transformers, model, source, configuration or {})
-        own_channels = getattr(config, "num_channels", 3)
-        if not pretrained and hasattr(config, "num_channels"):
-            own_channels = config.num_channels = task.image_channels
-        if own_channels != task.image_channels and task.image_channels != 1:
+        given = read = getattr(config, "num_channels", 3)  # of the weights, and of the backbone
+        if hasattr(config, "num_channels") and (not pretrained or task.image_channels != 1):
+            read = config.num_channels = task.image_channels
+        if read != task.image_channels and task.image_channels != 1:
             raise RecipeError(
-                f"{name} takes images of {own_channels} channels, and these have {task.image_channels}. Write "
-                "`pretrained: false`, or use another encoder."
+                f"{name} takes images of {read} channels, and these have {task.image_channels}. Use another encoder."
             )
-        self.repeats = own_channels // task.image_channels
+        self.repeats = read // task.image_channels
+        self.first_layer = spread_sentence(given, task.image_channels) if pretrained else None
         try:
             config.out_indices = list(range(len(config.stage_names)) if stages is None else stages)
         except ValueError as error:
@@ -78,7 +80,9 @@ class HuggingFaceVision(nn.Module):
             probe = _random(transformers, config, name)
         pyramid = look_at(probe, self._maps, task.image_channels, every_map=stages is not None, name=name)
         config.out_indices = [config.out_indices[index] for index in pyramid.maps]
-        self.backbone = _pretrained(config, source) if pretrained and source else _random(transformers, config, name)
+        self.backbone = (
+            _pretrained(config, source, given) if pretrained and source else _random(transformers, config, name)
+        )
         freeze(self.backbone, pyramid.unused)
         self.size_multiple = pyramid.size_multiple
         self.full_size, self.features = full_size_level(task.image_channels, full_size_channels, pyramid.features)
@@ -174,10 +178,16 @@ def _random(transformers: Any, config: Any, name: str) -> nn.Module:
     return built
 
 
-def _pretrained(config: Any, source: HubModel) -> nn.Module:
-    """Return the backbone with its weights, which are searched on this machine only."""
+def _pretrained(config: Any, source: HubModel, channels: int) -> nn.Module:
+    """Return the backbone with its weights, which are searched on this machine only and read `channels` channels."""
     # Not through AutoBackbone, which asks the hub first.
     backbone = importlib.import_module(BACKBONES).MODEL_FOR_BACKBONE_MAPPING[type(config)]
     # The norms of its maps are the backbone's own: weights for classification don't have them.
-    built: nn.Module = source.load(backbone, config, own="norms.")
-    return built
+    if getattr(config, "num_channels", channels) == channels:
+        built: nn.Module = source.load(backbone, config, own="norms.")
+        return built
+    stated = copy.deepcopy(config)
+    stated.num_channels = channels
+    spread: nn.Module = backbone(config)
+    spread.load_state_dict(spread_channels(source.load(backbone, stated, own="norms.").state_dict(), spread))
+    return spread

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError
+from textseg.models import spread_sentence
 from textseg.system import HubModel, Progress, carried
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
@@ -61,6 +62,8 @@ class TimmEncoder(nn.Module):
             file = _source(timm, model, revision, pickled_weights=pickled_weights).weights()[0]
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
         self.backbone = _built(timm, model, options)
+        own = (getattr(probe, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+        self.first_layer = spread_sentence(own, task.image_channels) if pretrained else None  # timm spreads so, too
         freeze(self.backbone, pyramid.unused)
         self.size_multiple = pyramid.size_multiple
         self.full_size, self.features = full_size_level(task.image_channels, full_size_channels, pyramid.features)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 
 from textseg.errors import RecipeError
+from textseg.models import spread_channels, spread_sentence
 from textseg.system import HubModel, Progress
 
 STEM_STRIDE = 4
@@ -16,7 +17,7 @@ STEM_STRIDE = 4
 class ConvNeXt(nn.Module):
     """A pyramid with strides 4, 8, 16 and so on, without the classification layers.
 
-    Images of one channel go to weights for colour images three times.
+    Images of one channel go to weights for colour images three times; for other channels the weights are repeated.
 
     Args:
         image_channels: C.
@@ -29,6 +30,7 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, image_channels: int, widths: Sequence[int], depths: Sequence[int], weights: HubModel | None):
         super().__init__()
+        self.first_layer: str | None = None
         sizes = {"widths": list(widths), "depths": list(depths)}
         if weights is None:
             config = ConvNextConfig(
@@ -41,12 +43,12 @@ class ConvNeXt(nn.Module):
             if stated != sizes:
                 lines = ", ".join(f"{name}: {value}" for name, value in stated.items())
                 raise RecipeError(f"weights: '{weights.name}' is another ConvNeXt than this network's. Write {lines}.")
-            if config.num_channels != image_channels != 1:
-                raise RecipeError(
-                    f"weights: '{weights.name}' takes images of {config.num_channels} channels, and these have "
-                    f"{image_channels}. Leave `weights` out, or use others."
-                )
             model = weights.load(ConvNextModel, config)
+            self.first_layer = spread_sentence(config.num_channels, image_channels)
+            if image_channels not in (1, config.num_channels):
+                config.num_channels = image_channels
+                pretrained, model = model, ConvNextModel(config)
+                model.load_state_dict(spread_channels(pretrained.state_dict(), model))
         self.repeats = config.num_channels // image_channels
         self.stem, self.stages = model.embeddings, model.encoder.stages
         self.size_multiple = STEM_STRIDE * 2 ** (len(widths) - 1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models import spread_sentence
 from textseg.system import Progress
 from textseg_baselines.h_sam_decoders import FirstDecoder, SecondDecoder
 from textseg_baselines.sam import (
@@ -34,19 +35,21 @@ from textseg_baselines.sam import (
     sam_source,
 )
 
+COLOURS = 3
 COARSE = 4  # pixels between two of the first decoder's, along a side
 
 
 class HSAM(nn.Module):
     """SAM's frozen encoder with low-rank adapters, and two decoders; the first guides the second.
 
-    Images are repeated to three channels, normalised as SAM's (which takes intensities from 0 to 1), and resized and
-    padded to its square. Evaluated are the mean logits of both decoders, as the method does. With the defaults and 20
+    Images of one channel are repeated to three. For two or more than three channels, the weights of SAM's first layer
+    are repeated. Images are normalised as SAM's (which takes intensities from 0 to 1), and resized and padded to its
+    square. Evaluated are the mean logits of both decoders, as the method does. With the defaults and 20
     classes it has 115.48 M parameters, of which 28.20 M are trained; published are 116.18 M and 28.90 M, with a 21st
     token, two heads for the quality of masks, and the encoder of the prompts that there are not.
 
     Args:
-        task: gives C, which must be 1 or 3, and K.
+        task: gives C and K.
         model: SAM by its name on the hub or its folder; None for random weights.
         revision: branch, tag or commit on the hub.
         configuration: values of the vision transformer's configuration, with random weights.
@@ -65,8 +68,8 @@ class HSAM(nn.Module):
 
     uses_text = False
     size_multiple = 1
-    mean: Tensor  # [3, 1, 1]
-    deviation: Tensor  # [3, 1, 1]
+    mean: Tensor  # [3, 1, 1], or [C, 1, 1]
+    deviation: Tensor  # as `mean`
     frequencies: Tensor  # [2, D / 2], of the positions
 
     def __init__(
@@ -86,7 +89,7 @@ class HSAM(nn.Module):
         pickled_weights: bool = False,
     ) -> None:
         super().__init__()
-        _check(task, model, configuration, frozen, rank, second_weight, decay)
+        _check(model, configuration, frozen, rank, second_weight, decay)
         source = sam_source(model, revision, pickled_weights=pickled_weights)
         config = sam_config(source, configuration or {}, image_size)
         shapes_alone = torch.get_default_device().type == "meta"
@@ -94,11 +97,13 @@ class HSAM(nn.Module):
 
         self.image_size = image_size
         self.reads_frozen = frozen
-        self.repeats = 3 // task.image_channels
+        read = config.vision_config.num_channels = COLOURS if task.image_channels == 1 else task.image_channels
+        self.repeats = read // task.image_channels
+        self.first_layer = spread_sentence(COLOURS, task.image_channels) if source else None
         self.second_weight, self.decay = second_weight, decay
         self.start_epoch(0, 1)
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None], persistent=False)
+        self.register_buffer("mean", _for_channels(MEAN, read), persistent=False)
+        self.register_buffer("deviation", _for_channels(DEVIATION, read), persistent=False)
 
         self.encoder = SamEncoder(config.vision_config, weights, frozen=frozen, rank=rank)
         features = config.vision_config.output_channels
@@ -161,7 +166,7 @@ class HSAM(nn.Module):
         return max(1, round(height * scale)) * COARSE, max(1, round(width * scale)) * COARSE
 
     def _square(self, image: Tensor, sides: tuple[int, int]) -> Tensor:
-        """[B, C, H, W] -> [B, 3, S, S], normalised, with zeros below and to the right as SAM has them."""
+        """[B, C, H, W] -> [B, 3 or C, S, S], normalised, with zeros below and to the right as SAM has them."""
         if image.shape[-2:] != sides:
             image = F.interpolate(image, sides, mode="bilinear", align_corners=False, antialias=True)
         image = (image.repeat_interleave(self.repeats, dim=1) - self.mean) / self.deviation
@@ -190,6 +195,11 @@ class HSAM(nn.Module):
         self.no_mask.data.copy_(absent[..., None, None])
 
 
+def _for_channels(values: tuple[float, ...], channels: int) -> Tensor:
+    """Return one of the values for each channel, [C, 1, 1], in turn."""
+    return torch.tensor([values[channel % len(values)] for channel in range(channels)])[:, None, None]
+
+
 def _resized(logits: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -207,7 +217,6 @@ def _decoder_sizes(config: Any, features: int) -> dict[str, int]:
 
 
 def _check(
-    task: Task,
     model: str | None,
     configuration: dict[str, Any] | None,
     frozen: bool,
@@ -215,8 +224,6 @@ def _check(
     second_weight: float,
     decay: float,
 ) -> None:
-    if task.image_channels not in (1, 3):
-        raise RecipeError(f"h_sam: SAM takes images of 1 or 3 channels, and these have {task.image_channels}.")
     if model is None and frozen:
         raise RecipeError(
             "h_sam: without `model` SAM's weights are random, and frozen ones would stay so. Write `frozen: false`, or "

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textseg.errors import RecipeError, suggestion
+from textseg.models import spread_channels
 from textseg.registry import cause
 from textseg.system import HubModel, quiet_transformers
 
@@ -51,7 +52,7 @@ class SamEncoder(nn.Module):
                 layer.attn.qkv = LowRankAdapted(layer.attn.qkv, rank)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[B, 3, S, S], S the configuration's image size -> [B, D, S/16, S/16]."""
+        """[B, C, S, S], S the configuration's image size, C its channels -> [B, D, S/16, S/16]."""
         # Not through the encoder's own forward, which hangs functions on its modules that can't be copied.
         encoder = self.layers
         hidden = encoder.patch_embed(image)
@@ -153,6 +154,8 @@ def fitting(weights: Mapping[str, Tensor], prefix: str, module: nn.Module) -> di
             raise RecipeError(
                 f"The weights of SAM lack '{prefix}{name}'; it would be random. Use those of a whole SAM."
             )
+        if tensor.shape != wanted.shape and name == "patch_embed.projection.weight":
+            tensor = spread_channels({name: tensor}, module)[name]
         if tensor.shape != wanted.shape and name.endswith("pos_embed"):
             rows = F.interpolate(tensor.permute(0, 3, 1, 2), wanted.shape[1:3], mode="bilinear")
             tensor = rows.permute(0, 2, 3, 1).contiguous()

@@ -64,6 +64,20 @@ def _by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
     return volumes
 
 
+def joined_channels(images: Mapping[str, Mapping[str, Path]]) -> dict[str, dict[str, Path]]:
+    """Return the files of each case by channel, in the order of the channels, from the files of each channel by case.
+
+    Raises DataError for a channel of which no case has a file.
+    """
+    cases: dict[str, dict[str, Path]] = {}
+    for channel, files in images.items():
+        if not files:
+            raise DataError(f"No case has a file of channel '{channel}'. Add the files, or leave the channel out.")
+        for case, path in files.items():
+            cases.setdefault(case, {})[channel] = path
+    return dict(sorted(cases.items()))
+
+
 def patient_of(stem: str, pattern: str | None) -> str:
     """Return the patient in a stem: the group of `pattern`, or the whole stem without a pattern. Raises DataError.
 

@@ -10,7 +10,14 @@ from typing import Any
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
 from textseg.system import Row, optional_file, read_table, read_yaml, unknown_row
-from textseg_folders.listing import find_atlas, map_values, nested_volumes, patient_of, volumes_by_stem
+from textseg_folders.listing import (
+    find_atlas,
+    joined_channels,
+    map_values,
+    nested_volumes,
+    patient_of,
+    volumes_by_stem,
+)
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
 PATIENTS = dict.fromkeys(("participant", "person", "pid", "subject"), "patient")  # what people call this column
@@ -26,7 +33,11 @@ class NiftiFolder:
     atlas's own class indices. `patient_pattern` is a regular expression whose first group finds the patient in a name;
     without it each name is a patient of its own. Where images/ holds no volume, its subfolders are searched, and the
     pattern is required: pat1/ses-1/T2 is a case. A table cases.csv with the column `case`, and `patient`, `split`
-    (train or test) and any facts, goes before it. Raises DataError.
+    (train or test) and any facts, goes before it.
+
+    `images: {T1: images_t1, T2: images_t2}` reads each channel of an image from a folder of its own, under the same
+    names. `channel_suffixes: {T1: _t1, T2: _t2}` reads them from one folder: anna_t1 and anna_t2 are the channels of
+    anna. Raises DataError.
     """
 
     def __init__(
@@ -35,11 +46,15 @@ class NiftiFolder:
         folder: str,
         atlas: str | None = None,
         labels: dict[int, str] | str | None = None,
-        images: str = "images",
+        images: dict[str, str] | str = "images",
         masks: str = "masks",
+        channel_suffixes: dict[str, str] | None = None,
         patient_pattern: str | None = None,
     ) -> None:
         self.folder, self.images, self.masks = Path(folder), images, masks
+        self.channel_suffixes = channel_suffixes
+        if channel_suffixes is not None and not isinstance(images, str):
+            raise DataError("dataset: `images` and `channel_suffixes` both name channels. Give one of them.")
         self.patient_pattern = patient_pattern
         beside = self._labels_file()
         name = atlas or beside.get("atlas")
@@ -83,19 +98,40 @@ class NiftiFolder:
 
     @cached_property
     def _cases(self) -> tuple[Case, ...]:
-        at, masks_at = self.folder / self.images, self.folder / self.masks
-        images, masks = volumes_by_stem(at), volumes_by_stem(masks_at)
-        if not images:
-            images, masks = nested_volumes(at, masks_at), nested_volumes(masks_at, at)
-        if not images:
+        folders = self.images if isinstance(self.images, dict) else {"": self.images}
+        at, masks_at = self.folder / next(iter(folders.values())), self.folder / self.masks
+        volumes = {name: volumes_by_stem(self.folder / folder) for name, folder in folders.items()}
+        masks = volumes_by_stem(masks_at)
+        if not any(volumes.values()):
+            volumes = {name: nested_volumes(self.folder / folder, masks_at) for name, folder in folders.items()}
+            masks = nested_volumes(masks_at, at)
+        if not any(volumes.values()):
             raise DataError(f"No volume in '{at}'. Expected there: MHA, NRRD or NIfTI files.")
+        images = self._by_case(volumes)
         if lonely := sorted(masks.keys() - images.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{at}'.")
         if unknown := sorted(self._table.keys() - images.keys()):
             raise DataError(unknown_row(self._table_path, self._table[unknown[0]], unknown[0], "image of case", images))
-        return tuple(self._case(stem, path, masks.get(stem)) for stem, path in images.items())
+        return tuple(self._case(stem, image, masks.get(stem)) for stem, image in images.items())
 
-    def _case(self, stem: str, image_path: Path, mask_path: Path | None) -> Case:
+    def _by_case(self, volumes: Mapping[str, Mapping[str, Path]]) -> Mapping[str, Path | dict[str, Path]]:
+        """Return the image of each case, from the volumes of each folder by name."""
+        if isinstance(self.images, dict):
+            return joined_channels(volumes)
+        (images,) = volumes.values()
+        if self.channel_suffixes is None:
+            return images
+        channels: dict[str, dict[str, Path]] = {name: {} for name in self.channel_suffixes}
+        for stem, path in images.items():
+            matching = [name for name, suffix in self.channel_suffixes.items() if stem.endswith(suffix)]
+            if not matching:
+                endings = ", ".join(self.channel_suffixes.values())
+                raise DataError(f"{path}: its name must end with the suffix of a channel: {endings}. Or move it.")
+            name = max(matching, key=lambda name: len((self.channel_suffixes or {})[name]))
+            channels[name][stem.removesuffix(self.channel_suffixes[name])] = path
+        return joined_channels(channels)
+
+    def _case(self, stem: str, image: Path | dict[str, Path], mask: Path | None) -> Case:
         row = self._table.get(stem, NO_ROW).cells
         facts = {key: value for key, value in row.items() if key not in ("case", "patient", "split") and value}
         patient = row.get("patient")
@@ -105,7 +141,7 @@ class NiftiFolder:
                 "patient is on two sides of a split."
             )
         patient = patient or patient_of(stem, self.patient_pattern)
-        return Case(id=stem, patient=patient, image=image_path, mask=mask_path, facts=facts)
+        return Case(id=stem, patient=patient, image=image, mask=mask, facts=facts)
 
     @cached_property
     def _table(self) -> Mapping[str, Row]:

@@ -11,7 +11,14 @@ from typing import Any
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
 from textseg.system import read_json
-from textseg_folders.listing import BACKGROUND, find_atlas, map_values, patient_of, volumes_by_stem
+from textseg_folders.listing import (
+    BACKGROUND,
+    find_atlas,
+    joined_channels,
+    map_values,
+    patient_of,
+    volumes_by_stem,
+)
 
 IGNORE = "ignore"  # nnU-Net's name of the label whose voxels count nowhere
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -21,9 +28,10 @@ class NnunetRaw:
     """A folder Dataset<number>_<name> of nnU-Net (version 1 or 2), read without changes.
 
     The names of the labels in dataset.json must be those of the atlas, in upper or lower case; `labels` translates
-    those that are not: `{vertebra_L5: L5}`. With imagesTs and labelsTs there is an official split. One channel, no
-    regions. nnU-Net's label `ignore` is refused unless `labels` says what its voxels are, because each voxel counts in
-    the loss and in the scores. `patient_pattern` as in `nifti_folder`. Raises DataError.
+    those that are not: `{vertebra_L5: L5}`. With imagesTs and labelsTs there is an official split. The channels are
+    those that dataset.json names. No regions. nnU-Net's label `ignore` is refused unless `labels` says what its voxels
+    are, because each voxel counts in the loss and in the scores. `patient_pattern` as in `nifti_folder`. Raises
+    DataError.
     """
 
     def __init__(
@@ -50,22 +58,47 @@ class NnunetRaw:
         return {name: sorted({case.patient for case in cases}) for name, cases in parts.items()}
 
     def _part(self, part: str) -> list[Case]:
-        images: dict[str, Path] = {}
-        folder = self.folder / f"images{part}"
+        folder, names = self.folder / f"images{part}", self._channels
+        images: dict[str, dict[str, Path]] = {name: {} for name in names.values()}
         for stem, path in volumes_by_stem(folder).items():
             match = CHANNEL.fullmatch(stem)
-            if match is None or match["channel"] != "0000":
-                raise DataError(f"{path}: its name must end in _0000; textseg reads one channel and knows no others.")
-            images[match["case"]] = path
-        if part == "Tr" and not images:
-            raise DataError(f"No volume in '{folder}'. Expected: imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz.")
+            if match is None or match["channel"] not in names:
+                possible = ", ".join(f"_{number}" for number in names)
+                raise DataError(f"{path}: its name must end in the number of a channel of dataset.json: {possible}.")
+            images[names[match["channel"]]][match["case"]] = path
+        if not any(images.values()):
+            if part == "Tr":
+                expected = "imagesTr/<case>_0000.nii.gz, labelsTr/<case>.nii.gz"
+                raise DataError(f"No volume in '{folder}'. Expected: {expected}.")
+            return []
+        cases = joined_channels(images)
         masks = volumes_by_stem(self.folder / f"labels{part}")
-        if lonely := sorted(masks.keys() - images.keys()):
+        if lonely := sorted(masks.keys() - cases.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image '{lonely[0]}_0000' in '{folder}'.")
         return [
-            Case(id=name, patient=patient_of(name, self.patient_pattern), image=path, mask=masks.get(name))
-            for name, path in images.items()
+            Case(
+                id=name,
+                patient=patient_of(name, self.patient_pattern),
+                image=channels if len(names) > 1 else next(iter(channels.values())),
+                mask=masks.get(name),
+            )
+            for name, channels in cases.items()
         ]
+
+    @cached_property
+    def _channels(self) -> dict[str, str]:
+        """Return the name of each channel by its number, such as "0000", for both versions of dataset.json."""
+        path = self.folder / "dataset.json"
+        content = read_json(path) if path.exists() else {}
+        stated = (content.get("channel_names") or content.get("modality")) if isinstance(content, dict) else None
+        if stated is None:
+            return {"0000": "0"}
+        if not isinstance(stated, dict) or not stated or not all(number.isdecimal() for number in stated):
+            raise DataError(f'{path}: `channel_names` must give a name for each number, such as {{"0": "T2"}}.')
+        names = {f"{int(number):04}": str(name) for number, name in stated.items()}
+        if len(set(names.values())) < len(names):  # nnU-Net uses them for normalisation, and two may be "MRI"
+            names = {number: f"{name} {int(number)}" for number, name in names.items()}
+        return dict(sorted(names.items()))
 
     @cached_property
     def _labels(self) -> LabelMap:

@@ -56,7 +56,7 @@ def test_its_check_runs_it_on_scans_without_docker(container: Path, finished_run
 
 def test_its_values_are_those_of_the_challenge_counted_from_the_bottom(container: Path) -> None:
     settings = json.loads((container / "container.json").read_text())
-    assert settings["slugs"] == {"input": "sagittal-mr", "output": "spine"}
+    assert settings["slugs"] == {"input": ["sagittal-mr"], "output": "spine"}
     values = settings["values"]
     assert (values["L5"], values["L4"], values["T12"], values["SC"]) == (1, 2, 6, 100)
     assert (values["L5/S"], values["L4/L5"]) == (201, 202)

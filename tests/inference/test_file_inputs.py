@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from textseg.cli.entry import app
 from textseg.contracts import Atlas, Task
-from textseg.inference.files import find_inputs, plan_jobs, predict_files
+from textseg.errors import DataError, RunError
+from textseg.inference.files import ChannelFiles, find_inputs, join_channels, plan_jobs, predict_files
 from textseg.inference.trained_model import TrainedModel
 from textseg.recipe.loading import load_recipe
 from textseg.registry.discovery import installed_registry
@@ -193,3 +194,28 @@ def test_three_hundred_damaged_inputs_have_a_line_each_and_the_sound_ones_a_mask
     assert masks == ["b30_sound", "c30_sound", "d30_sound", "e30_sound", "sound_series"]
     assert len(list((tmp_path / "out").iterdir())) == 10  # and their sidecars
     assert capfd.readouterr().err == ""
+
+
+def test_files_of_channels_are_joined_by_the_ends_of_their_names(tmp_path: Path) -> None:
+    names = ("a_0000.nii.gz", "a_0001.mha", "deep/a_0000.mha", "deep/a_0001.mha", "b_0001.mha", "vector.mha")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    inputs = find_inputs([str(tmp_path)])
+    assert join_channels(inputs, ["image"]) == inputs  # a model of one channel reads files as they are
+    jobs = {job.name: job for job in plan_jobs(join_channels(inputs, ["T1", "T2"]), tmp_path / "out")}
+    assert jobs.keys() == {"a", "deep/a", "b", "vector"}
+    first = jobs["a"].input
+    assert isinstance(first, ChannelFiles)
+    assert dict(first.files) == {"T1": tmp_path / names[0], "T2": tmp_path / names[1]}
+    assert jobs["a"].mask == tmp_path / "out/a.nii.gz"
+    assert jobs["b"].fault == f"'{tmp_path / 'b'}' has no channel 'T1' (b_0000)."
+    assert jobs["vector"].input == tmp_path / "vector.mha"
+    swapped = [volume for volume in join_channels(inputs, ["T1", "T2"], ["_0001", "_0000"]) if volume.name == "a"]
+    assert isinstance(swapped[0], ChannelFiles)
+    assert swapped[0].first == tmp_path / names[1]
+    with pytest.raises(RunError, match="--channel-suffixes: 2 are needed, one for each of T1, T2"):
+        join_channels(inputs, ["T1", "T2"], ["_0000"])
+    (tmp_path / "a_0000.mha").touch()
+    with pytest.raises(DataError, match="are the same channel of one image"):
+        join_channels(find_inputs([str(tmp_path)]), ["T1", "T2"])

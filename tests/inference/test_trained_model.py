@@ -13,8 +13,10 @@ import torch
 
 import textseg
 from textseg.contracts import Source
-from textseg.errors import PromptError, RunError
+from textseg.errors import DataError, PromptError, RunError
 from textseg.evaluation.evaluate import load_segmenter
+from textseg.export.bundle import export_bundle
+from textseg.export.onnx import export_onnx
 from textseg.inference.averaging import views
 from textseg.inference.loading import load_model
 from textseg.inference.slices import predict_case
@@ -24,6 +26,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import ReportSettings
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
+from textseg.training.run import run
 from textseg.volumes.files import Volume, read_volume
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.scan import read_scan
@@ -200,3 +203,47 @@ def test_importing_textseg_imports_no_torch_and_loading_no_lightning(finished_ru
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, stranger: None) -> tuple[Path, TrainedModel]:
+    """A run that reads T1 and T2, and its model."""
+    recipe = load_recipe(
+        tiny_recipe,
+        ["dataset.channels=[T1,T2]", "dataset.cases=5", "dataset.slices=3", "training.epochs=1", "name=pair"],
+    )
+    folder = run(recipe, output=tmp_path_factory.mktemp("runs"))
+    return folder, load_model(folder)
+
+
+def test_a_model_of_two_channels_reads_both_in_their_order(pair: tuple[Path, TrainedModel], tmp_path: Path) -> None:
+    folder, model = pair
+    experiment = build(load_recipe(RunFolder(folder).recipe))
+    assert (model.task.image_channels, model.task.channel_names) == (2, ("T1", "T2"))
+    prepared = experiment.cases["test"][0]
+    segmenter = load_segmenter(experiment, RunFolder(folder))
+    stack, _ = prompted_slices(experiment, segmenter, prepared, "template", CPU)
+    expected = predict_case(segmenter, prepared, stack, device=CPU, batch_size=1).native
+    t1, t2 = prepared.case.channels.values()
+    swapped = model([t2, t1]).array
+    for image in ([t1, t2], {"T2": t2, "T1": t1}):
+        assert np.array_equal(model(image).array, expected)
+    assert not np.array_equal(swapped, expected)
+    for wrong, message in (
+        (t1, r"reads 2 channels \(T1, T2\), and .* has 1"),
+        ([t1], "reads the channels T1, T2, and was given 1 file"),
+        ({"T1": t1, "FLAIR": t2}, "was given T1, FLAIR"),
+    ):
+        with pytest.raises(DataError, match=message):
+            model(wrong)
+    export_bundle(RunFolder(folder), model, tmp_path / "bundle")
+    assert np.array_equal(load_model(tmp_path / "bundle")([t1, t2]).array, expected)
+    seen = next(case for case in experiment.cases["train"]).case
+    assert "it is the training case" in model(seen.channels).remarks[0]
+
+
+def test_a_model_of_two_channels_may_be_a_graph(pair: tuple[Path, TrainedModel], tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder, model = pair
+    assert export_onnx(RunFolder(folder), model, tmp_path / "network.onnx").equal > 0.9999

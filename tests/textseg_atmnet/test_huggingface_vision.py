@@ -151,9 +151,23 @@ def test_weights_of_colour_images_read_a_grey_one_thrice(task: Task, pretrained:
     expected = torch.nn.functional.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2])
     torch.testing.assert_close(last, expected.permute(0, 3, 1, 2), rtol=1e-3, atol=1e-3)
     rgb = HuggingFaceVision(replace(task, image_channels=3), model=str(pretrained), pretrained=True)
-    assert rgb.repeats == 1
-    with pytest.raises(RecipeError, match="takes images of 3 channels, and these have 2"):
-        HuggingFaceVision(replace(task, image_channels=2), model=str(pretrained), pretrained=True)
+    assert (rgb.repeats, rgb.first_layer) == (1, None)
+    assert encoder.first_layer == "the channel of the image is read as each of the 3 channels of the pretrained weights"
+
+
+def test_weights_of_colour_images_are_repeated_for_two_channels(task: Task, pretrained: Path) -> None:
+    colour, pair = (
+        HuggingFaceVision(
+            replace(task, image_channels=channels), model=str(pretrained), pretrained=True, full_size_channels=0
+        ).eval()
+        for channels in (3, 2)
+    )
+    state, own = pair.backbone.state_dict(), colour.backbone.state_dict()
+    (first,) = [name for name in state if state[name].shape != own[name].shape]
+    torch.testing.assert_close(state.pop(first), own.pop(first)[:, :2] * 1.5)
+    assert all(torch.equal(state[name], own[name]) for name in own)
+    assert pair.first_layer == "pretrained weights for 3 channels are repeated over 2 channels, times 3/2"
+    assert len(pair(torch.randn(1, 2, 32, 32))) == len(colour(torch.randn(1, 3, 32, 32)))
 
 
 def test_a_folder_without_pretrained_gives_its_shape_alone(task: Task, pretrained: Path) -> None:

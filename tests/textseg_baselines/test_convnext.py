@@ -46,6 +46,18 @@ def test_a_grey_image_is_read_thrice_and_its_maps_are_those_of_transformers(publ
         assert torch.equal(rgb, same)
 
 
+def test_weights_of_colour_images_are_repeated_for_two_channels(published: Path) -> None:
+    colour, pair = (encoder_of(published, channels=channels).eval() for channels in (3, 2))
+    image = torch.randn(1, 2, 32, 48)
+    # As if the weights of the third colour had seen nothing, and the others half as much again
+    as_colours = torch.cat([1.5 * image, torch.zeros(1, 1, 32, 48)], dim=1)
+    bias = colour.stem.patch_embeddings.bias
+    assert torch.equal(pair.stem.patch_embeddings.bias, bias)
+    for ours, expected in zip(pair(image), colour(as_colours), strict=True):
+        torch.testing.assert_close(ours, expected)
+    assert pair.first_layer == "pretrained weights for 3 channels are repeated over 2 channels, times 3/2"
+
+
 def test_nothing_is_built_that_never_learns() -> None:
     encoder = ConvNeXt(1, WIDTHS, DEPTHS, None)
     torch.stack([(feature**2).mean() for feature in encoder(torch.randn(1, 1, 32, 32))]).sum().backward()
@@ -55,8 +67,6 @@ def test_nothing_is_built_that_never_learns() -> None:
 def test_weights_that_do_not_fit_are_refused(published: Path) -> None:
     with pytest.raises(RecipeError, match=r"Write widths: \[4, 8, 12\], depths: \[1, 2, 1\]"):
         encoder_of(published, widths=(4, 8, 16))
-    with pytest.raises(RecipeError, match="takes images of 3 channels, and these have 2"):
-        encoder_of(published, channels=2)
     (published / "model.safetensors").write_bytes(b"short")
     with pytest.raises(RecipeError, match="The weights of image encoder .* can't be read"):
         encoder_of(published)

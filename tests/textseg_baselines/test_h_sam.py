@@ -412,9 +412,17 @@ def test_mistakes_are_said(settings: dict[str, Any], message: str) -> None:
         installed_registry().build("network", "h_sam", task(), settings=settings)
 
 
-def test_images_of_two_channels_are_refused(sam: Path) -> None:
-    with pytest.raises(RecipeError, match="1 or 3 channels"):
-        installed_registry().build("network", "h_sam", task(channels=2), settings={"model": str(sam)})
+@pytest.mark.parametrize("channels", [2, 4])
+def test_for_other_channels_the_first_layer_of_sam_is_repeated(sam: Path, channels: int) -> None:
+    network = installed_registry().build("network", "h_sam", task(channels=channels), settings={"model": str(sam)})
+    spread = network.encoder.layers.patch_embed.projection.weight
+    colour = whole_sam(sam).state_dict()["vision_encoder.patch_embed.projection.weight"]
+    for channel in range(channels):
+        torch.testing.assert_close(spread[:, channel], colour[:, channel % 3] * 3 / channels)
+    assert network.first_layer == (
+        f"pretrained weights for 3 channels are repeated over {channels} channels, times 3/{channels}"
+    )
+    assert network(torch.rand(1, channels, 24, 20), None).logits.shape[-2:] == (24, 20)
 
 
 def test_a_model_that_is_no_sam_is_refused(tmp_path: Path) -> None:

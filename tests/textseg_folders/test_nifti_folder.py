@@ -40,6 +40,28 @@ def test_cases_are_images_with_the_mask_of_their_name(folder: Path) -> None:
     assert reader(folder).official_split() is None
 
 
+def test_channels_lie_in_folders_or_have_suffixes(tmp_path: Path) -> None:
+    lay_out(tmp_path, "t1/a.nii.gz", "t2/a.mha", "t2/b.nii.gz", "masks/a.nii.gz")
+    first, second = reader(tmp_path, images={"T1": "t1", "T2": "t2"}).cases()
+    assert dict(first.channels) == {"T1": tmp_path / "t1/a.nii.gz", "T2": tmp_path / "t2/a.mha"}
+    assert (second.id, list(second.channels), first.mask) == ("b", ["T2"], tmp_path / "masks/a.nii.gz")
+    lay_out(tmp_path, "images/a_t1.nii", "images/a_t2.nii", "images/a_fat_t2.nii", "images/b_t2.nii")
+    suffixes = {"T2": "_t2", "T1": "_t1", "fat": "_fat_t2"}
+    cases = reader(tmp_path, channel_suffixes=suffixes).cases()
+    assert [(case.id, list(case.channels)) for case in cases] == [("a", ["T2", "T1", "fat"]), ("b", ["T2"])]
+    with pytest.raises(DataError, match=r"a_fat_t2.nii: its name must end with the suffix of a channel: _t1"):
+        reader(tmp_path, channel_suffixes={"T1": "_t1"}).cases()
+    with pytest.raises(DataError, match="Give one of them"):
+        reader(tmp_path, images={"T1": "t1"}, channel_suffixes=suffixes)
+
+
+def test_channels_in_subfolders_have_the_same_paths(tmp_path: Path) -> None:
+    lay_out(tmp_path, "t1/p/a.nii.gz", "t2/p/a.nii.gz", "masks/p/a.nii.gz")
+    settings = {"images": {"T1": "t1", "T2": "t2"}, "patient_pattern": "^([^/]+)/"}
+    (case,) = reader(tmp_path, **settings).cases()
+    assert (case.id, case.patient, list(case.channels), case.mask is not None) == ("p/a", "p", ["T1", "T2"], True)
+
+
 def test_a_pattern_finds_the_patient(folder: Path) -> None:
     assert [case.patient for case in reader(folder, patient_pattern=r"^(\w)_").cases()] == ["a", "a", "b"]
 

@@ -66,8 +66,8 @@ def test_names_of_either_version_are_those_of_the_atlas(tmp_path: Path, labels: 
         ({"background": 0, "L5": 1, "L4": 1}, (), "value 1 is 'L5' and 'L4'. Keep one"),
         ({"0": "background", "1": "L5", "01": "L4"}, (), "value 1 is 'L5' and 'L4'. Keep one"),
         ({"background": 0, "L5": 1, "ignore": 2}, (), "value 2 is nnU-Net's label 'ignore'.*{ignore: background}"),
-        (VERSION_2, ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"), "textseg reads one channel"),
-        (VERSION_2, ("imagesTr/a.nii.gz",), "must end in _0000"),
+        (VERSION_2, ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"), "must end .*dataset.json: _0000"),
+        (VERSION_2, ("imagesTr/a.nii.gz",), "must end .*dataset.json: _0000"),
         (VERSION_2, ("imagesTr/a_0000.nii.gz", "labelsTr/z.nii.gz"), "has no image 'z_0000'"),
         (VERSION_2, ("imagesTs/a_0000.nii.gz",), "No volume in"),
     ],
@@ -76,6 +76,27 @@ def test_what_can_not_be_read_is_named(tmp_path: Path, labels: Any, names: tuple
     data = reader(lay_out(tmp_path, labels, names))
     with pytest.raises(DataError, match=message):
         data.label_map(data.cases()[0])
+
+
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+def test_channels_are_those_of_dataset_json(tmp_path: Path, key: str) -> None:
+    files = ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0001.nii.gz", "labelsTr/a.nii.gz")
+    path = lay_out(tmp_path, names=files) / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: {"1": "T2", "0": "T1"}}))
+    first, second = reader(tmp_path).cases()
+    assert [(name, file.name) for name, file in first.channels.items()] == [
+        ("T1", "a_0000.nii.gz"),
+        ("T2", "a_0001.nii.gz"),
+    ]
+    assert (second.id, list(second.channels), first.mask) == ("b", ["T2"], tmp_path / "labelsTr/a.nii.gz")
+    path.write_text(json.dumps({"labels": VERSION_2, key: {"0": "MRI", "1": "MRI"}}))
+    assert list(reader(tmp_path).cases()[0].channels) == ["MRI 0", "MRI 1"]
+    (tmp_path / files[0]).unlink()
+    with pytest.raises(DataError, match="No case has a file of channel 'MRI 0'"):
+        reader(tmp_path).cases()
+    path.write_text(json.dumps({"labels": VERSION_2, key: ["T1"]}))
+    with pytest.raises(DataError, match="`channel_names` must give a name for each number"):
+        reader(tmp_path).cases()
 
 
 def test_names_of_dataset_json_may_be_synonyms(tmp_path: Path) -> None:

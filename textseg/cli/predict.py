@@ -61,6 +61,13 @@ def predict(
     ending: Annotated[
         str, Option("--mask-suffix", metavar="TEXT", help="Put after the name of each mask, such as _seg.")
     ] = "",
+    channel_suffixes: Annotated[
+        str | None,
+        Option(
+            metavar="SUFFIXES",
+            help="Models of several channels: the ends of their files' names, such as _t1,_t2. Default: _0000,_0001.",
+        ),
+    ] = None,
     engine: Annotated[
         str | None, Option(metavar="ENGINE", help="ONNX bundles: onnxruntime (default), openvino.")
     ] = None,
@@ -76,6 +83,7 @@ def predict(
         PredictionSettings,
         check_words,
         find_inputs,
+        join_channels,
         plan_jobs,
         predict_files,
         with_facts,
@@ -102,12 +110,14 @@ def predict(
     source = cast("Prompting | None", prompts)
     changes = checked_changes(augmentation) if augmentation is not None else ()
     facts = read_pairs(fact or ())
-    jobs = plan_jobs(find_inputs(inputs, output), output, suffix=suffix, ending=ending, visible=words)
+    files = find_inputs(inputs, output)
+    trained = load(model, *(others or ()), engine=checked_engine(engine) if engine else None, trust_code=trust_code)
+    files = join_channels(files, trained.task.channel_names, channel_suffixes.split(",") if channel_suffixes else None)
+    jobs = plan_jobs(files, output, suffix=suffix, ending=ending, visible=words)
     if any(job.mask.suffix == DICOM for job in jobs):
         require_highdicom()
         if labels != "atlas":
             raise DataError(f"--labels: segments of a DICOM file have no '{labels}' values; add --format .nii.gz.")
-    trained = load(model, *(others or ()), engine=checked_engine(engine) if engine else None, trust_code=trust_code)
     if prompts is not None and not trained.reads_text:
         raise RunError(f"--prompts: '{model}' reads no text.")
     if prompts is None and any(job.visible is None for job in jobs):

@@ -34,15 +34,19 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         folder: of the run.
         model: its model.
         output: the new folder.
-        slug: of the images that the challenge gives and takes: "INPUT:OUTPUT", or one for both.
+        slug: of the images that the challenge gives and takes: "INPUT:OUTPUT", or one for both; INPUT has one name for
+            each channel that the model reads, with commas between them.
         labels: the values in its masks, as `textseg.volumes.mask.label_values` takes them.
 
     Raises RunError where `output` exists or can't be written, and for a slug that is none; DataError for labels that
     the atlas does not have.
     """
     given, _, taken = slug.partition(":")
-    slugs = {"input": given, "output": taken or given}
-    if wrong := [name for name in slugs.values() if not SLUG.fullmatch(name)]:
+    inputs, channels = given.split(","), model.task.channel_names
+    slugs = {"input": inputs, "output": taken or given}
+    if len(inputs) not in (1, len(channels)):
+        raise RunError(f"--slug: '{model.name}' reads {', '.join(channels)}, and '{given}' has {len(inputs)} names.")
+    if wrong := [name for name in (*inputs, taken or given) if not SLUG.fullmatch(name)]:
         raise RunError(f"--slug: '{wrong[0]}' is no slug: small letters, digits, hyphens, such as sagittal-spine-mr.")
     try:
         values = label_values(model.atlas, labels)
@@ -56,7 +60,8 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         settings = {"slugs": slugs, "labels": labels, "values": values, "sequence": model.atlas.sequence, "facts": {}}
         write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
         write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
-        words = {"name": model.name, "python": f"{sys.version_info.major}.{sys.version_info.minor}", **slugs}
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        words = {"name": model.name, "python": version, "input": given, "output": taken or given}
         for name in FILES:
             write_atomically(container / name, _written(name, {**words, "labels": labels}))
     return str(output)

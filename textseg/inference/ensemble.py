@@ -81,6 +81,8 @@ def _differences(first: TrainedModel, second: TrainedModel) -> list[str]:
     indices = [[(structure.index, structure.name) for structure in a.structures] for a in (atlas, other_atlas)]
     if indices[0] != indices[1]:
         differences.append("the structures of their atlases differ in name or class index")
+    if first.task.channel_names != second.task.channel_names:
+        differences.append("they read other channels, or in another order")
     settings, other_settings = (model.recipe.preparation.model_dump(mode="json") for model in (first, second))
     for key, value in settings.items():
         if value != other_settings[key]:

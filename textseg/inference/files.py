@@ -46,7 +46,26 @@ from textseg.volumes.label_tables import is_own_mask, sidecar_of
 from textseg.volumes.mask import Mask
 from textseg.volumes.scan import scan_hash
 
-Input = Path | DicomSeries
+NNUNET = ("_0000", "_0001", "_0002", "_0003", "_0004", "_0005", "_0006", "_0007")  # nnU-Net's names of channels
+
+
+@dataclass(frozen=True)
+class ChannelFiles:
+    """The files of an image with several channels, by the names of the channels."""
+
+    name: str  # of the files, without the suffixes of the channels and of the format
+    files: tuple[tuple[str, Path], ...]
+    fault: str = ""  # the channels that are missing
+
+    def __str__(self) -> str:
+        return " + ".join(str(path) for _, path in self.files)
+
+    @property
+    def first(self) -> Path:
+        return self.files[0][1]
+
+
+Input = Path | DicomSeries | ChannelFiles
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class _Read:
 
 def name_of(volume: Input) -> str:
     """Return the name of a volume in tables and file names of masks."""
-    return volume.name if isinstance(volume, DicomSeries) else stem(volume)
+    return stem(volume) if isinstance(volume, Path) else volume.name
 
 
 def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool = False) -> dict[Input, Path]:
@@ -146,6 +165,50 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
     return inputs | {series: slices[series.files[0]].parent for series in find_series(slices)}
 
 
+def join_channels(
+    inputs: Mapping[Input, Path], channels: Sequence[str], suffixes: Sequence[str] | None = None
+) -> dict[Input, Path]:
+    """Join files that are the channels of one image, by the suffixes of their names; other inputs stay as they are.
+
+    Args:
+        inputs: the result of `find_inputs`.
+        channels: the names of the channels that the model reads.
+        suffixes: one for each channel; by default nnU-Net's, `_0000`, `_0001`, where the model reads several.
+
+    An image that lacks channels has a fault. Raises RunError for another number of suffixes, and DataError for two
+    files of one channel.
+    """
+    if suffixes is None:
+        suffixes = NNUNET if len(channels) > 1 else ()
+    elif len(set(suffixes)) != len(channels):
+        raise RunError(f"--channel-suffixes: {len(channels)} are needed, one for each of {', '.join(channels)}.")
+    joined: dict[Input, Path] = {}
+    images: dict[tuple[Path, str], dict[str, tuple[Path, Path]]] = {}
+    for volume, folder in inputs.items():
+        name = name_of(volume)
+        pairs = zip(channels, suffixes, strict=False)
+        matching = [(channel, end) for channel, end in pairs if isinstance(volume, Path) and name.endswith(end)]
+        if not matching:
+            joined[volume] = folder
+            continue
+        assert isinstance(volume, Path)
+        channel, end = max(matching, key=lambda pair: len(pair[1]))
+        parts = images.setdefault((volume.parent, name.removesuffix(end)), {})
+        if channel in parts:
+            raise DataError(f"'{parts[channel][0]}' and '{volume}' are the same channel of one image. Keep one.")
+        parts[channel] = volume, folder
+    for (parent, name), parts in images.items():
+        missing = [
+            f"'{channel}' ({name}{end})"
+            for channel, end in zip(channels, suffixes, strict=False)
+            if channel not in parts
+        ]
+        fault = f"'{parent / name}' has no channel {', '.join(missing)}." if missing else ""
+        files = tuple((channel, parts[channel][0]) for channel in channels if channel in parts)
+        joined[ChannelFiles(name, files, fault)] = next(iter(parts.values()))[1]
+    return joined
+
+
 def _matches(pattern: Path) -> list[Path]:
     """Return the files and folders that fit a pattern, without hidden ones."""
     root = Path(pattern.anchor)
@@ -182,7 +245,7 @@ def plan_jobs(
     twice = _same(names)
     statements = read_statements(visible, map(Path.as_posix, names.values())) if visible is not None else {}
     facts = read_facts(visible) if visible is not None else {}
-    taken = {os.path.realpath(volume): volume for volume in names if isinstance(volume, Path)}
+    taken = {os.path.realpath(path): path for volume in names for path in _files(volume)}
     jobs = []
     for volume, name in names.items():
         own = suffix or _own_suffix(volume)
@@ -190,7 +253,7 @@ def plan_jobs(
         mask = output / name.parent / f"{file_name(name.name + ending, longest).removesuffix(longest)}{own}"
         if replaced := taken.get(os.path.realpath(mask)):
             raise DataError(f"The mask of '{volume}' would take the place of '{replaced}'. Choose another --output.")
-        fault = ""
+        fault = volume.fault if isinstance(volume, ChannelFiles) else ""
         if volume in twice:
             same = [str(path) for path in twice if names[path].as_posix().lower() == name.as_posix().lower()]
             fault = f"{' and '.join(same[:2])} would give one mask '{name}'. Give them to two commands."
@@ -215,7 +278,16 @@ def _same(names: Mapping[Input, Path]) -> list[Input]:
 
 
 def _folder(volume: Input) -> Path:
+    if isinstance(volume, ChannelFiles):
+        volume = volume.first
     return _absolute(volume.folder if isinstance(volume, DicomSeries) else volume).parent
+
+
+def _files(volume: Input) -> list[Path]:
+    """Return the files of an input; none of a DICOM series, whose names no mask has."""
+    if isinstance(volume, ChannelFiles):
+        return [path for _, path in volume.files]
+    return [volume] if isinstance(volume, Path) else []
 
 
 def _absolute(path: Path) -> Path:
@@ -225,6 +297,8 @@ def _absolute(path: Path) -> Path:
 def _own_suffix(volume: Input) -> str:
     if isinstance(volume, DicomSeries):
         return DICOM
+    if isinstance(volume, ChannelFiles):
+        volume = volume.first
     return next((end for end in SUFFIXES if volume.name.lower().endswith(end)), ".nii.gz")
 
 
@@ -269,14 +343,15 @@ def _read(model: Predictor, job: Job, settings: PredictionSettings) -> _Read | N
     """Read and prepare the volume of a job; return None where its mask is there already."""
     if job.fault:
         raise DataError(job.fault)
-    if isinstance(job.input, Path):
-        require_file(job.input)
-    content = scan_hash(job.input)
+    for path in _files(job.input):
+        require_file(path)
+    image = dict(job.input.files) if isinstance(job.input, ChannelFiles) else job.input
+    content = scan_hash(image)
     if is_done(job, _made(model, content, job, settings)) and (job.picture.is_file() or not settings.overlay):
         return None
-    scan = model.read(job.input)
-    prepared, image = model.prepare(scan), scan.array[0] if settings.overlay else None
-    return _Read(prepared, scan.geometry, model.remarks_on(scan, prepared, content), content, image)
+    scan = model.read(image)
+    prepared, shown = model.prepare(scan), scan.array[0] if settings.overlay else None
+    return _Read(prepared, scan.geometry, model.remarks_on(scan, prepared, content), content, shown)
 
 
 def _write(model: Predictor, job: Job, mask: Mask, read: _Read, settings: PredictionSettings) -> Outcome:
@@ -328,7 +403,7 @@ def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings
         prompts = statement(model.atlas, visibility.visible) if visibility.counted else "report"
     members = model.members if isinstance(model, Ensemble) else ()
     return {
-        "input": job.input.name,
+        "input": ", ".join(path.name for path in _files(job.input)) or job.input.name,
         "input_sha256": content,
         "model": model.name,
         "model_sha256": model.fingerprint,

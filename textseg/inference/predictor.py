@@ -162,7 +162,10 @@ class Predictor(ABC):
         if len(scan.array) != self.task.image_channels:
             expected = f"{counted(self.task.image_channels, 'channel')} ({', '.join(self.task.channel_names)})"
             given = f"'{image}'" if isinstance(image, str | Path) else "the image"
-            raise DataError(f"'{self.name}' reads {expected}, and {given} has {len(scan.array)}.")
+            raise DataError(
+                f"'{self.name}' reads {expected}, and {given} has {len(scan.array)}. Name the file of each channel; "
+                "their names end in _0000, _0001, or as --channel-suffixes says."
+            )
         return scan
 
     @property

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from textseg.system.files import write_atomically
 from textseg.text.reading import interactive_visibility
 from textseg.text.visibility import statement
 from textseg.version import __version__
-from textseg.volumes.dicom_series import DicomSeries
 from textseg.volumes.files import Volume, file_hash, read_labels, write_labels
 from textseg.volumes.geometry import extent_mm, voxel_at
 from textseg.volumes.label_tables import PART, require_names
@@ -115,7 +115,7 @@ def _rename(job: Job, convention: Convention, stated: Visibility | Point) -> Out
     path, atlas = job.input, convention.atlas
     if job.fault:
         raise DataError(job.fault)
-    if isinstance(path, DicomSeries):
+    if not isinstance(path, Path):
         raise DataError(f"{path.name} is a DICOM series; masks are MHA, NRRD or NIfTI files.")
     words = _words(atlas, stated)
     made = {

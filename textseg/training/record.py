@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from textseg.contracts import HasPlan
+from textseg.contracts import HasFirstLayer, HasPlan
 from textseg.models.cost import measure_cost
 from textseg.models.segmenter import Segmenter
 from textseg.randomness import DRAWS
@@ -76,6 +76,7 @@ class RunRecord:
             **_earlier(self.folder.read(), now, self.training.progression.step),
             **measure_cost(segmenter, experiment.task, self.training.fabric.device),
             **_plan_of_network(segmenter),
+            **_first_layers(segmenter),
         )
 
     @contextmanager
@@ -170,6 +171,13 @@ def finished_earlier(experiment: Experiment, folder: RunFolder) -> bool:
         return False
     files = [folder.scores, folder.report, *[folder.fields_of_view] * bool(experiment.recipe.evaluation.fields_of_view)]
     return same and all(file.exists() for file in files)
+
+
+def _first_layers(segmenter: Segmenter) -> dict[str, Any]:
+    """Return what became of pretrained weights for images of other channels; nothing without them."""
+    modules = [module for module in segmenter.modules() if isinstance(module, HasFirstLayer)]
+    sentences = dict.fromkeys(module.first_layer for module in modules if module.first_layer)
+    return {"first_layer": "; ".join(sentences)} if sentences else {}
 
 
 def _plan_of_network(segmenter: Segmenter) -> dict[str, Any]:
