@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK
 
@@ -70,8 +71,17 @@ def textseg_settings(
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 volume = SimpleITK.ReadImage(source)
                 SimpleITK.WriteImage(volume > 0 if "mask_case" in file else volume, folder / file)
+    for name, path in (("images", cases[0].image), ("masks", cases[0].mask)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        np.savez(folder / "pictures" / name / "case.npz", SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))[0])
     return {
         **SMALL,
+        ("dataset", "image_folder"): {
+            "folder": str(folder / "pictures"),
+            "atlas": "lumbar_spider",
+            "labels": "spider",
+            "spacing_mm": [1.0, 2.0],
+        },
         ("dataset", "lumbar_phantom"): phantom,
         ("dataset", "mrspineseg"): {"folder": str(folder)},
         ("dataset", "nifti_folder"): {"folder": spider, "atlas": "lumbar_spider", "labels": "spider"},

@@ -28,32 +28,32 @@ def find_atlas(name: str) -> Atlas:
     return atlas
 
 
-def volumes_by_stem(folder: Path) -> dict[str, Path]:
-    """Return the volumes directly in a folder, sorted by stem, without hidden files.
+def volumes_by_stem(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
+    """Return the files with these suffixes directly in a folder, sorted by stem, without hidden files.
 
     Raises DataError for two with one stem.
     """
     inside = sorted(folder.iterdir()) if folder.is_dir() else ()
-    return _by_stem(folder, (path for path in inside if not path.name.startswith(".")))
+    return _by_stem(folder, (path for path in inside if not path.name.startswith(".")), suffixes)
 
 
-def nested_volumes(folder: Path, beside: Path) -> dict[str, Path]:
+def nested_volumes(folder: Path, beside: Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
     """Return the volumes below a folder by their paths without suffix, such as "pat1/ses-1/T2"; none in `beside`.
 
     Raises DataError for two with one path, and for a folder that can't be listed.
     """
     if not folder.is_dir():
         return {}
-    paths = list(find_volumes(folder, frozenset({os.path.realpath(beside)})))
-    if closed := [path for path in paths if not path.name.lower().endswith(SUFFIXES)]:
+    paths = list(find_volumes(folder, frozenset({os.path.realpath(beside)}), suffixes=suffixes))
+    if closed := [path for path in paths if not path.name.lower().endswith(suffixes)]:
         raise DataError(f"The folder '{closed[0]}' can't be listed. Make it readable, or move it out of '{folder}'.")
-    return _by_stem(folder, paths)
+    return _by_stem(folder, paths, suffixes)
 
 
-def _by_stem(folder: Path, paths: Iterable[Path]) -> dict[str, Path]:
+def _by_stem(folder: Path, paths: Iterable[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
     volumes: dict[str, Path] = {}
     for path in paths:
-        suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
         if suffix is None:
             continue
         name = path.relative_to(folder).as_posix()[: -len(suffix)]

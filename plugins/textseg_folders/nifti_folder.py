@@ -10,6 +10,7 @@ from typing import Any
 from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError
 from textseg.system import Row, optional_file, read_table, read_yaml, unknown_row
+from textseg.volumes import SUFFIXES
 from textseg_folders.listing import (
     find_atlas,
     joined_channels,
@@ -22,6 +23,7 @@ from textseg_folders.listing import (
 PARTS = {"train": "train", "training": "train", "test": "test"}
 PATIENTS = dict.fromkeys(("participant", "person", "pid", "subject"), "patient")  # what people call this column
 NO_ROW = Row(0, {})
+PICTURES = {".png": "image_folder", ".npz": "image_folder"}  # formats that are read by another data set of this plug-in
 KEYS = ("atlas", "labels")  # of labels.yaml
 
 
@@ -39,6 +41,9 @@ class NiftiFolder:
     names. `channel_suffixes: {T1: _t1, T2: _t2}` reads them from one folder: anna_t1 and anna_t2 are the channels of
     anna. Raises DataError.
     """
+
+    suffixes: tuple[str, ...] = SUFFIXES
+    formats = "MHA, NRRD or NIfTI"
 
     def __init__(
         self,
@@ -100,13 +105,15 @@ class NiftiFolder:
     def _cases(self) -> tuple[Case, ...]:
         folders = self.images if isinstance(self.images, dict) else {"": self.images}
         at, masks_at = self.folder / next(iter(folders.values())), self.folder / self.masks
-        volumes = {name: volumes_by_stem(self.folder / folder) for name, folder in folders.items()}
-        masks = volumes_by_stem(masks_at)
+        volumes = {name: volumes_by_stem(self.folder / folder, self.suffixes) for name, folder in folders.items()}
+        masks = volumes_by_stem(masks_at, self.suffixes)
         if not any(volumes.values()):
-            volumes = {name: nested_volumes(self.folder / folder, masks_at) for name, folder in folders.items()}
-            masks = nested_volumes(masks_at, at)
+            volumes = {
+                name: nested_volumes(self.folder / folder, masks_at, self.suffixes) for name, folder in folders.items()
+            }
+            masks = nested_volumes(masks_at, at, self.suffixes)
         if not any(volumes.values()):
-            raise DataError(f"No volume in '{at}'. Expected there: MHA, NRRD or NIfTI files.")
+            raise DataError(f"No image in '{at}'. Expected there: {self.formats} files.{_others(at)}")
         images = self._by_case(volumes)
         if lonely := sorted(masks.keys() - images.keys()):
             raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{at}'.")
@@ -161,3 +168,12 @@ class NiftiFolder:
         ):
             raise DataError(f"{path}: it may hold `atlas: NAME` and `labels:`, a scheme or lines such as `1: L5`.")
         return dict(content)
+
+
+def _others(folder: Path) -> str:
+    """Return a sentence on files of other formats in a folder; nothing if there are none."""
+    suffixes = sorted({path.suffix.lower() for path in folder.glob("**/*") if path.is_file() and path.suffix})
+    if not suffixes:
+        return ""
+    reader = next((f" `use: {PICTURES[suffix]}` reads {suffix}." for suffix in suffixes if suffix in PICTURES), "")
+    return f" It has {', '.join(suffixes)} files.{reader} Others: convert them, or write a reader that gives arrays."

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +445,34 @@ def test_the_real_folders_are_clean(name: str) -> None:
     result = check_dataset(installed_registry().build("dataset", name, settings={"folder": f"{data}/{name}"}))
     assert result.findings == ()
     assert len(result.sound) == {"spider": 14, "mrspineseg": 6}[name]
+
+
+def test_a_format_that_is_not_read_is_one_line_for_all_cases(folder: Path) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+    cases = []
+    for case in dataset.cases():
+        Path(case.image).with_suffix(".jpg").write_bytes(b"a picture")
+        cases.append(replace(case, image=Path(case.image).with_suffix(".jpg")))
+    dataset.cases = lambda: cases
+    checked = check_dataset(dataset)
+    assert checked.sound == []
+    (line,) = checked.lines
+    assert "it has .jpg files, and textseg reads .mha, .nrrd, .nii.gz, .nii, .png and DICOM series" in line
+    assert "convert them, or let the reader give arrays" in line
+
+
+def test_a_case_that_lacks_a_channel_is_a_line_and_a_channel_on_another_grid_is_refused(folder: Path) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(folder)})
+    cases = list(dataset.cases())
+    pairs = [replace(case, image={"T2": case.image, "T1": case.image}) for case in cases]
+    pairs[0] = replace(cases[0], image={"T2": cases[0].image})
+    dataset.cases = lambda: pairs
+    checked = check_dataset(dataset)
+    assert checked.faulty == [cases[0].id]
+    assert "has no channel 'T1'; the others have T2, T1." in checked.lines[0]
+    image = sitk.ReadImage(str(cases[1].image))
+    image.SetOrigin([value + 1 for value in image.GetOrigin()])
+    sitk.WriteImage(image, str(folder / "moved.mha"))
+    pairs[:] = [replace(case, image={"T2": case.image, "T1": folder / "moved.mha"}) for case in cases]
+    assert "does not lie on channel 'T2'" in check_dataset(dataset).findings[0].what
+    assert not any("does not lie" in finding.what for finding in check_dataset(dataset, resample=True).findings)

@@ -12,7 +12,6 @@ import textseg
 from textseg.errors import PromptError, RunError
 from textseg.inference.ensemble import Ensemble
 from textseg.inference.trained_model import TrainedModel
-from textseg.volumes.files import read_volume
 from textseg.volumes.scan import read_scan
 
 Scans = dict[str, list[Path]]
@@ -32,8 +31,8 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(model: TrainedMode
     second = other_weights(model)
     both = Ensemble.of([("first", model), ("second", second)])
     path = scans["test"][0]
-    volume = read_volume(path)
-    prepared = model.prepare(volume)
+    scan = read_scan(path)
+    prepared = model.prepare(scan)
     visibility = model.visibility(prepared, "T12:L5", None)
     first_probabilities, second_probabilities = (
         torch.cat(list(member.logits(prepared, visibility))).softmax(1) for member in (model, second)
@@ -42,7 +41,7 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(model: TrainedMode
     assert (first_probabilities.argmax(1) != second_probabilities.argmax(1)).any()
     torch.testing.assert_close(averaged.exp(), (first_probabilities + second_probabilities) / 2)
     confidence = both(path, visible="T12:L5").confidence
-    assert confidence == both.segment(prepared, volume.geometry, visibility).confidence
+    assert confidence == both.segment(prepared, scan.geometry, visibility).confidence
     assert (both.name, both.engine) == ("tiny x 2", "torch")
     assert both.fingerprint not in (model.fingerprint, second.fingerprint)
     assert both.record.seen == {**model.record.seen, "b": "case b"}

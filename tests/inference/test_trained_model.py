@@ -208,11 +208,10 @@ def test_importing_textseg_imports_no_torch_and_loading_no_lightning(finished_ru
 @pytest.fixture(scope="module")
 def pair(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory, stranger: None) -> tuple[Path, TrainedModel]:
     """A run that reads T1 and T2, and its model."""
-    recipe = load_recipe(
-        tiny_recipe,
-        ["dataset.channels=[T1,T2]", "dataset.cases=5", "dataset.slices=3", "training.epochs=1", "name=pair"],
-    )
-    folder = run(recipe, output=tmp_path_factory.mktemp("runs"))
+    recipe = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    recipe.write_text(tiny_recipe.read_text())
+    changes = ["dataset.channels=[T1,T2]", "dataset.cases=5", "dataset.slices=3", "training.epochs=1"]
+    folder = run(load_recipe(recipe, changes), output=recipe.parent / "runs")
     return folder, load_model(folder)
 
 

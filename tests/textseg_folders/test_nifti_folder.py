@@ -189,7 +189,7 @@ def test_a_file_beside_the_folders_may_say_it(folder: Path) -> None:
         ({"labels": {-1: "L5"}}, "-1 is no value of a mask"),
         ({"labels": {0: "L5"}}, "0 is the background, and can't be 'L5'"),
         ({"labels": "spyder"}, "no label scheme 'spyder'. Did you mean 'spider'"),
-        ({"images": "scans"}, "No volume in '.*scans'"),
+        ({"images": "scans"}, "No image in '.*scans'"),
         ({"patient_pattern": "("}, "is no regular expression"),
         ({"patient_pattern": "a"}, "finds no patient in 'a_1'"),
         ({"patient_pattern": r"^(b)_"}, "finds no patient in 'a_1'"),

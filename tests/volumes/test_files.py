@@ -216,8 +216,8 @@ def test_labels_that_cannot_be_written(tmp_path: Path) -> None:
     for array in (np.full((2, 2, 2), -1), np.zeros((2, 2, 2))):
         with pytest.raises(ValueError, match="non-negative integers"):
             write_labels(array, geometry, tmp_path / "mask.mha")
-    with pytest.raises(DataError, match=r"one of \.mha"):
-        write_labels(np.zeros((2, 2, 2), np.uint8), geometry, tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"textseg reads \.mha"):
+        write_labels(np.zeros((2, 2, 2), np.uint8), geometry, tmp_path / "mask.jpg")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="can't be written"):
         write_labels(np.zeros((2, 2, 2), np.uint8), geometry, tmp_path / "file" / "mask.mha")
@@ -229,9 +229,9 @@ def test_missing_wrong_and_foreign_files(tmp_path: Path, capfd: pytest.CaptureFi
     (tmp_path / "folder.mha").mkdir()
     with pytest.raises(DataError, match="not a file"):
         read_volume(tmp_path / "folder.mha")
-    (tmp_path / "slice.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"one of \.mha"):
-        read_volume(tmp_path / "slice.png")
+    (tmp_path / "slice.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"textseg reads \.mha"):
+        read_volume(tmp_path / "slice.jpg")
     for name in ("a.mha", "a.nii", "b.nii.gz", "a.nrrd"):
         for content in (b"", b"hello world" * 50, b"NRRD0004\nblah\n"):
             (tmp_path / name).write_bytes(content)

@@ -88,6 +88,8 @@ def test_an_array_is_read_as_it_is_and_written_to_the_same_grid(plane: Plane, tm
     assert np.array_equal(written.array, scan.array[0])
     assert written.geometry.grid_differences(scan.geometry) == []
     flat = read_labels(ArrayImage("b", partial(np.eye, 4, dtype=np.uint8), (1.0, 0.5, 0.7)), plane)
+    write_picture(flat, tmp_path / "flat.mha")
+    assert np.array_equal(read_volume(tmp_path / "flat.mha", plane).array, flat.array)
     assert (flat.array.shape, flat.geometry.flat, flat.spacing_mm) == ((1, 4, 4), True, (1.0, 0.5, 0.7))
     assert read_scan(ArrayImage("c", partial(ramp, 0, (2, *SHAPE))), plane).channel_names == ("image 0", "image 1")
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from textseg.contracts import Atlas, Case, Dataset, LabelMap
+from textseg.contracts import Atlas, Case, Dataset, LabelMap, Pixels
 from textseg.data.preparation import missing_channels
 from textseg.errors import DataError, TextsegError, one_line
 from textseg.recipe.schema import ReportSettings
@@ -25,7 +25,8 @@ from textseg.system.children import end_with
 from textseg.system.commands import shell
 from textseg.system.messages import counted
 from textseg.text.reports import scan_reports
-from textseg.volumes.files import Volume, read_labels
+from textseg.volumes.dicom_series import is_dicom
+from textseg.volumes.files import FORMATS, READABLE, Volume, is_named, read_labels
 from textseg.volumes.geometry import Geometry, downward_axis
 from textseg.volumes.label_tables import require_names
 from textseg.volumes.scan import read_scan, scan_hash
@@ -181,6 +182,10 @@ def check_case(case: Case, label_map: LabelMap | str, atlas: Atlas, resample: bo
 
 
 def _check_case(case: Case, label_map: LabelMap, atlas: Atlas, resample: bool) -> CaseCheck:
+    if suffix := next(filter(None, map(_unknown_suffix, (*case.channels.values(), case.mask))), ""):
+        what = f"it has {suffix} files, and {FORMATS}"
+        remedy = "convert them, or let the reader give arrays (ArrayImage of textseg.contracts)"
+        return CaseCheck(case.id, (Finding(case.id, "fault", what, remedy),))
     try:
         image = read_scan(case.image, atlas.plane, resample=resample)
         file, voxels = scan_hash(case.image), hashlib.sha256(image.array.tobytes()).hexdigest()
@@ -228,6 +233,12 @@ def _check_case(case: Case, label_map: LabelMap, atlas: Atlas, resample: bool) -
     few = [f"{name} has {counted(size, 'voxel')} only" for name, size in sizes.items() if size < FEW_VOXELS]
     findings += [Finding(case.id, "doubt", what, "is it a slip of the pen?") for what in few]
     return replace(check, findings=tuple(findings), values=counts, slices=slices)
+
+
+def _unknown_suffix(pixels: Pixels | None) -> str:
+    """Return the suffix of a file in a format that textseg does not read; an empty text for all others."""
+    unknown = isinstance(pixels, Path) and pixels.is_file() and not is_named(pixels, READABLE) and not is_dicom(pixels)
+    return pixels.suffix if unknown and isinstance(pixels, Path) else ""
 
 
 def _label_map(dataset: Dataset, case: Case) -> LabelMap | str:

@@ -32,8 +32,9 @@ from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
 from textseg.volumes.dicom_series import DicomSeries, find_series, is_dicom
 from textseg.volumes.files import (
+    FORMATS,
     MASK_SUFFIXES,
-    SUFFIXES,
+    READABLE,
     file_hash,
     find_volumes,
     is_folder,
@@ -44,6 +45,7 @@ from textseg.volumes.files import (
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.label_tables import is_own_mask, sidecar_of
 from textseg.volumes.mask import Mask
+from textseg.volumes.pictures import SUFFIX as PNG
 from textseg.volumes.scan import scan_hash
 
 NNUNET = ("_0000", "_0001", "_0002", "_0003", "_0004", "_0005", "_0006", "_0007")  # nnU-Net's names of channels
@@ -87,7 +89,8 @@ class Job:
     @property
     def picture(self) -> Path:
         """The picture of the mask over its volume, if it is requested."""
-        return self.sidecar.with_suffix(".png")
+        picture = self.sidecar.with_suffix(".png")
+        return picture if picture != self.mask else picture.with_name(f"{picture.stem}_overlay.png")
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,8 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
         for path in matches:
             if not is_folder(path):
                 inside = {path: Path()}
-            elif not (
-                inside := {file: file.relative_to(path).parent for file in find_volumes(path, left_out, dicom=True)}
-            ):
-                reasons.append(f"'{path}' holds no volume; textseg reads {', '.join(SUFFIXES)} and DICOM series.")
+            elif not (inside := _inside(path, left_out)):
+                reasons.append(f"'{path}' holds no volume; {FORMATS}.")
                 files.setdefault(_absolute(path), (path, Path()))
                 continue
             scans = {file: folder for file, folder in inside.items() if masks or not is_own_mask(file)}
@@ -163,6 +164,12 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
     slices = {file: folder for file, folder in files.values() if not is_named(file) and is_dicom(file)}
     inputs: dict[Input, Path] = {file: folder for file, folder in files.values() if file not in slices}
     return inputs | {series: slices[series.files[0]].parent for series in find_series(slices)}
+
+
+def _inside(folder: Path, left_out: frozenset[str]) -> dict[Path, Path]:
+    """Return the volumes below a folder with their own folders below it; pictures only where there are no volumes."""
+    volumes = list(find_volumes(folder, left_out, dicom=True)) or list(find_volumes(folder, left_out, suffixes=(PNG,)))
+    return {file: file.relative_to(folder).parent for file in volumes}
 
 
 def join_channels(
@@ -299,7 +306,7 @@ def _own_suffix(volume: Input) -> str:
         return DICOM
     if isinstance(volume, ChannelFiles):
         volume = volume.first
-    return next((end for end in SUFFIXES if volume.name.lower().endswith(end)), ".nii.gz")
+    return next((end for end in READABLE if volume.name.lower().endswith(end)), ".nii.gz")
 
 
 def predict_files(

@@ -26,6 +26,7 @@ from textseg.text.visibility import report_visibility, template_visibility
 from textseg.volumes.files import Readable, Volume
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.mask import Mask
+from textseg.volumes.pictures import SUFFIX as PNG
 from textseg.volumes.scan import Scan, read_scan, scan_hash
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Predictor(ABC):
     def read(self, image: Image | Volume) -> Scan:
         """Read an image with its channels, as the recipe prepares them. Raises DataError for another number of them."""
         named, resample = image if isinstance(image, Volume) else self.named(image), self.preparation.resample_channels
-        scan = read_scan(named, self.atlas.plane, resample=resample)
+        scan = self._spaced(read_scan(named, self.atlas.plane, resample=resample), named)
         if len(scan.array) != self.task.image_channels:
             expected = f"{counted(self.task.image_channels, 'channel')} ({', '.join(self.task.channel_names)})"
             given = f"'{image}'" if isinstance(image, str | Path) else "the image"
@@ -167,6 +168,16 @@ class Predictor(ABC):
                 "their names end in _0000, _0001, or as --channel-suffixes says."
             )
         return scan
+
+    def _spaced(self, scan: Scan, image: object) -> Scan:
+        """Return pictures, which have no spacing, with that of the training images if it is the same in all of them."""
+        known = {tuple(spacing_mm) for spacing_mm in self.task.fingerprint.get("native_spacings_mm", ())}
+        files = image.values() if isinstance(image, Mapping) else [image]
+        if len(known) != 1 or not all(str(file).lower().endswith(PNG) for file in files):
+            return scan
+        ((slice_mm, row_mm, column_mm),) = known
+        geometry = replace(scan.geometry, spacing=(column_mm, row_mm, slice_mm))
+        return replace(scan, spacing_mm=(slice_mm, row_mm, column_mm), geometry=geometry)
 
     @property
     def preparation(self) -> PreparationSettings:

@@ -5,5 +5,6 @@ read and write volumes.
 """
 
 from textseg.volumes.files import SUFFIXES, find_volumes, read_geometry, read_labels, read_volume, write_labels
+from textseg.volumes.scan import read_scan
 
-__all__ = ["SUFFIXES", "find_volumes", "read_geometry", "read_labels", "read_volume", "write_labels"]
+__all__ = ["SUFFIXES", "find_volumes", "read_geometry", "read_labels", "read_scan", "read_volume", "write_labels"]

@@ -1,6 +1,7 @@
 """Volumes on disk and in memory, where they are canonical: see `textseg.volumes.geometry`.
 
-Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together. Read only: DICOM series.
+Read and written: MHA, NRRD, NIfTI, each one file with header and voxels together, and PNG, one slice. Read only: DICOM
+series.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from textseg.volumes.integrity import mha_voxels, require_real_volume, require_s
 from textseg.volumes.itk import UnreadableError, itk_name, quietly, sitk
 from textseg.volumes.nifti import SUFFIXES as NIFTI
 from textseg.volumes.nifti import open_nifti, write_nifti
+from textseg.volumes.pictures import SUFFIX as PNG
+from textseg.volumes.pictures import open_png, require_picture, write_png
 
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}  # of ITK
 SUFFIXES = (*READERS, ".nii.gz", ".nii")
-MASK_SUFFIXES = (".seg.nrrd", *SUFFIXES, ".dcm")
+READABLE = (*SUFFIXES, PNG)  # of files that hold an image alone
+MASK_SUFFIXES = (".seg.nrrd", *READABLE, ".dcm")
 
+FORMATS = f"textseg reads {', '.join(READABLE)} and DICOM series"
 
 Readable = Path | str | DicomSeries | ArrayImage
 
@@ -118,9 +123,14 @@ def write_labels(
     smallest = np.min_scalar_type(int(array.max()) if array.size else 0)
     stored = restore(array, geometry).astype(smallest)
     geometry = replace(geometry, flat=geometry.flat and flat)
+    if suffix == PNG:  # which has no place in the patient
+        require_picture(stored, path)
+        geometry = replace(geometry, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0))
     with _verified(path, stored, geometry) as temporary:
         if suffix in NIFTI:
             write_nifti(stored, geometry, temporary, extension=extension)
+        elif suffix == PNG:
+            write_png(stored, temporary)
         else:
             _write_itk(stored, geometry, temporary, header or {})
 
@@ -128,7 +138,8 @@ def write_labels(
 def write_image(image: Any, path: Path) -> None:
     """Write an image of SimpleITK, compressed, read back and compared, in one step. Raises DataError."""
     _suffix(path)
-    with _verified(path, sitk.GetArrayFromImage(image), _geometry(image, "sagittal")) as temporary:
+    geometry = _geometry(image, "sagittal")
+    with _verified(path, sitk.GetArrayFromImage(image).reshape(geometry.size[::-1]), geometry) as temporary:
         quietly(lambda: sitk.WriteImage(image, itk_name(temporary), useCompression=True))
 
 
@@ -197,7 +208,13 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def find_volumes(folder: Path, left_out: frozenset[str] = frozenset(), *, dicom: bool = False) -> Iterator[Path]:
+def find_volumes(
+    folder: Path,
+    left_out: frozenset[str] = frozenset(),
+    *,
+    dicom: bool = False,
+    suffixes: tuple[str, ...] = SUFFIXES,
+) -> Iterator[Path]:
     """Yield the volumes below a folder in the order of their names, with `dicom` also DICOM files; links are followed.
 
     Hidden files are left out, and the folders whose real paths are `left_out`. A folder that can't be listed stands for
@@ -211,16 +228,16 @@ def find_volumes(folder: Path, left_out: frozenset[str] = frozenset(), *, dicom:
     left_out |= {os.path.realpath(folder)}  # a link back to it would be a circle
     for path in paths:
         if not is_folder(path):
-            if is_named(path) or (dicom and is_dicom(path)):
+            if is_named(path, suffixes) or (dicom and is_dicom(path)):
                 yield path
         elif os.path.realpath(path) not in left_out:
-            inside = list(find_volumes(path, left_out, dicom=dicom))
-            yield from inside or ([path] if is_named(path) else [])
+            inside = list(find_volumes(path, left_out, dicom=dicom, suffixes=suffixes))
+            yield from inside or ([path] if is_named(path, suffixes) else [])
 
 
-def is_named(path: Path) -> bool:
-    """Return True for a name of an MHA, NRRD or NIfTI file."""
-    return path.name.lower().endswith(SUFFIXES)
+def is_named(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
+    """Return True for a name of an MHA, NRRD or NIfTI file, or one with another of `suffixes`."""
+    return path.name.lower().endswith(suffixes)
 
 
 def file_hash(path: Readable) -> str:
@@ -266,8 +283,7 @@ def _read_file(path: Path, plane: Plane, *, channels: bool = False) -> tuple[Arr
 def _read_array(image: ArrayImage, plane: Plane, *, channels: bool = False) -> tuple[Array, Geometry]:
     """Return the array that a reader gives, with a geometry whose axes run as the plane's do."""
     array = _loaded(image)
-    flat = array.ndim == 2
-    array = array[None] if flat else array
+    array = array[None] if array.ndim == 2 else array
     if array.ndim == 3 and channels:
         array = array[None]
     if array.ndim != 3 + channels:
@@ -275,6 +291,7 @@ def _read_array(image: ArrayImage, plane: Plane, *, channels: bool = False) -> t
         raise DataError(f"{image.name}: its reader gives an array of shape {array.shape}; it must be {sides}.")
     slice_mm, row_mm, column_mm = map(float, image.spacing_mm)
     count, height, width = array.shape[-3:]
+    flat = count == 1
     # The nearest axes at right angles: those of a short-axis plane are not quite.
     left, _, right = np.linalg.svd(np.stack(DIRECTIONS[plane][::-1], axis=1))
     cosines = np.eye(3) if flat else np.round(left @ right, 12)
@@ -310,6 +327,8 @@ def _open(path: Path, plane: Plane, *, channels: bool = False) -> tuple[Geometry
         if suffix in NIFTI:
             nifti = open_nifti(path, plane, channels=channels)
             geometry, voxels = nifti.geometry, nifti.voxels
+        elif suffix == PNG:
+            geometry, voxels = open_png(path, plane, channels=channels)
         else:
             reader = sitk.ImageFileReader()
             reader.SetImageIO(READERS[suffix])  # which would be chosen by the suffix, in small letters
@@ -361,7 +380,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 def _suffix(path: Path) -> str:
     """Return the suffix of a volume in small letters. Raises DataError for a name that can't be one of a volume."""
     itk_name(path)  # for all formats alike: such a name would also break sidecars and tables
-    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
+    suffix = next((suffix for suffix in READABLE if path.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise DataError(f"{path}: volumes are one of {', '.join(SUFFIXES)}; convert it to one of these.")
+        raise DataError(f"{path}: {FORMATS}; convert it to one of these.")
     return suffix
