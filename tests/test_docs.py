@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -11,12 +12,13 @@ from typing import Any, get_args
 
 import pytest
 
-from textseg import errors, hookspecs
+from textseg import contracts, errors, hookspecs
 from textseg.contracts import Atlas, Visibility
 from textseg.metrics import scores
 from textseg.registry import discovery as registry
 from textseg.registry.component import Plugin
 from textseg.registry.kinds import KINDS
+from textseg.runs.experiment import fingerprint_of
 from textseg.testing import check_prompt_generator
 
 ROOT = Path(__file__).parent.parent
@@ -318,3 +320,17 @@ def test_the_check_of_the_project_runs_the_test_commands_of_the_readme() -> None
     checks = read(".ci/run")
     for line in block.strip().splitlines():
         assert line in checks
+
+
+@pytest.mark.parametrize("name", ["Batch", "Task", "TextFeatures"])
+def test_the_fields_of_data_classes_are_listed(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / "public_interface.md").read_text(encoding="utf-8")
+    table = page.split(f"`{name}`: ")[1].split("\n\n")[1]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(getattr(contracts, name))]
+
+
+def test_the_keys_of_a_fingerprint_are_listed() -> None:
+    page = (ROOT / "docs" / "reference" / "public_interface.md").read_text(encoding="utf-8")
+    table = page.split("| key of `task.fingerprint` |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == fingerprint_of([]).keys()

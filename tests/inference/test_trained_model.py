@@ -246,3 +246,14 @@ def test_a_model_of_two_channels_may_be_a_graph(pair: tuple[Path, TrainedModel],
         pytest.importorskip(package)
     folder, model = pair
     assert export_onnx(RunFolder(folder), model, tmp_path / "network.onnx").equal > 0.9999
+
+
+def test_an_array_gives_the_mask_of_its_file(model: TrainedModel, scans: Scans) -> None:
+    scan = read_volume(scans["test"][0])
+    expected = model(scans["test"][0], visible="L1:L5").array
+    for array in (scan.array, torch.from_numpy(scan.array), scan.array[None]):
+        assert np.array_equal(model(array, spacing_mm=scan.spacing_mm, visible="L1:L5").array, expected)
+    with pytest.raises(DataError, match="Give them in mm: spacing_mm="):
+        model(scan.array)
+    with pytest.raises(DataError, match="spacing_mm belongs to an array"):
+        model(scans["test"][0], spacing_mm=(1, 1, 1))

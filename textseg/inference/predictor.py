@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.contracts import Atlas, Task, Visibility
+from textseg.contracts import ArrayImage, Atlas, Task, Visibility
 from textseg.data.slice_geometry import PreparedVolume, prepare_volume
 from textseg.errors import DataError, PromptError, suggestion
 from textseg.inference.averaging import Change, average, views
@@ -101,19 +103,22 @@ class Predictor(ABC):
 
     def __call__(
         self,
-        volume: Image | Volume,
+        volume: Image | Volume | NDArray[Any],
         *,
+        spacing_mm: tuple[float, float, float] | None = None,
         visible: Named | None = None,
         facts: Mapping[str, str] = {},
         prompts: Prompting | None = None,
         ordered: bool = False,
         test_time_augmentation: Sequence[Change] = (),
     ) -> Mask:
-        """Segment a volume: a file, or what `textseg.volumes.read_volume` returned in the plane of the atlas.
+        """Segment a volume: a file, an array, or what `textseg.volumes.read_volume` returned in the plane of the atlas.
 
         Args:
             volume: MHA, NRRD or NIfTI, or a folder of one DICOM series, in any orientation. For a model of several
-                channels, their files in the order of the training, or by name: `{"T1": path, "T2": path}`.
+                channels, their files in the order of the training, or by name: `{"T1": path, "T2": path}`. Or an array
+                [S, H, W], [C, S, H, W] or [H, W] in the plane of the atlas: see `textseg.contracts`.
+            spacing_mm: of an array: distances of slices, rows and columns.
             visible: what a person sees in it: "T10:L5", "T10 to L5" or ("T10", "L5") for all from the first to the last
                 in an ordered atlas, "L4, L5" or a list for these; see `textseg.text.reading`.
             facts: what is known of it, such as {"sequence": "T2"}: facts that the texts of its training stated, and
@@ -128,6 +133,10 @@ class Predictor(ABC):
         Raises DataError for a volume that can't be read, PromptError for words that can't be read as structures of the
         atlas and for `visible` without `ordered` to a model that reads no text.
         """
+        if hasattr(volume, "__array__"):
+            volume = _array_image(np.asarray(volume), spacing_mm)
+        elif spacing_mm is not None:
+            raise DataError("spacing_mm belongs to an array: a file has its own. Leave it out.")
         scan = self.read(volume)
         if scan.geometry.plane != self.atlas.plane:
             raise DataError(
@@ -389,3 +398,9 @@ class Predictor(ABC):
             for view in views(test_time_augmentation, self.task.image_size)
         ]
         return streams[0][1] if len(streams) == 1 else average(streams)
+
+
+def _array_image(array: NDArray[Any], spacing_mm: tuple[float, float, float] | None) -> ArrayImage:
+    if spacing_mm is None:
+        raise DataError("An array has no distances of its own. Give them in mm: spacing_mm=(slices, rows, columns).")
+    return ArrayImage("the array", lambda: array, spacing_mm)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TypeVar
 
 from textseg.errors import PluginError
@@ -43,7 +43,9 @@ def component(kind: str, name: str) -> Callable[[Builder], Builder]:
         getattr(register, kind)(name, builder)
         if loading is None:
             (added,) = register.components
-            installed_registry().adopt(SESSION, [replace(added, source=_source_of(builder))], keep=True)
+            installed_registry().adopt(
+                SESSION, [replace(added, source=_source_at(builder, sys._getframe(1)))], keep=True
+            )
         return builder
 
     return decorate
@@ -104,13 +106,13 @@ def _executed(path: Path, content: bytes, register: Register) -> ModuleType:
     return module
 
 
-def _source_of(builder: object) -> dict[str, str]:
-    """Return the hash of the text of a class; empty where Python can't find the text."""
-    try:
-        text = inspect.getsource(builder)  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return {}
-    return {f"{getattr(builder, '__qualname__', SESSION)} of the session": hashlib.sha256(text.encode()).hexdigest()}
+def _source_at(builder: object, caller: FrameType) -> dict[str, str] | None:
+    """Return the hash of the cell or the script that decorates its own class; None for a class of another module."""
+    if getattr(builder, "__module__", None) != caller.f_globals.get("__name__"):
+        return None
+    text = "".join(linecache.getlines(caller.f_code.co_filename))  # IPython puts its cells there
+    name = f"{getattr(builder, '__qualname__', SESSION)} of the session"
+    return {name: hashlib.sha256(text.encode()).hexdigest()} if text else {}
 
 
 def local_code_of(registry: Registry, components: Iterable[Component]) -> list[LocalCode]:

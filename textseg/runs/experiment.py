@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from textseg.contracts import (
     Atlas,
     AuxiliaryLoss,
+    Batch,
     Case,
     Dataset,
     Features,
@@ -28,7 +29,7 @@ from textseg.contracts import (
 )
 from textseg.data.augmentation import Augmentation, FixedOrder, Transform, TransformList
 from textseg.data.preparation import LISTED, PreparedCase, missing_channels, prepare
-from textseg.data.slices import Slices, SliceStack
+from textseg.data.slices import ShuffledBatches, Slices, SliceStack, training_loader
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
@@ -149,6 +150,13 @@ class Experiment:
         """The random changes of training slices."""
         return build_augmentation(self.recipe, self.registry)
 
+    def batches(self, epoch: int = 0, *, workers: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, counted from 0, as one process trains on them, on the CPU."""
+        slices, recipe = self.training_slices(), self.recipe
+        order = ShuffledBatches(len(slices), recipe.training.batch_size, seed=recipe.seed, epoch=epoch)
+        for packed in training_loader(slices, order, workers=workers, pin_memory=False):
+            yield slices.unpack(packed)
+
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
         text = self.text.of([prepared], [source]) if source and self.text else None
@@ -263,7 +271,7 @@ def build(
         atlas=atlas,
         text_size=size,
         text_length=length,
-        fingerprint=_fingerprint(prepared["train"]),
+        fingerprint=fingerprint_of(prepared["train"]),
         channel_names=names,
     )
     return Experiment(recipe, registry, dataset, split, prepared, text, task, statements, reports)
@@ -482,7 +490,7 @@ def _mixture(recipe: Recipe) -> dict[Source, float]:
     return {source: chance for source, chance in mixture.items() if chance}
 
 
-def _fingerprint(cases: Sequence[PreparedCase]) -> dict[str, Any]:
+def fingerprint_of(cases: Sequence[PreparedCase]) -> dict[str, Any]:
     """Return facts of the training cases, for networks with a plan and for the check of the training domain."""
     return {
         "native_sizes": [(case.slice_count, *case.slice_geometry.native_size) for case in cases],
