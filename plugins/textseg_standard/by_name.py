@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from textseg.errors import RecipeError, suggestion
+from textseg.errors import RecipeError, shortened, suggestion
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -27,8 +27,10 @@ def builds_by_name(
         name = given.get("name")
         if name is None:
             return {}
+        if not isinstance(name, str):
+            raise RecipeError(f"name: should be a text, not {shortened(repr(name))}.")
         if name not in known():
-            raise RecipeError(f"name: unknown value '{name}'.{suggestion(str(name), known())}")
+            raise RecipeError(f"name: unknown value '{name}'.{suggestion(name, known())}")
         parameters = settings_of(known()[name], without=without)
         for key in parameters.keys() & set(filled):
             parameters[key] = parameters[key].replace(default=None, annotation=parameters[key].annotation | None)

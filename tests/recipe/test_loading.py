@@ -580,6 +580,9 @@ def test_mistakes_in_a_list_of_transforms_are_named_with_their_lines(load: Loade
         strict=True,
     ):
         assert words.split(". ")[0] in line
+    for alone in ("shade", "{use: shade}"):
+        (line,) = load.mistakes(WHOLE + f"augmentation: {alone}\n", name="whole")
+        assert "augmentation: should be a list, not " in line
     unknown = load.mistakes(WHOLE + "augmentation: {rotation: 5}\n", name="whole")
     assert len(unknown) == 1
     assert "augmentation.rotation: unknown key. Did you mean 'rotation_degrees'?" in unknown[0]

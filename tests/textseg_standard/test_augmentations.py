@@ -184,6 +184,7 @@ def test_enlargements_of_torchio_are_measured() -> None:
         ({"name": "RandGaussianNoise", "prob": 0.5}, "prob: unknown setting"),
         ({"name": "RandGaussianNoise", "std": "much"}, "std: should be a valid number"),
         ({"name": "RandBiasField", "degree": 0}, "MONAI refuses the settings of RandBiasField: ValueError: degree"),
+        ({"name": ["RandAffine"]}, "name: should be a text, not \\['RandAffine'\\]"),
         ({}, "name: required"),
     ],
 )

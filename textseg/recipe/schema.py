@@ -107,6 +107,12 @@ class MetricSpec(NamedComponent):
         return self.use if kept.keys() == {"use"} else kept
 
 
+def _form_of_augmentation(given: Any) -> str:
+    """Return the name of the form that a person wants to write; a component outside a list is a mistake in a list."""
+    listed = isinstance(given, list | tuple | str) or (isinstance(given, dict) and "use" in given)
+    return f"augmentation[{'list' if listed else 'fixed order'}]"
+
+
 class SplitSettings(_Section):
     """The split of the patients: one of `fractions`, `official`, `folds` with `fold`, and `file` (with `fold`)."""
 
@@ -416,7 +422,7 @@ class Recipe(_Section):
     augmentation: Annotated[
         Annotated[AugmentationSettings, Tag("augmentation[fixed order]")]
         | Annotated[tuple[TransformSpec, ...], Tag("augmentation[list]")],
-        Discriminator(lambda given: f"augmentation[{'list' if isinstance(given, list | tuple) else 'fixed order'}]"),
+        Discriminator(_form_of_augmentation),
     ] = AugmentationSettings()
     prompts: PromptSettings | None = None
     model: ModelSettings
