@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from textseg import testing
 from textseg.contracts import Batch, Features, SegmenterOutput, Task
 from textseg.errors import PluginError
 from textseg.recipe.loading import load_recipe
@@ -376,6 +377,14 @@ def test_a_network_gets_what_it_asks_for_in_training(
     overrides, builders = of_network(Thick, lambda output: shapes.append(output.logits.shape) or output)
     step(experiments(*overrides, compiled), tmp_path, monkeypatch, builders)
     assert shapes == [(4, experiments(*overrides).task.class_count, 48, 40)]
+
+
+def test_code_that_is_not_installed_is_checked_in_python() -> None:
+    component = installed_registry().component("network", "plain")
+    assert component.check == CHECK.format("stranger")
+    local = replace(component, source={"parts.py": "1"})
+    assert local.check == "Check it further, without data, in Python: textseg.testing.check_network"
+    assert hasattr(testing, "check_network")
 
 
 @pytest.mark.parametrize(

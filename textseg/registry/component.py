@@ -97,7 +97,9 @@ class Component:
 
     @property
     def check(self) -> str:
-        """A sentence with the command that checks this component further."""
+        """A sentence with the command, or the function for code that is not installed, that checks it further."""
+        if self.source is not None:
+            return f"Check it further, without data, in Python: textseg.testing.check_{self.kind}"
         return f"Check it further, without data: textseg plugins doctor {self.plugin} --check"
 
     @property
