@@ -21,7 +21,7 @@ from textseg.inference.slices import predict_case
 from textseg.metrics.scores import Score, read_scores
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
-from textseg.recipe.schema import ComponentSpec, FieldOfViewSettings, PromptSettings
+from textseg.recipe.schema import ComponentSpec, FieldOfViewSettings, MetricSpec, PromptSettings
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
@@ -96,7 +96,7 @@ def test_scores_are_those_of_medpy_on_a_prediction_by_hand(finished_run: Path) -
             tokens = F.pad(tokens.half().float(), (0, 0, 0, experiment.task.text_length - tokens.shape[1]))
             mask = F.pad(mask, (0, experiment.task.text_length - mask.shape[1]))
             text = TextFeatures(tokens, mask, None, torch.ones(1, 19, dtype=torch.bool))
-            image = torch.from_numpy(prepared.image[index].astype(np.float32))[None, None]
+            image = torch.from_numpy(prepared.image[index].astype(np.float32))[None]
             with torch.inference_mode():
                 logits = segmenter(image, text).logits
             box_geometry = prepared.slice_geometry
@@ -130,7 +130,7 @@ def test_per_slice_at_the_prepared_size_in_pixels(without_text: Experiment) -> N
     assert {(row.unit, row.space) for row in scores} == {("", "prepared"), ("pixel", "prepared")}
     prepared = without_text.cases["test"][0]
     measures = {"dsc": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}
-    prediction, reference = guessed(prepared.image) == 19, np.asarray(prepared.mask) == 19
+    prediction, reference = guessed(prepared.image[:, 0]) == 19, np.asarray(prepared.mask) == 19
     checked = 0
     for row in scores:
         if row.case == prepared.case.id and row.structure == "SC":
@@ -145,7 +145,7 @@ def test_per_slice_at_the_prepared_size_in_pixels(without_text: Experiment) -> N
 def test_millimetres_and_pixels_differ_by_the_spacing(without_text: Experiment) -> None:
     values = {}
     for unit in ("mm", "pixel"):
-        rows = scored(without_text, per="slice", unit=unit, metrics=("asd",))
+        rows = scored(without_text, per="slice", unit=unit, metrics=(MetricSpec(use="asd"),))
         values[unit] = np.array([row.value for row in rows])
         assert {(row.metric, row.unit, row.space) for row in rows} == {("asd", unit, "native")}
     there = np.isfinite(values["mm"])
@@ -159,7 +159,7 @@ def test_validation_is_the_mean_over_structures_of_the_mean_over_cases(without_t
     segmenter = Segmenter(Guess()).eval()
     values: dict[int, list[float]] = {}
     for prepared in without_text.cases["train"]:
-        prediction, reference = guessed(prepared.image), np.asarray(prepared.mask)
+        prediction, reference = guessed(prepared.image[:, 0]), np.asarray(prepared.mask)
         for index in np.unique(reference)[1:]:
             values.setdefault(int(index), []).append(binary.dc(prediction == index, reference == index))
     expected = np.mean([np.mean(several) for several in values.values()])

@@ -21,6 +21,7 @@ from textseg.metrics.scores import Score, read_scores
 from textseg.metrics.window_scores import means_as_json, read_window_scores, summarise_windows
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import dump, load_recipe
+from textseg.recipe.schema import MetricSpec
 from textseg.reports import run_evaluation
 from textseg.reports.figure import features_figure, predictions_figure
 from textseg.reports.probe_report import probe_run
@@ -79,9 +80,9 @@ def test_pictures_are_chosen_by_dsc_also_where_it_is_not_asked_for(
 ) -> None:
     shown: dict[str, Any] = {}
     monkeypatch.setattr(run_evaluation, "write_report", lambda path, **parts: shown.update(parts))
-    scored(without_text, tmp_path / "asked", metrics=("dsc", "jaccard"))
+    scored(without_text, tmp_path / "asked", metrics=(MetricSpec(use="dsc"), MetricSpec(use="jaccard")))
     titles = [picture.title for picture in shown["overlays"]]
-    rows = scored(without_text, tmp_path / "unasked", metrics=("jaccard",))
+    rows = scored(without_text, tmp_path / "unasked", metrics=(MetricSpec(use="jaccard"),))
     assert {row.metric for row in rows} == {"jaccard"}
     assert [picture.title for picture in shown["overlays"]] == titles
     assert [title.partition(":")[0] for title in titles] == ["best", "median", "worst"]
