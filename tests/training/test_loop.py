@@ -19,6 +19,7 @@ from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
+from textseg.registry.discovery import Registry
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder
 from textseg.system import distributed
@@ -114,6 +115,8 @@ def test_stopped_anywhere_and_continued_is_the_same(
     per_epoch = start(data, tmp_path).steps_per_epoch
     assert per_epoch > 3
     handler = signal.getsignal(signal.SIGTERM)
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(Registry, "notify", lambda self, hook, run, **about: calls.append((hook, *about.values())))
     # In the first epoch, twice in the second, with its very last step, and with the last step of all.
     stops = [2, per_epoch + 1, per_epoch + 3, 2 * per_epoch, 3 * per_epoch]
     for step in stops:
@@ -135,6 +138,11 @@ def test_stopped_anywhere_and_continued_is_the_same(
     ours, theirs = [[{k: v for k, v in row.items() if k not in MEASURED} for row in some] for some in rows]
     assert ours == theirs
     assert signal.getsignal(signal.SIGTERM) is handler
+    # Hooks: each epoch once, whatever interrupted it.
+    assert [fit.step for hook, fit in calls if hook == "textseg_fit_started"] == [0, *stops]
+    assert [epoch.number for hook, epoch in calls if hook == "textseg_epoch_finished"] == [1, 2, 3]
+    (fit,) = [fit for hook, fit in calls if hook == "textseg_fit_finished"]
+    assert (fit.step, len(fit.history)) == (3 * per_epoch, 3)
 
 
 LISTENING = (

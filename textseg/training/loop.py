@@ -344,8 +344,9 @@ class Training:
         recipe, registry = self.experiment.recipe, self.experiment.registry
         if term in recipe.segmentation_loss:
             return registry.component("segmentation_loss", recipe.segmentation_loss[term].use)
-        if term in self.objective.auxiliary:
-            return registry.component("auxiliary_loss", term)
+        for loss in recipe.auxiliary_losses:
+            if loss.name == term:
+                return registry.component("auxiliary_loss", loss.use)
         kind = "network" if recipe.model.network else "fusion"
         spec = recipe.model.network or recipe.model.fusion
         assert spec is not None  # the schema requires one of them

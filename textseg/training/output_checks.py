@@ -64,10 +64,13 @@ class OutputChecks:
         if isinstance(network, TextGuidedNetwork):
             modules = {"vision_encoder": network.vision_encoder, "fusion": network.fusion}
         self.model = {kind: Part(component(kind, getattr(model, kind).use), module) for kind, module in modules.items()}
-        self.auxiliary = {name: Part(component("auxiliary_loss", name), loss) for name, loss in auxiliary.items()}
-        specs = experiment.recipe.segmentation_loss
+        specs = {spec.name: spec for spec in experiment.recipe.auxiliary_losses}
+        self.auxiliary = {
+            name: Part(component("auxiliary_loss", specs[name].use), loss) for name, loss in auxiliary.items()
+        }
+        named = experiment.recipe.segmentation_loss
         self.terms = {
-            name: Part(component("segmentation_loss", specs[name].use), term) for name, term in terms.terms.items()
+            name: Part(component("segmentation_loss", named[name].use), term) for name, term in terms.terms.items()
         }
         self._running: list[Part] = []
         self._output: SegmenterOutput | None = None
