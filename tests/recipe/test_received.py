@@ -232,3 +232,11 @@ def test_a_run_goes_on_with_the_rival_that_it_was_made_with(run: Path, registry:
     recipe = load_recipe(run / "recipe.yaml", registry=rivals, builds=["dataset"])
     assert recipe.model.fusion is not None
     assert (recipe.model.fusion.use, recipe.model.fusion.name) == ("thief/mixer", "mixer")
+
+
+def test_a_class_of_a_session_must_be_defined_again(made_with_code: Path, registry: Registry) -> None:
+    facts = {"fusion mine": {"distribution": "Python session", "version": "not installed", "source": {}}}
+    (made_with_code.parent / "run.json").write_text(json.dumps({"local_code": {}, "components": facts}))
+    expected = "came from Python session .not installed., which no run keeps: define it here with @textseg.component"
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(made_with_code, registry=registry, trust_code=True)

@@ -23,7 +23,7 @@ from textseg.recipe.schema import ComponentSpec, EvaluationSettings, Recipe, wri
 from textseg.registry.component import canonical
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
-from textseg.registry.local_code import LOCAL
+from textseg.registry.local_code import LOCAL, SESSION
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
 from textseg.system.commands import pip_install
@@ -55,6 +55,7 @@ def load_recipe(
     registry = installed_registry() if registry is None else registry
     path = TEXT if is_text(recipe) else recipe_file(Path(recipe), registry)
     data, places = read(path) if path is not TEXT else parse(str(recipe), TEXT)
+    left_out = load_local_code(path, registry, builds, trust_code=trust_code) if is_received(path) else set()
     unusable: list[str] = []
     for override in overrides:
         try:
@@ -82,7 +83,6 @@ def load_recipe(
         resolved = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         mistakes += [mistake for mistake in explain(error, _keys) if mistake[0] not in unresolved]
-    left_out = load_local_code(path, registry, builds, trust_code=trust_code) if is_received(path) else set()
     # A model is used without what only its training needed.
     needed = [kind for kind in KINDS if kind in builds or kind in TO_PREDICT]
     inside = _mistakes_inside(data, needed, registry, path, left_out)
@@ -278,6 +278,8 @@ def _component_mistakes(spec: dict[str, Any], kind: str, registry: Registry, pat
             return [(("use",), str(error))]
         distribution, version = origin
         remedy = "" if version == LOCAL else f": {pip_install(f'{distribution}=={version}')}"
+        if distribution == SESSION:
+            remedy = f', which no run keeps: define it here with @textseg.component("{kind}", "{spec["use"]}") first'
         came = f"When it was made, {kind} '{spec['use']}' came from {distribution} ({version}){remedy}."
         return [(("use",), f"{came} {error}")]
 
