@@ -382,11 +382,11 @@ def test_a_run_holds_what_it_trained_resumes_to_the_bit_and_notices_another_base
 
     # Other weights in the same place are noticed.
     save_sam(sam, seed=1)
-    with pytest.raises(RunError, match="frozen part has the fingerprint"):
+    with pytest.raises(RunError, match=r"frozen part \(network\) has the fingerprint"):
         evaluate_run(whole.path)
-    with pytest.raises(RunError, match="frozen part has the fingerprint"):
+    with pytest.raises(RunError, match=r"frozen part \(network\) has the fingerprint"):
         run(recipe, overrides=["training.epochs=3"], output=tmp_path / "whole")
-    with pytest.raises(RunError, match="frozen part has the fingerprint"):
+    with pytest.raises(RunError, match=r"frozen part \(network\) has the fingerprint"):
         load_segmenter(build(load_recipe(recipe)), whole)
 
 

@@ -180,10 +180,12 @@ def _put_back(segmenter: Segmenter, state: dict[str, Any], prefix: str, *_: obje
         return
     fingerprint = state.pop(prefix + FROZEN, None)
     if fingerprint != segmenter.frozen_fingerprint:
+        composed = isinstance(segmenter.network, TextGuidedNetwork)
+        parts = {name.split(".")[1] for name in segmenter.read_elsewhere} if composed else {"network"}
         raise RunError(
-            f"These weights belong to a model whose frozen part has the fingerprint {fingerprint}, and that of the "
-            f"one at hand is {segmenter.frozen_fingerprint}: what the recipe reads it from has changed. Bring back the "
-            "weights that were there, or train again with --fresh."
+            f"These weights belong to a model whose frozen part ({', '.join(sorted(parts))}) has the fingerprint "
+            f"{fingerprint}, and that of the one at hand is {segmenter.frozen_fingerprint}: what the recipe reads it "
+            "from has changed. Bring back the weights that were there, or train again with --fresh."
         )
     for name in segmenter.read_elsewhere:
         state[prefix + name] = segmenter.get_parameter(name).detach()
