@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -351,3 +352,61 @@ def test_values_have_the_names_that_the_mask_gives_them(phantom: Dataset, tmp_pa
     (masks / "other_seg.json").write_text(json.dumps(sidecar))
     scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")
     assert "calls its value 1 'femur', which atlas 'lumbar_spider' lacks" in scored.failed["2_t2"]
+
+
+METRIC = """
+    import numpy as np
+    from textseg import hookimpl
+
+    class VolumeError:
+        "Absolute difference of the volumes; 0 is best."
+
+        unit, higher_is_better, missed, worst = "ml", False, None, 50.0
+
+        def __call__(self, prediction, reference, spacing):
+            return abs(int(prediction.sum()) - int(reference.sum())) * float(np.prod(spacing)) / 1000
+
+    @hookimpl
+    def textseg_register(register):
+        register.metric("volume_error", VolumeError)
+"""
+
+
+def test_a_metric_of_a_plugin_scores_masks_and_is_compared_without_the_plugin(
+    phantom: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    install_into: Callable[..., None],
+    installed_from: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    def larger(mask: sitk.Image) -> sitk.Image:
+        array = sitk.GetArrayFromImage(mask)
+        array[3, 4:8, 2:7] = 1
+        grown = sitk.GetImageFromArray(array)
+        grown.CopyInformation(mask)
+        return grown
+
+    (tmp_path / "plugin").mkdir()
+    install_into(tmp_path / "plugin", "volumes", "textseg_volumes", {"plugin": METRIC})
+    masks = {"equal": copies(phantom, tmp_path / "equal"), "large": copies(phantom, tmp_path / "large", change=larger)}
+    settings = ("--dataset", "spider", "--references", str(tmp_path / "data"))
+    names = "dsc,volume_error,{use: nsd, tolerance: 1, column: nsd_1}"
+    with installed_from(tmp_path / "plugin"):
+        for name, folder in masks.items():
+            output = ("--output", str(tmp_path / "runs" / name))
+            assert call(monkeypatch, str(folder), *settings, "--metrics", names, *output) == 0
+        assert "volume_error 0.01 ml, nsd_1 " in capsys.readouterr().out  # half of 0.018 ml, and none of the disc
+    rows = {(r.structure, r.metric): r for r in read_scores(tmp_path / "runs/large/scores.csv") if r.case == "1_t2"}
+    assert rows["L5", "volume_error"].value == pytest.approx(4 * 5 * 3.0 * 0.5 * 0.6 / 1000)
+    assert (rows["L5", "volume_error"].unit, rows["L5", "volume_error"].worst) == ("ml", 50.0)
+    assert rows["L5/S", "volume_error"].value == 0
+    assert rows["L4", "volume_error"].status == "absent"
+    board = compare([tmp_path / "runs/large", tmp_path / "runs/equal"])
+    assert board.metrics == ["dsc", "nsd_1", "volume_error"]
+    facts = board.facts["volume_error"]
+    assert (facts.unit, facts.higher_is_better, facts.distribution) == ("ml", False, "textseg-volumes")
+    ranks = {row.finished.first.name: row.ranks["as_published"]["volume_error"] for row in board.tables[0].rows}
+    assert ranks == {"equal": 1, "large": 2}
+    assert call(monkeypatch, str(masks["equal"]), *settings, "--metrics", "dsc,volume_error") == 2
+    assert "--metrics: metrics.1: There is no metric 'volume_error'." in capsys.readouterr().err

@@ -12,7 +12,7 @@ from textseg.recipe.loading import complete_settings, dump, evaluation_of, load_
 from textseg.recipe.schema import AugmentationSettings, NamedComponent, Recipe
 from textseg.registry.component import Plugin
 from textseg.registry.discovery import Register, Registry, installed_registry
-from textseg.registry.kinds import TO_PREDICT
+from textseg.registry.kinds import TO_EVALUATE, TO_PREDICT
 
 TRAINED_WITH = ("segmentation_loss", "optimizer", "schedule")
 GUIDED = """\
@@ -625,3 +625,11 @@ def test_metrics_of_a_command_line(load: Loader) -> None:
     ):
         with pytest.raises(RecipeError, match=re.escape(mistake)):
             evaluation_of(text, load.registry)
+
+
+def test_a_metric_that_is_not_installed_is_needed_to_evaluate_and_not_to_predict(load: Loader) -> None:
+    path = load.folder / "recipe.yaml"
+    path.write_text(WHOLE.replace("evaluation: {}", "evaluation: {metrics: [dsc, gone]}"))
+    assert load_recipe(path, (), load.registry, builds=TO_PREDICT).evaluation.metrics[1].use == "gone"
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: evaluation.metrics.1: There is no metric 'gone'"):
+        load_recipe(path, (), load.registry, builds=TO_EVALUATE)
