@@ -327,7 +327,7 @@ def discover(entry_points: Sequence[EntryPoint]) -> Registry:
 
 def reason_of(error: BaseException) -> str:
     """Return the reason why a plug-in is broken, in one line."""
-    return str(error) if isinstance(error, PluginError) else cause(error)
+    return str(error).rstrip(".") if isinstance(error, PluginError) else cause(error)
 
 
 def plugin_of(entry_point: EntryPoint) -> Plugin:
