@@ -174,7 +174,7 @@ def test_validation_is_the_mean_over_structures_of_the_mean_over_cases(without_t
     assert [example.prepared for example in validation.examples] == without_text.cases["train"][:2]
     for example in validation.examples:
         np.testing.assert_array_equal(example.reference, np.asarray(example.prepared.mask)[example.index])
-        np.testing.assert_array_equal(example.prediction, guessed(example.prepared.image)[example.index])
+        np.testing.assert_array_equal(example.prediction, guessed(example.prepared.image[:, 0])[example.index])
 
 
 def test_a_structure_that_a_window_lacks_is_not_validated(
