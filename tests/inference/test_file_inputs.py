@@ -219,3 +219,15 @@ def test_files_of_channels_are_joined_by_the_ends_of_their_names(tmp_path: Path)
     (tmp_path / "a_0000.mha").touch()
     with pytest.raises(DataError, match="are the same channel of one image"):
         join_channels(find_inputs([str(tmp_path)]), ["T1", "T2"])
+
+
+def test_pictures_of_a_folder_are_read_where_it_holds_no_volume(tmp_path: Path) -> None:
+    for name in ("a.png", "mask.png", "mask_overlay.png", ".b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "mask.json").write_text('{"mask": "mask.png", "labels": {}, "made": {}}')
+    assert list(find_inputs([str(tmp_path)])) == [tmp_path / "a.png"]
+    assert list(find_inputs([str(tmp_path)], masks=True)) == [tmp_path / "a.png", tmp_path / "mask.png"]
+    (job,) = plan_jobs(find_inputs([str(tmp_path)]), tmp_path / "out")
+    assert (job.mask.name, job.sidecar.name, job.picture.name) == ("a.png", "a.json", "a_overlay.png")
+    (tmp_path / "c.mha").touch()
+    assert list(find_inputs([str(tmp_path)])) == [tmp_path / "c.mha"]

@@ -12,7 +12,9 @@ from textseg.contracts import ArrayImage
 from textseg.data.checking import check_dataset
 from textseg.data.preparation import prepare
 from textseg.errors import DataError
+from textseg.evaluation import masks
 from textseg.recipe.schema import PreparationSettings
+from textseg.volumes.files import read_labels
 from textseg_folders.image_folder import ImageFolder
 from textseg_folders.nifti_folder import NiftiFolder
 
@@ -98,3 +100,15 @@ def test_a_folder_of_other_formats_says_which_are_read(folder: Path) -> None:
         NiftiFolder(folder=str(folder), atlas="lumbar_spider").cases()
     with pytest.raises(DataError, match="spacing_mm: .* must be above 0"):
         reader(folder, spacing_mm=(0.0, 1.0))
+
+
+def test_masks_that_are_pictures_are_scored(folder: Path) -> None:
+    dataset = reader(folder, spacing_mm=(0.5, 0.25))
+    case = next(case for case in dataset.cases() if case.id == "a_1")
+    assert case.mask is not None
+    reference = read_labels(case.mask)
+    read = masks._read(folder / "masks/a_1.png", reference, dataset, case)
+    assert np.array_equal(read > 0, reference.array > 0)
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(folder / "small.png")
+    with pytest.raises(DataError, match="does not lie on its reference"):
+        masks._read(folder / "small.png", reference, dataset, case)

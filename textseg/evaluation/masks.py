@@ -22,8 +22,9 @@ from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash
-from textseg.volumes.files import SUFFIXES, Volume, file_hash, read_labels, stem
+from textseg.volumes.files import READABLE, Volume, file_hash, is_named, read_labels, stem
 from textseg.volumes.label_tables import PART, has_changed, own_case, sidecar_of, value_names
+from textseg.volumes.pictures import SUFFIX as PNG
 
 LISTED = 5  # files that a message names
 
@@ -188,7 +189,7 @@ def _files(folder: Path) -> dict[str, Path]:
         raise DataError(f"There is no folder '{folder}'.")
     files: dict[str, Path] = {}
     for path in find_inputs([str(folder)], masks=True):
-        if isinstance(path, Path) and path.name.lower().endswith(SUFFIXES):
+        if isinstance(path, Path) and is_named(path, READABLE):
             relative = path.relative_to(folder)
             name = own_case(path) or relative.with_name(stem(path)).as_posix()
             if (first := files.setdefault(_key(name), path)) is not path:
@@ -201,7 +202,10 @@ def _read(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Return the class indices of a prediction; raises DataError if it lies on another grid than its reference."""
     labels = read_labels(path, dataset.atlas.plane)
-    if differences := labels.geometry.grid_differences(reference.geometry):
+    placed = labels.geometry
+    if is_named(path, (PNG,)):  # it says only how many pixels it has
+        placed = replace(reference.geometry, size=placed.size, flat=placed.flat)
+    if differences := placed.grid_differences(reference.geometry):
         raise DataError(
             f"'{path}' does not lie on its reference '{case.mask}': {'; '.join(differences)}. Resample it with "
             "nearest neighbours; textseg moves no voxel of a mask that it scores."

@@ -51,6 +51,9 @@ from textseg.volumes.scan import scan_hash
 NNUNET = ("_0000", "_0001", "_0002", "_0003", "_0004", "_0005", "_0006", "_0007")  # nnU-Net's names of channels
 
 
+OVERLAY = "_overlay"  # in the name of a picture whose mask is a PNG file, too
+
+
 @dataclass(frozen=True)
 class ChannelFiles:
     """The files of an image with several channels, by the names of the channels."""
@@ -90,7 +93,7 @@ class Job:
     def picture(self) -> Path:
         """The picture of the mask over its volume, if it is requested."""
         picture = self.sidecar.with_suffix(".png")
-        return picture if picture != self.mask else picture.with_name(f"{picture.stem}_overlay.png")
+        return picture if picture != self.mask else picture.with_name(f"{picture.stem}{OVERLAY}{PNG}")
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,15 @@ def find_inputs(names: Sequence[str], output: Path | None = None, *, masks: bool
 
 def _inside(folder: Path, left_out: frozenset[str]) -> dict[Path, Path]:
     """Return the volumes below a folder with their own folders below it; pictures only where there are no volumes."""
-    volumes = list(find_volumes(folder, left_out, dicom=True)) or list(find_volumes(folder, left_out, suffixes=(PNG,)))
+    pictures = (path for path in find_volumes(folder, left_out, suffixes=(PNG,)) if not _is_overlay(path))
+    volumes = list(find_volumes(folder, left_out, dicom=True)) or list(pictures)
     return {file: file.relative_to(folder).parent for file in volumes}
+
+
+def _is_overlay(path: Path) -> bool:
+    """Return True for the picture that `--overlay` writes beside a mask that is a PNG file."""
+    name = path.stem.removesuffix(OVERLAY)
+    return name != path.stem and is_own_mask(path.with_name(f"{name}{PNG}"))
 
 
 def join_channels(
