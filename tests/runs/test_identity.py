@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from textseg.registry.kinds import SCORING
 from textseg.runs.identity import changed_facts, component_changes, scored_with, weight_changes
 
 FILM = {"distribution": "textseg-film", "version": "0.1.0", "source": {"film.py": "a", "blocks.py": "b"}}
@@ -43,3 +44,7 @@ def test_a_metric_takes_part_in_the_scores_alone() -> None:
     record = {"components": before, "scored_with": changed_facts({"components": before}, now)}
     assert record["scored_with"] == {"metric sharp": edited}
     assert component_changes(scored_with(record), now, of=["metric"]) == []
+
+
+def test_only_metrics_change_scores_and_no_weights() -> None:
+    assert {"metric"} == SCORING, "an augmentation, which an evaluation needs for its texts, changes weights"

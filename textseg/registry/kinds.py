@@ -13,7 +13,7 @@ from typing import Literal
 
 from textseg.errors import PluginError, suggestion
 
-Use = Literal["everywhere", "training", "evaluation", "logging"]
+Use = Literal["everywhere", "training", "evaluation", "scoring", "logging"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Kind:
             mapping.
         summary: the content of the module of a component, in a few words.
         own_keys: the keys beside a component that are no settings of its builder.
-        used_in: where the component is needed: "training" and "evaluation" are not needed to predict, and "logging"
-            changes no number.
+        used_in: where the component is needed: only "everywhere" is needed to predict, "scoring" changes scores and no
+            weights, and "logging" changes no number.
     """
 
     name: str
@@ -147,7 +147,7 @@ _ROWS = (
         ("evaluation.metrics.*",),
         "the score",
         own_keys=("use", "column"),
-        used_in="evaluation",
+        used_in="scoring",
     ),
     Kind(
         "logger",
@@ -166,7 +166,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _ROWS}
 TO_PREDICT = frozenset(kind.name for kind in _ROWS if kind.used_in == "everywhere")
 """The kinds that a trained model is made of."""
 
-TO_EVALUATE = TO_PREDICT | {kind.name for kind in _ROWS if kind.used_in == "evaluation"}
+SCORING = frozenset(kind.name for kind in _ROWS if kind.used_in == "scoring")
+"""The kinds that change scores and no weights."""
+
+TO_EVALUATE = TO_PREDICT | SCORING | {kind.name for kind in _ROWS if kind.used_in == "evaluation"}
 """The kinds that scores are made with."""
 
 OF_NUMBERS = frozenset(kind.name for kind in _ROWS if kind.used_in != "logging")

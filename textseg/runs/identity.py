@@ -10,11 +10,10 @@ from textseg.recipe.loading import required_components
 from textseg.recipe.schema import Recipe
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry
-from textseg.registry.kinds import TO_EVALUATE, TO_PREDICT
+from textseg.registry.kinds import TO_PREDICT
 from textseg.registry.source import source_of
 
 Facts = Mapping[str, Mapping[str, Any]]  # "fusion hasf" -> its distribution, version, source and weights
-SCORING = TO_EVALUATE - TO_PREDICT  # kinds that change scores and no weights
 PREDICTING = TO_PREDICT - {"atlas", "dataset"}
 
 

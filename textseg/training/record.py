@@ -16,9 +16,10 @@ from textseg.randomness import DRAWS
 from textseg.recipe.loading import complete_settings, dump, required_components
 from textseg.recipe.received import code_of
 from textseg.recipe.schema import Recipe
+from textseg.registry.kinds import SCORING
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, environment, first_line
-from textseg.runs.identity import SCORING, component_changes, scored_with
+from textseg.runs.identity import component_changes, scored_with
 from textseg.runs.task_record import write_task
 from textseg.system.files import write_atomically
 from textseg.text.embeddings import write_prompt_table

@@ -29,11 +29,12 @@ from textseg.models.stages import divide_epochs
 from textseg.recipe.loading import dump, is_text, load_recipe, required_components
 from textseg.recipe.schema import Recipe, TrainingSettings
 from textseg.registry.discovery import installed_registry
+from textseg.registry.kinds import SCORING
 from textseg.registry.local_code import SESSION, load_code
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
-from textseg.runs.identity import SCORING, component_changes, weight_changes
+from textseg.runs.identity import component_changes, weight_changes
 from textseg.system import distributed
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
@@ -93,22 +94,9 @@ def run(
         return folder.path
     count = settings.devices * settings.nodes
     if count > 1 and not launching.launched():
-        if settings.nodes > 1:
-            raise RunError(
-                f"training.nodes is {settings.nodes}, but no process was started on each node. Start the command "
-                "with torchrun or srun; see docs/how_to/many_devices.md."
-            )
         _check_several(resolved, recipe)
-        command = launching.run_command(
-            Path(str(recipe)),
-            overrides,
-            seed,
-            output,
-            code,
-            fresh=fresh,
-            trust_code=trust_code,
-            changed_code=changed_code,
-        )
+        choices = {"fresh": fresh, "trust_code": trust_code, "changed_code": changed_code}
+        command = launching.run_command(Path(str(recipe)), overrides, seed, output, code, **choices)
         launching.run_together(command, count)
         return folder.path
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // settings.devices))
@@ -121,7 +109,12 @@ def run(
 
 
 def _check_several(recipe: Recipe, given: Path | str | Recipe) -> None:
-    """Raise RunError for what the other processes of a run could not read."""
+    """Raise RunError for processes on other nodes that nobody started, and for what other processes could not read."""
+    if recipe.training.nodes > 1:
+        raise RunError(
+            f"training.nodes is {recipe.training.nodes}, but no process was started on each node. Start the command "
+            "with torchrun or srun; see docs/how_to/many_devices.md."
+        )
     if isinstance(given, Recipe) or is_text(given):
         raise RunError(
             "training.devices: several processes read the recipe from a file. Write it into one, and run that."
