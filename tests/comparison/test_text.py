@@ -91,6 +91,17 @@ def test_seeds_have_a_table_and_single_runs_have_none():
     assert "Differences in DSC" not in result
 
 
+def test_a_row_of_runs_with_other_code_is_marked():
+    film = {"distribution": "textseg-film", "version": "0.1.0", "source": {"film.py": "a"}}
+    changed = {"fusion film": film | {"source": {"film.py": "b"}}, "metric sharp": film}
+    values = [(0.9, 2.0), (0.8, 4.0)]
+    runs = [run("a", values, components={"fusion film": film}), run("a", values, seed=2, components=changed)]
+    for details in (False, True):
+        text = " ".join(printed(board(runs), details=details).split())
+        assert "was trained with other code than a: fusion 'film': its code changed: film.py." in text
+    assert "other code" not in printed(board(runs[:1] * 2, [run("b", values, components=changed)]))
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -27,6 +27,8 @@ from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
+from textseg.registry.kinds import SCORING
+from textseg.runs.identity import component_changes
 from textseg.system.messages import counted
 
 MAIN: Aggregate = "as_published"  # what the first table shows; the second shows all
@@ -136,6 +138,7 @@ def reading(board: Leaderboard) -> Iterator[str]:
         line += f" {distance_title} leaves missed structures out: read it with `missed`."
     yield line
     yield " ".join(_certainty(board, first))
+    yield from other_code(board)
 
 
 def _certainty(board: Leaderboard, metric: str) -> Iterator[str]:
@@ -458,7 +461,26 @@ def notes(board: Leaderboard) -> list[str]:
         f"in {settings.get('space')} space; distances in {settings.get('unit')}."
     )
     intervals = f"Intervals: 95 %, bias-corrected and accelerated bootstrap of {DRAWS} draws over patients."
-    return [means, POLICY, *own_metrics(board), intervals, *filter(None, [small_sample_warning(patients)])]
+    return [
+        means,
+        POLICY,
+        *own_metrics(board),
+        intervals,
+        *filter(None, [small_sample_warning(patients)]),
+        *other_code(board),
+    ]
+
+
+def other_code(board: Leaderboard) -> list[str]:
+    """Return a warning for each run that was trained with other code than the first run of its row."""
+    warnings = []
+    for row in (row for table in board.tables for row in table.rows):
+        first, *others = row.finished.runs
+        for run in others:
+            components = (each.value("components") or {} for each in (first, run))
+            if changes := "; ".join(component_changes(*components, but=SCORING)):
+                warnings.append(f"Warning: {run.folder} was trained with other code than {first.folder}: {changes}.")
+    return list(dict.fromkeys(warnings))
 
 
 def own_metrics(board: Leaderboard) -> Iterator[str]:
