@@ -220,8 +220,7 @@ def test_a_recipe_trains_a_step_and_segments_a_case(path: Path, phantom: str, tm
         training.progression.step = stage.first * training.steps_per_epoch
         training._start_epoch(stage.first)
         terms |= training.training_step(next(training._batches(stage.first)))
-    weights = experiment.recipe.segmentation_loss.model_dump(exclude={"focal_gamma"})
-    weighed = {name for name, weight in weights.items() if weight}
+    weighed = {name for name, term in experiment.recipe.segmentation_loss.items() if term.weight}
     assert {"loss", *weighed, *(loss.use for loss in experiment.recipe.auxiliary_losses)} <= terms.keys()
     assert all(math.isfinite(term) for term in terms.values())
     moved = [not torch.equal(a, b) for a, b in zip(training.parameters, before, strict=True)]
