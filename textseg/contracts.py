@@ -32,6 +32,7 @@ Scope = Literal["slice", "volume"]
 Plane = Literal["sagittal", "coronal", "axial", "short_axis"]  # the orientation of the slices of a volume
 Batching = Literal["slice", "volume"]  # a batch holds any slices, or all slices of one case in order
 LabelMap = Mapping[int, int]
+IGNORED = 255  # in a mask, instead of a class index: a pixel that counts neither in the loss nor in the scores
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ class Batch(Movable):
     """A batch of B prepared slices; for a model that reads neighbouring slices, the channels of all of them."""
 
     image: Tensor  # [B, C, H, W] float
-    mask: Tensor  # [B, H, W] int64
+    mask: Tensor  # [B, H, W] int64: class indices, and `IGNORED` where the label maps of the data set have it
     text: TextFeatures | None
     case: tuple[str, ...]
     slice_index: Tensor  # [B]
@@ -341,7 +342,10 @@ class Dataset(Protocol):
         """Return every case, sorted by id; numbers in an id may sort as numbers."""
 
     def label_map(self, case: Case) -> LabelMap:
-        """Return the class index of each value that the mask of this case may hold; any other value is an error."""
+        """Return the class index of each value that the mask of this case may hold; any other value is an error.
+
+        `IGNORED` as class means voxels that count neither in the loss nor in the scores.
+        """
 
     def official_split(self) -> Mapping[str, Sequence[str]] | None:
         """Return the patients of "train" and "test" in the publishers' split, or None."""
@@ -405,14 +409,30 @@ class SegmentationLoss(Protocol):
         """Return a scalar in float32 for logits [B, K, H, W] and class indices [B, H, W].
 
         Logits are in float32, and autocast is off. A network with deep supervision calls it for coarser logits, too.
+        A pixel that the annotation ignores is background that the logits predict with certainty: it has no gradient,
+        and its loss is 0. A term that must tell such pixels apart has the member of `ReadsIgnored`.
         """
+
+
+@runtime_checkable
+class ReadsIgnored(Protocol):
+    """A segmentation loss that is told which pixels are ignored, for example for a mean over the others.
+
+    With `reads_ignored = True`, it has a further argument by name: `ignored`, [B, H, W] bool, or None, which is its
+    default, where no mask of the data set has such pixels. Logits and mask are as for any other term.
+    """
+
+    reads_ignored: bool
 
 
 class AuxiliaryLoss(Protocol):
     """`(task, features, *, ...)`: an `nn.Module`, used in training only. `features` describes the fused pyramid."""
 
     def __call__(self, output: SegmenterOutput, batch: Batch) -> Tensor:
-        """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to."""
+        """Return a scalar in float32; zero, with gradients, for a batch that the loss does not apply to.
+
+        In the mask of this batch, ignored pixels are background.
+        """
 
 
 class Augmentation(Protocol):
@@ -429,7 +449,8 @@ class Augmentation(Protocol):
 
         S is 1, or the number of slices of a case where a batch is a volume: one draw then holds for all of them.
         Everything random comes from `generator`: equal generators give equal results. A library that draws from a
-        global generator runs in `textseg.randomness.forked(generator)`. The mask holds class indices, and keeps them.
+        global generator runs in `textseg.randomness.forked(generator)`. The mask holds class indices and `IGNORED`,
+        and keeps them.
         """
 
 
@@ -479,7 +500,8 @@ class HasLosses(Protocol):
         """Return the terms of the loss by name, each a scalar; in training they replace the segmentation loss.
 
         `segmentation_loss(logits, mask)` gives the terms of the recipe, with their weights, for logits and a mask of
-        any one size.
+        any one size. `batch.mask` may hold `IGNORED`; the segmentation loss leaves these pixels out, so resize the mask
+        by nearest neighbour, and leave them out of other losses, too.
         """
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from textseg.contracts import Batch, SegmenterOutput, Task, TextFeatures
+from textseg.contracts import IGNORED, Batch, SegmenterOutput, Task, TextFeatures
 from textseg.errors import RecipeError
 from textseg_baselines.spineparsenet_coarse import CoarseNetwork, normalisation
 
@@ -120,10 +120,11 @@ class SpineParseNet(nn.Module):
         if self.stage != "fine":
             mask = self._coarse_mask(batch.mask)
             classes = torch.arange(len(output.node_logits), device=mask.device)
-            present = (torch.bincount(mask.flatten(), minlength=len(classes)) > 0).float()
+            present = (torch.bincount(mask.flatten(), minlength=len(classes))[: len(classes)] > 0).float()
             nodes = F.cross_entropy(output.node_logits.float(), classes, reduction="none")
-            terms["coarse_cross_entropy"] = F.cross_entropy(output.coarse_logits.float(), mask)
-            terms["nodes"] = self.node_weight * (nodes * present).sum() / present.sum()
+            pixels = F.cross_entropy(output.coarse_logits.float(), mask, ignore_index=IGNORED, reduction="sum")
+            terms["coarse_cross_entropy"] = pixels / (mask != IGNORED).sum().clamp(min=1)
+            terms["nodes"] = self.node_weight * (nodes * present).sum() / present.sum().clamp(min=1)
         if self.stage != "coarse":
             terms |= segmentation_loss(output.logits, batch.mask)
         return terms

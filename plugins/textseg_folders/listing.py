@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from textseg.contracts import Atlas, LabelMap
+from textseg.contracts import IGNORED, Atlas, LabelMap
 from textseg.errors import DataError, PluginError, suggestion
 from textseg.registry import installed_registry
 from textseg.volumes import SUFFIXES, find_volumes
 
 BACKGROUND = "background"
+IGNORE = "ignore"  # nnU-Net's name of the label whose voxels count nowhere
+NO_STRUCTURES = {BACKGROUND: 0, IGNORE: IGNORED}  # the classes of these names
 
 
 def find_atlas(name: str) -> Atlas:
@@ -107,8 +109,9 @@ def patient_of(stem: str, pattern: str | None) -> str:
 def map_values(labels: Mapping[int, str] | str | None, atlas: Atlas, where: str) -> LabelMap:
     """Class indices of file values: by the names that `labels` gives them, by a scheme, or the atlas's own indices.
 
-    Names are those of the atlas and their synonyms, in upper or lower case. Raises DataError for a name that the atlas
-    lacks; names that a scheme has and the atlas lacks are background.
+    Names are those of the atlas and their synonyms, `background`, and `ignore` for voxels that count neither in loss
+    nor scores, in upper or lower case. Raises DataError for another name; names that a scheme has and the atlas lacks
+    are background.
     """
     if labels is None:
         return {index: index for index in range(atlas.class_count)}
@@ -121,12 +124,13 @@ def map_values(labels: Mapping[int, str] | str | None, atlas: Atlas, where: str)
     classes = {0: 0}
     for value, name in labels.items():
         structure = atlas.find(name)
-        if structure is None and name.lower() != BACKGROUND:
-            possible = suggestion(name, (BACKGROUND, *atlas.names))
+        index = structure.index if structure else NO_STRUCTURES.get(name.lower())
+        if index is None:
+            possible = suggestion(name, (*NO_STRUCTURES, *atlas.names))
             raise DataError(f"{where}: value {value} is '{name}', which atlas '{atlas.name}' lacks.{possible}")
         if value < 0:
             raise DataError(f"{where}: {value} is no value of a mask; they are whole numbers from 0.")
-        if value == 0 and structure is not None:
+        if value == 0 and index:
             raise DataError(f"{where}: 0 is the background, and can't be '{name}'.")
-        classes[value] = structure.index if structure else 0
+        classes[value] = index
     return classes

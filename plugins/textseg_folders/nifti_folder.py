@@ -30,12 +30,12 @@ KEYS = ("atlas", "labels")  # of labels.yaml
 class NiftiFolder:
     """A folder with images/ and masks/, in which each mask has the name of its image, also in subfolders.
 
-    `labels` says what the values in the masks mean: `{1: L5, 2: L4}`, or the name of a label scheme of the atlas. A
-    file labels.yaml beside the folders may give `atlas` and `labels` instead; where nothing does, values are the
-    atlas's own class indices. `patient_pattern` is a regular expression whose first group finds the patient in a name;
-    without it each name is a patient of its own. Where images/ holds no volume, its subfolders are searched, and the
-    pattern is required: pat1/ses-1/T2 is a case. A table cases.csv with the column `case`, and `patient`, `split`
-    (train or test) and any facts, goes before it.
+    `labels` says what the values in the masks mean: `{1: L5, 2: L4}`, or the name of a label scheme of the atlas.
+    Voxels called `ignore` count neither in the loss nor in the scores. A file labels.yaml beside the folders may give
+    `atlas` and `labels` instead; where nothing does, values are the atlas's own class indices. `patient_pattern` is a
+    regular expression whose first group finds the patient in a name; without it each name is a patient of its own.
+    Where images/ holds no volume, its subfolders are searched, and the pattern is required: pat1/ses-1/T2 is a case. A
+    table cases.csv with the column `case`, and `patient`, `split` (train or test) and any facts, goes before it.
 
     `images: {T1: images_t1, T2: images_t2}` reads each channel of an image from a folder of its own, under the same
     names. `channel_suffixes: {T1: _t1, T2: _t2}` reads them from one folder: anna_t1 and anna_t2 are the channels of

@@ -12,7 +12,6 @@ from textseg.contracts import Case, LabelMap
 from textseg.errors import DataError, suggestion
 from textseg.system import read_json
 from textseg_folders.listing import (
-    BACKGROUND,
     find_atlas,
     joined_channels,
     map_values,
@@ -20,7 +19,6 @@ from textseg_folders.listing import (
     volumes_by_stem,
 )
 
-IGNORE = "ignore"  # nnU-Net's name of the label whose voxels count nowhere
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -29,9 +27,8 @@ class NnunetRaw:
 
     The names of the labels in dataset.json must be those of the atlas, in upper or lower case; `labels` translates
     those that are not: `{vertebra_L5: L5}`. With imagesTs and labelsTs there is an official split. The channels are
-    those that dataset.json names. No regions. nnU-Net's label `ignore` is refused unless `labels` says what its voxels
-    are, because each voxel counts in the loss and in the scores. `patient_pattern` as in `nifti_folder`. Raises
-    DataError.
+    those that dataset.json names. No regions. Voxels of nnU-Net's label `ignore` count neither in the loss nor in the
+    scores. `patient_pattern` as in `nifti_folder`. Raises DataError.
     """
 
     def __init__(
@@ -109,12 +106,6 @@ class NnunetRaw:
             if type(value) is not int:
                 raise DataError(
                     f"{path}: label '{name}' is {value}; textseg reads one value for each label, no regions."
-                )
-            if name == IGNORE and name not in self._names:
-                raise DataError(
-                    f"{path}: value {value} is nnU-Net's label '{IGNORE}', and textseg can't leave voxels out of loss "
-                    f"and scores. Annotate them, or count them as background with dataset.labels: "
-                    f"{{{IGNORE}: {BACKGROUND}}}."
                 )
             structure = self._names.get(name, name)
             if own := self.atlas.find(structure):

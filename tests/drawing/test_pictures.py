@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from textseg.contracts import IGNORED
 from textseg.drawing.pictures import OverlayPicture, label_place, line_chart, overlay_png
 from textseg.volumes.colours import structure_colour
 
@@ -39,6 +40,14 @@ def test_each_panel_shows_its_own_structures():
     legend = drawn[int(0.92 * len(drawn)) :]
     assert near(legend, structure_colour(3)).any()
     assert near(legend, structure_colour(5)).any()
+
+
+def test_ignored_pixels_are_grey_without_a_name_in_the_picture():
+    image = np.zeros((60, 48))
+    drawn = pixels(OverlayPicture("t", image, square(IGNORED), square(), {}))
+    _, reference, _ = np.array_split(drawn[: int(0.88 * len(drawn))], 3, axis=1)
+    assert near(reference[40:], (0.6, 0.6, 0.6)).any()  # the border, which is opaque
+    assert not near(reference[40:], (1, 1, 1)).any()
 
 
 def test_the_image_shows_unchanged_beside_the_structures():

@@ -410,3 +410,23 @@ def test_a_metric_of_a_plugin_scores_masks_and_is_compared_without_the_plugin(
     assert ranks == {"equal": 1, "large": 2}
     assert call(monkeypatch, str(masks["equal"]), *settings, "--metrics", "dsc,volume_error") == 2
     assert "--metrics: metrics.1: There is no metric 'volume_error'." in capsys.readouterr().err
+
+
+def test_voxels_that_the_data_set_ignores_are_not_scored(tmp_path: Path) -> None:
+    reference, prediction = np.zeros((2, 5, 12, 10), np.uint8)
+    reference[:, 4:8, 2:8], prediction[:, 5:9, 1:8] = 1, 1
+    reference[:, :, 6:] = 9  # cuts the structure
+    prediction[:, 0:3, 7:], prediction[0, 6, 3], prediction[1, 5, 9] = 1, 9, 9  # and a value that no prediction needs
+    for name, array in (("data/images", reference), ("data/masks", reference), ("masks", prediction)):
+        (tmp_path / name).mkdir(parents=True)
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((0.6, 0.5, 3.0))
+        sitk.WriteImage(image, str(tmp_path / name / "a.mha"))
+    settings = {"folder": str(tmp_path / "data"), "atlas": "lumbar_spider", "labels": {1: "L5", 9: "Ignore"}}
+    dataset: Dataset = installed_registry().build("dataset", "nifti_folder", settings=settings)
+    scored = evaluate_masks(tmp_path / "masks", dataset, "x", SETTINGS, tmp_path / "out")
+    values = {row.metric: row.value for row in scored.scores if row.status == "ok"}
+    first, second = (array[:, :, :6] == 1 for array in (prediction, reference))
+    assert values["dsc"] == pytest.approx(binary.dc(first, second))
+    assert values["hd95"] == pytest.approx(binary.hd95(first, second, voxelspacing=(3.0, 0.5, 0.6)))
+    assert [row.status for row in scored.scores if row.metric == "dsc"].count("absent") == len(dataset.atlas.names) - 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from textseg.contracts import Task
+from textseg.contracts import IGNORED, Task
 from textseg.models.losses import SegmentationTerms, segmentation_loss
 from textseg.registry.component import Component
 from textseg.registry.discovery import Registry
@@ -60,3 +60,36 @@ def test_parameters_of_a_term_are_found() -> None:
     ]
     with pytest.raises(KeyError):
         SegmentationTerms({"keys": term}, {"keys": 1.0})
+
+
+class Recorded(Mean):
+    """A term that keeps what it gets."""
+
+    reads_ignored = True
+
+    def forward(self, logits: Tensor, mask: Tensor, ignored: Tensor | None = None) -> Tensor:
+        self.given = logits, mask, ignored
+        return super().forward(logits, mask)
+
+
+def test_ignored_pixels_are_certain_background_for_a_term_and_have_no_gradient() -> None:
+    logits, mask = torch.randn(2, 5, 8, 12, requires_grad=True), torch.randint(0, 5, (2, 8, 12))
+    ignored = torch.zeros_like(mask, dtype=torch.bool)
+    ignored[:, 3:6] = True
+    term = Recorded(TASK)
+    SegmentationTerms({"term": term}, {"term": 1.0})(logits, mask.masked_fill(ignored, IGNORED))["term"].backward()
+    seen, classes, given = term.given
+    assert given is not None
+    assert torch.equal(given, ignored)
+    assert torch.equal(classes, mask.masked_fill(ignored, 0))
+    assert (seen.softmax(1)[:, 0][ignored] == 1).all()
+    assert torch.equal(seen.movedim(1, -1)[~ignored], logits.movedim(1, -1)[~ignored])
+    assert logits.grad is not None
+    assert torch.equal((logits.grad != 0).any(1), ~ignored)
+
+
+def test_masks_that_ignore_nothing_are_not_searched_for_it() -> None:
+    term = Recorded(TASK)
+    SegmentationTerms({"term": term}, {"term": 1.0}, ignores=False)(LOGITS, MASK)
+    assert term.given[0] is LOGITS
+    assert term.given[1:] == (MASK, None)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
+from textseg.contracts import IGNORED
 from textseg.errors import RunError
 from textseg.reports.figure import (
     _tsne,
@@ -112,7 +113,7 @@ def test_features_are_the_fused_ones_where_the_pixels_lie(finished_run: Path, mo
 
 def test_pixels_are_drawn_evenly_from_the_structures() -> None:
     mask = np.zeros((2, 30, 30), np.uint8)
-    mask[0, :10, :10], mask[1, 0, :4] = 1, 2
+    mask[0, :10, :10], mask[1, 0, :4], mask[1, 20:] = 1, 2, IGNORED
     first, second = draw_pixels([mask[:1], mask[1:]], 60)
     classes = np.concatenate([mask[:1][tuple(first.T)], mask[1:][tuple(second.T)]])
     assert np.bincount(classes).tolist() == [20, 20, 4]

@@ -213,7 +213,7 @@ STRUCTURES = (Structure("L2", "vertebra", 1), Structure("L1", "vertebra", 2), St
         (
             Atlas("x", tuple(Structure(f"s{n}", "many", n) for n in range(1, 257))),
             "structures",
-            "at most 255 structures, came 256",
+            "at most 254 structures, came 256",
         ),
         (Atlas("x", STRUCTURES, ("L1", "L2", "L1")), "order", "each name once in the sequence"),
         (Atlas("x", STRUCTURES, adjacent=(("L1", "L1"),)), "order", "two structures in each adjacent pair"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from textseg.contracts import Atlas, PromptGenerator, Prompts, Structure, Visibility
+from textseg.contracts import IGNORED, Atlas, PromptGenerator, Prompts, Structure, Visibility
 from textseg.data.preparation import PreparedCase
 from textseg.errors import RecipeError
 from textseg.recipe.schema import RenumberingSettings
@@ -124,6 +124,17 @@ def test_names_and_text_move_together(spine_text: DrawnTextOf, where: str) -> No
         assert int((mask[0, 3] > 0).sum()) == 100  # the pixels stay, only their names move
         results.add(tuple(new[:-1]))
     assert results == {(1, 2, 3), (5, 6, 7)} | ({(7, 8, 9)} if where == "anywhere" else set())
+
+
+def test_ignored_pixels_have_no_name_and_stay(spine_text: DrawnTextOf) -> None:
+    text = spine_text(renumbering=RenumberingSettings(probability=1, levels=1, where="anywhere"))
+    mask = mask_of({3: 100, 4: 100, 5: 100, 10: 100})
+    mask[0, 7], mask[0, 4, 50:] = IGNORED, IGNORED
+    new, rows, renumbered = text(mask, draws_of("interactive", WHOLE, move=0.0), volume=False)
+    assert renumbered.tolist() == [True]
+    assert torch.equal(new == IGNORED, mask == IGNORED)
+    assert sorted(set(torch.unique(new).tolist()) - {0, IGNORED}) == [1, 2, 3, 10]
+    assert rows.present[0].tolist() == [True] * 3 + [False] * 6 + [True]
 
 
 def test_what_cannot_move_stays(spine_text: DrawnTextOf) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textseg.contracts import Atlas, Batch, Task
+from textseg.contracts import IGNORED, Atlas, Batch, Task
 from textseg.errors import RecipeError
 from textseg.models.losses import segmentation_loss
 from textseg.models.segmenter import Segmenter
@@ -129,6 +129,22 @@ def test_the_loss_of_the_first_stage(small_atlas: Atlas) -> None:
     torch.testing.assert_close(terms["coarse_cross_entropy"], expected)
     nodes = F.cross_entropy(output.node_logits[:3], torch.arange(3))  # of what the volume shows
     torch.testing.assert_close(terms["nodes"], 0.3 * nodes)
+
+
+def test_ignored_pixels_are_left_out_of_the_first_stage(small_atlas: Atlas) -> None:
+    built = network(small_atlas, node_weight=0.3, columns=(0.0, 1.0))
+    built.start_stage("coarse")
+    batch = volume(6, 32, 16)
+    output, terms = built(batch.image, None), segmentation_loss({}, task(small_atlas))
+    mask = batch.mask * (batch.mask < 3)
+    mask[:, 20:] = IGNORED
+    values = built.losses(output, replace(batch, mask=mask), terms)
+    expected = F.cross_entropy(output.coarse_logits[..., :20, :], mask[None, :, :20])
+    torch.testing.assert_close(values["coarse_cross_entropy"], expected)
+    nodes = F.cross_entropy(output.node_logits[:3], torch.arange(3))
+    torch.testing.assert_close(values["nodes"], 0.3 * nodes)
+    nothing = built.losses(output, replace(batch, mask=torch.full_like(mask, IGNORED)), terms)
+    assert [value.item() for value in nothing.values()] == [0, 0]
 
 
 def test_the_coarse_grid_is_the_middle_of_the_columns(small_atlas: Atlas) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textseg.contracts import IGNORED
 from textseg.errors import RecipeError
 from textseg.models.losses import segmentation_loss
 from textseg.registry.discovery import installed_registry
@@ -243,3 +244,58 @@ def test_descending_the_loss_finds_the_mask() -> None:
 def test_settings_of_monai_are_completed_for_the_record() -> None:
     whole = installed_registry().component("segmentation_loss", "monai").complete({"name": "TverskyLoss", "alpha": 0.3})
     assert (whole["alpha"], whole["beta"], whole["class_weights"]) == (0.3, 0.5, None)
+
+
+TERMS = {
+    "dice": {},
+    "focal": {},
+    "cross_entropy": {},
+    "top_k_cross_entropy": {"share": 0.3},
+    "tversky": {"gamma": 0.5},
+    "boundary": {},
+    "cldice": {},
+    "monai": {"name": "DiceCELoss"},
+}
+
+
+def test_cross_entropy_without_ignored_pixels_equals_that_of_torch() -> None:
+    logits, mask = example()
+    mask[:, 2:9, 5:] = IGNORED
+    ours = segmentation_loss({"cross_entropy": 1}, TASK)(logits, mask)["cross_entropy"]
+    torch.testing.assert_close(ours, F.cross_entropy(logits, mask, ignore_index=IGNORED))
+
+
+@pytest.mark.parametrize("name", ["dice", "focal", "cross_entropy", "top_k_cross_entropy", "tversky"])
+def test_a_term_is_that_of_the_picture_without_its_ignored_columns(name: str) -> None:
+    logits, mask = example()
+    mask[:, :, 11:] = IGNORED
+    loss = segmentation_loss({name: TERMS[name]}, TASK)
+    torch.testing.assert_close(loss(logits, mask)[name], loss(logits[..., :11], mask[..., :11])[name])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_logits_of_ignored_pixels_change_no_term(name: str) -> None:
+    logits, mask = example()
+    changed = logits.clone()
+    mask[1:, 3:7], changed[1:, :, 3:7] = IGNORED, 100.0
+    loss = segmentation_loss({name: TERMS[name]}, TASK)
+    assert torch.equal(loss(logits, mask)[name], loss(changed, mask)[name])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_batch_of_ignored_pixels_has_no_loss_and_gradients_of_zero(name: str) -> None:
+    logits, mask = example()
+    logits.requires_grad_()
+    value = segmentation_loss({name: TERMS[name]}, TASK)(logits, torch.full_like(mask, IGNORED))[name]
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-3)  # 1e-7 to the power of 0.5
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_mask_without_ignored_pixels_has_the_loss_that_it_had(name: str) -> None:
+    logits, mask = example()
+    terms = {name: TERMS[name]}
+    first, second = (segmentation_loss(terms, TASK, ignores=ignores)(logits, mask) for ignores in (True, False))
+    torch.testing.assert_close(first[name], second[name])

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from textseg.contracts import Atlas, Case, Dataset, LabelMap, Pixels
+from textseg.contracts import IGNORED, Atlas, Case, Dataset, LabelMap, Pixels
 from textseg.data.preparation import missing_channels
 from textseg.errors import DataError, TextsegError, one_line
 from textseg.recipe.schema import ReportSettings
@@ -219,7 +219,7 @@ def _check_case(case: Case, label_map: LabelMap, atlas: Atlas, resample: bool) -
             return replace(check, findings=tuple(findings))
         findings.append(Finding(case.id, "fault", what, "correct the mask, or name the value in the labels"))
     try:
-        own = {value: atlas.names[index - 1] for value, index in label_map.items() if index}
+        own = {value: atlas.names[index - 1] for value, index in label_map.items() if index not in (0, IGNORED)}
         require_names(case.mask, own, counts, "the data set's labels", atlas)
     except DataError as error:
         findings.append(

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textseg.contracts import Case, LabelMap, Pixels, Plane
+from textseg.contracts import IGNORED, Case, LabelMap, Pixels, Plane
 from textseg.data.slice_geometry import SliceGeometry, prepare_volume
 from textseg.errors import DataError, one_line
 from textseg.recipe.schema import PreparationSettings
@@ -252,7 +252,9 @@ def _write_case(
         "native_spacing_mm": scan.spacing_mm,
         "channel_names": scan.channel_names,
         "intensities": prepared.intensities,
-        "present": [[int(index) for index in np.unique(labels) if index] for labels in classes.numpy()],
+        "present": [
+            [int(index) for index in np.unique(labels) if index not in (0, IGNORED)] for labels in classes.numpy()
+        ],
     }
     facts = json.loads(json.dumps(facts))  # as they are read back
     arrays = {"image.npy": prepared.image.numpy().astype(np.float16), "mask.npy": np.ascontiguousarray(classes.numpy())}

@@ -202,7 +202,8 @@ class Slices(Dataset[DrawnSlice]):
         size, enlargement = (mask.shape[-2], mask.shape[-1]), view.area_scale if view is not None else 1.0
         if self.augmentation is not None:
             enlargement = self.augmentation.enlargement(size, epoch=epoch, key=key) * enlargement
-        before = torch.bincount(mask.flatten(), minlength=self.text.statements.atlas.class_count) * enlargement
+        classes = self.text.statements.atlas.class_count
+        before = torch.bincount(mask.flatten(), minlength=classes)[:classes] * enlargement  # without ignored pixels
         return Draws(
             torch.tensor([number]),
             torch.tensor([AVAILABLE.index(source)]),

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from textseg.contracts import IGNORED
 from textseg.drawing.page import render
 from textseg.volumes.colours import structure_colour
 
@@ -83,7 +84,7 @@ def panels_png(
     from matplotlib.patches import Patch
 
     ink = _INK if paper == _PAPER else _PAPER
-    names = {index: name for picture in pictures for index, name in picture.names.items()}
+    names = {IGNORED: "ignored"} | {index: name for picture in pictures for index, name in picture.names.items()}
     masks = [mask for picture in pictures for mask in picture.masks.values() if mask is not None]
     present = sorted({int(index) for mask in masks for index in np.unique(mask)} - {0})
     columns = min(columns, max(len(picture.masks) for picture in pictures))
@@ -116,7 +117,7 @@ def panels_png(
             draw_structures(axes, image, mask, picture.names, pixel_aspect=aspect, name_size=name_size)
         top -= count * (height + heading_inches)
     if present:
-        patches = [Patch(color=structure_colour(index)) for index in present]
+        patches = [Patch(color=_colour(index)) for index in present]
         style = {"labelcolor": ink, "columnspacing": 1.2, "handlelength": 1.1, "borderaxespad": 0.1}
         texts = [names.get(index, str(index)) for index in present]
         write_legend(figure, patches, texts, ncol=min(per_line, len(present)), **style)
@@ -157,7 +158,7 @@ def draw_structures(
     axes.imshow(painted(mask), interpolation="nearest", aspect=pixel_aspect)
     style: dict[str, Any] = {"color": "white", "size": name_size, "weight": "bold", "ha": "center", "va": "center"}
     outline = [withStroke(linewidth=0.275 * name_size, foreground="black")]
-    for index in np.unique(mask[mask > 0]):
+    for index in np.unique(mask[(mask > 0) & (mask != IGNORED)]):
         row, column = label_place(mask == index)
         name = names.get(int(index), str(index))
         axes.text(column, row, name, parse_math=False, path_effects=outline, clip_on=True, **style)
@@ -178,9 +179,14 @@ def painted(mask: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     border = np.logical_or.reduce([mask != neighbour for neighbour in neighbours])
     painted = np.zeros((*mask.shape, 4))
     for index in np.unique(mask[mask > 0]):
-        painted[mask == index, :3] = structure_colour(int(index))
+        painted[mask == index, :3] = _colour(int(index))
     painted[..., 3] = np.where(mask > 0, np.where(border, 1.0, 0.42), 0.0)
     return painted
+
+
+def _colour(index: int) -> tuple[float, float, float]:
+    """Return the colour of a class; ignored pixels are grey."""
+    return (0.6, 0.6, 0.6) if index == IGNORED else structure_colour(index)
 
 
 def line_chart(

@@ -34,7 +34,7 @@ from textseg.system import distributed
 from textseg.system.messages import counted
 from textseg.text.visibility import FEW, person_visibility
 from textseg.volumes.geometry import Geometry
-from textseg.volumes.labels import fullest_slice
+from textseg.volumes.labels import fullest_slice, without_ignored
 
 VALIDATED_SHARE = 0.5  # of the rows, in the windows that validation cuts
 ALWAYS_EQUAL = ("data", "split", "preparation")  # hashes that training and evaluation must share
@@ -253,8 +253,8 @@ def validate(
     def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
-        maps = prediction.prepared, np.asarray(prepared.mask)
-        result = score(*maps, spacing=prepared.spacing_mm, structures=shown, metrics=[DICE])
+        expected, predicted = without_ignored(np.asarray(prepared.mask), prediction.prepared)
+        result = score(predicted, expected, spacing=prepared.spacing_mm, structures=shown, metrics=[DICE])
         return {experiment.atlas.names[i - 1]: values.values["dsc"] for i, values in result.items()}, prediction
 
     for prepared, (dsc, prediction) in zip(cases, distributed.in_turns(cases, validated), strict=True):
@@ -317,7 +317,8 @@ def _window_scores(
         prediction = torch.cat([highest(batch.unbind(1))[1].cpu() for batch in logits]).numpy()
         # A structure between the first and the last one may be missing; it has no DSC.
         indices = [index for index in (atlas[name].index for name in named) if after[index]]
-        result = score(prediction, labels.numpy(), spacing=(1.0, 1.0, 1.0), structures=indices, metrics=[DICE])
+        expected, predicted = without_ignored(labels.numpy(), prediction)
+        result = score(predicted, expected, spacing=(1.0, 1.0, 1.0), structures=indices, metrics=[DICE])
         scores += [(atlas.names[index - 1], values.values["dsc"]) for index, values in result.items()]
     return scores
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from textseg.contracts import Atlas
+from textseg.contracts import IGNORED, Atlas
 from textseg.data.field_of_view import Window, fixed_windows, named_structures
 from textseg.data.preparation import PreparedCase
 from textseg.data.slice_geometry import PreparedVolume, prepare_volume
@@ -31,7 +31,7 @@ from textseg.system import distributed
 from textseg.text.reading import interactive_visibility
 from textseg.text.slice_text import SlicePrompt, SliceText, volume_prompts
 from textseg.text.visibility import shifted
-from textseg.volumes.labels import fullest_slice
+from textseg.volumes.labels import fullest_slice, without_ignored
 from textseg.volumes.scan import Scan, read_scan
 
 
@@ -43,7 +43,7 @@ class CutCase:
     location: str  # one of `textseg.metrics.window_scores.PLACES`
     window: Window
     prepared: PreparedVolume
-    reference: NDArray[np.uint8]  # [S, H, W] of the window, in the pixels of the file, with the named structures only
+    reference: NDArray[np.uint8]  # [S, H, W] of the window, in the pixels of the file: named structures and `IGNORED`
     named: tuple[str, ...]  # the structures that a person names, in class order
     landmark: str  # "yes" or "no"; empty for an atlas without landmarks
 
@@ -142,7 +142,7 @@ def cut_windows(experiment: Experiment, prepared: PreparedCase, shares: Sequence
             named = named_structures(atlas, before, after)
             if not named:
                 continue
-            kept = np.isin(part, [atlas[name].index for name in named])
+            kept = np.isin(part, [*(atlas[name].index for name in named), IGNORED])
             yield CutCase(
                 share=share,
                 location=location,
@@ -223,6 +223,8 @@ def _score(
 ) -> list[WindowScore]:
     """Return the scores of a window under each text."""
     rows: list[WindowScore] = []
+    reference, *counted = without_ignored(cut.reference, *predictions.values())
+    predictions = dict(zip(predictions, counted, strict=True))
     labels = [atlas[name].index for name in cut.named]
     for text in texts:
         prediction = predictions[text.author]
@@ -242,9 +244,9 @@ def _score(
             )
 
         spacing_mm = prepared.native_spacing_mm
-        scores = score(prediction, cut.reference, spacing=spacing_mm, structures=labels, metrics=[DICE])
+        scores = score(prediction, reference, spacing=spacing_mm, structures=labels, metrics=[DICE])
         rows += [row(atlas.names[label - 1], "dsc", scores[label].values["dsc"]) for label in labels]
-        naming = compare_names(prediction, cut.reference, atlas)
+        naming = compare_names(prediction, reference, atlas)
         rows += [row("", "dsc_without_names", naming.dsc_without_names), row("", "level_shift", float(naming.shift))]
         if levels := MOVED.get(text.author):
             followed = obedience(predictions["simulated"], prediction, atlas, levels)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from textseg.contracts import Atlas, Case, Dataset, LabelMap
+from textseg.contracts import IGNORED, Atlas, Case, Dataset, LabelMap
 from textseg.data.preparation import map_labels
 from textseg.errors import DataError, one_line
 from textseg.evaluation.scoring import score_maps
@@ -24,6 +24,7 @@ from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash
 from textseg.volumes.files import READABLE, Volume, file_hash, is_named, read_labels, stem
 from textseg.volumes.label_tables import PART, has_changed, own_case, sidecar_of, value_names
+from textseg.volumes.labels import without_ignored
 from textseg.volumes.pictures import SUFFIX as PNG
 
 LISTED = 5  # files that a message names
@@ -82,6 +83,7 @@ def evaluate_masks(
                 failed[case.id] = one_line(error, f"'{path or case.mask}' can't be scored")
                 continue
             keep(case, prediction, labels.geometry, dataset.label_map(case))
+            reference, prediction = without_ignored(reference, prediction)
             maps, spacing = (prediction, reference), labels.spacing_mm
             rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source="none", metrics=metrics)
             scores += rows
@@ -150,8 +152,9 @@ def compare_moved_masks(
         progress(done, len(both))
         try:
             labels = read_labels(case.mask or "", atlas.plane)
-            first, second = (_read(folder[_key(case.id)], labels, dataset, case) for folder in (files, moved_files))
-            landmark = shows_landmark(map_labels(labels, dataset.label_map(case), case), atlas)
+            masks = [_read(folder[_key(case.id)], labels, dataset, case) for folder in (files, moved_files)]
+            reference, first, second = without_ignored(map_labels(labels, dataset.label_map(case), case), *masks)
+            landmark = shows_landmark(reference, atlas)
         except Exception as error:
             failed[case.id] = one_line(error, f"the masks of '{case.id}' can't be compared")
             continue
@@ -200,7 +203,10 @@ def _files(folder: Path) -> dict[str, Path]:
 def _read(
     path: Path, reference: Volume, dataset: Dataset, case: Case
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the class indices of a prediction; raises DataError if it lies on another grid than its reference."""
+    """Return the class indices of a prediction, in which values that the data set ignores are background.
+
+    Raises DataError if it lies on another grid than its reference.
+    """
     labels = read_labels(path, dataset.atlas.plane)
     placed = labels.geometry
     if is_named(path, (PNG,)):  # it says only how many pixels it has
@@ -211,7 +217,8 @@ def _read(
             "nearest neighbours; textseg moves no voxel of a mask that it scores."
         )
     label_map = _named(path, labels, dataset.label_map(case), dataset.atlas)
-    return map_labels(labels, label_map, replace(case, mask=path))
+    classes = {value: 0 if index == IGNORED else index for value, index in label_map.items()}
+    return map_labels(labels, classes, replace(case, mask=path))
 
 
 def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> LabelMap:
@@ -232,8 +239,9 @@ def _named(path: Path, labels: Volume, label_map: LabelMap, atlas: Atlas) -> Lab
         if value and value not in known:
             name = names.get(value)
             whole = atlas.find((name or "").removesuffix(PART))
-            if name is not None and label_map.get(value) in (0, whole and whole.index):  # by the rule of the data set
-                known[value] = label_map[value]
+            by_rule = label_map.get(value)  # of the data set
+            if name is not None and by_rule is not None and by_rule in (0, IGNORED, whole and whole.index):
+                known[value] = by_rule
                 continue
             called = f"'{name}', which atlas '{atlas.name}' lacks" if name else "nothing"
             raise DataError(f"'{path}': it calls its value {value} {called}. Convert it to values of the data set.")

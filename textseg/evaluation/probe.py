@@ -31,6 +31,7 @@ from textseg.system.files import cache_folder
 from textseg.system.progress import progress_bar
 from textseg.text.embeddings import build_text_table
 from textseg.text.slice_text import SlicePrompt, SliceText
+from textseg.volumes.labels import without_ignored
 
 WINDOW = 0.5  # share of the rows in the windows of the obedience
 Maps = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # prediction and reference, in the space of the recipe
@@ -113,7 +114,8 @@ def _window_obedience(
     right = predict_window(experiment, segmenter, cut, texts["simulated"], encoded, device)
     for author, levels in directions.items():
         moved = predict_window(experiment, segmenter, cut, texts[author], encoded, device)
-        picture, case = obedience(right, moved, experiment.atlas, levels), prepared.case
+        _, *counted = without_ignored(cut.reference, right, moved)
+        picture, case = obedience(counted[0], counted[1], experiment.atlas, levels), prepared.case
         location = f"{cut.location} {100 * cut.share:g} %"
         yield ComparedPicture(case.id, case.patient, cut.landmark == "yes", picture, location)
 

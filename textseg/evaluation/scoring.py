@@ -16,6 +16,7 @@ from textseg.metrics.named import NamedMetric
 from textseg.metrics.scores import Score
 from textseg.recipe.schema import EvaluationSettings
 from textseg.runs.experiment import Experiment
+from textseg.volumes.labels import without_ignored
 
 
 def compared_maps(
@@ -23,12 +24,15 @@ def compared_maps(
 ) -> tuple[tuple[NDArray[Any], NDArray[Any]], tuple[float, float, float]]:
     """Return class indices [S, H, W] of prediction and reference in the space of the recipe, and their spacing in mm.
 
+    Both are background where the reference is ignored.
     `reference` is in the size of the file, as `PreparedCase.native_mask` gives it.
     """
     if experiment.recipe.evaluation.space == "prepared":
-        return (prediction.prepared, np.asarray(prepared.mask)), prepared.spacing_mm
+        expected, predicted = without_ignored(np.asarray(prepared.mask), prediction.prepared)
+        return (predicted, expected), prepared.spacing_mm
     assert prediction.native is not None
-    return (prediction.native, reference), prepared.native_spacing_mm
+    expected, predicted = without_ignored(reference, prediction.native)
+    return (predicted, expected), prepared.native_spacing_mm
 
 
 def score_case(

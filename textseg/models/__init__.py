@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from textseg.models.attention import Attention, WindowAttention, fuse_windows, plane_sinusoids, sinusoids
 from textseg.models.channels import spread_channels, spread_sentence
-from textseg.models.losses import SegmentationTerms, segmentation_loss
+from textseg.models.losses import SegmentationTerms, mean_of_counted, segmentation_loss
 from textseg.system.distributed import summed
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SegmentationTerms",
     "WindowAttention",
     "fuse_windows",
+    "mean_of_counted",
     "plane_sinusoids",
     "segmentation_loss",
     "sinusoids",

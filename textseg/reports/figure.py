@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.contracts import SegmenterOutput, Source
+from textseg.contracts import IGNORED, SegmenterOutput, Source
 from textseg.data.preparation import PreparedCase
 from textseg.drawing.model_pictures import PixelPlaces, ProbabilityMaps, pixel_png, probability_png
 from textseg.drawing.pictures import panels_png
@@ -119,7 +119,8 @@ def probabilities_figure(
             raise RunError(f"Case '{prepared.case.id}' has slices 1 to {len(mask)}, and no {slice_number + 1}.")
         index = fullest_slice(mask) if slice_number is None else slice_number
         if not structures:
-            sizes = np.bincount(mask[index].ravel(), minlength=trained.experiment.atlas.class_count)[1:]
+            count = trained.experiment.atlas.class_count
+            sizes = np.bincount(mask[index].ravel(), minlength=count)[1:count]
             largest = sorted(int(number) for number in np.argsort(-sizes, kind="stable")[:SHOWN])
             structures = [trained.experiment.atlas.structures[number].name for number in largest]
         classes = trained.classes(structures)
@@ -175,12 +176,15 @@ def _moved(kept: KeptPredictions, folder: RunFolder, overrides: Sequence[str]) -
 
 
 def draw_pixels(masks: Sequence[NDArray[np.uint8]], count: int) -> list[NDArray[np.int64]]:
-    """Return indices [N, 3] of pixels for each mask [S, H, W]: about `count` in all, an equal part for each class."""
+    """Return indices [N, 3] of pixels for each mask [S, H, W]: about `count` in all, an equal part for each class.
+
+    Ignored pixels are left out.
+    """
     indices = [np.argwhere(np.ones(mask.shape, bool)) for mask in masks]
     owner = np.repeat(np.arange(len(masks)), [len(pixels) for pixels in indices])
     everywhere = np.concatenate(indices)
     classes = np.concatenate([mask.ravel() for mask in masks])
-    random, present = np.random.default_rng(0), np.unique(classes)
+    random, present = np.random.default_rng(0), np.unique(classes[classes != IGNORED])
     each = max(1, count // len(present))
     members = [np.flatnonzero(classes == index) for index in present]
     drawn = [random.choice(pixels, min(len(pixels), each), replace=False) for pixels in members]

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from textseg.contracts import (
+    IGNORED,
     Atlas,
     AuxiliaryLoss,
     Batch,
@@ -79,6 +80,11 @@ class Experiment:
     def evaluation_source(self) -> Source | None:
         """The prompt source of the evaluation; None without text."""
         return self.recipe.prompts.evaluation if self.recipe.prompts else None
+
+    @property
+    def ignores(self) -> bool:
+        """True if the masks of the training may have ignored pixels."""
+        return any(IGNORED in self.dataset.label_map(case.case).values() for case in self.cases["train"])
 
     @property
     def structures_in_training(self) -> list[str]:
@@ -173,7 +179,7 @@ class Experiment:
 
     def segmentation_loss(self) -> SegmentationTerms:
         """Return the segmentation loss of the recipe."""
-        return segmentation_loss(self.recipe.segmentation_loss, self.task, self.registry)
+        return segmentation_loss(self.recipe.segmentation_loss, self.task, self.registry, ignores=self.ignores)
 
     def optimizer(self, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
         """Return the optimizer of the recipe for parameters by name."""
@@ -371,13 +377,14 @@ def _usable_cases(recipe: Recipe, dataset: Dataset) -> list[Case]:
     for case in cases:
         if any("\ud800" <= character <= "\udfff" for character in case.id + case.patient):
             raise DataError(f"dataset: the id {case.id!a} of a case is no UTF-8. Rename its files.")
-        if beyond := sorted({index for index in dataset.label_map(case).values() if not 0 <= index < classes}):
+        if beyond := sorted({*dataset.label_map(case).values()} - {*range(classes), IGNORED}):
             raise DataError(
                 f"dataset: '{name}' maps labels of case '{case.id}' to {', '.join(map(str, beyond))}, and the classes "
                 f"of atlas '{dataset.atlas.name}' are 0 to {classes - 1}. Correct its label map."
             )
         if case.mask is not None:
-            own = {value: dataset.atlas.names[i - 1] for value, i in dataset.label_map(case).items() if i}
+            classes_of = dataset.label_map(case).items()
+            own = {value: dataset.atlas.names[i - 1] for value, i in classes_of if i not in (0, IGNORED)}
             require_names(case.mask, own, own, "the labels of the data set", dataset.atlas)
     return cases
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 
-from textseg.contracts import Atlas
+from textseg.contracts import IGNORED, Atlas
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import promise
 from textseg.testing.surroundings import undisturbed
 
 KIND = "atlas"
-LARGEST_CLASS = 255  # prepared masks are stored in a byte
+LARGEST_CLASS = IGNORED - 1  # prepared masks are stored in a byte
 
 
 @check("construction", KIND, fundamental=True)

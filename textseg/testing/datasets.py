@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from textseg.contracts import ArrayImage, Atlas, Case, Dataset
+from textseg.contracts import IGNORED, ArrayImage, Atlas, Case, Dataset
 from textseg.data.preparation import missing_channels
 from textseg.testing.conformance import Subject, check
 from textseg.testing.promises import promise
@@ -83,7 +83,7 @@ def _labels(subject: Subject) -> None:
     cases = dataset.cases()
     for case in cases:
         labels = dataset.label_map(case)
-        beyond = sorted({index for index in labels.values() if not 0 <= index < classes})
+        beyond = sorted({*labels.values()} - {*range(classes), IGNORED})
         promise(not beyond, f"classes 0 to {classes - 1} of atlas '{dataset.atlas.name}' for '{case.id}'", f"{beyond}")
         promise(labels.get(0, 0) == 0, f"the background for 0 in case '{case.id}'", labels.get(0))
     for case, mask in [(case, case.mask) for case in cases if case.mask][:1]:  # reading more would be slow

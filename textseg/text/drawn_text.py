@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textseg.contracts import Atlas, PromptGenerator, Source, TextFeatures, Visibility
+from textseg.contracts import IGNORED, Atlas, PromptGenerator, Source, TextFeatures, Visibility
 from textseg.errors import RecipeError
 from textseg.recipe.schema import RenumberingSettings
 from textseg.system.devices import Movable
@@ -292,7 +292,7 @@ class DrawnText:
         self.text = SliceText(table, atlas, {"drawn": statements.prompts})
         # Tensors by name, on the host; each device gets its copy once.
         order = [atlas[name].index for name in atlas.sequence]
-        shifted = torch.arange(atlas.class_count).repeat(statements.move_count, 1)  # [moves, K] new class
+        shifted = torch.arange(IGNORED + 1).repeat(statements.move_count, 1)  # [moves, 256] new class
         movable = torch.ones(statements.move_count, atlas.class_count, dtype=torch.bool)
         without_landmark = statements.renumbering is not None and statements.renumbering.where == "without_landmark"
         landmarks = atlas.landmarks if without_landmark else ()
@@ -337,7 +337,7 @@ class DrawnText:
         tensors = self._on(mask.device)
         rows = TextRows(*(tensors[name][numbers] for name in ("holistic", "classwise", "present")))
         if self.statements.renumbering is not None:
-            new = tensors["shifted"][moves].to(mask.dtype)  # [B, K]
+            new = tensors["shifted"][moves].to(mask.dtype)  # [B, 256]
             # Slice by slice: the indices of a whole batch would be temporary arrays of many megabytes.
             renamed = (row.index_select(0, labels.flatten().int()) for row, labels in zip(new, mask, strict=True))
             mask = torch.stack(list(renamed)).reshape(mask.shape)
@@ -427,12 +427,12 @@ def _ends(named: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _areas(mask: Tensor, classes: int) -> Tensor:
-    """Return the number of pixels of each class [B, K] in a mask [B, H, W]."""
+    """Return the number of pixels of each class [B, K] in a mask [B, H, W], without those that are ignored."""
     if mask.device.type == "cpu":
-        return torch.stack([torch.bincount(labels.flatten(), minlength=classes) for labels in mask])
+        return torch.stack([torch.bincount(labels.flatten(), minlength=classes)[:classes] for labels in mask])
     flat = mask.flatten(1).long()  # on a GPU, counting bins would wait for the result
-    area = torch.zeros(len(mask), classes, dtype=torch.long, device=mask.device)
-    return area.scatter_add_(1, flat, torch.ones_like(flat))
+    area = torch.zeros(len(mask), IGNORED + 1, dtype=torch.long, device=mask.device)
+    return area.scatter_add_(1, flat, torch.ones_like(flat))[:, :classes]
 
 
 def last_of_first_group(atlas: Atlas) -> list[int]:

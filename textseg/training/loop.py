@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, cast
@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from textseg.contracts import Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
+from textseg.contracts import IGNORED, Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, check_shared_memory, training_loader
 from textseg.errors import RunError
 from textseg.evaluation.evaluate import Validation, validate
@@ -86,10 +86,16 @@ class Objective(nn.Module):
         else:
             terms = self.checks.own_terms(part.losses(output, batch, usual))
         # 3. The auxiliary losses. A loss with the name of an earlier term is added to that term.
+        batch = without_ignored(batch) if self.segmentation_loss.ignores and self.auxiliary else batch
         for name, loss in self.auxiliary.items():
             term = self.weights[name] * loss(output, batch)
             terms[name] = terms[name] + term if name in terms else term
         return terms
+
+
+def without_ignored(batch: Batch) -> Batch:
+    """Return a batch in whose mask ignored pixels are background, so that they belong to no structure."""
+    return replace(batch, mask=batch.mask.masked_fill(batch.mask == IGNORED, 0))
 
 
 class Training:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg.contracts import IGNORED
+
 Scheme = Mapping[int, str]  # the name of each value
 
 
@@ -29,5 +31,14 @@ def convert_labels(
 
 def fullest_slice(labels: NDArray[np.integer[Any]]) -> int:
     """Return the index of the slice of [S, H, W] with most structures, and among equals with the largest ones."""
-    shown = [(len(np.unique(plane)), int((plane > 0).sum())) for plane in labels]
+    structures = [plane[(plane > 0) & (plane != IGNORED)] for plane in labels]
+    shown = [(len(np.unique(pixels)), len(pixels)) for pixels in structures]
     return shown.index(max(shown))
+
+
+def without_ignored(reference: NDArray[Any], *predictions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return a reference and predictions of its shape with background where the reference is `IGNORED`."""
+    ignored = reference == IGNORED
+    if not ignored.any():
+        return reference, *predictions
+    return tuple(np.where(ignored, labels.dtype.type(0), labels) for labels in (reference, *predictions))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError
+from textseg.models import mean_of_counted
 
 
 class Boundary(nn.Module):
@@ -27,17 +28,19 @@ class Boundary(nn.Module):
     Raises RecipeError for a reach below 1.
     """
 
+    reads_ignored = True
+
     def __init__(self, task: Task, *, reach: int = 20) -> None:
         super().__init__()
         if reach < 1:
             raise RecipeError(f"boundary: reach is {reach}, but must be at least 1 pixel.")
         self.reach = reach
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, mask: Tensor, ignored: Tensor | None = None) -> Tensor:
         """Return a scalar for logits [B, K, H, W] and class indices [B, H, W]."""
         labels = mask.cpu().numpy()
         distances = np.stack([signed_distances(slice_, logits.shape[1], self.reach) for slice_ in labels])
-        return (logits.softmax(1)[:, 1:] * torch.from_numpy(distances).to(logits.device)).mean()
+        return mean_of_counted(logits.softmax(1)[:, 1:] * torch.from_numpy(distances).to(logits.device), ignored)
 
 
 def signed_distances(mask: np.ndarray, class_count: int, reach: int) -> np.ndarray:
