@@ -352,13 +352,15 @@ def test_fresh_weights_follow_the_seed(experiment: Experiment) -> None:
 
 
 def test_components_of_the_recipe(experiment: Experiment) -> None:
-    assert [(component.kind, component.name) for component in experiment.components] == [
-        ("dataset", "lumbar_phantom"),
-        ("prompt_generator", "atpg_lumbar"),
-        ("text_encoder", "hashed_words"),
-        ("vision_encoder", "residual_convolutions"),
-        ("fusion", "hasf"),
-        ("auxiliary_loss", "ccae"),
+    assert [f"{component.kind} {component.name}" for component in experiment.components] == [
+        "dataset lumbar_phantom",
+        "prompt_generator atpg_lumbar",
+        "text_encoder hashed_words",
+        "vision_encoder residual_convolutions",
+        "fusion hasf",
+        *("segmentation_loss dice", "segmentation_loss focal", "auxiliary_loss ccae"),
+        *("optimizer adamw", "schedule cosine"),
+        *("metric dsc", "metric jaccard", "metric hd95", "metric asd"),
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 
 from textseg.system import distributed
 from textseg.training.launching import run_together
+from textseg_standard.segmentation_losses.dice import Dice
 
 SEVERAL = """
 import os, sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from textseg.system import distributed
-from textseg.models.losses import dice_loss
+from textseg_standard.segmentation_losses.dice import Dice
 
 dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
 distributed.connect()
@@ -28,7 +29,7 @@ results = list(distributed.in_turns(items, lambda item: done.append(item) or (it
 logits = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
 mask = torch.randint(3, (4, 6, 5), generator=torch.Generator().manual_seed(1))
 mine = slice(2 * rank, 2 * rank + 2)
-loss = dice_loss(logits[mine], mask[mine])
+loss = Dice(None)(logits[mine], mask[mine])
 loss.backward()
 dist.all_reduce(logits.grad)
 
@@ -56,8 +57,6 @@ def test_alone_nothing_is_asked_of_others() -> None:
 
 
 def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:
-    from textseg.models.losses import dice_loss
-
     run_together([sys.executable, "-c", SEVERAL, str(tmp_path)], 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert (first["done"], second["done"]) == (["a", "c", "e"], ["b", "d"])  # each once, none twice
@@ -67,7 +66,7 @@ def test_two_processes_share_work_and_a_loss(tmp_path: Path) -> None:
         assert process["stopping"] == (True, False)
         assert process["mean"] == 1.0
         whole = process["logits"].requires_grad_()
-        loss = dice_loss(whole, process["mask"])  # of the whole batch, in one process
+        loss = Dice(None)(whole, process["mask"])  # of the whole batch, in one process
         (gradient,) = torch.autograd.grad(loss, whole)
         torch.testing.assert_close(process["loss"], loss.detach())
         torch.testing.assert_close(process["gradient"], gradient)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def test_nothing_heavy():
 
 def run_pytest(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-P", "-m", "pytest", "-v", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plug-ins of other packages import much
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False).stdout
 
 
 def test_the_plugin_of_pytest_has_a_test_for_each_check_and_costs_others_nothing(tmp_path: Path) -> None:

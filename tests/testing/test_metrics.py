@@ -106,7 +106,7 @@ def test_a_metric_that_keeps_its_contract_passes() -> None:
         (Upwards, "best", r"no better score for a moved box than for equal masks \(0; higher is better\)"),
         (Forgiving, "best", r"a worse value of a missed structure than that of equal masks \(0; lower is better\)"),
         (Pixels, "spacing", "with twice the spacing"),
-        (Remembering, "pure", "the same score in a second call"),
+        (Remembering, "function_of_the_masks", "the same score in a second call"),
     ],
 )
 def test_a_broken_promise_is_named(broken: type, name: str, came: str) -> None:

@@ -20,7 +20,7 @@ from textseg.errors import PluginError, RecipeError, suggestion
 from textseg.registry.kinds import KINDS
 from textseg.registry.requirements import unmet
 from textseg.registry.validation import Mistake, dotted, explain
-from textseg.system.commands import pip_install
+from textseg.system.commands import pip_install, shell
 from textseg.system.interruptions import is_interruption
 from textseg.system.torch_builds import usable_torchvision
 
@@ -100,7 +100,7 @@ class Component:
         """A sentence with the command, or the function for code that is not installed, that checks it further."""
         if self.source is not None:
             return f"Check it further, without data, in Python: textseg.testing.check_{self.kind}"
-        return f"Check it further, without data: textseg plugins doctor {self.plugin} --check"
+        return f"Check it further, without data: {shell('textseg', 'plugins', 'doctor', self.plugin, '--check')}"
 
     @property
     def address(self) -> str:

@@ -18,6 +18,7 @@ from textseg.hookspecs import MARK
 from textseg.registry.component import Component, Plugin, cause
 from textseg.registry.discovery import LocalCode, Register, Registry, hooks_of, installed_registry
 from textseg.registry.kinds import kind_of
+from textseg.system.commands import shell
 
 SESSION = "Python session"
 LOCAL = "not installed"  # in place of a version
@@ -125,9 +126,10 @@ def require_installed(components: Iterable[Component], what: str) -> None:
     """Raise PluginError for a component that is not installed; `what` names what needs it to be."""
     for component in components:
         if component.version == LOCAL:
+            new = shell("textseg", "plugins", "new", component.name, "--kind", component.kind)
             raise PluginError(
                 f"{what}, and {component.kind} '{component.name}' comes from {_origin(component)}. Make a plug-in of "
-                f"it: textseg plugins new {component.name} --kind {component.kind}"
+                f"it: {new}"
             )
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from textseg.errors import PluginError
+from textseg.system.commands import pip_install
 
 OPERATORS = ("nms", "qnms")  # those that torchvision looks for when it is imported
 _defined: list[Any] = []  # operators exist as long as this refers to them
@@ -58,8 +59,8 @@ def _misfit() -> str:
     release, _, build = torch.partition("+")
     _, minor, patch = release.split(".")[:3]
     fitting = f"0.{int(minor) + 15}.{patch}"  # torch 2.13.0 and torchvision 0.28.0 belong together
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    index = ["--index-url", f"https://download.pytorch.org/whl/{build}"] if build else []
     return (
         f"torchvision {vision} was not built for torch {torch}, so its operators are missing. Install the build that "
-        f"fits: pip install --force-reinstall --no-deps torchvision=={fitting}{index}"
+        f"fits: {pip_install('--force-reinstall', '--no-deps', f'torchvision=={fitting}', *index)}"
     )

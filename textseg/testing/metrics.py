@@ -125,8 +125,8 @@ def _spacing(subject: Subject) -> None:
         promise(abs(twice - 2 * once) <= 1e-6 * abs(twice), f"{2 * once:g} with twice the spacing", f"{twice:g}")
 
 
-@check("pure", "metric")
-def _pure(subject: Subject) -> None:
+@check("function_of_the_masks", "metric")
+def _function_of_the_masks(subject: Subject) -> None:
     """Check that the score depends on nothing but the masks and the spacing: not on earlier calls, not on the place."""
     metric = _built(subject)
     for shape in SHAPES:
@@ -143,4 +143,4 @@ def _pure(subject: Subject) -> None:
         promise(close, "the same score for both masks in another place of the image", f"{before:g}, then {moved:g}")
 
 
-CHECKS = (_construction, _surroundings, _numbers, _best, _spacing, _pure)
+CHECKS = (_surroundings, _construction, _numbers, _best, _spacing, _function_of_the_masks)
