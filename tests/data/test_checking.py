@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from textseg.contracts import Case
+from textseg.contracts import IGNORED, Case
 from textseg.data.checking import CaseCheck, DatasetCheck, check_case, check_dataset
 from textseg.recipe.schema import ReportSettings
 from textseg.registry.discovery import installed_registry
@@ -318,6 +318,15 @@ def test_what_is_only_suspicious_or_follows_from_it(
     plant(folder)
     result = check(folder)
     assert any(finding.case == case and message in finding.what for finding in result.findings)
+
+
+def test_a_level_that_may_lie_in_ignored_voxels_is_only_suspicious(sound: Path) -> None:
+    dataset = installed_registry().build("dataset", "spider", settings={"folder": str(sound)})
+    case = dataset.cases()[0]
+    result = check_case(case, {**dataset.label_map(case), 3: IGNORED}, dataset.atlas)
+    assert [(finding.severity, finding.what) for finding in result.findings] == [
+        ("doubt", "label gap: L3 missing between T12 and L5")
+    ]
 
 
 def test_reports_of_a_recipe_are_checked_with_its_cases(folder: Path, tmp_path: Path) -> None:

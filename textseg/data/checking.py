@@ -229,7 +229,8 @@ def _check_case(case: Case, label_map: LabelMap, atlas: Atlas, resample: bool) -
     if not sizes:
         what = f"the mask '{case.mask}' shows no structure of atlas '{atlas.name}'"
         findings.append(Finding(case.id, "fault", what, "annotate it, or leave it out"))
-    findings += _sequence(case, atlas, rows)
+    ignored = any(label_map.get(value) == IGNORED for value in counts)
+    findings += _sequence(case, atlas, rows, ignored=ignored)
     few = [f"{name} has {counted(size, 'voxel')} only" for name, size in sizes.items() if size < FEW_VOXELS]
     findings += [Finding(case.id, "doubt", what, "is it a slip of the pen?") for what in few]
     return replace(check, findings=tuple(findings), values=counts, slices=slices)
@@ -334,7 +335,7 @@ def _structures(
     return slices, {name: row * labels.spacing_mm[down] for name, row in rows.items()}, sizes
 
 
-def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[Finding]:
+def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float], *, ignored: bool) -> Iterator[Finding]:
     """Yield levels that are missing between others of their group, and neighbours in the wrong order.
 
     Groups are checked one by one. A vertebra's centroid may lie below that of the disc under it because of its
@@ -348,7 +349,10 @@ def _sequence(case: Case, atlas: Atlas, rows: Mapping[str, float]) -> Iterator[F
         stretch = kind[kind.index(shown[0]) : kind.index(shown[-1]) + 1]
         if missing := [name for name in stretch if name not in rows]:
             what = f"label gap: {', '.join(missing)} missing between {shown[0]} and {shown[-1]}"
-            yield Finding(case.id, "fault", what, "annotate it, or correct the names above or below it")
+            if ignored:
+                yield Finding(case.id, "doubt", what, "does it lie in the voxels that are ignored?")
+            else:
+                yield Finding(case.id, "fault", what, "annotate it, or correct the names above or below it")
         for upper, lower in pairwise(shown):
             if rows[upper] >= rows[lower]:
                 what = f"wrong order: {upper} lies {rows[upper] - rows[lower]:.0f} mm below {lower}"
