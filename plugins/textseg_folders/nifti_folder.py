@@ -116,7 +116,10 @@ class NiftiFolder:
             raise DataError(f"No image in '{at}'. Expected there: {self.formats} files.{_others(at)}")
         images = self._by_case(volumes)
         if lonely := sorted(masks.keys() - images.keys()):
-            raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{at}'.")
+            parent = (at / lonely[0]).parent
+            unread = [path.name for path in parent.glob("*") if path.stem == Path(lonely[0]).name]
+            why = f" '{unread[0]}' is not read: convert it to {self.formats}." if unread else ""
+            raise DataError(f"'{masks[lonely[0]]}' has no image of that name in '{at}'.{why}")
         if unknown := sorted(self._table.keys() - images.keys()):
             raise DataError(unknown_row(self._table_path, self._table[unknown[0]], unknown[0], "image of case", images))
         return tuple(self._case(stem, image, masks.get(stem)) for stem, image in images.items())

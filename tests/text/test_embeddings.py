@@ -223,7 +223,8 @@ def test_budget(tmp_path: Path) -> None:
         "Words reads at most 8 tokens, and these prompts are longer:\n"
         f"  31 tokens: {longer[:80]}...\n"
         f"  30 tokens: {long[:80]}...\n"
-        "Lower the granularity of the prompt generator, or use a text encoder that reads more."
+        "Lower the granularity of the prompt generator, shorten the sentences and facts of cases, or use a text "
+        "encoder that reads more."
     )
     with pytest.raises(PromptError, match="  and 5 more\n"):
         check_budget(Words(), [long + str(number) for number in range(25)])

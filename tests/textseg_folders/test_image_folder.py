@@ -102,6 +102,12 @@ def test_a_folder_of_other_formats_says_which_are_read(folder: Path) -> None:
         reader(folder, spacing_mm=(0.0, 1.0))
 
 
+def test_an_image_in_another_format_is_named_with_its_mask(folder: Path) -> None:
+    (folder / "images/a_1.png").rename(folder / "images/a_1.jpg")
+    with pytest.raises(DataError, match=r"a_1.png' has no image .*. 'a_1.jpg' is not read: convert it to PNG or npz."):
+        reader(folder).cases()
+
+
 def test_masks_that_are_pictures_are_scored(folder: Path) -> None:
     dataset = reader(folder, spacing_mm=(0.5, 0.25))
     case = next(case for case in dataset.cases() if case.id == "a_1")

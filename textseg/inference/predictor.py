@@ -172,10 +172,10 @@ class Predictor(ABC):
         if len(scan.array) != self.task.image_channels:
             expected = f"{counted(self.task.image_channels, 'channel')} ({', '.join(self.task.channel_names)})"
             given = f"'{image}'" if isinstance(image, str | Path) else "the image"
-            raise DataError(
-                f"'{self.name}' reads {expected}, and {given} has {len(scan.array)}. Name the file of each channel; "
-                "their names end in _0000, _0001, or as --channel-suffixes says."
-            )
+            remedy = "Name the file of each channel; their names end in _0000, _0001, or as --channel-suffixes says."
+            if self.task.image_channels == 1:
+                remedy = "Convert an image in colour to grey, or name a file with one channel."
+            raise DataError(f"'{self.name}' reads {expected}, and {given} has {len(scan.array)}. {remedy}")
         return scan
 
     def _spaced(self, scan: Scan, image: object) -> Scan:

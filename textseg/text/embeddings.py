@@ -83,7 +83,8 @@ def check_budget(encoder: TextEncoder, texts: Sequence[str]) -> int:
         raise PromptError(
             f"{type(encoder).__name__} reads at most {encoder.max_tokens} tokens, and these prompts are longer:\n"
             + "\n".join(lines)
-            + "\nLower the granularity of the prompt generator, or use a text encoder that reads more."
+            + "\nLower the granularity of the prompt generator, shorten the sentences and facts of cases, or use a "
+            "text encoder that reads more."
         )
     return max(counts)
 
