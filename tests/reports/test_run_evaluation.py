@@ -292,3 +292,14 @@ def test_windows_are_added_to_a_finished_run(copied: Path, capsys: pytest.Captur
     evaluate_run(copied)
     assert not (copied / "fields_of_view.csv").exists()
     assert json.loads((copied / "run.json").read_text())["fields_of_view"] is None
+
+
+def test_a_failed_evaluation_leaves_the_recipe_of_the_scores(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise DataError("A metric is broken.")
+
+    before = RunFolder(copied).recipe.read_bytes()
+    monkeypatch.setattr(run_evaluation, "evaluate", fail)
+    with pytest.raises(DataError, match="is broken"):
+        evaluate_run(copied, overrides=["evaluation.metrics=[jaccard]"])
+    assert RunFolder(copied).recipe.read_bytes() == before

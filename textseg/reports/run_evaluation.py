@@ -206,12 +206,25 @@ def evaluate_run(
     stated = stated_source(source, visible)
     target = folder if source == experiment.evaluation_source else folder.evaluation(stated)
     with target.lock():
+        earlier, before = folder.recipe.read_bytes(), _written(target)
         if overrides and target is folder:  # the recipe says how the scores beside it were made
             write_atomically(folder.recipe, dump(recipe))
-        scores = evaluate_and_write(experiment, segmenter, folder, target, source=source, device=device, named=visible)
+        try:
+            scores = evaluate_and_write(
+                experiment, segmenter, folder, target, source=source, device=device, named=visible
+            )
+        except BaseException:
+            if _written(target) == before:
+                write_atomically(folder.recipe, earlier)
+            raise
     print(headline(scores, experiment.structures_in_training, stated))
     print(f"report: {target.report}")
     return target.path
+
+
+def _written(target: RunFolder) -> int | None:
+    """Return the time at which the scores of a folder were written, in nanoseconds."""
+    return target.scores.stat().st_mtime_ns if target.scores.exists() else None
 
 
 def _check_length(experiment: Experiment, folder: RunFolder) -> None:
