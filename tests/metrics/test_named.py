@@ -209,6 +209,18 @@ def test_a_metric_is_tried_in_the_dimensions_that_it_will_get() -> None:
         built(Deep, dimensions=2)
 
 
+def test_a_metric_that_changes_its_masks_is_refused_before_a_training() -> None:
+    class Writing(OfMasks):
+        """Writes into the prediction."""
+
+        def __call__(self, prediction: Any, reference: Any, spacing: tuple[float, ...]) -> float:
+            prediction[...] = reference
+            return super().__call__(prediction, reference, spacing)
+
+    with pytest.raises(PluginError, match="assignment destination is read-only, for two boxes in 3 dimensions"):
+        built(Writing)
+
+
 def test_processes_that_score_different_cases_do_not_wait_for_each_other() -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the metric talks to other processes")

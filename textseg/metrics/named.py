@@ -243,5 +243,7 @@ def _example(dimensions: int) -> Pair:
     prediction[..., 3:9, 3:9] = reference[..., 3:9, 4:10] = 1
     comparison = compare_labels(prediction, reference, structures=[1], spacing=spacing)
     counts = tuple(int(table[1]) for table in (comparison.predicted, comparison.expected, comparison.common))
-    masks = partial(tuple, (prediction == 1, reference == 1))
-    return Pair(counts, comparison.distances[1], masks, spacing, spacing)  # type: ignore[arg-type]
+    pair = (prediction == 1, reference == 1)
+    for mask in pair:
+        mask.setflags(write=False)  # as in scoring, where all metrics share the masks
+    return Pair(counts, comparison.distances[1], partial(tuple, pair), spacing, spacing)  # type: ignore[arg-type]
