@@ -15,6 +15,7 @@ from medpy.metric import binary
 
 from textseg.cli import entry as cli
 from textseg.comparison.compare import compare
+from textseg.comparison.finished_runs import read_runs
 from textseg.comparison.text import as_text
 from textseg.contracts import Dataset
 from textseg.data.preparation import map_labels
@@ -430,3 +431,33 @@ def test_voxels_that_the_data_set_ignores_are_not_scored(tmp_path: Path) -> None
     assert values["dsc"] == pytest.approx(binary.dc(first, second))
     assert values["hd95"] == pytest.approx(binary.hd95(first, second, voxelspacing=(3.0, 0.5, 0.6)))
     assert [row.status for row in scored.scores if row.metric == "dsc"].count("absent") == len(dataset.atlas.names) - 1
+
+
+@pytest.mark.parametrize(
+    ("said", "source", "mark"),
+    [
+        ({"source": "report", "visible": "L5"}, "report", "report"),
+        ({"source": "ground_truth", "visible": "L5"}, "ground_truth", "oracle"),
+        ({"source": "interactive", "visible": "L5"}, "interactive", ""),
+        ({"source": "template"}, "template", ""),
+        ({"source": "hearsay"}, "none", ""),
+        (None, "none", ""),
+    ],
+)
+def test_masks_that_textseg_wrote_keep_the_source_of_their_prompts(
+    said: dict[str, str] | None, source: str, mark: str, phantom: Dataset, tmp_path: Path
+) -> None:
+    masks = copies(phantom, tmp_path / "masks")
+    for path in masks.glob("*.mha"):
+        sidecar = {
+            "mask": path.name,
+            "mask_sha256": file_hash(path),
+            "labels": {"1": "L5", "201": "L5/S"},
+            "made": {},
+            "said": said,
+        }
+        path.with_suffix(".json").write_text(json.dumps(sidecar))
+    scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")
+    assert {row.prompt_source for row in scored.scores} == {source}
+    (run,) = read_runs([tmp_path / "out"])
+    assert (run.mark, run.facts["evaluation"]["prompts"]) == (mark, source)

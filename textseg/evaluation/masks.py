@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from textseg.contracts import IGNORED, Atlas, Case, Dataset, LabelMap
+from textseg.contracts import IGNORED, Atlas, Case, Dataset, LabelMap, Source
 from textseg.data.preparation import map_labels
 from textseg.errors import DataError, one_line
 from textseg.evaluation.scoring import score_maps
@@ -23,7 +24,7 @@ from textseg.runs.folder import RunFolder
 from textseg.runs.saved_predictions import keeping
 from textseg.system.files import content_hash
 from textseg.volumes.files import READABLE, Volume, file_hash, is_named, read_labels, stem
-from textseg.volumes.label_tables import PART, has_changed, own_case, sidecar_of, value_names
+from textseg.volumes.label_tables import PART, has_changed, own_case, own_statement, sidecar_of, value_names
 from textseg.volumes.labels import without_ignored
 from textseg.volumes.pictures import SUFFIX as PNG
 
@@ -70,7 +71,7 @@ def evaluate_masks(
     cases, files, extra = _choose(predictions, dataset, patients)
     missing = [case.id for case in cases if _key(case.id) not in files]
     scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
-    failed: dict[str, str] = {}
+    failed, named, sources = dict[str, str](), dict[str, str](), set[str]()
     with keeping(folder, dataset.atlas) as keep:
         for done, case in enumerate(cases, start=1):
             progress(done, len(cases))
@@ -85,7 +86,12 @@ def evaluate_masks(
             keep(case, prediction, labels.geometry, dataset.label_map(case))
             reference, prediction = without_ignored(reference, prediction)
             maps, spacing = (prediction, reference), labels.spacing_mm
-            rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source="none", metrics=metrics)
+            said = {} if path is None else own_statement(path)
+            source = str(said["source"]) if said.get("source") in get_args(Source) else "none"
+            sources.add(source)
+            if source == "interactive":
+                named[case.id] = str(said.get("visible", ""))
+            rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source=source, metrics=metrics)
             scores += rows
             group_scores += merged
             names[case.id] = compare_names(*maps, dataset.atlas)
@@ -107,7 +113,8 @@ def evaluate_masks(
         missing_files=missing,
         failed=failed,
         hashes={"data": content_hash(contents), "split": split, "preparation": "none: masks of another tool"},
-        evaluation={**settings.model_dump(mode="json"), "prompts": "none"},
+        evaluation={**settings.model_dump(mode="json"), "prompts": "+".join(sorted(sources))},
+        named=named or None,
         obedience=as_json(compared) if compared else None,
         metrics={metric.name: asdict(metric.facts(settings.unit)) for metric in metrics},
         metrics_kernel=fastest_kernel(),

@@ -110,6 +110,12 @@ def own_case(path: Path) -> str | None:
     return case if isinstance(case, str) else None
 
 
+def own_statement(path: Path) -> Mapping[str, Any]:
+    """Return what was said about the scan of a mask that textseg wrote: source, statement, facts; empty without any."""
+    said = _sidecar(path).get("said")
+    return said if isinstance(said, dict) else {}
+
+
 def value_names(path: Path) -> dict[int, str]:
     """Return the names that a mask gives its values, from the table in its header or its sidecar; empty without any."""
     name = path.name.lower()
