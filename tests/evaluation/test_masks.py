@@ -434,7 +434,7 @@ def test_voxels_that_the_data_set_ignores_are_not_scored(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "source", "mark"),
+    ("statement", "source", "mark"),
     [
         ({"source": "report", "visible": "L5"}, "report", "report"),
         ({"source": "ground_truth", "visible": "L5"}, "ground_truth", "oracle"),
@@ -445,7 +445,7 @@ def test_voxels_that_the_data_set_ignores_are_not_scored(tmp_path: Path) -> None
     ],
 )
 def test_masks_that_textseg_wrote_keep_the_source_of_their_prompts(
-    said: dict[str, str] | None, source: str, mark: str, phantom: Dataset, tmp_path: Path
+    statement: dict[str, str] | None, source: str, mark: str, phantom: Dataset, tmp_path: Path
 ) -> None:
     masks = copies(phantom, tmp_path / "masks")
     for path in masks.glob("*.mha"):
@@ -454,7 +454,7 @@ def test_masks_that_textseg_wrote_keep_the_source_of_their_prompts(
             "mask_sha256": file_hash(path),
             "labels": {"1": "L5", "201": "L5/S"},
             "made": {},
-            "said": said,
+            "said": statement,
         }
         path.with_suffix(".json").write_text(json.dumps(sidecar))
     scored = evaluate_masks(masks, phantom, "x", SETTINGS, tmp_path / "out")

@@ -86,11 +86,11 @@ def evaluate_masks(
             keep(case, prediction, labels.geometry, dataset.label_map(case))
             reference, prediction = without_ignored(reference, prediction)
             maps, spacing = (prediction, reference), labels.spacing_mm
-            said = {} if path is None else own_statement(path)
-            source = str(said["source"]) if said.get("source") in get_args(Source) else "none"
+            statement = {} if path is None else own_statement(path)
+            source = str(statement["source"]) if statement.get("source") in get_args(Source) else "none"
             sources.add(source)
             if source == "interactive":
-                named[case.id] = str(said.get("visible", ""))
+                named[case.id] = str(statement.get("visible", ""))
             rows, merged = score_maps(settings, dataset.atlas, case, maps, spacing, source=source, metrics=metrics)
             scores += rows
             group_scores += merged

@@ -112,8 +112,8 @@ def own_case(path: Path) -> str | None:
 
 def own_statement(path: Path) -> Mapping[str, Any]:
     """Return what was said about the scan of a mask that textseg wrote: source, statement, facts; empty without any."""
-    said = _sidecar(path).get("said")
-    return said if isinstance(said, dict) else {}
+    statement = _sidecar(path).get("said")
+    return statement if isinstance(statement, dict) else {}
 
 
 def value_names(path: Path) -> dict[int, str]:
