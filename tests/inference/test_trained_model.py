@@ -67,6 +67,7 @@ def test_what_a_person_names_reaches_the_model(model: TrainedModel, scans: Scans
 
 def test_facts_reach_the_text(knowing: TrainedModel, scans: Scans) -> None:
     scan = scans["test"][0]
+    assert knowing.checked_facts({"sequence": 2}) == {"sequence": "2"}  # a number, as in JSON lines
     mask = knowing(scan, visible="T12:L3", facts={"Sequence": " T2 "})
     assert mask.visibility is not None
     assert (mask.visibility.source, mask.visibility.facts) == ("interactive", {"sequence": "T2"})

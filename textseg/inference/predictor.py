@@ -293,7 +293,8 @@ class Predictor(ABC):
                 self._require_reader()
                 possible = suggestion(name, spelled) if spelled else " They state none."
                 raise PromptError(f"The texts of '{self.name}' state no fact '{name}'.{possible}")
-        return {spelled[name.strip().casefold()]: value.strip() for name, value in facts.items() if value.strip()}
+        texts = {name: str(value).strip() for name, value in facts.items() if value is not None}
+        return {spelled[name.strip().casefold()]: text for name, text in texts.items() if text}
 
     def require_facts(self, facts: Mapping[str, str]) -> None:
         """Raise PromptError if the template with these facts is too long, or a bundle has no features for it."""
