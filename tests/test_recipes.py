@@ -33,7 +33,7 @@ DISTINCT = [path for path in RECIPES if path.parent.name != "ablations" and not 
 # In what a method may differ from ATM-Net in the same experiment.
 METHOD = {"name", "reference", "prompts", "model", "auxiliary_losses"}
 # What a method prescribes beyond that, each with a comment in its recipe; of `training` only how weights move.
-PRESCRIBED: dict[str, set[str]] = {"nnunet_v2": {"augmentation", "segmentation_loss", "training"}}
+PRESCRIBED: dict[str, set[str]] = {"nnunet_v2": {"augmentation", "segmentation_loss", "training", "evaluation"}}
 HOW_WEIGHTS_MOVE = {
     "optimizer",
     "momentum",
@@ -45,10 +45,14 @@ HOW_WEIGHTS_MOVE = {
 }
 # Where a step is a whole case, as many steps take more epochs.
 HOW_LONG = {"spineparsenet_spider_small": {"epochs", "validate_every"}}
+PLANNED = {"epochs", "steps", "batch_size", "foreground_share"}  # by nnU-Net, at full size
+HOW_LONG |= {f"nnunet_v2_{data}": HOW_WEIGHTS_MOVE | PLANNED for data in ("spider", "mrspineseg")}
+HOW_PREDICTED = {"checkpoint", "mirroring"}
 # The text encoder's weights are no part of textseg; the smallest size that Swin UNETR takes.
 REDUCED = (
     "split={fractions: [0.6, 0.2, 0.2]}",
     "preparation.size=[64, 64]",
+    "training.steps=null",
     "training.epochs=2",  # one for each stage of a network that has two
     "training.batch_size=2",
     "training.workers=0",
@@ -158,6 +162,8 @@ def test_a_baseline_differs_in_its_method_alone(path: Path) -> None:
     for key in [key for key in prescribed if ours.get(key) != theirs.get(key)]:
         (line,) = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"{key}:")]
         assert "#" in line, f"{key} needs a comment"
+    ours, theirs = (recipe_of(p).evaluation.model_dump(exclude=HOW_PREDICTED) for p in (path, partner))
+    assert ours == theirs
     free = HOW_LONG.get(path.stem, HOW_WEIGHTS_MOVE)
     assert recipe_of(path).training.model_dump(exclude=free) == recipe_of(partner).training.model_dump(exclude=free)
 

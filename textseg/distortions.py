@@ -17,10 +17,22 @@ CONTROL_POINTS = 6  # rows and columns of the coarse displacement field: smooth 
 BIAS_POINTS = 4  # of the coarse field of a receiver coil
 
 
-def draw_affine(generator: np.random.Generator, rotation_degrees: float, scale: float) -> tuple[float, float]:
-    """Draw a rotation in radians and the factor by which structures grow along each side."""
+Range = tuple[float, float]  # least and greatest
+
+
+def draw_affine(generator: np.random.Generator, rotation_degrees: float, scale: float | Range) -> tuple[float, float]:
+    """Draw a rotation in radians and the factor by which structures grow along each side.
+
+    `scale` is 0.1 for a factor from 0.9 to 1.1, or a range: see `draw_factor`.
+    """
     angle = math.radians(rotation_degrees) * generator.uniform(-1, 1)
-    return angle, 1 + scale * generator.uniform(-1, 1)
+    return angle, draw_factor(generator, scale) if isinstance(scale, tuple) else 1 + scale * generator.uniform(-1, 1)
+
+
+def draw_factor(generator: np.random.Generator, limits: Range) -> float:
+    """Draw a factor from a range around 1: half of the draws lie below 1, and half above, as in nnU-Net."""
+    low, high = limits
+    return float(generator.uniform(low, 1) if generator.random() < 0.5 else generator.uniform(1, high))
 
 
 def sampling_grid(
@@ -28,7 +40,7 @@ def sampling_grid(
     size: tuple[int, int],
     *,
     rotation_degrees: float = 0.0,
-    scale: float = 0.0,
+    scale: float | Range = 0.0,
     translation: float = 0.0,
     elastic_pixels: float = 0.0,
 ) -> Tensor:
@@ -102,10 +114,20 @@ def change_contrast(image: Tensor, generator: np.random.Generator, amount: float
     return image * float(1 + amount * generator.uniform(-1, 1))
 
 
+def stretch_contrast(image: Tensor, factor: float) -> Tensor:
+    """Multiply the distances of the intensities of an image from their mean; the range of the image stays."""
+    mean = image.mean()
+    return ((image - mean) * factor + mean).clamp(image.amin(), image.amax())
+
+
 def change_gamma(image: Tensor, generator: np.random.Generator, amount: float) -> Tensor:
     """Bend the intensities of an image by an exponent from `exp(-amount)` to `exp(amount)`; the ends stay."""
+    return bend(image, math.exp(amount * generator.uniform(-1, 1)))
+
+
+def bend(image: Tensor, exponent: float) -> Tensor:
+    """Bend the intensities of an image by an exponent; the darkest and the brightest value stay."""
     low, span = image.amin(), (image.amax() - image.amin()).clamp(min=1e-6)
-    exponent = math.exp(amount * generator.uniform(-1, 1))
     return ((image - low) / span) ** exponent * span + low
 
 
@@ -136,10 +158,10 @@ def blur(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(planes, kernel[None, None, None, :]).reshape(image.shape)
 
 
-def coarsen(image: Tensor, factor: float) -> Tensor:
-    """Change an image as if it were scanned with pixels `factor` times as large."""
+def coarsen(image: Tensor, zoom: float) -> Tensor:
+    """Change an image as if it were scanned with `zoom` times as many rows and columns."""
     height, width = image.shape[-2:]
-    size = max(1, round(height / factor)), max(1, round(width / factor))
+    size = max(1, round(height * zoom)), max(1, round(width * zoom))
     coarse = F.interpolate(image.reshape(1, -1, height, width), size, mode="bilinear", antialias=True)
     return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False).reshape(image.shape)
 

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from textseg.data import slices as data_slices
 from textseg.data.augmentation import FixedOrder, Transform, TransformList
 from textseg.data.preparation import PreparedCase
 from textseg.data.slices import (
+    Foreground,
     PackedBatch,
     ShuffledBatches,
     Slices,
@@ -30,7 +32,7 @@ from textseg.data.slices import (
     check_shared_memory,
     training_loader,
 )
-from textseg.errors import RunError
+from textseg.errors import RecipeError, RunError
 from textseg.randomness import forked
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.text.drawn_text import DrawnText, Draws
@@ -62,6 +64,38 @@ def require_equal(first: Sequence[Batch | PackedBatch], second: Sequence[Batch |
         for name, tensor in tensors(batch).items():
             assert tensor.dtype == tensors(expected)[name].dtype
             assert torch.equal(tensor, tensors(expected)[name]), name
+
+
+def prepared(*present: tuple[int, ...]) -> Any:
+    return SimpleNamespace(present=present, slice_count=len(present))
+
+
+def test_a_share_of_each_batch_shows_a_structure() -> None:
+    # Of 30 slices, 3 show something; the second case has a structure of its own.
+    cases = [prepared(*[()] * 10), prepared((1,), (1, 2), *[()] * 8), prepared(*[()] * 9, (1,))]
+    foreground = Foreground.of(cases, 0.33)
+    assert foreground.shown == (((10, 11), (11,)), ((29,),))
+    assert [foreground.count(size) for size in (2, 3, 4, 8, 12)] == [
+        1,
+        1,
+        1,
+        3,
+        4,
+    ]  # nnU-Net: those from round(B * 0.67)
+    plain = [list(ShuffledBatches(30, 4, seed=1, epoch=e)) for e in range(40)]
+    batches = [list(ShuffledBatches(30, 4, seed=1, epoch=e, foreground=foreground)) for e in range(40)]
+    drawn = [batch[-1][1] for epoch in batches for batch in epoch]
+    assert [[batch[:3] for batch in epoch] for epoch in batches] == [[batch[:3] for batch in epoch] for epoch in plain]
+    counts = Counter(drawn)
+    assert counts.keys() == {10, 11, 29}
+    assert 0.4 < counts[29] / len(drawn) < 0.6  # first a case, then a structure, then a slice
+    assert 0.08 < counts[10] / len(drawn) < 0.17
+    rest = ShuffledBatches(30, 4, seed=1, epoch=7, start=3, foreground=foreground)
+    assert list(rest) == batches[7][3:]
+    parts = [list(ShuffledBatches(30, 4, seed=1, epoch=7, share=(r, 2), foreground=foreground)) for r in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == batches[7]
+    with pytest.raises(RecipeError, match="no training slice shows a structure"):
+        Foreground.of(cases[:1], 0.33)
 
 
 def test_a_batch_holds_its_slices_with_the_types_of_the_contract(

@@ -12,10 +12,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import textseg
 from textseg.contracts import Atlas, Prompts, Structure, Visibility
 from textseg.errors import PluginError, PromptError, RunError
+from textseg.evaluation.evaluate import load_segmenter
 from textseg.export.bundle import _possible, export_bundle
 from textseg.export.model_card import model_card
 from textseg.inference.bundles import _check_plugins, check_bundle, manifest_text
@@ -40,6 +42,28 @@ def bundle(finished_run: Path, stranger: None, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(RunFolder(finished_run), load_model(finished_run), folder)
     return folder
+
+
+def test_the_last_checkpoint_and_mirror_images_are_those_of_scores_and_bundles(
+    finished_run: Path, stranger: None, scan: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    recipe = folder.recipe.read_text().replace("checkpoint: best", "checkpoint: last")
+    folder.recipe.write_text(recipe.replace("mirroring: none", "mirroring: horizontal"))
+    state = torch.load(folder.checkpoint("last"), weights_only=False)
+    name = next(iter(state["model"]))
+    state["model"] = {key: value * 1.5 if key == name else value for key, value in state["model"].items()}
+    torch.save(state, folder.checkpoint("last"))
+    experiment, model = build(load_recipe(folder.recipe)), load_model(folder.path)
+    segmenter = load_segmenter(experiment, folder)
+    for loaded in (segmenter, model.segmenter):
+        assert torch.equal(loaded.state_dict()[name], state["model"][name])
+        assert loaded.mirrors == ((-1,),)
+    export_bundle(folder, model, tmp_path / "bundle")
+    mask, plain = textseg.load(tmp_path / "bundle")(scan), textseg.load(finished_run)(scan)
+    assert np.array_equal(mask.array, model(scan).array)
+    assert not np.array_equal(mask.array, plain.array)
 
 
 @pytest.mark.parametrize("visible", [None, "T12:L3", "T9:L5/S"])

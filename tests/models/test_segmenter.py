@@ -92,6 +92,17 @@ def test_an_image_that_fits_is_not_touched() -> None:
     assert torch.equal(Segmenter(network)(image).logits, network.layer(image))
 
 
+@pytest.mark.parametrize("size", [(16, 24), (13, 21)])
+def test_mirror_images_are_averaged_in_evaluation_alone(size: tuple[int, int]) -> None:
+    network, image = Convolutions(), torch.randn(2, 1, *size)
+    mirrored, plain = Segmenter(network, ((-1,), (-2, -1))), Segmenter(network)
+    assert torch.equal(mirrored(image).logits, plain(image).logits)
+    views = [plain(image).logits, plain(image.flip(-1)).logits.flip(-1), plain(image.flip(-2, -1)).logits.flip(-2, -1)]
+    mean = mirrored.eval()(image).logits
+    torch.testing.assert_close(mean, sum(views) / 3)
+    assert not torch.allclose(mean, views[0])
+
+
 def test_a_network_without_text_never_sees_text() -> None:
     network = Convolutions()
     segmenter = Segmenter(network)

@@ -402,7 +402,9 @@ def test_set_replaces_a_whole_form(load: Loader) -> None:
         ),
         ("{epochs: 1}", '{epochs: "${oc"}', "8: training.epochs: '${oc' can't be read: ${oc.env:NAME,DEFAULT}"),
         ("{epochs: 1}", "{epochs: 1, threads: all}", "8: training.threads: should be a valid integer, not 'all'."),
-        ("{epochs: 1}", "{}", "8: training.epochs: required but missing."),
+        ("{epochs: 1}", "{}", "8: training.epochs: give either epochs or steps, such as epochs: 100."),
+        ("{epochs: 1}", "{epochs: 1, steps: 9}", "8: training.epochs: give either epochs or steps, not both."),
+        ("{epochs: 1}", "{steps: 0}", "8: training.steps: should be greater than 0"),
         ("evaluation: {}", "evaluation: {metrics: [dsc, hd]}", "9: evaluation.metrics.1: There is no metric 'hd'."),
         ("evaluation: {}", "evaluation: {metrics: [hd]}", "9: evaluation.metrics.0: There is no metric 'hd'."),
         (

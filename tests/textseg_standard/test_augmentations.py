@@ -10,6 +10,7 @@ from torch import Tensor
 
 from textseg.data.augmentation import FixedOrder
 from textseg.data.field_of_view import draw_window
+from textseg.distortions import blur
 from textseg.errors import RecipeError
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
 from textseg.registry.discovery import installed_registry
@@ -76,6 +77,39 @@ def test_a_distortion_is_that_of_the_fixed_order() -> None:
     assert component.enlargement(SIZE, generator) == fixed.enlargement(SIZE, epoch=1, key=9)
 
 
+def test_the_ranges_of_nnunet() -> None:
+    image, mask = stack()
+    sizes = [Distortion(scale=(0.7, 1.4)).enlargement(SIZE, np.random.default_rng(i)) ** 0.5 for i in range(400)]
+    assert 0.7 <= min(sizes) < 0.75
+    assert 1.3 < max(sizes) <= 1.4
+    assert 150 < sum(size < 1 for size in sizes) < 250
+    blurred = [Blur(pixels=1.0, least=0.5)(image, mask, np.random.default_rng(i))[0].std() for i in range(50)]
+    assert max(blurred) < blur(image, 0.49).std()
+
+
+def test_contrast_around_the_mean_keeps_mean_and_range() -> None:
+    image, mask = torch.rand(1, 1, *SIZE) + 3, torch.zeros(1, *SIZE)
+    generator = np.random.default_rng(1)
+    factor = 1 + 0.25 * np.random.default_rng(1).uniform(-1, 1)
+    changed, _ = Contrast(amount=0.25, around="mean")(image, mask, generator)
+    expected = ((image - image.mean()) * factor + image.mean()).clamp(image.min(), image.max())
+    torch.testing.assert_close(changed, expected)
+    assert not torch.equal(changed, image)
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gamma_may_keep_the_statistics_of_an_image(inverted: bool) -> None:
+    image, mask = torch.randn(1, 1, *SIZE) * 2 + 1, torch.zeros(1, *SIZE)
+    component = Gamma(exponents=(1.0, 1.5), inverted=inverted, keep_statistics=True)
+    changed, _ = component(image, mask, np.random.default_rng(0))
+    torch.testing.assert_close(changed.mean(), image.mean())
+    torch.testing.assert_close(changed.std(), image.std())
+    plain, _ = Gamma(exponents=(1.0, 1.5), inverted=inverted)(image, mask, np.random.default_rng(0))
+    sign = -1 if inverted else 1
+    assert sign * (plain - image).sum() < 0  # an exponent above 1 darkens an image, and brightens an inverted one
+    torch.testing.assert_close((changed - changed.mean()) / changed.std(), (plain - plain.mean()) / plain.std())
+
+
 def test_flips() -> None:
     image, mask = stack()
     for axis, name in ((-1, "horizontal"), (-2, "vertical")):
@@ -100,7 +134,9 @@ def test_a_window_is_that_of_the_fixed_order() -> None:
     [
         (lambda: Noise(amount=-1.0), "Noise up to -1 is below 0"),
         (lambda: LowResolution(factor=0.5), "LowResolution up to 0.5 is below 1"),
-        (lambda: Distortion(scale=1.0), "scale below 1"),
+        (lambda: Distortion(scale=1.0), "sizes lie around 1"),
+        (lambda: Distortion(scale=(1.1, 1.4)), "sizes lie around 1"),
+        (lambda: Gamma(exponents=(0.7, 0.9)), "exponents .* must lie around 1"),
         (lambda: FieldOfView(width=(0.9, 0.5)), "width of field_of_view must ascend"),
     ],
 )

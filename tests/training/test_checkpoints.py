@@ -211,9 +211,9 @@ def test_other_epochs_are_said_where_they_change_the_schedule() -> None:
 
     progression = Progression(planned_epochs=5)
     assert progression.plan(5, always) == ""
-    assert progression.plan(8, always).startswith("training.epochs is 8 and was 5: the schedule is planned anew")
+    assert progression.plan(8, always).startswith("the length of the training is 8 epochs and was 5: the ")
     assert progression.plan(8, always) == ""  # from now on
-    assert progression.plan(6, always).startswith("training.epochs is 6 and was 8: ")  # fewer, too
+    assert progression.plan(6, always).startswith("the length of the training is 6 epochs and was 8: ")  # fewer, too
     assert progression.plan(9, lambda before: before != 6) == ""  # a constant learning rate
     assert Progression(step=3).plan(5, always) == ""  # of a version that did not say it
 

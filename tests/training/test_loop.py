@@ -468,8 +468,17 @@ def test_a_checkpoint_of_another_model_or_shape_is_a_message(
 
 def test_more_epochs_behind_than_asked_for(tiny_recipe: Path, finished_run: Path) -> None:
     training = start(experiment(tiny_recipe, "training.epochs=2"), finished_run)
-    with pytest.raises(RunError, match=r"has trained 3 epochs, more than training.epochs \(2\)"):
+    with pytest.raises(RunError, match=r"has trained 3 epochs, more than the recipe asks for \(2\)"):
         training.resume()
+
+
+def test_a_length_in_steps_is_the_fewest_epochs_that_reach_it(tiny_recipe: Path, tmp_path: Path) -> None:
+    whole = experiment(tiny_recipe, *WITHOUT_TEXT)
+    per_epoch = start(whole, tmp_path / "whole").steps_per_epoch
+    for steps, epochs in ((1, 1), (2 * per_epoch, 2), (2 * per_epoch + 1, 3)):
+        overrides = [*WITHOUT_TEXT, "training.epochs=null", f"training.steps={steps}"]
+        training = start(experiment(tiny_recipe, *overrides), tmp_path / str(steps))
+        assert (training.epochs, training.total_steps) == (epochs, epochs * per_epoch)
 
 
 def test_outside_of_the_main_thread(tiny_recipe: Path, tmp_path: Path) -> None:

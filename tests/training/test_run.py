@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -268,7 +269,7 @@ def test_scores_of_an_earlier_checkpoint_do_not_pass_for_those_of_the_last(
         patch.setattr(running, "evaluate_and_write", fail)
         with pytest.raises(RunError, match="Memory ran out. .*last.ckpt' is kept: the same command"):
             run(tiny_recipe, **longer)
-    line = "training.epochs is 4 and was 3: the schedule is planned anew, and what is left follows that of 4 epochs"
+    line = "the length of the training is 4 epochs and was 3: the schedule is planned anew, and what is left"
     assert line in capsys.readouterr().out
     between = RunFolder(copied).read()
     assert between["wall_seconds"] > before["wall_seconds"]
@@ -338,6 +339,16 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert "evaluation with 'template'" in printed
     assert "M parameters; 3 epochs, " in printed
     assert "loss: 1 dice + 1 focal + 0.2 ccae\n" in printed
+
+
+def test_a_dry_run_says_how_many_epochs_have_the_steps(
+    tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_recipe, overrides=["training.epochs=null", "training.steps=4"], output=tmp_path, dry_run=True)
+    printed = re.search(r"M parameters; (\d+) epochs?, (\d+) steps", capsys.readouterr().out)
+    assert printed is not None
+    epochs, steps = map(int, printed.groups())
+    assert steps >= 4 > steps - steps // epochs
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ class FixedOrder(Augmentation):
         if settings.blur_pixels:
             image = blur(image, settings.blur_pixels * float(generator.random()))
         if settings.low_resolution:
-            image = coarsen(image, 1 + (settings.low_resolution - 1) * float(generator.random()))
+            image = coarsen(image, float(generator.uniform(1 / settings.low_resolution, 1)))
         return image
 
 

@@ -21,7 +21,7 @@ from textseg.contracts import Batch, BatchGeometry, Source, TextFeatures
 from textseg.data.augmentation import Augmentation, Place
 from textseg.data.field_of_view import View, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
-from textseg.errors import RunError
+from textseg.errors import RecipeError, RunError
 from textseg.randomness import case_key, prompt_source, slice_key, slice_order, statement
 from textseg.system.children import end_with
 from textseg.system.devices import Movable
@@ -319,12 +319,45 @@ class Volumes(Dataset[PackedBatch]):
         return case_key(prepared.case.id)
 
 
+@dataclass(frozen=True)
+class Foreground:
+    """The slices that show structures, for batches of which a share shows one: nnU-Net's oversampling of foreground."""
+
+    share: float  # of each batch
+    shown: tuple[tuple[tuple[int, ...], ...], ...]  # for each case and structure that it shows, the numbers of slices
+
+    @classmethod
+    def of(cls, cases: Sequence[PreparedCase], share: float) -> Foreground:
+        """Return the slices of cases whose slices are numbered in order. Raises RecipeError if none shows anything."""
+        shown, first = [], 0
+        for case in cases:
+            classes = sorted({index for present in case.present for index in present})
+            groups = [
+                tuple(first + i for i, present in enumerate(case.present) if index in present) for index in classes
+            ]
+            shown += [tuple(groups)] * bool(groups)
+            first += case.slice_count
+        if not shown:
+            raise RecipeError("training.foreground_share: no training slice shows a structure.")
+        return cls(share, tuple(shown))
+
+    def count(self, batch_size: int) -> int:
+        """Return the number of slices of a batch that must show a structure."""
+        return batch_size - round(batch_size * (1 - self.share))
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """Draw a case, a structure that it shows, and the number of a slice that shows it."""
+        groups = self.shown[generator.integers(len(self.shown))]
+        numbers = groups[generator.integers(len(groups))]
+        return numbers[generator.integers(len(numbers))]
+
+
 @dataclass(eq=False)
 class ShuffledBatches(Sampler[list[Draw]]):
     """The batches of one epoch, from batch `start` on; the order is a function of (seed, epoch).
 
     A last batch that is not full is left out, unless it is the only one. `share` (rank, number of processes) selects
-    the part of each batch that one process gets.
+    the part of each batch that one process gets. With `foreground`, the last slices of each batch are drawn anew.
     """
 
     slice_count: int
@@ -334,6 +367,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
     epoch: int
     start: int = 0
     share: tuple[int, int] = (0, 1)
+    foreground: Foreground | None = None
 
     @staticmethod
     def per_epoch(slice_count: int, batch_size: int) -> int:
@@ -345,7 +379,13 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         # Every process draws the same order and takes its own part of each batch.
-        order = slice_order(self.seed, self.epoch).permutation(self.slice_count).tolist()
+        generator = slice_order(self.seed, self.epoch)
+        order = generator.permutation(self.slice_count).tolist()
+        if self.foreground is not None:
+            for batch in range(self.per_epoch(self.slice_count, self.batch_size)):
+                end = min((batch + 1) * self.batch_size, self.slice_count)
+                for position in range(end - self.foreground.count(end - batch * self.batch_size), end):
+                    order[position] = self.foreground.draw(generator)
         for batch in range(self.start, self.start + len(self)):
             numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             rank, processes = self.share

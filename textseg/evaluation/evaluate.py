@@ -201,12 +201,12 @@ def check_data(experiment: Experiment, folder: RunFolder) -> None:
     warn_of_changes(folder.path, changes)
 
 
-def load_segmenter(experiment: Experiment, folder: RunFolder, name: str = "best") -> Segmenter:
-    """Return the model of a run with its weights, in evaluation mode.
+def load_segmenter(experiment: Experiment, folder: RunFolder) -> Segmenter:
+    """Return the model of a run with the weights of the checkpoint that the recipe evaluates, in evaluation mode.
 
     Raises RunError for a checkpoint of another model.
     """
-    segmenter = experiment.segmenter()
+    segmenter, name = experiment.segmenter(), experiment.recipe.evaluation.checkpoint
     mismatch = f"'{folder.checkpoint(name)}' does not fit the model of '{folder.recipe}'"
     origin = "It comes from another version of a plug-in, or from another run"
     advice = f"{origin}: train again with `textseg run RECIPE --fresh`."

@@ -100,7 +100,7 @@ def _made_of(folder: RunFolder, model: TrainedModel) -> list[list[str]]:
         ["slices", " x ".join(map(str, recipe.preparation.size))],
         ["parameters", "unknown" if parameters is None else f"{parameters / 1e6:.2f} M"],
         ["prompts", prompts],
-        ["epochs", str(recipe.training.epochs)],
+        ["epochs", str(recipe.training.epochs)] if recipe.training.epochs else ["steps", str(recipe.training.steps)],
     ]
 
 

@@ -50,7 +50,7 @@ def load_model(
     engine: Engine | None = None,
     trust_code: bool = False,
 ) -> TrainedModel:
-    """Load one trained model from a bundle, or from a run folder with its best checkpoint; see `load`."""
+    """Load one trained model from a bundle, or from a run folder, with the checkpoint that was scored; see `load`."""
     path, device = Path(path), chosen_device(device)
     if (path / MANIFEST).exists():
         return open_bundle(path, device, engine, trust_code=trust_code)
@@ -60,9 +60,9 @@ def load_model(
     recipe, record = load_recipe(folder.recipe, trust_code=trust_code, builds=TO_PREDICT), read_task(folder.task)
     warn_of_changes(folder.path, changes_since(folder.read().get("components", {}), recipe, registry))
     segmenter = build_segmenter(recipe, registry, record.task)
-    checkpoint = folder.checkpoint("best")
+    checkpoint = folder.checkpoint(recipe.evaluation.checkpoint)
     mismatch = f"'{checkpoint}' does not fit the model of '{folder.recipe}'"
-    load_weights(segmenter, folder.load_checkpoint("best"), mismatch)
+    load_weights(segmenter, folder.load_checkpoint(recipe.evaluation.checkpoint), mismatch)
     segmenter = segmenter.eval().to(device)
     generator = prompt_generator(recipe, registry, record.task.atlas)
     texts = EncodedTexts(recipe, registry, record.task) if recipe.prompts else None

@@ -158,7 +158,10 @@ def _usual_slice_count(task: Task) -> int:
 
 
 def _multiply_accumulates_of_a_slice(segmenter: Segmenter, task: Task, device: torch.device) -> int:
-    """Return half of the operations that torch counts, plus attention on a CPU and fused layers, for one slice."""
+    """Return half of the operations that torch counts, plus attention on a CPU and fused layers, for one slice.
+
+    Mirror images are not counted: the number describes the network.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     slices, inputs = _input(segmenter, task, device)
@@ -170,7 +173,7 @@ def _multiply_accumulates_of_a_slice(segmenter: Segmenter, task: Task, device: t
             segmenter(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops()) // 2 // slices
+    return int(counter.get_total_flops()) // 2 // slices // (1 + len(segmenter.mirrors))
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -68,14 +68,16 @@ class Segmenter(nn.Module):
 
     Deep logits and feature maps of the output keep the padded size. A network without text never sees text.
 
+    In evaluation mode, the logits are the mean over the slice and its `mirrors`: the axes of each mirror image.
+
     Its state is what a checkpoint holds: all parameters but those that a part reads from elsewhere and never trains
     (`ReadsFrozen`), with the fingerprint of these. The state of `network` holds all parameters. Loading raises RunError
     if the frozen parameters of the checkpoint differ from the present ones.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, mirrors: Sequence[tuple[int, ...]] = ()) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.mirrors = network, mirrors
         self.read_elsewhere = self._read_elsewhere()
         self.frozen_fingerprint = _fingerprint([self.get_parameter(name) for name in self.read_elsewhere])
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
@@ -142,6 +144,13 @@ class Segmenter(nn.Module):
         """
         if geometry is None and self.reads_geometry:
             raise ValueError("This network needs the geometry of its slices.")
+        output = self._output(image, text, geometry)
+        if self.training or not self.mirrors:
+            return output
+        mirrored = [self._output(image.flip(axes), text, geometry).logits.flip(axes) for axes in self.mirrors]
+        return replace(output, logits=torch.stack([output.logits, *mirrored]).mean(0))
+
+    def _output(self, image: Tensor, text: TextFeatures | None, geometry: BatchGeometry | None) -> SegmenterOutput:
         height, width = image.shape[-2:]
         multiple = self.network.size_multiple
         padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveInt,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_serializer,
@@ -364,8 +365,10 @@ def _term(name: Any, term: Any) -> Any:
 class TrainingSettings(_Section):
     """The training: optimizer, schedule, precision, processes and checkpoints."""
 
-    epochs: PositiveInt
+    steps: PositiveInt | None = None  # of the optimizer; the run ends with the epoch that reaches it
+    epochs: Annotated[PositiveInt | None, Field(validate_default=True)] = None  # instead of `steps`
     batch_size: PositiveInt = 8
+    foreground_share: Share | None = None  # of each batch that must show a structure
     optimizer: NamedComponent = NamedComponent(use="adamw")
     schedule: NamedComponent = NamedComponent(use="cosine")
     learning_rate: PositiveFloat = 1e-4
@@ -388,6 +391,17 @@ class TrainingSettings(_Section):
     overlay_every: PositiveInt | None = None  # epochs
     loggers: tuple[NamedComponent, ...] = (NamedComponent(use="tensorboard"),)
 
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: int | None, others: ValidationInfo) -> int | None:
+        if "steps" in others.data and (epochs is None) == (others.data["steps"] is None):
+            raise ValueError(f"give either epochs or steps, {'not both' if epochs else 'such as epochs: 100'}.")
+        return epochs
+
+    def epochs_of(self, steps_per_epoch: int) -> int:
+        """Return the number of epochs: that of the recipe, or the fewest that have its `steps`."""
+        return self.epochs or math.ceil((self.steps or 0) / steps_per_epoch)
+
 
 class EvaluationSettings(_Section):
     """The evaluation: metrics, per slice or per volume, their grid and their unit."""
@@ -399,6 +413,8 @@ class EvaluationSettings(_Section):
     space: Literal["native", "prepared"] = "native"
     unit: Literal["mm", "pixel"] = "mm"
     fields_of_view: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None  # shares of the rows of the file
+    checkpoint: Literal["best", "last"] = "best"  # by validation, or of the last epoch
+    mirroring: Literal["none", "horizontal", "vertical", "both"] = "none"  # views whose mean logits are the prediction
 
     @field_validator("fields_of_view")
     @classmethod

@@ -30,7 +30,7 @@ from textseg.contracts import (
 )
 from textseg.data.augmentation import Augmentation, FixedOrder, Transform, TransformList
 from textseg.data.preparation import LISTED, PreparedCase, missing_channels, prepare
-from textseg.data.slices import ShuffledBatches, Slices, SliceStack, training_loader
+from textseg.data.slices import Foreground, ShuffledBatches, Slices, SliceStack, training_loader
 from textseg.data.splits import PARTS, Split, make_split
 from textseg.errors import DataError, RecipeError, suggestion
 from textseg.hookspecs import Run
@@ -55,6 +55,7 @@ from textseg.text.visibility import statement
 from textseg.volumes.label_tables import require_names
 
 Progress = Callable[[int, int], None]
+MIRRORS = {"none": (), "horizontal": ((-1,),), "vertical": ((-2,),), "both": ((-1,), (-2,), (-2, -1))}  # axes of each
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,20 @@ class Experiment:
 
     def batches(self, epoch: int = 0, *, workers: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0, as one process trains on them, on the CPU."""
-        slices, recipe = self.training_slices(), self.recipe
-        order = ShuffledBatches(len(slices), recipe.training.batch_size, seed=recipe.seed, epoch=epoch)
+        slices = self.training_slices()
+        order = self.order(len(slices), self.recipe.training.batch_size, epoch)
         for packed in training_loader(slices, order, workers=workers, pin_memory=False):
             yield slices.unpack(packed)
+
+    def order(
+        self, count: int, batch_size: int, epoch: int, *, start: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> ShuffledBatches:
+        """Return the batches of an epoch of so many training slices, or cases; see `ShuffledBatches`."""
+        wanted, seed = self.recipe.training.foreground_share, self.recipe.seed
+        foreground = Foreground.of(self.cases["train"], wanted) if wanted else None
+        return ShuffledBatches(
+            count, batch_size, seed=seed, epoch=epoch, start=start, share=share, foreground=foreground
+        )
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
@@ -509,16 +520,16 @@ def fingerprint_of(cases: Sequence[PreparedCase]) -> dict[str, Any]:
 
 def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter:
     """Return the model of a recipe with new weights; the data of the task need not be present."""
-    model = recipe.model
+    model, mirrors = recipe.model, MIRRORS[recipe.evaluation.mirroring]
     if model.network is not None:
         network = _module(registry, "network", model.network, task, uses_text=bool, size_multiple=int)
         _check_text(recipe, uses_text=network.uses_text)
-        return _with_neighbours(Segmenter(network), registry.component("network", model.network.use))
+        return _with_neighbours(Segmenter(network, mirrors), registry.component("network", model.network.use))
     assert model.vision_encoder is not None
     assert model.fusion is not None  # the schema requires both or neither
     encoder = _module(registry, "vision_encoder", model.vision_encoder, task, features=Features, size_multiple=int)
     fusion = _module(registry, "fusion", model.fusion, task, encoder.features, features=Features)
-    segmenter = Segmenter(TextGuidedNetwork(task, encoder, fusion))
+    segmenter = Segmenter(TextGuidedNetwork(task, encoder, fusion), mirrors)
     return _with_neighbours(segmenter, registry.component("vision_encoder", model.vision_encoder.use))
 
 

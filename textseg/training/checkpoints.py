@@ -37,11 +37,11 @@ class Progression:
     sums: dict[str, float] = field(default_factory=dict)  # of the losses of an epoch in which the run was stopped
     planned_epochs: int | None = None  # number of epochs of the learning-rate schedule
 
-    def is_over(self, settings: TrainingSettings) -> bool:
+    def is_over(self, settings: TrainingSettings, epochs: int) -> bool:
         """Return True after the last epoch, and after early stopping."""
         later = [row for row in self.history if row["epoch"] > self.best_epoch]
         waited, patience = sum("validation_dsc" in row for row in later), settings.patience
-        return len(self.history) >= settings.epochs or (patience is not None and waited >= patience)
+        return len(self.history) >= epochs or (patience is not None and waited >= patience)
 
     def plan(self, epochs: int, changes: Callable[[int], bool]) -> str:
         """Plan the remaining epochs; returns a line where the checkpoint was planned for another number of epochs.
@@ -52,8 +52,9 @@ class Progression:
         if before in (None, epochs) or not changes(before):
             return ""
         return (
-            f"training.epochs is {epochs} and was {before}: the schedule is planned anew, and what is left "
-            f"follows that of {counted(epochs, 'epoch')}; a run of {epochs} from its start gives other weights"
+            f"the length of the training is {counted(epochs, 'epoch')} and was {before}: the schedule is planned anew, "
+            f"and what is left follows that of {counted(epochs, 'epoch')}; a run of {epochs} from its start gives "
+            "other weights"
         )
 
 
@@ -84,15 +85,15 @@ def restore(folder: RunFolder, parts: Mapping[str, Part | None], stages: Sequenc
     trained = len(progression.history)
     if trained > epochs:
         raise RunError(
-            f"'{folder.path}' has trained {counted(trained, 'epoch')}, more than training.epochs ({epochs}). "
-            "Raise it, or add --fresh to move the old run aside."
+            f"'{folder.path}' has trained {counted(trained, 'epoch')}, more than the recipe asks for ({epochs}). "
+            "Raise training.epochs or training.steps, or add --fresh to move the old run aside."
         )
     # With more epochs in the recipe, the stage at hand may now begin later than the run stands.
     stage = stages[min(progression.stage, len(stages) - 1)]
     if stage.first > trained:
         raise RunError(
-            f"'{folder.path}' is in stage '{stage.name}' after {counted(trained, 'epoch')}, which with "
-            f"training.epochs {epochs} would begin after {stage.first}. Let the run end before "
+            f"'{folder.path}' is in stage '{stage.name}' after {counted(trained, 'epoch')}, which in a training "
+            f"of {counted(epochs, 'epoch')} would begin after {stage.first}. Let the run end before "
             "you raise it so far, or add --fresh to move the old run aside."
         )
     return progression

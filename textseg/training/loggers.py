@@ -77,14 +77,17 @@ class TrainingDisplay:
 
 @contextmanager
 def displayed(
-    experiment: Experiment, folder: RunFolder, progression: Progression, total_steps: int, *, silent: bool
+    experiment: Experiment, folder: RunFolder, progression: Progression, steps: int, epochs: int, *, silent: bool
 ) -> Iterator[TrainingDisplay]:
-    """Show a training from where it stands; the other processes of a run are `silent` and have no loggers."""
-    step, epochs = progression.step, experiment.recipe.training.epochs
+    """Show a training of so many steps and epochs from where it stands.
+
+    The other processes of a run are `silent` and have no loggers.
+    """
+    step = progression.step
     run = experiment.run(folder.path, {} if silent else folder.read())
     opened = nullcontext(()) if silent else logging_to(experiment.registry, run, step)
     with opened as loggers, progress_bar() as bar:
-        bar.add_task("training", total=total_steps, completed=step)
+        bar.add_task("training", total=steps, completed=step)
         yield TrainingDisplay(bar, loggers, folder, epochs, len(progression.history))
 
 

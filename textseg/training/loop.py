@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from textseg.contracts import IGNORED, Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, check_shared_memory, training_loader
-from textseg.errors import RunError
+from textseg.errors import RecipeError, RunError
 from textseg.evaluation.evaluate import Validation, validate
 from textseg.hookspecs import Epoch, Fit
 from textseg.models.segmenter import Segmenter
@@ -113,6 +114,7 @@ class Training:
         # The model and the losses, with random weights from the seed, or with the weights that the recipe names.
         torch.manual_seed(experiment.recipe.seed)
         self.segmenter = experiment.segmenter()
+        self.segmenter.mirrors = ()  # validation reads each slice once
         self.objective = Objective(self.segmenter, experiment)
         auxiliary = self.objective.auxiliary
         if distributed.count() > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
@@ -141,17 +143,20 @@ class Training:
         self.slices: Slices | Volumes = experiment.training_slices(context=self.segmenter.context_slices)
         self.batch_size = self.settings.batch_size
         if self.segmenter.batching == "volume":
+            if self.settings.foreground_share:
+                raise RecipeError("training.foreground_share: this network reads whole cases. Remove the key.")
             self.slices, self.batch_size = Volumes(self.slices), 1
         processes = self.settings.devices * self.settings.nodes
         check_shares(min(self.batch_size, len(self.slices)), self.segmenter.batching, processes)
         if self.settings.workers:
             check_shared_memory(self.slices, self.batch_size, self.settings.workers)
         self.steps_per_epoch = ShuffledBatches.per_epoch(len(self.slices), self.batch_size)
-        self.total_steps = self.settings.epochs * self.steps_per_epoch
-        self.stages = divide_epochs(self.segmenter.stages, self.settings.epochs)
+        self.epochs = self.settings.epochs_of(self.steps_per_epoch)
+        self.total_steps = self.epochs * self.steps_per_epoch
+        self.stages = divide_epochs(self.segmenter.stages, self.epochs)
         per_epoch = self.steps_per_epoch
         self.schedules = [experiment.schedule((stage.end - stage.first) * per_epoch) for stage in self.stages]
-        self.progression = Progression(planned_epochs=self.settings.epochs)
+        self.progression = Progression(planned_epochs=self.epochs)
         self.numbers = NumberCheck(fabric.device)
         self.stop_requested = False
 
@@ -188,11 +193,11 @@ class Training:
         Raises KeyboardInterrupt after a termination signal, and RunError if the loss or a weight is not finite.
         """
         with (
-            displayed(self.experiment, self.folder, self.progression, self.total_steps, silent=self.silent) as display,
+            self._displayed() as display,
             on_termination(self.request_stop),
         ):
             self._notify("textseg_fit_started", fit=self._fit)
-            for epoch in range(len(self.progression.history), self.settings.epochs):
+            for epoch in range(len(self.progression.history), self.epochs):
                 self._start_epoch(epoch)
                 stopping, speed = self._train_epoch(epoch, display)
                 self._check_numbers(weights=True)  # before a checkpoint is written
@@ -204,7 +209,7 @@ class Training:
                     stopping = distributed.any_says(self.stop_requested)  # a signal may come during validation
                 if stopping:
                     self._save_and_stop(display)
-                if self.finished and epoch + 1 < self.settings.epochs:
+                if self.finished and epoch + 1 < self.epochs:
                     waited, best = counted(self.settings.patience or 0, "validation"), self.progression.best_epoch
                     display.print(f"finished early: no better score in {waited} after epoch {best}")
                     break
@@ -237,6 +242,10 @@ class Training:
             pictures = [example_picture(example, self.experiment.atlas) for example in validation.examples]
             display.show_pictures(pictures, epoch, step)
 
+    def _displayed(self) -> AbstractContextManager[TrainingDisplay]:
+        steps, silent = self.total_steps, self.silent
+        return displayed(self.experiment, self.folder, self.progression, steps, self.epochs, silent=silent)
+
     def _notify(self, hook: str, **about: Fit | Epoch) -> None:
         """Call a hook about this training in the first process; the others wait for it at their next exchange."""
         if not self.silent:
@@ -247,14 +256,14 @@ class Training:
     def _fit(self) -> Fit:
         progression = self.progression
         history = tuple(MappingProxyType(row) for row in progression.history)
-        return Fit(self.settings.epochs, self.total_steps, progression.step, history, progression.best_epoch)
+        return Fit(self.epochs, self.total_steps, progression.step, history, progression.best_epoch)
 
     def _epoch(self, row: dict[str, float], validation: Validation | None) -> Epoch:
         number, prefix = int(row["epoch"]), "validation_"
         scores = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
         return Epoch(
             number=number,
-            epochs=self.settings.epochs,
+            epochs=self.epochs,
             step=self.progression.step,
             numbers=MappingProxyType(row),
             validation=None if validation is None else MappingProxyType(scores),
@@ -281,7 +290,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """True after the last epoch, and after early stopping."""
-        return self.progression.is_over(self.settings)
+        return self.progression.is_over(self.settings, self.epochs)
 
     def stage(self, epoch: int) -> Stage:
         """Return the stage of an epoch, which is counted from 0."""
@@ -296,8 +305,8 @@ class Training:
 
         Raises RunError if the checkpoint does not fit, or has more epochs.
         """
-        self.progression = restore(self.folder, self._parts, self.stages, self.settings.epochs)
-        return self.progression.plan(self.settings.epochs, self._differs_from_plan_of)
+        self.progression = restore(self.folder, self._parts, self.stages, self.epochs)
+        return self.progression.plan(self.epochs, self._differs_from_plan_of)
 
     def _differs_from_plan_of(self, epochs: int) -> bool:
         """Return True if stages or learning rates with another number of epochs differ from those of this training."""
@@ -361,8 +370,7 @@ class Training:
     def _slices_of(self, step: int) -> list[tuple[str, str | None]]:
         """Return the slices of a step and their prompts, which follow from the step alone."""
         epoch, start = divmod(step, self.steps_per_epoch)
-        seed = self.experiment.recipe.seed
-        order = ShuffledBatches(len(self.slices), self.batch_size, seed=seed, epoch=epoch, start=start)
+        order = self.experiment.order(len(self.slices), self.batch_size, epoch, start=start)
         return [self.slices.named(draw) for draw in next(iter(order))]
 
     def _start_epoch(self, epoch: int) -> None:
@@ -374,7 +382,7 @@ class Training:
         if (staged := self.segmenter.part_with(HasStages)) is not None and stage.name:
             staged.start_stage(stage.name)
         if (scheduled := self.segmenter.part_with(HasEpochStart)) is not None:
-            scheduled.start_epoch(epoch, self.settings.epochs)
+            scheduled.start_epoch(epoch, self.epochs)
         unfrozen = [parameter.requires_grad for parameter in self.parameters]
         if distributed.count() > 1 and self.unfrozen != unfrozen:
             # DistributedDataParallel knows only the parameters that had a gradient when it was created. A new one is
@@ -387,15 +395,14 @@ class Training:
         """Yield the remaining batches of an epoch, on the device."""
         device = self.fabric.device
         start, share = self.progression.step - epoch * self.steps_per_epoch, (distributed.rank(), distributed.count())
-        size, seed = self.batch_size, self.experiment.recipe.seed
-        order = ShuffledBatches(len(self.slices), size, seed=seed, epoch=epoch, start=start, share=share)
+        order = self.experiment.order(len(self.slices), self.batch_size, epoch, start=start, share=share)
         workers, pin_memory = self.settings.workers, device.type == "cuda"
         for packed in training_loader(self.slices, order, workers=workers, pin_memory=pin_memory):
             yield self.slices.unpack(packed.to(device, non_blocking=True))
 
     def _validate(self, epoch: int) -> Validation | None:
         """Return the scores of the validation cases, or None after an epoch without validation."""
-        settings, last = self.settings, epoch + 1 == self.settings.epochs
+        settings, last = self.settings, epoch + 1 == self.epochs
         # In an earlier stage a part of the network is still untrained, and its score would mean nothing.
         in_last_stage = self.stage(epoch) == self.stages[-1]
         if not last and not (in_last_stage and (epoch + 1) % settings.validate_every == 0):

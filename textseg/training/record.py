@@ -29,7 +29,7 @@ from textseg.training.loop import Training
 from textseg.training.number_checks import numeric_settings
 
 # Settings of a training that may change when a run resumes.
-FREE = {"epochs", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
+FREE = {"epochs", "steps", "patience", "workers", "threads", "devices", "nodes", "deterministic"}
 FREE |= {"checkpoint_every", "overlay_every", "loggers"}
 # Sections of a recipe that must not change when a run resumes, apart from these settings.
 BOUND = {"seed", "preparation", "augmentation", "prompts", "model", "segmentation_loss", "auxiliary_losses", "training"}
@@ -163,7 +163,9 @@ def finished_earlier(experiment: Experiment, folder: RunFolder) -> bool:
         progression = read_progression(folder.load_checkpoint("last"))
     except (KeyError, TypeError, ValueError):
         return False  # the attempt to resume says what is wrong
-    if len(progression.history) > settings.epochs or not progression.is_over(settings):
+    finished = len(progression.history)
+    epochs = settings.epochs_of(progression.step // finished) if finished else 0
+    if not finished or finished > epochs or not progression.is_over(settings, epochs):
         return False
     evaluation = experiment.recipe.evaluation.model_dump(mode="json")
     evaluation["prompts"] = experiment.evaluation_source or "none"

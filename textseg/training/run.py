@@ -305,16 +305,17 @@ def plan(experiment: Experiment) -> str:
 def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
     count = sum(parameter.numel() for parameter in segmenter.parameters())
     settings, cases = experiment.recipe.training, experiment.cases["train"]
-    stages = [f"{stage.end - stage.first} {stage.name}" for stage in divide_epochs(segmenter.stages, settings.epochs)]
-    sequence = f" ({', then '.join(stages)})" if segmenter.stages else ""
     if segmenter.batching == "volume":
         steps, content = len(cases), " of one case each"
     else:
         slices = sum(case.slice_count for case in cases)
         steps, content = ShuffledBatches.per_epoch(slices, settings.batch_size), ""
+    epochs = settings.epochs_of(steps)
+    stages = [f"{stage.end - stage.first} {stage.name}" for stage in divide_epochs(segmenter.stages, epochs)]
+    sequence = f" ({', then '.join(stages)})" if segmenter.stages else ""
     return (
-        f"model: {count / 1e6:.2f} M parameters; {counted(settings.epochs, 'epoch')}{sequence}, "
-        f"{counted(settings.epochs * steps, 'step')}{content}\n{_plan_of_loss(experiment, segmenter)}"
+        f"model: {count / 1e6:.2f} M parameters; {counted(epochs, 'epoch')}{sequence}, "
+        f"{counted(epochs * steps, 'step')}{content}\n{_plan_of_loss(experiment, segmenter)}"
     )
 
 
@@ -328,7 +329,7 @@ def _plan_of_loss(experiment: Experiment, segmenter: Segmenter) -> str:
 
 
 def _evaluate(training: Training) -> None:
-    """Score the best checkpoint on the test cases; every process takes part, and the first one writes."""
+    """Score a checkpoint on the test cases; every process takes part, and the first one writes."""
     experiment, folder, progression = training.experiment, training.folder, training.progression
     if not training.silent:
         folder.report.unlink(missing_ok=True)  # it is written last: a report exists only for complete scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from textseg.distortions import draw_affine, resample, sampling_grid
+from textseg.distortions import Range, draw_affine, resample, sampling_grid
 from textseg.errors import RecipeError
 
 
@@ -14,7 +14,8 @@ class Distortion:
 
     Args:
         rotation_degrees: up to this angle in either direction.
-        scale: relative: 0.1 is a size of 0.9 to 1.1.
+        scale: relative: 0.1 is a size of 0.9 to 1.1; or the least and the greatest size, [0.7, 1.4], where half of the
+            draws lie below 1.
         translation: up to this share of the side.
         elastic_pixels: strength of the elastic field; 0 for none.
     """
@@ -25,12 +26,15 @@ class Distortion:
         self,
         *,
         rotation_degrees: float = 10.0,
-        scale: float = 0.1,
+        scale: float | Range = 0.1,
         translation: float = 0.03,
         elastic_pixels: float = 0.0,
     ) -> None:
-        if min(rotation_degrees, scale, translation, elastic_pixels) < 0 or scale >= 1:
-            raise RecipeError("augmentation: the settings of distortion must be 0 or more, and scale below 1.")
+        low, high = scale if isinstance(scale, tuple) else (1 - scale, 1 + scale)
+        if min(rotation_degrees, translation, elastic_pixels) < 0 or not 0 < low <= 1 <= high:
+            raise RecipeError(
+                "augmentation: the settings of distortion must be 0 or more, and sizes lie around 1, above 0."
+            )
         self.rotation_degrees, self.scale = rotation_degrees, scale
         self.translation, self.elastic_pixels = translation, elastic_pixels
 
