@@ -62,6 +62,7 @@ CPU = (
     ),
     Benchmark("Prediction", "prediction", "", "recipes/quickstart.yaml --pairs 1 --slices 2"),
     Benchmark("Engines", "engines", f"{RUN} {BUNDLE}", "", (QUICKSTART, f"export {RUN} --to onnx --output {BUNDLE}")),
+    Benchmark("Poolings of the contrastive loss", "contrast"),
     Benchmark("Levels named anew", "level_order", RUN, "", (QUICKSTART,)),
     Benchmark("Right and wrong texts", "phantom_text", RUN, f"{RUN} --smallest", (QUICKSTART,)),
     Benchmark("Windows", "text_that_decides", RUN, "", (QUICKSTART, f"evaluate {RUN} --fields-of-view 0.7,0.5")),

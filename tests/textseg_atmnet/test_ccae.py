@@ -13,8 +13,8 @@ from textseg.errors import RecipeError
 from textseg_atmnet.ccae import CCAE
 
 D, CHANNELS = 7, 6
-Pooling = Literal["mask", "grid"]
-POOLINGS: tuple[Pooling, ...] = ("mask", "grid")
+Pooling = Literal["mask", "prediction", "grid"]
+POOLINGS: tuple[Pooling, ...] = ("mask", "prediction", "grid")
 
 
 @pytest.fixture
@@ -68,10 +68,12 @@ def expected(loss: CCAE, output: SegmenterOutput, mask: Tensor) -> float:
             continue
         visual = []
         for k in there:
-            if loss.pooling == "mask":
+            if loss.pooling != "grid":
                 fine = F.interpolate(output.fused_features[0][i : i + 1].float(), scale_factor=loss.stride)[0]
                 height, width = mask.shape[-2:]
-                visual.append(fine[:, :height, :width][:, mask[i] == k].mean(1))
+                confidence = output.logits[i].float().softmax(0)[k]
+                weights = (mask[i] == k).float() if loss.pooling == "mask" else confidence
+                visual.append((fine[:, :height, :width] * weights).sum((1, 2)) / weights.sum())
             else:
                 visual.append(F.adaptive_avg_pool2d(output.logits[i, k][None].float(), loss.grid).flatten())
         v = F.normalize(loss.visual_projection(torch.stack(visual)), dim=-1)
@@ -104,8 +106,9 @@ def test_what_is_absent_changes_nothing(task: Task, pooling: Pooling) -> None:
     absent = torch.stack([~(mask == k).flatten(1).any(1) for k in range(1, 5)], dim=1)  # [B, K-1]
     changed = output.text.classwise + 50 * torch.randn_like(output.text.classwise) * absent[..., None]
     logits = output.logits.detach().clone()
-    logits[:, 0] += 100  # the background
-    logits[:, 1:][absent] -= 100
+    if pooling != "prediction":  # a softmax joins all classes
+        logits[:, 0] += 100  # the background
+        logits[:, 1:][absent] -= 100
     changed = replace(output, logits=logits, text=replace(output.text, classwise=changed))
     torch.testing.assert_close(loss(changed, batch_of(mask)), before)
     fewer = [tensor[:2] for tensor in (output.logits, output.fused_features[0], output.text.classwise)]
@@ -126,17 +129,19 @@ def test_gradients_are_finite_and_zero_where_it_has_nothing_to_say(
     loss, output = built(task, pooling=pooling), example(mask)
     value = loss(output, batch_of(mask))
     value.backward()
-    entry = output.fused_features[0] if pooling == "mask" else output.logits
-    learned = [entry, *loss.parameters()]
+    entries = {"mask": output.fused_features[:1], "grid": [output.logits]}
+    reached = entries.get(pooling, [output.logits, output.fused_features[0]])
+    learned = [*reached, *loss.parameters()]
     for tensor in learned:
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
     silent = not {0, 1} & set(images)
     assert (value.item() == 0) == silent
     assert (max(tensor.grad.abs().max().item() for tensor in learned if tensor.grad is not None) == 0) == silent
-    for index, image in enumerate(images):
-        assert entry.grad is not None
-        assert bool(entry.grad[index].any()) == (image in (0, 1))
+    for entry in reached:
+        for index, image in enumerate(images):
+            assert entry.grad is not None
+            assert bool(entry.grad[index].any()) == (image in (0, 1))
 
 
 def test_only_annotated_pixels_are_pooled(task: Task) -> None:
@@ -153,7 +158,7 @@ def test_a_structure_smaller_than_one_position_is_not_shrunk(task: Task) -> None
     shown = torch.zeros(1, 4, 16, 24)
     shown[0, 0, 5, 5] = 1
     feature = torch.randn(1, CHANNELS, 4, 6)
-    pooled = loss.pool_by_mask(feature, shown)
+    pooled = loss.pool(feature, shown)
     torch.testing.assert_close(pooled[0, 0], feature[0, :, 1, 1])
     assert not pooled[0, 1:].any()
 
@@ -163,7 +168,7 @@ def test_padding_of_the_core_moves_nothing(task: Task) -> None:
     feature = torch.randn(1, CHANNELS, 8, 12)
     shown = torch.zeros(1, 4, 13, 21)
     shown[0, 2, 12, 20] = 1  # the last pixel lies in the last position but one row and one column
-    torch.testing.assert_close(loss.pool_by_mask(feature, shown)[0, 2], feature[0, :, 6, 10])
+    torch.testing.assert_close(loss.pool(feature, shown)[0, 2], feature[0, :, 6, 10])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -236,3 +241,34 @@ def test_it_needs_text(task: Task) -> None:
     assert output.text is not None
     with pytest.raises(RecipeError, match="needs class-wise text features"):
         built(task)(replace(output, text=replace(output.text, classwise=None)), batch_of(mask))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "least", "most"),
+    [("mask", math.log(4) - 0.02, 3), ("prediction", 0, 0.6), ("grid", 0, 0.6)],
+)
+def test_on_noise_only_the_mask_leaves_the_loss_at_chance(
+    task: Task, pooling: Pooling, least: float, most: float
+) -> None:
+    """The projections learn which channel of the logits a vector comes from; nothing tells masked noise apart."""
+    loss = built(task, stride=1, pooling=pooling)
+    mask = (torch.arange(16 * 24) * 5 // (16 * 24)).reshape(1, 16, 24).expand(8, -1, -1)
+    weight, projection, classwise = torch.randn(CHANNELS, 1, 3, 3), torch.randn(5, CHANNELS), torch.randn(1, 4, D)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=0.02)
+
+    def on_new_noise() -> Tensor:
+        image = F.pad(torch.randn(8, 1, 16, 24), (1, 1, 1, 1), mode="circular")  # zeros would tell borders apart
+        feature = F.conv2d(image, weight).relu()
+        logits = torch.einsum("kc,bchw->bkhw", projection, feature)
+        shown = torch.ones(8, 4, dtype=torch.bool)
+        text = TextFeatures(torch.zeros(8, 1, D), shown[:, :1], classwise.expand(8, -1, -1), shown)
+        value: Tensor = loss(SegmenterOutput(logits, fused_features=(feature,), text=text), batch_of(mask))
+        return value
+
+    for _ in range(120):
+        optimizer.zero_grad()
+        on_new_noise().backward()
+        optimizer.step()
+    with torch.no_grad():
+        held_out = torch.stack([on_new_noise() for _ in range(8)]).mean().item()
+    assert least < held_out < most
