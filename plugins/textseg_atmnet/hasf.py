@@ -25,15 +25,17 @@ from textseg.models import Attention, plane_sinusoids, sinusoids
 
 
 class FusionBlock(nn.Module):
-    """Attention of image positions to each other, then to the text, with an optional feed-forward layer."""
+    """Attention of image positions to each other, then to the text if they read it, then an optional feed-forward."""
 
-    def __init__(self, channels: int, heads: int, feed_forward: int) -> None:
+    def __init__(self, channels: int, heads: int, feed_forward: int, *, reads_text: bool = True) -> None:
         super().__init__()
         self.self_norm, self.self_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.cross_norm, self.cross_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        if reads_text:
+            self.cross_norm, self.cross_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.self_attention = Attention(channels, heads)
-        self.cross_attention = Attention(channels, heads)
-        self.alpha = nn.Parameter(torch.ones(1))
+        if reads_text:
+            self.cross_attention = Attention(channels, heads)
+            self.alpha = nn.Parameter(torch.ones(1))
         self.feed_forward = (
             nn.Sequential(
                 nn.LayerNorm(channels),
@@ -45,11 +47,10 @@ class FusionBlock(nn.Module):
             else None
         )
 
-    def forward(self, visual: Tensor, text: Tensor, key_grid: tuple[int, int]) -> Tensor:
+    def forward(self, visual: Tensor, text: Tensor | None, key_grid: tuple[int, int]) -> Tensor:
         """Map [B, C_l, H_l, W_l], text [B, M, C_l] -> [B, C_l, H_l, W_l]; keys lie on `key_grid` rows and columns."""
         height, width = visual.shape[-2:]
         position = plane_sinusoids(height, width, visual.shape[1], visual.device)  # [C_l, H_l, W_l]
-        text_position = sinusoids(text.shape[1], text.shape[2], text.device)  # [M, C_l]
         tokens = visual.flatten(2).transpose(1, 2)  # [B, N, C_l]
         position_tokens = position.flatten(1).T  # [N, C_l]
 
@@ -62,8 +63,10 @@ class FusionBlock(nn.Module):
         attended = self.self_attention(normed + position_tokens, keys + key_positions, keys)
         tokens = tokens + self.self_output_norm(attended)
 
-        guided = self.cross_attention(self.cross_norm(tokens) + position_tokens, text + text_position, text)
-        tokens = tokens + self.alpha * self.cross_output_norm(guided)
+        if text is not None:
+            text_position = sinusoids(text.shape[1], text.shape[2], text.device)  # [M, C_l]
+            guided = self.cross_attention(self.cross_norm(tokens) + position_tokens, text + text_position, text)
+            tokens = tokens + self.alpha * self.cross_output_norm(guided)
         if self.feed_forward is not None:
             tokens = tokens + self.feed_forward(tokens)
         fused: Tensor = tokens.transpose(1, 2).unflatten(2, (height, width))
@@ -71,7 +74,7 @@ class FusionBlock(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """The fusion of one level: the text, projected to the level's width, and the blocks that read it."""
+    """The fusion of one level: its blocks and, if they read text, the projection of the text to the level's width."""
 
     def __init__(
         self,
@@ -84,24 +87,36 @@ class FusionStage(nn.Module):
         feed_forward: int,
         learn_absence: bool,
         pools_positions: bool,
+        reads_text: bool,
     ) -> None:
         super().__init__()
-        self.pools_positions = pools_positions
-        if task.text_length is None or task.text_size is None:
-            raise RecipeError("hasf reads text, and the recipe has no prompts. Add prompts, or use a network.")
-        self.text_mixture = nn.Conv1d(task.text_length, text_tokens, kernel_size=1)  # over tokens: T is constant
-        self.text_projection = nn.Linear(task.text_size, channels)
-        self.blocks = nn.ModuleList(FusionBlock(channels, heads, feed_forward) for _ in range(blocks))
+        self.pools_positions, self.reads_text = pools_positions, reads_text
+        if reads_text:
+            if task.text_length is None or task.text_size is None:
+                raise RecipeError(
+                    "hasf reads text, and the recipe has no prompts. Add prompts, or set text_stages to 0."
+                )
+            self.text_mixture = nn.Conv1d(task.text_length, text_tokens, kernel_size=1)  # over tokens: T is constant
+            self.text_projection = nn.Linear(task.text_size, channels)
+        self.blocks = nn.ModuleList(
+            FusionBlock(channels, heads, feed_forward, reads_text=reads_text) for _ in range(blocks)
+        )
         # From zero: what the absence of each structure adds to every text token is only learned.
-        self.absence = nn.Parameter(torch.zeros(task.class_count - 1, channels)) if learn_absence else None
+        learned = learn_absence and reads_text
+        self.absence = nn.Parameter(torch.zeros(task.class_count - 1, channels)) if learned else None
 
-    def forward(self, visual: Tensor, text: TextFeatures, key_grid: tuple[int, int]) -> Tensor:
-        """Map [B, C_l, H_l, W_l] -> the same, guided by the text."""
+    def guide(self, text: TextFeatures) -> Tensor:
+        """Return the text tokens [B, M, C_l] that the image positions attend to."""
         tokens = text.tokens.masked_fill(~text.mask[..., None], 0)  # padding says nothing, whatever it holds
-        guide = F.relu(self.text_projection(F.relu(self.text_mixture(tokens))))  # [B, M, C_l]
+        guide = F.relu(self.text_projection(F.relu(self.text_mixture(tokens))))
         if self.absence is not None:
             absent = (~text.present).to(self.absence.dtype)
             guide = guide + (absent @ self.absence)[:, None]  # [B, K-1] x [K-1, C_l] -> [B, 1, C_l]
+        return guide
+
+    def forward(self, visual: Tensor, text: TextFeatures, key_grid: tuple[int, int]) -> Tensor:
+        """Map [B, C_l, H_l, W_l] -> the same, guided by the text if this level reads it."""
+        guide = self.guide(text) if self.reads_text else None
         size = visual.shape[-2:]
         if not self.pools_positions or key_grid == tuple(size):
             for block in self.blocks:
@@ -141,10 +156,13 @@ class HASF(nn.Module):
 
     Args:
         task: gives T and D.
-        features: pyramid of the vision encoder; a level finer than the guided ones only serves as skip.
-        heads: attention heads; must divide every guided C_l.
-        stages: guided levels, counted from the coarsest; 1 guides the bottleneck only, 0 leaves a plain decoder that
-            reads no text (both are ablations of the paper); more than there are guide every level.
+        features: pyramid of the vision encoder; a level finer than `stages` only serves as skip.
+        heads: attention heads; must divide C_l of every level with attention.
+        stages: levels with self-attention, counted from the coarsest; 0 leaves a plain decoder that reads no text;
+            more than there are give it to every level.
+        text_stages: those of the `stages` that also attend to the text, counted from the coarsest; by default all.
+            1 brings text to the bottleneck only, an ablation of the paper; 0 leaves a decoder with attention but
+            without text, which then needs no prompts.
         key_stride: pixels between two keys of the finer levels; 1 is exact attention.
         reduction: reduction of the finer levels: "keys" keeps all queries; "positions" computes the fusion on the
             grid of the keys, and adds its change to every position by bilinear interpolation. It costs
@@ -153,14 +171,14 @@ class HASF(nn.Module):
         blocks: fusion blocks in a stage.
         feed_forward: width of the feed-forward layer as a multiple of C_l; 0 leaves it out.
         convolutions: 3 x 3 convolutions after each upsampling.
-        learn_absence: learn, at each guided level, a vector for each structure that is not visible in the text, and
+        learn_absence: learn, at each level with text, a vector for each structure that is not visible in the text, and
             add it to the text tokens; for prompts that do not mention absent structures.
 
     With Swin UNETR of feature size 48 as encoder, D 768, T 160 and K 20, the whole model has 30.4 M parameters; with
     `blocks` 2, `feed_forward` 4 and `convolutions` 3 it has 52.9 M, with `blocks` 3 and the same 65.5 M, which is
     within 1 % of the paper's 64.87 M.
 
-    Raises RecipeError for a setting out of range, heads that do not divide a guided C_l, and a recipe without text.
+    Raises RecipeError for a setting out of range, heads that do not divide C_l, and text stages in a recipe without text.
     """
 
     def __init__(
@@ -170,6 +188,7 @@ class HASF(nn.Module):
         *,
         heads: int = 8,
         stages: int = 5,
+        text_stages: int | None = None,
         key_stride: int = 16,
         reduction: Literal["keys", "positions"] = "keys",
         text_tokens: int = 24,
@@ -183,17 +202,20 @@ class HASF(nn.Module):
         for name, value in {**counts, "blocks": blocks, "convolutions": convolutions}.items():
             if value < 1:
                 raise RecipeError(f"hasf: {name} is {value}, but must be at least 1.")
-        for name, value in {"stages": stages, "feed_forward": feed_forward}.items():
+        reading = stages if text_stages is None else text_stages
+        for name, value in {"stages": stages, "text_stages": reading, "feed_forward": feed_forward}.items():
             if value < 0:
                 raise RecipeError(f"hasf: {name} is {value}, but must not be below 0.")
+        if reading > stages:
+            raise RecipeError(f"hasf: text_stages is {reading}, above stages, which is {stages}. Raise stages.")
         levels = len(features.channels)
-        guided = range(max(0, levels - stages), levels)
-        shared = math.gcd(*(features.channels[level] for level in guided))
+        attending = range(max(0, levels - stages), levels)
+        shared = math.gcd(*(features.channels[level] for level in attending))
         if shared % heads:
-            widths = ", ".join(str(features.channels[level]) for level in guided)
+            widths = ", ".join(str(features.channels[level]) for level in attending)
             possible = ", ".join(str(count) for count in range(1, shared + 1) if shared % count == 0)
             raise RecipeError(
-                f"hasf: heads is {heads}, but must divide the channels of every guided level: {widths}. "
+                f"hasf: heads is {heads}, but must divide the channels of every level with attention: {widths}. "
                 f"Possible: {possible}."
             )
         self.features = features
@@ -209,8 +231,9 @@ class HASF(nn.Module):
                     feed_forward=feed_forward,
                     learn_absence=learn_absence,
                     pools_positions=reduction == "positions",
+                    reads_text=level >= levels - reading,
                 )
-                for level in guided
+                for level in attending
             }
         )
         self.decoders = nn.ModuleList(
@@ -223,7 +246,7 @@ class HASF(nn.Module):
     @property
     def uses_text(self) -> bool:
         """True if some level is guided by the text."""
-        return bool(self.stages)
+        return any(stage.reads_text for stage in self.stages.values())
 
     def forward(self, image_features: tuple[Tensor, ...], text: TextFeatures) -> tuple[Tensor, ...]:
         """L maps [B, C_l, H_l, W_l], text -> L maps of the same shapes, finest first."""

@@ -147,7 +147,36 @@ def test_stages_count_from_the_coarsest(task: Task, stages: int, guided: set[str
     assert len(fusion.decoders) == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"stages": 1}, {"blocks": 2, "feed_forward": 2, "convolutions": 2}])
+@pytest.mark.parametrize(("text_stages", "reading"), [(0, set()), (1, {"2"}), (2, {"1", "2"}), (3, {"0", "1", "2"})])
+def test_text_stages_keep_the_self_attention_of_all_stages(task: Task, text_stages: int, reading: set[str]) -> None:
+    fusion, whole = built(task, text_stages=text_stages), built(task)
+    assert {level for level, stage in fusion.stages.items() if stage.reads_text} == reading
+    assert fusion.uses_text == bool(reading)
+    missing = whole.state_dict().keys() - fusion.state_dict().keys()
+    assert missing == {
+        name
+        for name in whole.state_dict()
+        if ("cross_" in name or "text_" in name or "alpha" in name) and name.split(".")[1] not in reading
+    }
+    image_features, text = maps(), some_text()
+    changed = replace(text, tokens=text.tokens + 1)
+    before, after = fusion(image_features, text), fusion(image_features, changed)
+    coarsest_read = {level: torch.equal(a, b) for level, (a, b) in enumerate(zip(before, after, strict=True))}
+    assert list(coarsest_read.values()) == [not reading] * 3  # text at the bottleneck reaches every finer level
+    if text_stages == 3:
+        assert all(torch.equal(a, b) for a, b in zip(before, whole(image_features, text), strict=True))
+
+
+def test_text_at_no_stage_needs_no_prompts(task: Task) -> None:
+    fusion = built(replace(task, text_size=None, text_length=None), text_stages=0)
+    fused = fusion(maps(), None)
+    fused[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in fusion.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stages": 1}, {"text_stages": 1}, {"blocks": 2, "feed_forward": 2, "convolutions": 2}]
+)
 def test_every_parameter_learns(task: Task, settings: dict[str, int]) -> None:
     fusion = built(task, **settings)
     (fusion(maps(), some_text())[0] ** 2).mean().backward()  # a model reads the finest level only
@@ -192,11 +221,13 @@ def test_the_length_of_the_text_is_part_of_the_weights(task: Task) -> None:
     [
         (
             {"heads": 3},
-            r"heads is 3, but must divide the channels of every guided level: 8, 16, 24. Possible: 1, 2, 4, 8",
+            r"heads is 3, but must divide the channels of every level with attention: 8, 16, 24. Possible: 1, 2, 4, 8",
         ),
-        ({"heads": 16, "stages": 1}, r"every guided level: 24. Possible: 1, 2, 3, 4, 6, 8, 12, 24\."),
+        ({"heads": 16, "stages": 1}, r"every level with attention: 24. Possible: 1, 2, 3, 4, 6, 8, 12, 24\."),
         ({"heads": 0}, "heads is 0, but must be at least 1"),
         ({"stages": -1}, "stages is -1"),
+        ({"text_stages": -1}, "text_stages is -1"),
+        ({"stages": 1, "text_stages": 2}, "text_stages is 2, above stages, which is 1"),
         ({"key_stride": 0}, "key_stride is 0"),
         ({"text_tokens": 0}, "text_tokens is 0"),
         ({"blocks": 0}, "blocks is 0"),
