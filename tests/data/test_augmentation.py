@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from textseg.distortions import blur, coarsen
 from textseg.errors import PluginError, RecipeError
 from textseg.randomness import case_key, slice_key
 from textseg.recipe.schema import AugmentationSettings
+from textseg.registry.component import Component
 
 HEIGHT, WIDTH = 60, 44
 EVERYTHING: dict[str, Any] = {
@@ -390,10 +393,14 @@ class Cut(Shift):
         return image, mask
 
 
+def of_own(builder: type) -> Component:
+    return Component("augmentation", builder.__name__, builder, "own", "textseg-own", "0.1")
+
+
 def listed(*components: Any, seed: int = 7, places: Sequence[Any] = (), probability: float = 1.0) -> TransformList:
     transforms = [
-        Transform(f"'{type(component).__name__}'", component, probability, (places or ["workers"] * 9)[position])
-        for position, component in enumerate(components)
+        Transform(of_own(type(part)), part, probability, (places or ["workers"] * 9)[position])
+        for position, part in enumerate(components)
     ]
     return TransformList(transforms, seed)
 
@@ -464,14 +471,14 @@ class HostOnly(Scale):
         (
             (Shift(), Cut()),
             ["workers"] * 2,
-            r"augmentation.1: 'Cut' cuts a window .* must be the first",
+            r"augmentation.1: 'Cut' of .* cuts a window .* must be the first",
         ),
         (
             (Shift(), HostOnly()),
             ["device"] * 2,
-            r"augmentation.1: 'HostOnly' can't be computed on a GPU",
+            r"augmentation.1: 'HostOnly' of .* can't be computed on a GPU",
         ),
-        ((Shift(), Scale()), ["device", "workers"], r"augmentation.1: 'Scale' stands after .*'on: device'"),
+        ((Shift(), Scale()), ["device", "workers"], r"augmentation.1: 'Scale' of .* stands after .*'on: device'"),
     ],
 )
 def test_a_list_whose_items_do_not_fit_together_is_refused(
@@ -510,3 +517,33 @@ def test_what_is_wrong_with_a_transform_is_found_before_the_training(change: Any
     with pytest.raises(PluginError, match=rf"augmentation.1: 'Wrong' .*({message})"):
         listed(Scale(), Wrong()).try_out(image[None], mask[None].byte())
     listed(Scale(), Shift()).try_out(image[None], mask[None].byte())
+
+
+def test_a_transform_that_fails_in_a_later_draw_is_named_with_its_line() -> None:
+    class Late:
+        geometric = True
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+            self.calls += 1
+            if self.calls == 3:
+                raise ValueError("too late")
+            return image, mask
+
+        def enlargement(self, size: tuple[int, int], generator: np.random.Generator) -> float:
+            raise KeyError("size")
+
+    image, mask = pair()
+    augmentation = listed(Late())
+    for key in (0, 1, 2):
+        with pytest.raises(PluginError) if key == 2 else nullcontext() as caught:
+            augmentation.of_batch(image[None], mask[None].byte(), [key], epoch=4)
+    assert re.match(
+        r"augmentation 'Late' of plug-in 'own' \(textseg-own 0.1\) failed in a draw of epoch 5: ValueError: too late "
+        r"\(.*test_augmentation.py, line \d+\)\. Check it further",
+        str(caught.value),
+    )
+    with pytest.raises(PluginError, match="failed in a draw of epoch 1: KeyError: 'size'"):
+        augmentation.enlargement((8, 8), epoch=0, key=0)

@@ -8,7 +8,7 @@ import signal
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -32,9 +32,10 @@ from textseg.data.slices import (
     check_shared_memory,
     training_loader,
 )
-from textseg.errors import RecipeError, RunError
+from textseg.errors import PluginError, RecipeError, RunError
 from textseg.randomness import forked
 from textseg.recipe.schema import AugmentationSettings, FieldOfViewSettings
+from textseg.registry.component import Component
 from textseg.text.drawn_text import DrawnText, Draws
 from textseg.text.reports import Report
 from textseg.text.slice_text import AVAILABLE, SliceText
@@ -398,6 +399,9 @@ def test_volumes_come_from_workers_and_resume_alike(cases: list[PreparedCase]) -
     require_equal(whole[1:], loaded(1, 0))
 
 
+COMPONENT = Component("augmentation", "it", "of:none", "own", "textseg-own", "0.1")
+
+
 class FromGlobals:
     """A change by a library that draws from the global generators; it mirrors some slices."""
 
@@ -423,8 +427,8 @@ def test_a_list_gives_the_same_on_workers_on_the_device_and_resumed(
     text = drawn_text_of(cases, small_atlas)
 
     def loaded(*places: Any, start: int = 0, workers: int = 0) -> list[Batch]:
-        transforms = [Transform("it", FromGlobals(), 0.7, places[0])]
-        transforms += [Transform("it", Brighter(), 1.0, on) for on in places[1:]]
+        transforms = [Transform(COMPONENT, FromGlobals(), 0.7, places[0])]
+        transforms += [Transform(COMPONENT, Brighter(), 1.0, on) for on in places[1:]]
         slices = Slices(cases, text, {"ground_truth": 0.4, "interactive": 0.6}, TransformList(transforms, 5), 5)
         data = kind(slices) if kind is Volumes else slices
         order = ShuffledBatches(len(data), 1 if kind is Volumes else 3, seed=5, epoch=1, start=start)
@@ -497,3 +501,24 @@ def test_neighbours_count_as_shared_memory(cases: list[PreparedCase], monkeypatc
     check_shared_memory(Slices(cases, None, {}), 2, 1)
     with pytest.raises(RunError, match="shared memory"):
         check_shared_memory(Slices(cases, None, {}, context=3), 2, 1)
+
+
+class Failing(FromGlobals):
+    def __call__(self, image: Tensor, mask: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        raise ValueError("no\nway")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_that_fails_in_a_worker_is_one_message(workers: int, cases: list[PreparedCase]) -> None:
+    component = replace(COMPONENT, target=Failing)
+    slices = Slices(cases, None, {}, TransformList([Transform(component, Failing())], 5), 5)
+    order = ShuffledBatches(len(slices), 3, seed=5, epoch=1)
+    with pytest.raises(PluginError) as caught:
+        list(training_loader(slices, order, workers=workers, pin_memory=False))
+    message = str(caught.value)
+    assert message.startswith(
+        "augmentation 'it' of plug-in 'own' (textseg-own 0.1) failed in a draw of epoch 2: ValueError"
+    )
+    assert "no way (" in message
+    assert "Traceback" not in message
+    assert "\n" not in message

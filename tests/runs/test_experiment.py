@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import torch
 
 from textseg.contracts import Atlas, Task
 from textseg.data.slices import Slices
-from textseg.errors import DataError, PromptError, RecipeError
+from textseg.errors import DataError, PluginError, PromptError, RecipeError
 from textseg.models.segmenter import Segmenter
 from textseg.recipe.loading import load_recipe
-from textseg.recipe.schema import Recipe
+from textseg.recipe.schema import NamedComponent, Recipe, TransformSpec
+from textseg.registry.component import Component
 from textseg.registry.discovery import Registry
 from textseg.runs import experiment as module
-from textseg.runs.experiment import Experiment, build, build_segmenter
+from textseg.runs.experiment import Experiment, build, build_augmentation, build_schedule, build_segmenter
 from textseg.text.slice_text import AVAILABLE
 from textseg_atmnet.atpg_lumbar import ATPGLumbar
 from textseg_atmnet.hasf import HASF
@@ -394,3 +397,39 @@ def test_cases_that_are_left_out_are_nowhere(tiny_recipe: Path, experiment: Expe
     assert sorted([*kept, experiment.cases["train"][0].case.id]) == sorted(ids)
     with pytest.raises(DataError, match="leave_out: there is no case 'nobody'"):
         build(load_recipe(tiny_recipe, ["leave_out=[nobody]"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda: 1 / 0, r"failed at step 3: ZeroDivisionError: division by zero \(.*test_experiment.py, line \d+\)"),
+        (lambda: -1e-3, "expected a finite number of at least 0 as the learning rate, seen -0.001 at step 3"),
+        (lambda: math.nan, "seen nan at step 3"),
+        (lambda: None, "seen None at step 3"),
+    ],
+)
+def test_a_schedule_that_fails_late_is_named(tiny_recipe: Path, answer: Callable[[], Any], message: str) -> None:
+    def late(learning_rate: float, steps: int) -> Callable[[int], Any]:
+        return lambda step: 1 if step < 3 else answer()
+
+    schedule = Component("schedule", "late", late, "own", "textseg-own", "0.1")
+    recipe = load_recipe(tiny_recipe)
+    recipe = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"schedule": NamedComponent(use="late")})}
+    )
+    rates = build_schedule(recipe, Registry([], [schedule]), 10)
+    assert rates(2) == 1.0
+    assert isinstance(rates(2), float)
+    with pytest.raises(PluginError, match=r"^schedule 'late' of plug-in 'own' \(textseg-own 0.1\) .*" + message):
+        rates(3)
+
+
+def test_an_augmentation_says_if_it_is_geometric(tiny_recipe: Path) -> None:
+    class Silent:
+        def __call__(self, image: Any, mask: Any, generator: Any) -> Any:
+            return image, mask
+
+    silent = Component("augmentation", "silent", Silent, "own", "textseg-own", "0.1")
+    recipe = load_recipe(tiny_recipe).model_copy(update={"augmentation": (TransformSpec(use="silent"),)})
+    with pytest.raises(PluginError, match="'silent' of .* an attribute `geometric` that is True or False, seen None"):
+        build_augmentation(recipe, Registry([], [silent]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from textseg.distortions import (
 )
 from textseg.errors import PluginError, RecipeError
 from textseg.recipe.schema import AugmentationSettings
-from textseg.registry.component import cause
+from textseg.registry.component import Component, cause
 
 Place = Literal["workers", "device"]
 
@@ -193,8 +194,8 @@ class FixedOrder(Augmentation):
 class Transform:
     """An item of the list in a recipe: a component, with its probability and where it is computed."""
 
-    name: str  # for messages
-    component: contracts.Augmentation
+    component: Component
+    built: contracts.Augmentation
     probability: float = 1.0
     on: Place = "workers"
 
@@ -208,36 +209,38 @@ class TransformList(Augmentation):
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
         self.transforms, self.seed = tuple(transforms), seed
         for position, transform in enumerate(self.transforms):
-            at = f"augmentation.{position}: {transform.name}"
-            if position and isinstance(transform.component, HasWindow):
+            at = f"augmentation.{position}: '{transform.component.name}' of {transform.component.origin}"
+            if position and isinstance(transform.built, HasWindow):
                 raise RecipeError(
                     f"{at} cuts a window of the file, so it must be the first of the list. Move it there."
                 )
-            if transform.on == "device" and getattr(transform.component, "host_only", False):
+            if transform.on == "device" and getattr(transform.built, "host_only", False):
                 raise RecipeError(f"{at} can't be computed on a GPU. Remove 'on: device' here and before it.")
             if position and (self.transforms[position - 1].on, transform.on) == ("device", "workers"):
                 raise RecipeError(
                     f"{at} stands after a transform that is computed on the device. Give it 'on: device' too, or "
                     "remove that from those before."
                 )
-        components = [transform.component for transform in self.transforms]
+        built = [transform.built for transform in self.transforms]
         self.cutting, self.enlarging = (
-            [position for position, component in enumerate(components) if isinstance(component, protocol)]
+            [position for position, part in enumerate(built) if isinstance(part, protocol)]
             for protocol in (HasWindow, HasEnlargement)
         )
         self.windows = bool(self.cutting)
-        self.moves = any(transform.component.geometric for transform in self.transforms)
+        self.moves = any(transform.built.geometric for transform in self.transforms)
         self.places = frozenset(transform.on for transform in self.transforms)
 
     def window(self, native_size: tuple[int, int], *, epoch: int, key: int) -> Window | None:
-        for component, generator in self._drawn(self.cutting, epoch, key):
-            return Window(*component.window(native_size, generator))
+        for transform, generator in self._drawn(self.cutting, epoch, key):
+            with _named(transform.component, epoch):
+                return Window(*cast(HasWindow, transform.built).window(native_size, generator))
         return None
 
     def enlargement(self, size: tuple[int, int], *, epoch: int, key: int) -> float:
         factor = 1.0
-        for component, generator in self._drawn(self.enlarging, epoch, key):
-            factor *= component.enlargement(size, generator)
+        for transform, generator in self._drawn(self.enlarging, epoch, key):
+            with _named(transform.component, epoch):
+                factor *= cast(HasEnlargement, transform.built).enlargement(size, generator)
         return factor
 
     def changed(
@@ -246,30 +249,41 @@ class TransformList(Augmentation):
         if view is not None and self.transforms[0].on == on:
             image, mask = _through(view, image, mask, plain_grid((image.shape[-2], image.shape[-1])))
         here = [position for position, transform in enumerate(self.transforms) if transform.on == on]
-        for component, generator in self._drawn(here, epoch, key):
-            image, mask = component(image, mask, generator)
+        for transform, generator in self._drawn(here, epoch, key):
+            with _named(transform.component, epoch):
+                image, mask = transform.built(image, mask, generator)
         return image, mask
 
     def try_out(self, image: Tensor, mask: Tensor) -> None:
         """Apply each transform once to image [S, C, H, W] and mask [S, H, W]. Raises PluginError for what is wrong."""
         for position, transform in enumerate(self.transforms):
-            generator = randomness.transform(self.seed, 0, 0, position)
+            generator, component = randomness.transform(self.seed, 0, 0, position), transform.component
+            at = f"augmentation.{position}: '{component.name}' of {component.origin}"
             try:
-                moved, classes = transform.component(image, mask, generator)
+                moved, classes = transform.built(image, mask, generator)
                 problem = _misshapen(image, mask, moved, classes) or _wrong_values(
-                    image, mask, moved, classes, geometric=transform.component.geometric
+                    image, mask, moved, classes, geometric=transform.built.geometric
                 )
             except Exception as error:
-                raise PluginError(f"augmentation.{position}: {transform.name} fails: {cause(error)}.") from error
+                raise PluginError(f"{at} fails: {cause(error)}{component.line_of(error)}.") from error
             if problem:
-                raise PluginError(f"augmentation.{position}: {transform.name} {problem}.")
+                raise PluginError(f"{at} {problem}.")
 
-    def _drawn(self, positions: Iterable[int], epoch: int, key: int) -> Iterator[tuple[Any, np.random.Generator]]:
-        """Yield the components at some positions that a draw applies, each with its generator."""
+    def _drawn(self, positions: Iterable[int], epoch: int, key: int) -> Iterator[tuple[Transform, np.random.Generator]]:
+        """Yield the transforms at some positions that a draw applies, each with its generator."""
         for position in positions:
             generator = randomness.transform(self.seed, epoch, key, position)
             if generator.random() < self.transforms[position].probability:
-                yield self.transforms[position].component, generator
+                yield self.transforms[position], generator
+
+
+@contextmanager
+def _named(component: Component, epoch: int) -> Iterator[None]:
+    """Name the component in an error that it raises in a draw."""
+    try:
+        yield
+    except Exception as error:
+        raise component.failed(error, f"in a draw of epoch {epoch + 1}") from error
 
 
 def _misshapen(image: Tensor, mask: Tensor, moved: object, classes: object) -> str | None:

@@ -21,7 +21,7 @@ from textseg.contracts import Batch, BatchGeometry, Source, TextFeatures
 from textseg.data.augmentation import Augmentation, Place
 from textseg.data.field_of_view import View, find_body, view_of_window
 from textseg.data.preparation import PreparedCase
-from textseg.errors import RecipeError, RunError
+from textseg.errors import RecipeError, RunError, TextsegError
 from textseg.randomness import case_key, prompt_source, slice_key, slice_order, statement
 from textseg.system.children import end_with
 from textseg.system.devices import Movable
@@ -410,6 +410,9 @@ def training_loader(
     )
     try:
         yield from loader
+    except TextsegError as error:  # from a worker, torch gives it with the traceback there
+        message = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2]
+        raise type(error)(message.strip()) from error
     except (RuntimeError, OSError, EOFError) as error:
         if str(error).startswith("Caught ") or not workers:  # in the work itself, not in handing it over
             raise

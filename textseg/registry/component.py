@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from textseg.system.fetching import Progress
 
 
+LOCAL = "not installed"  # in place of the version of code that is not installed
+
+
 @dataclass(frozen=True)
 class Plugin:
     """An entry point of the group "textseg"; `error` is the reason why it is broken, or None.
@@ -44,7 +47,9 @@ class Plugin:
 
     @property
     def origin(self) -> str:
-        """The plug-in with its distribution and version, for messages."""
+        """The plug-in with its distribution and version, or the code that is not installed, for messages."""
+        if self.version == LOCAL:
+            return f"local code '{self.name}'"
         return f"plug-in '{self.name}' ({self.distribution} {self.version})"
 
 
@@ -80,12 +85,15 @@ class Component:
             f"{seen}. {self.check}"
         )
 
+    def failed(self, error: BaseException, when: str) -> PluginError:
+        """Return the error for an exception inside the component, with the line of its package that raised it."""
+        reason = f"{cause(error)}{self.line_of(error)}"
+        return PluginError(f"{self.kind} '{self.name}' of {self.origin} failed {when}: {reason}. {self.check}")
+
     def line_of(self, error: BaseException) -> str:
         """Return the last line of the component's package in a traceback as " (file, line 7)", or ""."""
         module = sys.modules.get(getattr(self.load(), "__module__", None) or "")
-        folder = Path(getattr(module, "__file__", None) or "").parent
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
-        return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        return line_in(getattr(module, "__file__", None) or "", error)
 
     @property
     def defined(self) -> str:
@@ -230,6 +238,13 @@ class Component:
 
     def _broken(self, what: str) -> PluginError:
         return PluginError(f"{self.kind} '{self.name}' of {self.origin} is broken: {what}.")
+
+
+def line_in(file: str, error: BaseException) -> str:
+    """Return the last line of a traceback in the folder of a file as " (file, line 7)", or ""."""
+    folder = Path(file).parent
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if folder in Path(frame.filename).parents]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def _imported(module: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 import pluggy
@@ -20,7 +20,7 @@ from textseg import hookspecs
 from textseg.errors import PluginError, RecipeError, TextsegError, shortened, suggestion
 from textseg.hookspecs import PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
-from textseg.registry.component import Component, Plugin, canonical, cause
+from textseg.registry.component import Component, Plugin, canonical, cause, line_in
 from textseg.registry.kinds import KINDS, kind_of
 from textseg.registry.validation import dotted
 from textseg.system.interruptions import is_interruption
@@ -175,7 +175,8 @@ class Registry:
                 failure = (hook, origin, str(getattr(arguments.get("run"), "folder", "")))
                 if failure not in self._failed:  # a hook that is called in each epoch may fail in each
                     self._failed.add(failure)
-                    _warn(f"{hook} of {origin} failed, and is left out: {cause(error)}.")
+                    line = line_in(implementation.function.__code__.co_filename, error)
+                    _warn(f"{hook} of {origin} failed: {cause(error)}{line}. The command goes on.")
         return answers
 
     def components(self, kind: str | None = None) -> list[Component]:
@@ -370,6 +371,8 @@ def _register_module(hooks: pluggy.PluginManager, module: ModuleType, plugin: Pl
         marked = hooks.get_hookcallers(module) or []
         # pluggy takes a function of any name that is marked, and calls none that it doesn't know
         known = [name for name in vars(hookspecs) if name.startswith("textseg_")]
+        if bare := [name for name in known if _lacks_mark(vars(module).get(name))]:
+            raise TypeError(f"{origin} has a function '{bare[0]}' without @hookimpl above it, so nothing would call it")
         if unknown := [hook.name for hook in marked if hook.name not in known]:
             raise TypeError(f"{origin} marks '{unknown[0]}' with @hookimpl.{suggestion(unknown[0], known)}")
         if not marked:
@@ -380,6 +383,10 @@ def _register_module(hooks: pluggy.PluginManager, module: ModuleType, plugin: Pl
         hooks.unregister(module)
         raise
     return collected.components
+
+
+def _lacks_mark(function: object) -> bool:
+    return isinstance(function, FunctionType) and not hasattr(function, hookspecs.MARK)
 
 
 @functools.cache

@@ -15,13 +15,12 @@ from typing import TypeVar
 
 from textseg.errors import PluginError
 from textseg.hookspecs import MARK
-from textseg.registry.component import Component, Plugin, cause
+from textseg.registry.component import LOCAL, Component, Plugin, cause
 from textseg.registry.discovery import LocalCode, Register, Registry, hooks_of, installed_registry
 from textseg.registry.kinds import kind_of
 from textseg.system.commands import shell
 
 SESSION = "Python session"
-LOCAL = "not installed"  # in place of a version
 HOW = (
     'Write @textseg.component("fusion", "mine") above a class, or a function textseg_register with @hookimpl above it.'
 )

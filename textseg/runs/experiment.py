@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -319,9 +320,13 @@ def build_augmentation(recipe: Recipe, registry: Registry) -> Augmentation:
         return FixedOrder(recipe.augmentation, recipe.seed)
     transforms = []
     for spec in recipe.augmentation:
-        component = registry.build("augmentation", spec.use, settings=spec.settings)
-        origin = registry.component("augmentation", spec.use).origin
-        transforms.append(Transform(f"'{spec.use}' of {origin}", component, spec.probability, spec.on))
+        built, component = (
+            registry.build("augmentation", spec.use, settings=spec.settings),
+            registry.component("augmentation", spec.use),
+        )
+        if not isinstance(geometric := getattr(built, "geometric", None), bool):
+            raise component.refused("an attribute `geometric` that is True or False", repr(geometric))
+        transforms.append(Transform(component, built, spec.probability, spec.on))
     return TransformList(transforms, recipe.seed)
 
 
@@ -571,10 +576,21 @@ def build_schedule(recipe: Recipe, registry: Registry, steps: int) -> Schedule:
     spec, rate = recipe.training.schedule, recipe.training.learning_rate
     settings = settings_with_training(recipe, "schedule", spec, registry)
     schedule: Schedule = registry.build("schedule", spec.use, rate, steps, settings=settings)
-    if not callable(schedule) or not isinstance(schedule(0), float):
-        seen = repr(schedule(0)) if callable(schedule) else f"a {type(schedule).__name__}"
-        raise registry.component("schedule", spec.use).refused("a function that gives a float for step 0", seen)
-    return schedule
+    component = registry.component("schedule", spec.use)
+    if not callable(schedule):
+        raise component.refused("a function of the step", f"a {type(schedule).__name__}")
+
+    def checked(step: int) -> float:
+        try:
+            given: object = schedule(step)
+        except Exception as error:
+            raise component.failed(error, f"at step {step}") from error
+        if not isinstance(given, float | int) or not 0 <= given < math.inf:
+            raise component.refused("a finite number of at least 0 as the learning rate", f"{given!r} at step {step}")
+        return float(given)
+
+    checked(0)
+    return checked
 
 
 def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:

@@ -35,7 +35,7 @@ def _rates(subject: Subject) -> None:
         schedule = subject.build(RATE, steps)
         for step in range(steps):
             rate = schedule(step)
-            sound = isinstance(rate, float) and math.isfinite(rate) and rate >= 0
+            sound = isinstance(rate, float | int) and math.isfinite(rate) and rate >= 0
             promise(sound, f"a finite number that is not negative for step {step} of {steps}", repr(rate))
         promise(any(schedule(step) > 0 for step in range(steps)), "a learning rate above 0 in some step", "none")
 

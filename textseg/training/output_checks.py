@@ -15,7 +15,7 @@ from textseg.contracts import Batch, Features, HasLosses, HasStages, SegmenterOu
 from textseg.errors import PluginError, RunError
 from textseg.models.losses import SegmentationTerms
 from textseg.models.segmenter import Segmenter, TextGuidedNetwork
-from textseg.registry.component import Component, cause
+from textseg.registry.component import Component
 from textseg.runs.experiment import Experiment
 from textseg.system import distributed
 from textseg.system.messages import counted
@@ -39,11 +39,7 @@ class Part:
 
     def failed(self, error: Exception) -> PluginError:
         """Return the error for an exception inside the component, with the line of its package that raised it."""
-        component = self.component
-        return PluginError(
-            f"{component.kind} '{component.name}' of {component.origin} failed in the first batch: {cause(error)}"
-            f"{component.line_of(error)}. {component.check}"
-        )
+        return self.component.failed(error, "in the first batch")
 
 
 class OutputChecks:

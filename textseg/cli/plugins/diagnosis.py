@@ -197,9 +197,13 @@ def _finding(error: BaseException, what: str) -> Finding:
     return Finding(what, details="".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode())
 
 
-def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool) -> str:
-    """Return the text that `textseg plugins doctor` prints; with tracebacks if `verbose`."""
-    return "\n\n".join([*(_paragraph(diagnosis, verbose) for diagnosis in diagnoses), _summary(diagnoses)])
+def describe(diagnoses: Sequence[Diagnosis], *, verbose: bool, checked: bool = False) -> str:
+    """Return the text that `textseg plugins doctor` prints; with tracebacks if `verbose`.
+
+    `checked` is True if each component was tested against the contract of its kind.
+    """
+    paragraphs = [_paragraph(diagnosis, verbose) for diagnosis in diagnoses]
+    return "\n\n".join([*paragraphs, _summary(diagnoses, checked=checked)])
 
 
 def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
@@ -220,10 +224,11 @@ def _paragraph(diagnosis: Diagnosis, verbose: bool) -> str:
     return "\n".join(lines)
 
 
-def _summary(diagnoses: Sequence[Diagnosis]) -> str:
+def _summary(diagnoses: Sequence[Diagnosis], *, checked: bool) -> str:
     broken = [diagnosis.title for diagnosis in diagnoses if diagnosis.broken]
     count = sum(len(diagnosis.components) for diagnosis in diagnoses)
     state = f"broken: {', '.join(dict.fromkeys(broken))}" if broken else "nothing is broken"
     commands = sum(diagnosis.command for diagnosis in diagnoses)
     some = f", {counted(commands, 'command')}" if commands else ""
-    return f"{counted(len(diagnoses) - commands, 'plug-in')}, {counted(count, 'component')}{some}; {state}."
+    tested = ", each tested against the contract of its kind" if checked and count else ""
+    return f"{counted(len(diagnoses) - commands, 'plug-in')}, {counted(count, 'component')}{tested}{some}; {state}."

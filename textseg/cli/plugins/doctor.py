@@ -28,7 +28,7 @@ def doctor(
     if unknown := [name for name in names or () if name not in known]:
         raise PluginError(f"There is no plug-in '{unknown[0]}'.{suggestion(unknown[0], known)}")
     diagnoses = diagnose(installed, only=names or (), check=check)
-    print(describe(diagnoses, verbose=verbose))
+    print(describe(diagnoses, verbose=verbose, checked=check))
     usable_torchvision()  # warns of a build that does not fit torch
     if any(diagnosis.broken for diagnosis in diagnoses):
         raise Exit(1)
