@@ -178,7 +178,7 @@ class HASF(nn.Module):
     `blocks` 2, `feed_forward` 4 and `convolutions` 3 it has 52.9 M, with `blocks` 3 and the same 65.5 M, which is
     within 1 % of the paper's 64.87 M.
 
-    Raises RecipeError for a setting out of range, heads that do not divide C_l, and text stages in a recipe without text.
+    Raises RecipeError for a setting out of range, heads that do not divide C_l, and text stages without prompts.
     """
 
     def __init__(

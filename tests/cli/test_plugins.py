@@ -144,9 +144,8 @@ def test_the_doctor_names_each_of_five_hostile_plugins(
     )
     assert "note: importing it takes 0." in paragraphs["sluggish"]
     assert "BROKEN: vision_encoder 'liar' breaks 'shapes': expected maps [(2, 8, " in paragraphs["liar"]
-    assert printed.endswith(
-        "5 plug-ins, 4 components, each tested against the contract of its kind; broken: absent, liar, miswired, thief.\n"
-    )
+    assert "\n5 plug-ins, 4 components, each tested against the contract of its kind; broken: " in printed
+    assert printed.endswith("broken: absent, liar, miswired, thief.\n")
 
 
 @pytest.mark.usefixtures("hostile")
