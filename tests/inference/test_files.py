@@ -233,8 +233,12 @@ def test_a_table_gives_facts_beside_what_is_visible(tmp_path: Path, knowing: Tra
     with pytest.raises(PromptError, match="the column 'sequenc' may be meant as 'sequence'"):
         with_facts(knowing, plan_jobs(inputs, tmp_path / "out", visible=str(table)), {})
     table.write_text("case,visible\n2,T12:L3\n1,\n")
-    with pytest.raises(PromptError, match=r"seen\.csv:3: nothing is said to be visible in case '1'"):
-        plan_jobs(inputs, tmp_path / "out", visible=str(table))
+    jobs = plan_jobs(inputs, tmp_path / "out", visible=str(table))
+    assert [job.visible for job in jobs] == [None, "T12:L3"]
+    assert check_words(knowing, jobs) == [
+        "read: T12:L3, 7 structures and the spinal canal",
+        "no words: 1 case (1); prompts: template",
+    ]
 
 
 def test_facts_that_are_too_long_are_refused_before_the_first_volume(tmp_path: Path, knowing: TrainedModel) -> None:

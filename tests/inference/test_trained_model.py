@@ -26,6 +26,7 @@ from textseg.recipe.loading import load_recipe
 from textseg.recipe.schema import ReportSettings
 from textseg.runs.experiment import build
 from textseg.runs.folder import RunFolder
+from textseg.text.visibility import template_visibility
 from textseg.training.run import run
 from textseg.volumes.files import Volume, read_volume
 from textseg.volumes.geometry import Geometry
@@ -111,6 +112,14 @@ def test_facts_of_a_report_make_a_report(knowing: TrainedModel) -> None:
     with pytest.raises(PromptError, match="The sentences under 'findings' are the whole text of a slice"):
         spoken.visibility_of("T12:L3", facts={"findings": "A disc bulges."})
     assert "findings" not in knowing.known_facts  # a model that was trained on no report
+    lines = spoken.doubtful_facts(template_visibility(knowing.atlas, {"sequence": "T2"}))
+    assert [line for line in lines if "add --fact findings=SENTENCE" in line] == lines
+    assert (len(lines), spoken.doubtful_facts(stated)) == (1, [])
+    for model in (read, spoken):
+        prompts = model.recipe.prompts
+        assert prompts is not None
+        changed = model.recipe.model_copy(update={"prompts": prompts.model_copy(update={"evaluation": "report"})})
+        assert replace(model, recipe=changed).default_prompts == "template"
 
 
 def test_a_volume_in_memory_and_its_file_give_the_same_mask(model: TrainedModel, scans: Scans) -> None:

@@ -176,6 +176,25 @@ def test_words_of_a_person_are_shown_as_they_were_read(copied: Path, capsys: pyt
             evaluate_run(copied, prompts="interactive", visible=words)
 
 
+def test_a_case_without_words_gets_the_template_and_says_so(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, *others = sorted({row.case for row in read_scores(copied / "scores.csv")})
+    table = tmp_path / "visible.csv"
+    table.write_text(f"case,visible\n{first},T12:L5\n{others[0]},\n")
+    target = evaluate_run(copied, prompts="interactive", visible=str(table))
+    printed = capsys.readouterr().out
+    assert f"no words: {len(others)} cases ({', '.join(others)}); prompts: template\n" in printed
+    assert f"prompts: interactive (1 case) + template ({len(others)} cases)\n" in printed
+    scores, template = read_scores(target / "scores.csv"), read_scores(copied / "scores.csv")
+    assert {row.case for row in scores if row.prompt_source == "interactive"} == {first}
+    rest = [row.value for row in scores if row.prompt_source == "template"]
+    assert rest == pytest.approx([row.value for row in template if row.case in others], nan_ok=True)
+    lines = [json.loads(line) for line in (target / "prompts.jsonl").read_text().splitlines()]
+    assert {line["source"] for line in lines} == {"interactive", "template"}
+    assert "interactive+template" in as_text(compare([target]))
+
+
 def test_data_that_have_moved_are_named_by_set(copied: Path, tmp_path: Path) -> None:
     scores, recipe = (copied / "scores.csv").read_bytes(), load_recipe(copied / "recipe.yaml")
     moved = Path(shutil.copytree(Path(recipe.dataset.settings["folder"]), tmp_path / "moved #1"))

@@ -9,7 +9,7 @@ import pytest
 
 from textseg.contracts import Atlas, Structure, Visibility
 from textseg.errors import PromptError
-from textseg.text.reading import interactive_visibility, read_cases, read_statements, readings, summary
+from textseg.text.reading import interactive_visibility, read_cases, read_statements, readings, summary, unstated
 from textseg.text.visibility import statement, template_visibility
 from textseg_spine.atlas import lumbar_mrspineseg, lumbar_spider
 
@@ -233,12 +233,17 @@ def test_statements_in_a_table(tmp_path: Path, small_atlas: Atlas) -> None:
     table.write_text("case,visible\na,L2:L1\na,L2\n")
     with pytest.raises(PromptError, match="visible.csv:3: 'a' has a row already"):
         read_statements(str(table), ["a"])
-    table.write_text("case;Visible\na;\n")
-    with pytest.raises(PromptError, match="visible.csv:2: nothing is said to be visible in case 'a'"):
+    for text in ("case;Visible\na;\n", "case\na\n"):
+        table.write_text(text)
+        with pytest.raises(PromptError, match="has no words for any case"):
+            read_statements(str(table), ["a"])
+    table.write_text("case,visble\na,L1\n")
+    with pytest.raises(PromptError, match="the column 'visble' may be meant as 'visible'"):
         read_statements(str(table), ["a"])
-    table.write_text("case\na\n")
-    with pytest.raises(PromptError, match="there is no column 'visible'"):
-        read_statements(str(table), ["a"])
+    table.write_text("case,room\na,7\n")
+    assert read_statements(str(table), ["a"]) == {}
+    with pytest.raises(PromptError, match="does not say what is visible in any case"):
+        read_cases(small_atlas, str(table), ["a"])
     with pytest.raises(PromptError, match=r"missing.csv' does not exist"):
         read_statements(str(tmp_path / "missing.csv"), ["a"])
 
@@ -255,6 +260,16 @@ def test_statements_in_a_table(tmp_path: Path, small_atlas: Atlas) -> None:
 )
 def test_a_summary_has_the_short_form_for_a_stretch(atlas: str, visible: tuple[str, ...], shown: str) -> None:
     assert summary(ATLASES[atlas], visible) == shown
+
+
+def test_cases_of_a_table_may_have_no_words(tmp_path: Path, small_atlas: Atlas) -> None:
+    table = tmp_path / "visible.csv"
+    table.write_text("case,visible\na,L1 to L2\nb,\n")
+    ids = ["a", "b", "not in the table"]
+    read = read_cases(small_atlas, str(table), ids)
+    assert list(read) == ["a"]
+    assert unstated(ids, read, "template") == ["no words: 2 cases (b, not in the table); prompts: template"]
+    assert unstated(["a"], read, "template") == []
 
 
 def test_what_was_read_is_shown_once_where_it_is_equal_for_all(small_atlas: Atlas) -> None:

@@ -49,6 +49,10 @@ def rename(
         stated = [read_point(convention.atlas, level)]
     else:
         read = read_cases(convention.atlas, visible or "", names)
+        if silent := [name for name in names if name not in read]:
+            raise PromptError(
+                f"--visible: '{visible}' does not state the levels of '{silent[0]}'. Add them to the table."
+            )
         for name in names:
             check_statement(convention, read[name], name)
         stated = [read[name] for name in names]

@@ -138,8 +138,8 @@ def evaluate(
         # The annotation is decoded here, once: scores, level names, the example and the geometry come from it.
         reference, geometry = prepared.native_mask(experiment.dataset.label_map(prepared.case))
         prompts = result.prompts or "none"
-        if source == "report" and visibility is not None:
-            prompts = visibility.source  # a case without a report got the template
+        if visibility is not None and visibility.source == "template":
+            prompts = "template"  # of a case without a report or a statement
         rows, merged = score_case(experiment, prepared, prediction, reference, source=prompts, metrics=scored)
         maps, _ = compared_maps(experiment, prepared, prediction, reference)
         dsc = [row.value for row in rows if row.metric == DICE.name and row.status in ("ok", "missed")]
@@ -228,15 +228,18 @@ def headline(
         for metric, mean in overall.items()
     )
     first = next(iter(overall.values()))
-    cases = len({row.case for row in scores})
+    cases, sources = len({row.case for row in scores}), {row.prompt_source for row in scores}
     mark = {
         "ground_truth": " ORACLE (prompts from the annotation)",
         "simulated": " SIMULATED (first and last structure from the annotation)",
         "report": " REPORT (words that came with the cases)",
     }.get(prompts or "", "")
+    by_source = {source: len({row.case for row in scores if row.prompt_source == source}) for source in sources}
+    mixture = " + ".join(f"{source} ({counted(number, 'case')})" for source, number in sorted(by_source.items()))
     return (
         f"test: {means}; {first.missed} missed, {first.spurious} spurious\n"
-        f"mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}; prompts: {prompts or 'none'}{mark}"
+        f"mean over {counted(first.n, 'structure')} {of}, {counted(cases, 'case')}; "
+        f"prompts: {mixture if len(sources) > 1 else prompts or 'none'}{mark}"
     )
 
 

@@ -26,7 +26,7 @@ from textseg.inference.predictor import Predictor, Prompting
 from textseg.system.files import file_name, write_atomically
 from textseg.system.own_files import read_json
 from textseg.system.user_files import NEAR
-from textseg.text.reading import read_facts, read_statements, readings
+from textseg.text.reading import read_facts, read_statements, readings, unstated
 from textseg.text.visibility import statement
 from textseg.version import __version__
 from textseg.volumes.dicom_segmentation import SUFFIX as DICOM
@@ -280,8 +280,6 @@ def plan_jobs(
             needed = "a DICOM segmentation refers to the slices of a DICOM series"
             fault = f"--format: {needed}, and '{volume}' is none."
         words, known = statements.get(name.as_posix()), facts.get(name.as_posix(), {})
-        if not words and known:  # the row of a table may hold facts alone
-            words = None
         jobs.append(Job(volume, mask, name.as_posix(), words, known, fault))
     if jobs and all(job.fault for job in jobs):
         raise DataError(jobs[0].fault)
@@ -466,7 +464,7 @@ def check_words(
 
     Raises PromptError for words that the model can't use; the message begins with the option that they come from.
     """
-    read = {}
+    read, stated_jobs = {}, set()
     for job in jobs:
         try:
             visibility = model.visibility_of(job.visible, ordered=ordered, facts=job.facts)
@@ -474,6 +472,12 @@ def check_words(
                 model.require_facts(job.facts)
         except PromptError as error:
             raise PromptError(f"{option if job.visible is not None else '--fact'}: {job.name}: {error}") from None
+        if visibility is not None:
+            stated_jobs.add(job.name)
         if visibility is not None and visibility.counted:
             read[job.name] = visibility
-    return readings(model.atlas, read)
+    lines = readings(model.atlas, read)
+    if stated_jobs and len(stated_jobs) < len(jobs):
+        prompts = model.default_prompts if model.reads_text else "none"
+        lines += unstated((job.name for job in jobs), stated_jobs, prompts)
+    return lines

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Predictor(ABC):
 
     @property
     def default_prompts(self) -> Prompting:
-        """The prompt source that its recipes evaluate with.
+        """The prompt source that its recipes evaluate with; the template for reports, which a new scan may lack.
 
         Raises PromptError where the recipes of an ensemble disagree.
         """
@@ -99,7 +99,7 @@ class Predictor(ABC):
         if len({source for _, source in sources}) > 1:
             each = ", ".join(f"'{name}' by {source}" for name, source in sources)
             raise PromptError(f"The models of the ensemble are evaluated with different prompts ({each}): say which.")
-        return cast(Prompting, sources[0][1]) if sources else "template"
+        return "predicted" if sources and sources[0][1] == "predicted" else "template"
 
     def __call__(
         self,
@@ -302,16 +302,23 @@ class Predictor(ABC):
             self._require_texts(template_visibility(self.atlas, facts))
 
     def doubtful_facts(self, visibility: Visibility | None) -> list[str]:
-        """Return sentences on facts that the texts of training stated and this one does not, and on new values."""
-        if visibility is None or not self.record.facts or visibility.sentence:
+        """Return sentences on facts and sentences of the training that this text lacks, and on new values."""
+        if visibility is None or visibility.sentence:
             return []
+        columns = sorted({settings.sentences for settings in self._reports if settings and settings.sentences})
+        lines = [
+            f"in training, the text of some cases was the sentence of a report ({column}), and now it is none: add "
+            f"--fact {column}=SENTENCE"
+            for column in columns
+        ]
+        if not self.record.facts:
+            return lines
         given, known = visibility.facts, {n: values for n, values in self.known_facts.items() if values}
         always = {name for name in known if all(name in facts for facts in self.record.facts)}
         missing = {
             name: values for name, values in known.items() if name not in given and (name in always or not given)
         }
         new = [name for name, values in known.items() if name in given and given[name] not in values]
-        lines = []
         if missing:
             shown = " and ".join(f"{name} ({', '.join(v[:LISTED])})" for name, v in missing.items())
             name, values = next(iter(missing.items()))

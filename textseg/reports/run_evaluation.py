@@ -40,7 +40,7 @@ from textseg.system.devices import chosen_device
 from textseg.system.files import write_atomically
 from textseg.system.progress import counting, progress_bar
 from textseg.text.embeddings import write_prompt_table
-from textseg.text.reading import read_cases, readings
+from textseg.text.reading import read_cases, readings, unstated
 
 
 def evaluate_and_write(
@@ -150,7 +150,8 @@ def _write_numbers(
         facts["visible"] = write_visible(target.visible, experiment.atlas, stated)
     record = target.update(**facts)
     if target.path != folder.path and experiment.text is not None and (prompts := result.prompts) is not None:
-        used = {source, "template"} if source == "report" else {source}  # for cases without a report
+        # A case without a report or a statement got the template.
+        used = {source, *(visibility.source for _, visibility in result.visibilities)}
         rows = [
             row if row.source != source else replace(row, source=prompts)
             for row in experiment.text.rows
@@ -198,8 +199,8 @@ def evaluate_run(
         print(experiment.report_line)
     if visible is not None:
         test_cases = [prepared.case.id for prepared in experiment.cases["test"]]
-        for line in readings(experiment.atlas, read_cases(experiment.atlas, visible, test_cases)):
-            print(line)
+        read = read_cases(experiment.atlas, visible, test_cases)
+        print(*readings(experiment.atlas, read), *unstated(test_cases, read, "template"), sep="\n")
     write_task(folder.task, experiment.record)  # runs of an earlier version lack it
     device = chosen_device()
     segmenter = load_segmenter(experiment, folder).to(device)

@@ -12,8 +12,9 @@ or belongs to one of these forms, and every other word is refused.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from textseg.contracts import Atlas, Visibility
@@ -49,6 +50,7 @@ _OR = re.compile(r"\band\b|\bor\b|[&+]", re.IGNORECASE)  # in "without L4 and L5
 _TO = re.compile(r"\b(?:down |up )?(?:to|through|thru|until|till)\b|:", re.IGNORECASE)
 _ALL = ("everything", "all", "all structures", "every structure")
 _LEVEL = re.compile(r"([a-z]+)(\d+)", re.IGNORECASE)  # "L4"
+LISTED = 5  # cases that a line names
 _FIRST_PLACEHOLDER = 0xE000  # the first of the characters that Unicode leaves to private use
 
 
@@ -81,31 +83,37 @@ def summary(atlas: Atlas, visible: Sequence[str]) -> str:
 def read_statements(text: str, case_ids: Iterable[str]) -> dict[str, str]:
     """Read the statement for each case: one text for all, or the columns `case` and `visible` of a CSV file.
 
-    In a file, it is empty for a case of which only other columns say something. Raises PromptError for a file that
-    can't be read, or that lacks a case.
+    A case without a row, or whose cell is empty, has none. Raises PromptError for a file that can't be read or has no
+    words for any of the cases, and for a case without a row whose name is close to that of a row for no case.
     """
+    ids = list(case_ids)
     if not text.lower().endswith(TABLE_SUFFIXES):
-        return dict.fromkeys(case_ids, text)
+        return dict.fromkeys(ids, text)
     try:
-        table = read_table(Path(text), "case", ["visible"])
+        table = read_table(Path(text), "case", optional=["visible"])
     except DataError as error:
+        raise PromptError(f"{error} A table of visible structures has rows such as 12_t2,T10:L5.") from None
+    foreign = table.keys() - set(ids)
+    for case_id in ids:
+        near = difflib.get_close_matches(case_id, foreign, n=1) if case_id not in table else []
+        if near:
+            raise PromptError(
+                f"'{text}' has no row for case '{case_id}'. Did you mean '{near[0]}'? Correct the name there, or "
+                f"add a row for '{case_id}'; its cells may be empty."
+            )
+    rows = [table[case_id].cells for case_id in ids if case_id in table]
+    if ids and not any(cell for cells in rows for column, cell in cells.items() if column != "case"):
         raise PromptError(
-            f"{error} A table of visible structures has a row such as 12_t2,T10:L5 for each case."
-        ) from None
-    for case_id in case_ids:
-        if case_id not in table:
-            near = suggestion(case_id, table) if table else ""
-            raise PromptError(f"'{text}' has no row for case '{case_id}'.{near} Add one, such as 12_t2,T10:L5.")
-        if not any(cell for column, cell in table[case_id].cells.items() if column != "case"):
-            raise PromptError(f"{text}:{table[case_id].line}: nothing is said to be visible in case '{case_id}'.")
-    return {case_id: row.cells["visible"] for case_id, row in table.items()}
+            f"'{text}' has no words for any case.{suggestion(ids[0], table)} Add a row such as {ids[0]},T10:L5."
+        )
+    return {case_id: row.cells["visible"] for case_id, row in table.items() if row.cells.get("visible")}
 
 
 def read_facts(text: str) -> dict[str, dict[str, str]]:
     """Return the other columns of a CSV file that `read_statements` reads, by case; nothing for a text."""
     if not text.lower().endswith(TABLE_SUFFIXES):
         return {}
-    rows = read_table(Path(text), "case", ["visible"])
+    rows = read_table(Path(text), "case", optional=["visible"])
     others = {case_id: row.cells.items() for case_id, row in rows.items()}
     return {
         id_: {c: cell for c, cell in cells if c not in ("case", "visible") and cell} for id_, cells in others.items()
@@ -113,7 +121,7 @@ def read_facts(text: str) -> dict[str, dict[str, str]]:
 
 
 def read_cases(atlas: Atlas, text: str, case_ids: Iterable[str]) -> dict[str, Visibility]:
-    """Read what a person states about each case; see `read_statements`. An error names its case."""
+    """Read what a person states about each case that has words; see `read_statements`. An error names its case."""
     read = {}
     for case_id, words in read_statements(text, case_ids := list(case_ids)).items():
         if case_id in case_ids:
@@ -121,7 +129,17 @@ def read_cases(atlas: Atlas, text: str, case_ids: Iterable[str]) -> dict[str, Vi
                 read[case_id] = interactive_visibility(atlas, words)
             except PromptError as error:
                 raise PromptError(f"case '{case_id}': {error}") from None
+    if case_ids and not read:
+        raise PromptError(f"'{text}' does not say what is visible in any case: fill its column 'visible'.")
     return read
+
+
+def unstated(case_ids: Iterable[str], read: Collection[str], prompts: str) -> list[str]:
+    """Return a line with the cases of which nothing was read, and the source of their prompts, if there are any."""
+    silent = [case_id for case_id in case_ids if case_id not in read]
+    more = f" and {len(silent) - LISTED} more" if len(silent) > LISTED else ""
+    names = ", ".join(silent[:LISTED])
+    return [f"no words: {counted(len(silent), 'case')} ({names}{more}); prompts: {prompts}"] if silent else []
 
 
 def readings(atlas: Atlas, read: Mapping[str, Visibility]) -> list[str]:

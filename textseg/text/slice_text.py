@@ -57,7 +57,8 @@ class Knowledge:
         interactive_error: probability that the simulated person has miscounted a volume by one level. At an end of the
             atlas the error goes the other way, and a stretch that can't be moved at all is named rightly.
         seed: of that error.
-        named: statements of a real person, by case id, in place of the simulated one: "T10:L5" or "L4, L5".
+        named: statements of a real person, by case id, in place of the simulated one: "T10:L5" or "L4, L5". If there
+            are any, a case without one gets the template.
         reports: the words that came with each case, by its id; a case without any gets the template.
     """
 
@@ -130,7 +131,7 @@ def _of_volume(prepared: AnnotatedCase, source: Source, atlas: Atlas, knowledge:
     facts, case = prepared.case.facts, prepared.case.id
     if source == "report" and case in knowledge.reports:
         return knowledge.reports[case].visibility(atlas, facts)
-    if source in ("template", "report"):
+    if source in ("template", "report") or (knowledge.named and case not in knowledge.named):
         return template_visibility(atlas, facts, counted=knowledge.counted)
     if case in knowledge.named:
         return interactive_visibility(atlas, knowledge.named[case], facts)
