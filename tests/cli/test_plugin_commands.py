@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from textseg.cli import entry as cli
-from textseg.cli.plugin_commands import GROUP, installed_commands
+from textseg.cli.plugin_commands import GROUP, listed_commands
 from textseg.cli.plugins.diagnosis import Diagnosis, describe, examine
 from textseg.registry.component import Plugin
 from textseg.version import API_VERSION
@@ -47,12 +47,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\nSummary: The neck\n"
         (info / "METADATA").write_text(f"{metadata}Requires-Dist: textseg[api-{api}]\n\nSummary: a README\n")
         (info / "entry_points.txt").write_text(f"[textseg.commands]\n{command} = {module}:app\n")
-        installed_commands.cache_clear()
+        listed_commands.cache_clear()
 
     yield put
     for module in modules:
         sys.modules.pop(module, None)
-    installed_commands.cache_clear()
+    listed_commands.cache_clear()
 
 
 @pytest.fixture

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import os
 import re
+import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from textseg.registry.component import Plugin
 
 GROUP = "textseg.commands"
 PANEL = "Commands of plug-ins"
+_POINT = re.compile(r"^([^\s=#;][^=]*?)\s*=", re.MULTILINE)
 _FIELD = re.compile(r"^(Name|Version|Summary): *(.*?)\s*$", re.MULTILINE)
 
 
@@ -25,31 +30,44 @@ class Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the help."""
         own = super().list_commands(ctx)
-        return [*own, *(name for name in sorted(installed_commands()) if name not in own)]
+        return [*own, *(name for name in sorted(listed_commands()) if name not in own)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command of textseg, or what the help shows about one of a plug-in."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in installed_commands():
+        if own is not None or cmd_name not in listed_commands():
             return own
-        summary = " or ".join(_summary(point) for point in installed_commands()[cmd_name])
+        summary = " or ".join(_summary(folder) for folder in listed_commands()[cmd_name])
         return TyperCommand(cmd_name, help=summary, rich_help_panel=PANEL)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name, the command and its arguments; the command of a plug-in is imported now."""
         name = args[0]
-        points = _chosen(name)
-        if points and super().get_command(ctx, name) is None:
+        if super().get_command(ctx, name) is None and (points := _chosen(name)):
             return name, load_command(name, points), args[1:]
         return super().resolve_command(ctx, args)
 
 
 @functools.cache
-def installed_commands() -> dict[str, list[EntryPoint]]:
-    """Return the entry points of the commands of plug-ins, by name."""
-    commands: dict[str, list[EntryPoint]] = {}
-    for point in importlib.metadata.entry_points(group=GROUP):
-        commands.setdefault(point.name, []).append(point)
+def listed_commands() -> dict[str, list[str]]:
+    """Return the folders of metadata of the distributions that bring each command, for the help.
+
+    `importlib.metadata` would read every distribution in full, which takes as long as the rest of the help. A command
+    that it alone finds, as in a zip file, can be called all the same.
+    """
+    folders: dict[str, str] = {}  # by distribution; the first on the path counts
+    for place in sys.path:
+        with suppress(OSError):
+            for entry in os.scandir(place or "."):
+                if entry.name.endswith((".dist-info", ".egg-info")):
+                    folders.setdefault(entry.name.partition("-")[0].lower().replace(".", "_"), entry.path)
+    commands: dict[str, list[str]] = {}
+    for folder in folders.values():
+        with suppress(OSError, UnicodeDecodeError):
+            groups = Path(folder, "entry_points.txt").read_bytes()
+            section = groups.partition(f"[{GROUP}]".encode())[2].partition(b"\n[")[0].decode()
+            for name in _POINT.findall(section):
+                commands.setdefault(name, []).append(folder)
     return commands
 
 
@@ -103,8 +121,10 @@ def imported_command(point: EntryPoint, plugin: Plugin) -> Any:
 
 def _chosen(name: str) -> list[EntryPoint]:
     """Return the entry points of a command, which "distribution/name" may choose among rivals."""
+    from importlib.metadata import entry_points
+
     home, _, short = name.rpartition("/")
-    points = installed_commands().get(short, [])
+    points = list(entry_points(group=GROUP, name=short))
     if not home:
         return points
     from textseg.registry.component import canonical
@@ -112,8 +132,11 @@ def _chosen(name: str) -> list[EntryPoint]:
     return [point for point in points if point.dist and canonical(point.dist.name) == canonical(home)]
 
 
-def _summary(point: EntryPoint) -> str:
-    """Return the summary of the distribution of a command, with its name, read from the header of its metadata."""
-    text = point.dist and (point.dist.read_text("METADATA") or point.dist.read_text("PKG-INFO"))
-    fields = dict(_FIELD.findall((text or "").partition("\n\n")[0]))
+def _summary(folder: str) -> str:
+    """Return the summary of a distribution, with its name, read from the header of its metadata."""
+    text = ""
+    for name in ("PKG-INFO", "METADATA"):
+        with suppress(OSError):
+            text = Path(folder, name).read_text(encoding="utf-8", errors="replace")
+    fields = dict(_FIELD.findall(text.partition("\n\n")[0]))
     return f"{fields.get('Summary') or 'A plug-in'} ({fields.get('Name', 'unknown distribution')})."
