@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from textseg.cli import entry as cli
 from textseg.registry.discovery import installed_registry
@@ -129,3 +131,38 @@ def test_cache_shows_and_cleans(
     assert call(monkeypatch, "cache", "--clean") == 0
     assert "removed 1 entry, 2.00 MB" in capsys.readouterr().out
     assert not entry.exists()
+
+
+PARTS = """
+from pathlib import Path
+
+import textseg
+from textseg.contracts import Atlas, Structure
+
+
+@textseg.component("atlas", "mine")
+def mine() -> Atlas:
+    return Atlas("mine", (Structure("bone", "bone", 1),))
+"""
+
+
+def test_a_reader_may_use_an_atlas_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        array = np.zeros((3, 20, 16), np.int16 if name == "images" else np.uint8)
+        array[:, 5:15, 4:12] = 1
+        array[1, 6:9, 5:8] *= 1 if name == "masks" else 9
+        sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / "data" / name / "a.mha")
+    (tmp_path / "parts.py").write_text(PARTS)
+    settings = ["--set", "atlas=mine", "--set", "labels={1: bone}"]
+    arguments = ["check", "nifti_folder", "--folder", str(tmp_path / "data"), *settings]
+    installed_registry.cache_clear()
+    try:
+        assert call(monkeypatch, *arguments) == 2
+        assert "there is no atlas 'mine'" in capsys.readouterr().err
+        assert call(monkeypatch, *arguments, "--code", str(tmp_path / "parts.py")) == 0
+        assert "1 of 1 case is sound" in capsys.readouterr().out
+    finally:
+        installed_registry.cache_clear()

@@ -220,7 +220,8 @@ def test_a_component_that_is_missing_names_the_distribution_that_had_it(run: Pat
         "model.fusion.use: When it was made, fusion 'film' came from textseg-film (0.1.0): pip install textseg-film=="
         in line
     )
-    assert line.endswith("There is no fusion 'film'. Possible: mixer. To add one: docs/how_to/add_a_fusion.md.")
+    assert "There is no fusion 'film'. Possible: mixer. To add one: docs/how_to/add_a_fusion.md" in line
+    assert line.endswith("; for one in a file: --code FILE.")
 
 
 def test_a_run_goes_on_with_the_rival_that_it_was_made_with(run: Path, registry: Registry) -> None:

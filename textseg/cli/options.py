@@ -69,11 +69,17 @@ def recipe_of(name: str) -> schema.Recipe | None:
     return load_recipe(Path(name), [], builds=["dataset"])
 
 
-def dataset_of(name: str, folder: Path | None, overrides: list[str] | None) -> Dataset:
-    """Return the data set with this name, or that of a recipe, with settings from the command line."""
+def dataset_of(name: str, folder: Path | None, overrides: list[str] | None, code: list[Path] | None = None) -> Dataset:
+    """Return the data set with this name, or that of a recipe, with settings from the command line.
+
+    The files in `code` may bring its reader and its atlas.
+    """
     from textseg.recipe.loading import put
     from textseg.registry.discovery import installed_registry
+    from textseg.registry.local_code import load_code
 
+    for file in code or ():
+        load_code(file)
     registry = installed_registry()
     known = [component.address for component in registry.components("dataset")]
     if name in known:

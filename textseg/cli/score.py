@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, BadParameter, Exit, Option
 
-from textseg.cli.options import dataset_of, split_parts
+from textseg.cli.options import Code, dataset_of, split_parts
 
 if TYPE_CHECKING:
     from textseg.levels.obedience import ComparedPicture
@@ -30,6 +30,7 @@ def score(
     levels: Annotated[
         int | None, Option(metavar="N", help="With --moved: levels by which that text was moved, downwards positive.")
     ] = None,
+    code: Code = None,
 ) -> None:
     """Score masks that another tool made, with the same code as a run; `textseg compare` then compares them.
 
@@ -49,8 +50,8 @@ def score(
         raise BadParameter(
             "--moved and --levels go together: --moved DIR --levels 1 for a text moved down by one level."
         )
+    truth, parts = dataset_of(dataset, references, None, code), split_parts(split)
     settings = EvaluationSettings() if metrics is None else evaluation_of(metrics)
-    truth, parts = dataset_of(dataset, references, None), split_parts(split)
     folder, patients = output or Path("runs") / file_name(masks.resolve().name), parts and parts["test"]
     compared: list[ComparedPicture] = []
     unread: Mapping[str, str] = {}

@@ -225,7 +225,8 @@ class Registry:
         if home and canonical(home) not in {canonical(plugin.distribution) for plugin in self.plugins}:
             note = f" The distribution {shortened(home)} is not installed.{note}"
         raise PluginError(
-            f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note} To add one: {KINDS[kind].page}."
+            f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note} To add one: "
+            f"{KINDS[kind].page}; for one in a file: --code FILE."
         )
 
     def _named(self, kind: str, name: str) -> Component | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 from typer import Exit, Option
 
 from textseg.cli.options import (
+    Code,
     DatasetFolder,
     DatasetName,
     DatasetOverrides,
@@ -23,6 +24,7 @@ def check(
     overrides: DatasetOverrides = None,
     split: Annotated[Path | None, Option(metavar="FILE", help="Also check the patients of this split file.")] = None,
     json: Annotated[Path | None, Option("--json", metavar="FILE", help="Write the result into this file, too.")] = None,
+    code: Code = None,
 ) -> None:
     """Look for faults in each case of a data set; exit code 1 when there is one.
 
@@ -34,7 +36,7 @@ def check(
     from textseg.system.messages import counted
     from textseg.system.progress import counting
 
-    source, parts = dataset_of(dataset, folder, overrides), split_parts(split)
+    source, parts = dataset_of(dataset, folder, overrides, code), split_parts(split)
     recipe = recipe_of(dataset)
     resample = recipe is not None and recipe.preparation.resample_channels
     reports = recipe.prompts.report if recipe is not None and recipe.prompts is not None else None

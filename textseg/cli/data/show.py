@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, BadParameter, Option
 
-from textseg.cli.options import DatasetFolder, DatasetName, DatasetOverrides, dataset_of, numbers
+from textseg.cli.options import Code, DatasetFolder, DatasetName, DatasetOverrides, dataset_of, numbers
 from textseg.errors import DataError, suggestion
 
 
@@ -18,6 +18,7 @@ def show(
     slices: Annotated[str | None, Option(help="Slices of the case, from 1, such as 7,8.")] = None,
     folder: DatasetFolder = None,
     overrides: DatasetOverrides = None,
+    code: Code = None,
 ) -> None:
     """Draw a case with its structures named, or how often each structure is seen in the data set.
 
@@ -29,7 +30,7 @@ def show(
     from textseg.system.messages import counted
     from textseg.system.progress import counting
 
-    source = dataset_of(dataset, folder, overrides)
+    source = dataset_of(dataset, folder, overrides, code)
     if case is None:
         if slices is not None:
             raise BadParameter("--slices goes with a case.")
