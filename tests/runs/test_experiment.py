@@ -64,6 +64,23 @@ def test_parts_that_do_not_go_together_are_refused_before_preparation(
         build(load_recipe(tiny_recipe, overrides))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "{vision_encoder: {use: huggingface_vision, model: facebook/convnext-tiny-224}, fusion: {use: hasf}}",
+        "{network: {use: h_sam, model: facebook/sam-vit-base}}",
+    ],
+)
+def test_weights_that_nobody_fetched_are_named_before_preparation(
+    tiny_recipe: Path, model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "prepare", None)  # not reached
+    text = ["prompts=null", "auxiliary_losses=[]"] if "network" in model else ["auxiliary_losses=[]"]
+    with pytest.raises(RecipeError, match="textseg fetch RECIPE"):
+        build(load_recipe(tiny_recipe, [*text, f"model={model}"]))
+
+
 def test_prompts_of_another_region_are_refused_before_preparation(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

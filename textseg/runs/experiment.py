@@ -263,6 +263,7 @@ def build(
     _check_training(recipe, registry, dataset.atlas)
     if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
+    _check_weights(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
     reports: Mapping[str, Report] = {}
     if recipe.prompts is not None:
@@ -593,13 +594,26 @@ def build_schedule(recipe: Recipe, registry: Registry, steps: int) -> Schedule:
     return checked
 
 
-def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
-    """Raise RecipeError if a fusion reads text that is missing, or cannot read the names that renumbering moves."""
+def _expected_task(recipe: Recipe, registry: Registry, atlas: Atlas) -> Task:
+    """Return the task of a recipe as far as it is known before the preparation."""
     size, length = None, None  # only the built fusion knows if it reads text
     if recipe.prompts is not None:
         encoder = _text_encoder(recipe.prompts, registry)
         size, length = encoder.feature_size, encoder.max_tokens
-    task = Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=size, text_length=length)
+    return Task(1, recipe.preparation.size, atlas.class_count, atlas, text_size=size, text_length=length)
+
+
+def _check_weights(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
+    """Raise the error of a network or a vision encoder whose pretrained weights have not been fetched."""
+    for kind in ("network", "vision_encoder"):
+        spec: ComponentSpec | None = getattr(recipe.model, kind)
+        if spec is not None and hasattr(registry.component(kind, spec.use).load(), "fetch"):
+            registry.build(kind, spec.use, _expected_task(recipe, registry, atlas), settings=spec.settings)
+
+
+def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
+    """Raise RecipeError if a fusion reads text that is missing, or cannot read the names that renumbering moves."""
+    task = _expected_task(recipe, registry, atlas)
     network = cast(TextGuidedNetwork, build_segmenter(recipe, registry, task).network)
     uses_text = getattr(network.fusion, "uses_text", True)
     if recipe.prompts is not None and recipe.model.fusion is not None and not uses_text:
