@@ -86,6 +86,9 @@ class HuggingFace:
         max_tokens: Longest text, special tokens included; by default what tokenizer and model allow.
         layer: The hidden layer that gives the features: 0 the embeddings, -1 the last.
         pooling: Vector of a whole text: the mean of its tokens, the first one (BERT's [CLS]), or the maximum.
+        lowercase: Lower-case the texts, for tokenizers of the kind of BERT; by default as the tokenizer's files say. A
+            folder with a vocabulary alone says nothing, and transformers would lower-case; then a vocabulary with
+            capitals keeps them.
         pickled_weights: Read weights in PyTorch's older format if there are no safetensors.
         remote_code: Run code of the model's repository; on the hub `revision` must then be a commit.
     """
@@ -98,6 +101,7 @@ class HuggingFace:
         max_tokens: int | None = None,
         layer: int = -1,
         pooling: Literal["mean", "first", "max"] = "mean",
+        lowercase: bool | None = None,
         pickled_weights: bool = False,
         remote_code: bool = False,
     ) -> None:
@@ -105,7 +109,7 @@ class HuggingFace:
         self.model = preset.model if preset else model
         self.layer = layer
         self.pooling = pooling
-        self._asked_tokens = max_tokens
+        self._asked_tokens, self._asked_case = max_tokens, lowercase
         self._source = HubModel(
             self.model,
             revision or (preset.revision if preset else None),
@@ -151,9 +155,10 @@ class HuggingFace:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of weights (on the hub: name and commit), configuration, tokenizer, layer and pooling."""
+        """Hash of weights (on the hub: name and commit), configuration, tokenizer, case, layer and pooling."""
         source = self._source
-        digest = hashlib.sha256(json.dumps([self.layer, self.pooling]).encode())
+        case = [] if self._lowercase is None else [self._lowercase]
+        digest = hashlib.sha256(json.dumps([self.layer, self.pooling, *case]).encode())
         files = {path for pattern in TEXT_FILES for path in source.folder.glob(pattern)}
         files |= {source.folder / name for name in source.code}
         if source.local:
@@ -240,12 +245,25 @@ class HuggingFace:
         if not any(path for pattern in VOCABULARY for path in folder.glob(pattern)):
             # transformers makes a tokenizer without words then, to which all texts are alike.
             raise self._unreadable("tokenizer", OSError(f"there is no {', '.join(VOCABULARY)} in '{folder}'"))
+        case = {} if self._lowercase is None else {"do_lower_case": self._lowercase}
         try:
             with quiet_transformers():
-                return read.from_pretrained(folder, config=config, **self._options)
+                return read.from_pretrained(folder, config=config, **case, **self._options)
         except Exception as error:
             # Tokenizers fail in many ways on a folder without their files, and each means the same to a person.
             raise self._unreadable("tokenizer", error) from error
+
+    @cached_property
+    def _lowercase(self) -> bool | None:
+        """Whether texts are lower-cased, where the recipe or a vocabulary that stands alone decides it."""
+        folder = self._source.folder
+        vocabulary = folder / "vocab.txt"
+        stated = (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()
+        if self._asked_case is not None or stated or not vocabulary.exists():
+            return self._asked_case
+        words = vocabulary.read_text(encoding="utf-8", errors="replace").split()
+        cased = any(word != word.lower() for word in words if not word.startswith("["))  # [CLS] and the like
+        return False if cased else None
 
     @cached_property
     def _network(self) -> Any:

@@ -168,6 +168,21 @@ def test_a_folder_with_the_vocabulary_alone(bert: Path, copied: Path) -> None:
     assert torch.equal(encoder(TEXTS)[0], HuggingFace(model=str(bert))(TEXTS)[0])
 
 
+def test_a_cased_vocabulary_alone_keeps_the_case(bert: Path, copied: Path) -> None:
+    """As of Bio_ClinicalBERT, whose repository has no tokenizer_config.json: transformers would lower-case it."""
+    for path in copied.glob("*token*"):
+        path.unlink()
+    words = [*WORDS, "The", "L"]
+    (copied / "vocab.txt").write_text("\n".join(words))
+    cased, lower = HuggingFace(model=str(copied)), HuggingFace(model=str(copied), lowercase=True)
+    assert cased._token_ids(["The L"])[0][1:-1] == [words.index("The"), words.index("L")]
+    assert lower._token_ids(["The L"])[0][1:-1] == [words.index("the"), words.index("l")]
+    assert cased.fingerprint != lower.fingerprint
+    assert cased.fingerprint == HuggingFace(model=str(copied), lowercase=False).fingerprint
+    (copied / "vocab.txt").write_text("\n".join(word.lower() if word[0] != "[" else word for word in words[:-2]))
+    assert HuggingFace(model=str(copied))._lowercase is None  # as transformers has it
+
+
 def test_weights_in_the_older_format(bert: Path, copied: Path) -> None:
     from safetensors.torch import load_file
 

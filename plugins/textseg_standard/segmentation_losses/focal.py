@@ -14,6 +14,9 @@ from textseg.models import mean_of_counted
 class Focal(nn.Module):
     """Cross-entropy in which correct pixels count less, averaged over pixels.
 
+    This is K times the mean of MONAI's `FocalLoss(use_softmax=True)`, which also averages over the K classes, though
+    only one of them has a loss at each pixel. MONAI's `DiceFocalLoss(softmax=True)` takes a focal loss of sigmoids.
+
     Args:
         task: not needed.
         gamma: exponent of the doubt, one minus the probability of the annotated class; 0 gives cross-entropy.
