@@ -138,7 +138,10 @@ class Atlas:
         return Atlas(f"{self.name}_groups", structures, plane=self.plane), classes
 
     def between(self, first: str, last: str) -> tuple[str, ...]:
-        """Return the structures of the sequence from `first` to `last`, and all structures outside the sequence."""
+        """Return the structures of the sequence from `first` to `last`, and all structures outside the sequence.
+
+        The stretch ends at what is named: of a lumbar spine, "T10:L5" leaves out the disc L5/S and S.
+        """
         if not self.ordered:
             raise PromptError(f"Atlas '{self.name}' has no order; name the visible structures one by one.")
         for name in (first, last):

@@ -174,7 +174,7 @@ class HASF(nn.Module):
         learn_absence: learn, at each level with text, a vector for each structure that is not visible in the text, and
             add it to the text tokens; for prompts that do not mention absent structures.
 
-    With Swin UNETR of feature size 48 as encoder, D 768, T 160 and K 20, the whole model has 30.4 M parameters; with
+    With Swin UNETR of feature size 48 as encoder, D 768, T 128 and K 20, the whole model has 30.4 M parameters; with
     `blocks` 2, `feed_forward` 4 and `convolutions` 3 it has 52.9 M, with `blocks` 3 and the same 65.5 M, which is
     within 1 % of the paper's 64.87 M.
 

@@ -1,4 +1,4 @@
-"""Swin UNETR (Hatamizadeh 2022, arXiv 2201.01266) in two dimensions, from MONAI."""
+"""Swin UNETR (Tang 2022, arXiv 2111.14791, as the ATM-Net paper cites it) in two dimensions, from MONAI."""
 
 from __future__ import annotations
 

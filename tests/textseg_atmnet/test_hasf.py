@@ -259,7 +259,7 @@ def test_it_needs_text(task: Task) -> None:
 )
 def test_sizes_are_those_of_the_docstring(task: Task, settings: dict[str, int], millions: float) -> None:
     swin = Features((48, 48, 96, 192, 384, 768), (1, 2, 4, 8, 16, 32))
-    paper = replace(task, text_size=768, text_length=160)
+    paper = replace(task, text_size=768, text_length=128)
     with torch.device("meta"):
         fusion = HASF(paper, swin, **settings)
     assert sum(parameter.numel() for parameter in fusion.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
