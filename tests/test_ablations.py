@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -30,13 +31,14 @@ DISTINCT = [
 ]
 # The tables of the ATM-Net paper, and how many of their rows on both data sets are no other recipe.
 TABLES = {
-    "modules": 6,
+    "modules": 4,
     "injection": 1,
     "contrastive_weight": 2,
     "text_encoder": 2,
     "prompt_granularity": 4,
-    "prompt_mode": 2,
 }
+CONTROLS = 4  # recipes that no table of the paper has
+WITHOUT_TEXT = ("modules: baseline (no HASF; no CCAE)", "prompt_granularity: without text")  # the paper's Swin UNETR
 LIGHT = (
     "split={fractions: [0.6, 0.2, 0.2]}",
     "preparation.size=[48, 40]",
@@ -81,14 +83,46 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def test_it_differs_from_its_base_in_what_it_names(path: Path) -> None:
     base, keys = declared_difference(path)
     ours, theirs = (dict(leaves(load_recipe(file).model_dump(mode="json"))) for file in (path, base))
-    assert {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)} == {"name", *keys}
+    different = {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
+    if "prompts" in keys:  # the whole section
+        different = {"prompts" if key.startswith("prompts.") else key for key in different}
+    assert different == {"name", *keys}
 
 
 def test_every_table_of_the_paper_has_its_recipes() -> None:
     tables = [re.search(r"table `(\w+)`", comment(path)) for path in ABLATIONS]
     counted = [match[1] for match in tables if match]
     assert {table: counted.count(table) for table in counted} == TABLES
-    assert len(counted) == len(ABLATIONS)
+    controls = [path for path in ABLATIONS if "a control of ours" in comment(path)]
+    assert (len(controls), len(counted) + len(controls)) == (CONTROLS, len(ABLATIONS))
+
+
+def test_the_rows_without_text_are_the_swin_unetr_of_the_paper() -> None:
+    published = {}
+    for name, key in (("ablations", "table"), ("average", "method")):
+        with (ROOT / "plugins" / "textseg_atmnet" / "published" / f"{name}.csv").open(encoding="utf-8") as file:
+            published[name] = list(csv.DictReader(file))
+            assert key in published[name][0]
+    rows = [row for row in published["ablations"] if f"{row['table']}: {row['variant']}" in WITHOUT_TEXT]
+    assert len(rows) == 4
+    for row in rows:
+        means = {
+            mean["metric"]: mean["value"]
+            for mean in published["average"]
+            if (mean["method"], mean["dataset"]) == ("swin_unetr", row["dataset"])
+        }
+        assert {name: float(row[name]) for name in means} == {name: float(value) for name, value in means.items()}
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=stem)
+def test_what_reads_text_is_also_evaluated_with_that_of_the_annotation(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.model.fusion is not None
+    reads = recipe.model.fusion.settings["stages"] > 0
+    assert (recipe.prompts_read is not None) == reads
+    if recipe.prompts_read is not None:
+        assert (recipe.prompts_read.evaluation, recipe.prompts_read.also_evaluate) == ("template", ("ground_truth",))
+        assert not recipe.prompts_read.template_position
 
 
 @pytest.mark.parametrize("path", [path for path in ABLATIONS if "_spider_" in path.stem], ids=stem)
@@ -103,7 +137,8 @@ def test_it_trains_a_step_and_segments_a_case(path: Path, tmp_path: Path, tmp_pa
     """Use a small encoder, because ablations change only later parts."""
     folder = tmp_path_factory.getbasetemp() / "phantom_of_ablations"
     phantom = f"dataset={{use: lumbar_phantom, folder: {folder}, cases: 6, slices: 1, size: [96, 80], spacing_mm: 3.0}}"
-    experiment = build(load_recipe(path, [phantom, *LIGHT]))
+    light = [change for change in LIGHT if load_recipe(path).prompts or not change.startswith("prompts.")]
+    experiment = build(load_recipe(path, [phantom, *light]))
     training = Training(experiment, RunFolder(tmp_path), Fabric(accelerator="cpu", devices=1, precision="32-true"))
     training._start_epoch(0)
     terms = training.training_step(next(training._batches(0)))

@@ -48,7 +48,7 @@ def experiment(tiny_recipe: Path, stranger: None) -> Experiment:
         ),
         (WITHOUT_TEXT[:1], "hasf reads text, and the recipe has no prompts"),
         (
-            ("model.fusion.stages=0", "prompts.renumbering={probability: 0.5}"),
+            ("model.fusion.stages=0", "prompts.evaluation=none", "prompts.renumbering={probability: 0.5}"),
             "prompts.renumbering: 'hasf' with these settings reads no text, so it could not know the new names",
         ),
     ],

@@ -162,7 +162,10 @@ class FinishedRuns:
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Read runs `runs/<name>/seed<seed>`, or all runs of `runs/<name>`; raises RunError for missing or damaged runs."""
+    """Read runs `runs/<name>/seed<seed>`, or all runs of `runs/<name>`, with the further evaluations of each.
+
+    Raises RunError for missing or damaged runs.
+    """
     folders: dict[Path, Path] = {}
     for path in paths:
         if RunFolder(path).record.is_file() or RunFolder(path).scores.is_file():
@@ -176,6 +179,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
             )
         for folder in members:
             folders.setdefault(folder.resolve(), folder)
+            for further in _further_evaluations(folder):
+                folders.setdefault(further.resolve(), further)
     if not folders:
         raise RunError("There is nothing to compare: name at least one folder runs/<name>/seed<seed> or runs/<name>.")
     runs, wrong = [], []
@@ -189,6 +194,15 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     if wrong:  # report all mistakes at once
         raise RunError("\n".join(map(str, wrong)))
     return runs
+
+
+def _further_evaluations(folder: Path) -> list[Path]:
+    """Return the folders of the further evaluations of a run; none if run.json is unreadable."""
+    try:
+        named = RunFolder(folder).read().get("further_evaluations", {})
+    except TextsegError:  # `_read` reports it
+        return []
+    return [] if folder.parent.name == "evaluations" else [RunFolder(folder).evaluation(name).path for name in named]
 
 
 def _read(folder: Path) -> Run:

@@ -167,7 +167,12 @@ def evaluate(
 
 def stated_source(source: Source | None, named: str | None) -> StatedSource | None:
     """Return the source that scores state: `simulated` for interactive prompts that no person named."""
-    return "simulated" if source == "interactive" and not named else source
+    return source if source is None or named else stated_as(source)
+
+
+def stated_as(source: Source) -> StatedSource:
+    """Return the source that scores state if no person named a structure."""
+    return "simulated" if source == "interactive" else source
 
 
 def rebuild(recipe: Recipe, folder: RunFolder, **options: Any) -> Experiment:
@@ -309,10 +314,10 @@ def _window_scores(
             continue
         text = None
         encoded = bool(set(named) & set(atlas.sequence)) if atlas.ordered else len(atlas.names) <= FEW
-        if experiment.text is not None and informed and encoded:
-            text = experiment.text.stating(prepared, person_visibility(atlas, named, prepared.case.facts))
-        elif experiment.text is not None:
-            text = experiment.text.of([prepared], ["template"])
+        if experiment.text_read is not None and informed and encoded:
+            text = experiment.text_read.stating(prepared, person_visibility(atlas, named, prepared.case.facts))
+        elif experiment.text_read is not None:
+            text = experiment.text_read.of([prepared], ["template"])
         slices_mm, rows_mm, columns_mm = prepared.spacing_mm
         spacing_mm = (slices_mm, rows_mm * view.scale[0], columns_mm * view.scale[1])
         stack = SliceStack(shown.half().numpy(), text, spacing_mm)

@@ -182,7 +182,7 @@ def statements(atlas: Atlas, named: Sequence[str]) -> dict[StatedBy, str | Seque
 
 def window_texts(experiment: Experiment, prepared: PreparedCase, cut: CutCase) -> list[WindowText]:
     """Return the texts about a window; a model without text has one entry, without prompts."""
-    text, atlas = experiment.text, experiment.atlas
+    text, atlas = experiment.text_read, experiment.atlas
     if text is None:
         return [WindowText("none", "", None)]
     # The template knows nothing of the picture, so it is the same in a window as in the whole volume.

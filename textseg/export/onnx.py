@@ -146,7 +146,7 @@ def compare(ours: TrainedModel, theirs: TrainedModel, scans: Sequence[PreparedVo
 
 def _visibilities(model: TrainedModel) -> list[Visibility | None]:
     """Return two visibilities, so that a network that ignores its text is noticed."""
-    if model.recipe.prompts is None:
+    if model.recipe.prompts_read is None:
         return [None]
     return [template_visibility(model.atlas), *list(model.atlas.visibilities())[1:][-1:]]
 

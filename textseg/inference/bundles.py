@@ -56,9 +56,9 @@ def open_bundle(
     warn_of_changes(path, changes_since(manifest.get("components", {}), recipe, registry, frozen_text=True))
     record = read_task(path / "task.json")
     task = record.task
-    texts = FrozenTexts(path, task.text_length or 0, task.text_size or 0) if recipe.prompts else None
+    texts = FrozenTexts(path, task.text_length or 0, task.text_size or 0) if recipe.prompts_read else None
     if ONNX in manifest["files"]:
-        uses_text = recipe.prompts is not None
+        uses_text = recipe.prompts_read is not None
         segmenter = Segmenter(OnnxNetwork(path / ONNX, uses_text=uses_text, engine=engine or "onnxruntime"))
     elif engine is not None:
         raise RunError(NO_ONNX.format(path, engine))

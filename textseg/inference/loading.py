@@ -65,5 +65,5 @@ def load_model(
     load_weights(segmenter, folder.load_checkpoint(recipe.evaluation.checkpoint), mismatch)
     segmenter = segmenter.eval().to(device)
     generator = prompt_generator(recipe, registry, record.task.atlas)
-    texts = EncodedTexts(recipe, registry, record.task) if recipe.prompts else None
+    texts = EncodedTexts(recipe, registry, record.task) if recipe.prompts_read else None
     return TrainedModel(recipe.name, file_hash(checkpoint), recipe, record, segmenter, generator, texts, device)

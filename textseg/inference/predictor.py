@@ -76,7 +76,7 @@ class Predictor(ABC):
     @property
     def readers(self) -> list[TrainedModel]:
         """The models that read text."""
-        return [model for model in self.models if model.recipe.prompts is not None]
+        return [model for model in self.models if model.recipe.prompts_read is not None]
 
     @property
     def reads_text(self) -> bool:

@@ -84,7 +84,7 @@ class TrainedModel(Predictor):
         """Return the slices of a volume with the prompts that state `visibility`, where the model reads any."""
         # In 16 bits, as the slice store keeps them: the same volume gives the same mask.
         image = prepared.image.half().numpy()
-        if visibility is None or self.recipe.prompts is None:
+        if visibility is None or self.recipe.prompts_read is None:
             return SliceStack(image, spacing_mm=prepared.spacing_mm)
         assert self.generator is not None
         assert self.texts is not None
@@ -123,9 +123,9 @@ class TrainedModel(Predictor):
 
 def prompt_generator(recipe: Recipe, registry: Registry, atlas: Atlas) -> PromptGenerator | None:
     """Build the prompt generator of a recipe; None for a model that reads no text."""
-    if recipe.prompts is None:
+    if recipe.prompts_read is None:
         return None
-    spec = recipe.prompts.generator
+    spec = recipe.prompts_read.generator
     return cast(PromptGenerator, registry.build("prompt_generator", spec.use, atlas, settings=spec.settings))
 
 

@@ -36,7 +36,8 @@ FROZEN = "frozen"  # key of a state for the fingerprint of the parameters that i
 class TextGuidedNetwork(nn.Module):
     """A vision encoder, a fusion, and one convolution from the finest fused level to K classes.
 
-    It reads no text if the task has none. The fusion then gets None in place of the text.
+    It reads no text if the task has none, and if its fusion has an attribute `uses_text` that is False. Where the task
+    has none, the fusion gets None in place of the text.
     """
 
     def __init__(self, task: Task, vision_encoder: VisionEncoder, fusion: Fusion) -> None:
@@ -45,7 +46,8 @@ class TextGuidedNetwork(nn.Module):
         self.fusion = fusion
         self.head = nn.Conv2d(fusion.features.channels[0], task.class_count, kernel_size=1)
         self.size_multiple = vision_encoder.size_multiple
-        self.uses_text = task.text_length is not None
+        self.has_text = task.text_length is not None  # for an auxiliary loss, even if the fusion reads none
+        self.uses_text = self.has_text and bool(getattr(fusion, "uses_text", True))
         self.reads_geometry = _reads_geometry(vision_encoder)
         self.context_slices = _context_slices(vision_encoder)
 
@@ -87,6 +89,10 @@ class Segmenter(nn.Module):
     def uses_text(self) -> bool:
         """True if the network reads text."""
         return self.network.uses_text
+
+    @property
+    def _takes_text(self) -> bool:
+        return self.network.has_text if isinstance(self.network, TextGuidedNetwork) else self.uses_text
 
     @property
     def reads_geometry(self) -> bool:
@@ -155,7 +161,7 @@ class Segmenter(nn.Module):
         multiple = self.network.size_multiple
         padded = F.pad(image, (0, -width % multiple, 0, -height % multiple))
         further = {"geometry": geometry} if self.reads_geometry else {}
-        output = self.network(padded, text if self.uses_text else None, **further)
+        output = self.network(padded, text if self._takes_text else None, **further)
         logits = output.logits
         if logits.shape[-2:] != padded.shape[-2:]:
             logits = F.interpolate(logits, padded.shape[-2:], mode="bilinear", align_corners=False)

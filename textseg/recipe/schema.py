@@ -259,7 +259,8 @@ class PromptSettings(_Section):
     renumbering: RenumberingSettings | None = None
     report: ReportSettings | None = None
     training: Mapping[Literal["template", "interactive", "report", "ground_truth"], Probability] = {"ground_truth": 1.0}
-    evaluation: Source = "template"
+    evaluation: Source | Literal["none"] = "template"  # "none": text serves the training alone
+    also_evaluate: tuple[Source, ...] = ()  # sources of further evaluations, each in a folder of its own
     template_position: bool = True  # True if the template states the position of a slice in the stack
     interactive_error: Probability = 0.0  # that a simulated person miscounts a volume by one level
     predicted_threshold: Share = 0.5  # confidence above which a first pass has found a structure
@@ -305,14 +306,24 @@ class PromptSettings(_Section):
 
     @field_validator("evaluation")
     @classmethod
-    def _honest(cls, evaluation: Source) -> Source:
-        if evaluation not in ("template", "report", "predicted"):
+    def _honest(cls, evaluation: str) -> str:
+        if evaluation not in ("none", "template", "report", "predicted"):
             raise ValueError(
                 f"'{evaluation}' prompts are read off the annotation of the test cases; a recipe can't ask for them. "
-                "Write 'template', 'report' or 'predicted' here, and after the run: "
-                f"{shell('textseg', 'evaluate', 'RUN', '--prompts', evaluation)}"
+                f"Write 'template', 'report' or 'predicted' here, also_evaluate: [{evaluation}] for scores apart, or "
+                f"after a run: {shell('textseg', 'evaluate', 'RUN', '--prompts', evaluation)}"
             )
         return evaluation
+
+    @field_validator("also_evaluate")
+    @classmethod
+    def _further(cls, sources: tuple[Source, ...], others: ValidationInfo) -> tuple[Source, ...]:
+        own = others.data.get("evaluation")
+        if own == "none" and sources:
+            raise ValueError("with 'evaluation: none' the model reads no text, so there is no other text to give it.")
+        if len({*sources, own}) <= len(sources):
+            raise ValueError("a source is listed more than once, or is that of 'evaluation'. Keep one of each.")
+        return sources
 
 
 class ModelSettings(_Section):
@@ -446,6 +457,11 @@ class Recipe(_Section):
     auxiliary_losses: tuple[WeightedComponent, ...] = ()
     training: TrainingSettings
     evaluation: EvaluationSettings
+
+    @property
+    def prompts_read(self) -> PromptSettings | None:
+        """The prompts that the model reads when it predicts; None for text that serves the training alone."""
+        return None if self.prompts is None or self.prompts.evaluation == "none" else self.prompts
 
     @field_validator("name")
     @classmethod

@@ -50,7 +50,7 @@ def probe_run(run: Path, *, output: Path | None = None, overrides: Sequence[str]
     """
     folder = RunFolder.existing(run)
     recipe = load_trained_recipe(folder.recipe, overrides, trust_code=trust_code)
-    if recipe.prompts is None:
+    if recipe.prompts_read is None:
         raise RunError(f"'{folder.path}' reads no text, so there is nothing to probe.")
     with folder.lock() if output is None else nullcontext():
         sources: list[Source] = ["template", "interactive", "ground_truth", "predicted"]

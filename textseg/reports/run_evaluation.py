@@ -124,6 +124,8 @@ def _write_numbers(
     settings, trained = experiment.recipe.evaluation, experiment.structures_in_training
     overall = summarise(result.scores, structures=trained).overall
     trained_by = folder.read()
+    if target.path != folder.path:
+        trained_by.pop("further_evaluations", None)
     facts = {
         **trained_by,
         "scored_with": changed_facts(trained_by, experiment.component_facts()),
@@ -183,10 +185,10 @@ def evaluate_run(
     recipe = load_trained_recipe(folder.recipe, overrides, trust_code=trust_code)
     if prompts is not None and prompts not in get_args(Source):
         raise RunError(f"--prompts: there is no source '{prompts}'.{suggestion(prompts, get_args(Source))}")
-    if prompts is not None and recipe.prompts is None:
+    if prompts is not None and recipe.prompts_read is None:
         raise RunError(f"'{folder.path}' reads no text, so there are no '{prompts}' prompts to give it.")
-    source = cast("Source | None", prompts or (recipe.prompts.evaluation if recipe.prompts else None))
-    if fields_of_view is not None and recipe.prompts is not None and source != recipe.prompts.evaluation:
+    source = cast("Source | None", prompts or (recipe.prompts_read.evaluation if recipe.prompts_read else None))
+    if fields_of_view is not None and recipe.prompts_read is not None and source != recipe.prompts_read.evaluation:
         raise RunError(
             f"--fields-of-view has its own texts, so it goes with no --prompts {source}. Leave out one of them."
         )

@@ -80,8 +80,18 @@ class Experiment:
 
     @property
     def evaluation_source(self) -> Source | None:
-        """The prompt source of the evaluation; None without text."""
-        return self.recipe.prompts.evaluation if self.recipe.prompts else None
+        """The prompt source of the evaluation; None for a model that reads no text when it predicts."""
+        return cast(Source, self.recipe.prompts_read.evaluation) if self.recipe.prompts_read else None
+
+    @property
+    def text_read(self) -> Text | None:
+        """The prompts that the model reads when it predicts."""
+        return self.text if self.recipe.prompts_read else None
+
+    @property
+    def further_sources(self) -> tuple[Source, ...]:
+        """The prompt sources of further evaluations."""
+        return self.recipe.prompts.also_evaluate if self.recipe.prompts else ()
 
     @property
     def ignores(self) -> bool:
@@ -247,6 +257,7 @@ def build(
     """
     registry = installed_registry()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    also = (*also, *recipe.prompts.also_evaluate) if recipe.prompts else also
     # 1. Check that the parts of the recipe fit together, before hours of preparation.
     _check_parts(recipe, registry)
     augmentation = build_augmentation(recipe, registry)
@@ -261,7 +272,7 @@ def build(
     if recipe.prompts is not None:  # an encoder whose package or files are missing raises here
         _ = _text_encoder(recipe.prompts, registry).max_tokens
     _check_training(recipe, registry, dataset.atlas)
-    if recipe.model.fusion is not None and (recipe.prompts is None or recipe.prompts.renumbering):
+    if recipe.model.fusion is not None and (recipe.prompts_read is None or recipe.prompts_read.renumbering):
         _check_fusion(recipe, registry, dataset.atlas)
     _check_weights(recipe, registry, dataset.atlas)
     cases = _usable_cases(recipe, dataset)
@@ -454,8 +465,8 @@ def _text(
     """Write and encode the prompts that training draws, and those of the sources that evaluation needs."""
     settings = recipe.prompts
     assert settings is not None
-    evaluation = settings.evaluation
-    needed: dict[str, set[Source]] = {"train": set(), "validation": {evaluation}, "test": {evaluation, *also}}
+    own: set[Source] = set() if settings.evaluation == "none" else {settings.evaluation}
+    needed: dict[str, set[Source]] = {"train": set(), "validation": own.copy(), "test": own | {*also}}
     for sources in needed.values():
         if sources & {"predicted", "report"}:  # a first pass gets the template, and so does a case without a report
             sources.add("template")
@@ -535,6 +546,11 @@ def build_segmenter(recipe: Recipe, registry: Registry, task: Task) -> Segmenter
     assert model.fusion is not None  # the schema requires both or neither
     encoder = _module(registry, "vision_encoder", model.vision_encoder, task, features=Features, size_multiple=int)
     fusion = _module(registry, "fusion", model.fusion, task, encoder.features, features=Features)
+    if recipe.prompts_read is not None and not getattr(fusion, "uses_text", True):
+        raise RecipeError(
+            f"prompts.evaluation: '{model.fusion.use}' with these settings reads no text, and its results would look "
+            "as if it did. Write `evaluation: none` for text that serves an auxiliary loss alone, or remove `prompts`."
+        )
     segmenter = Segmenter(TextGuidedNetwork(task, encoder, fusion), mirrors)
     return _with_neighbours(segmenter, registry.component("vision_encoder", model.vision_encoder.use))
 
@@ -616,10 +632,15 @@ def _check_fusion(recipe: Recipe, registry: Registry, atlas: Atlas) -> None:
     task = _expected_task(recipe, registry, atlas)
     network = cast(TextGuidedNetwork, build_segmenter(recipe, registry, task).network)
     uses_text = getattr(network.fusion, "uses_text", True)
-    if recipe.prompts is not None and recipe.model.fusion is not None and not uses_text:
+    if recipe.prompts and recipe.prompts.renumbering and recipe.model.fusion is not None and not uses_text:
         raise RecipeError(
             f"prompts.renumbering: '{recipe.model.fusion.use}' with these settings reads no text, so it could not know "
             "the new names. Remove 'renumbering', or let the fusion read the text."
+        )
+    if recipe.prompts is not None and recipe.prompts_read is None and uses_text:
+        raise RecipeError(
+            "prompts.evaluation: 'none' is for a model that reads no text when it predicts, and the fusion of this one "
+            "reads it. Write template."
         )
     if recipe.prompts is None and uses_text:
         raise RecipeError(

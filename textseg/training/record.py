@@ -10,6 +10,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from textseg.contracts import HasFirstLayer, HasPlan
+from textseg.evaluation.evaluate import stated_as
 from textseg.models.cost import measure_cost
 from textseg.models.segmenter import Segmenter
 from textseg.randomness import DRAWS
@@ -125,7 +126,7 @@ def _earlier(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> di
 def bound(experiment: Experiment) -> dict[str, Any]:
     """Return the facts that must not change between the beginning of a run and its continuation."""
     # The words of the reports are part of the text, so their file may lie elsewhere.
-    free: Any = {"training": FREE, "prompts": {"evaluation": True, "report": {"file": True}}}
+    free: Any = {"training": FREE, "prompts": {"evaluation": True, "also_evaluate": True, "report": {"file": True}}}
     settings = experiment.recipe.model_dump(mode="json", include=BOUND, exclude=free)
     # A switch that is off equals one that an older version did not have.
     settings["training"] = {key: value for key, value in settings["training"].items() if value is not False}
@@ -173,6 +174,7 @@ def finished_earlier(experiment: Experiment, folder: RunFolder) -> bool:
     if component_changes(scored_with(record), experiment.component_facts(), of=SCORING):
         return False
     files = [folder.scores, folder.report, *[folder.fields_of_view] * bool(experiment.recipe.evaluation.fields_of_view)]
+    files += [folder.evaluation(stated_as(source)).report for source in experiment.further_sources]
     return same and all(file.exists() for file in files)
 
 

@@ -21,8 +21,8 @@ from textseg.contracts import HasLosses
 from textseg.data.phantoms.files import drawn_apart
 from textseg.data.slices import ShuffledBatches
 from textseg.errors import RunError
-from textseg.evaluation.evaluate import headline, load_segmenter
-from textseg.metrics.scores import Score, read_scores
+from textseg.evaluation.evaluate import headline, load_segmenter, stated_as
+from textseg.metrics.scores import Score, StatedSource, read_scores
 from textseg.models.cost import cost_of_determinism
 from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
@@ -144,7 +144,7 @@ def _run(recipe: Recipe, folder: RunFolder, rank: int, *, fresh: bool, changed_c
         if distributed.gathered(finished_earlier(experiment, folder))[0]:
             if rank == 0:
                 print(*_nothing_to_train(folder, changed), sep="\n")
-                _print_result(experiment, folder, read_scores(folder.scores))
+                _print_result(experiment, folder, read_scores(folder.scores), experiment.evaluation_source)
             return
         begun = folder.checkpoint("last").exists()  # a refusal to resume leaves such a run as it is
         with nullcontext() if begun or rank else failure_kept(folder, recipe):
@@ -295,11 +295,18 @@ def plan(experiment: Experiment) -> str:
         lines.append(
             f"prompts: {counted(len(table.texts), 'distinct text')} ({table.encoded_count} encoded now), at most "
             f"{counted(max(table.token_counts), 'token')}; T = {experiment.task.text_length}, "
-            f"D = {experiment.task.text_size}; evaluation with '{experiment.evaluation_source}'"
+            f"D = {experiment.task.text_size}; evaluation {_evaluated_with(experiment)}"
         )
     if experiment.reports:
         lines.append(experiment.report_line)
     return "\n".join([*lines, _plan_of_training(experiment, experiment.segmenter())])
+
+
+def _evaluated_with(experiment: Experiment) -> str:
+    if experiment.evaluation_source is None:
+        return "without text"
+    further = "".join(f", then '{source}'" for source in experiment.further_sources)
+    return f"with '{experiment.evaluation_source}'{further}"
 
 
 def _plan_of_training(experiment: Experiment, segmenter: Segmenter) -> str:
@@ -339,6 +346,13 @@ def _evaluate(training: Training) -> None:
     distributed.gathered("written")  # wait: the checkpoint must be complete before other processes read it
     device = training.fabric.device
     segmenter = load_segmenter(experiment, folder).to(device)
+    further: dict[StatedSource, list[Score]] = {}
+    for other in experiment.further_sources:
+        stated = stated_as(other)
+        target = folder.evaluation(stated)
+        further[stated] = evaluate_and_write(experiment, segmenter, folder, target, source=other, device=device)
+    if not training.silent:  # the report of the run, which comes last, shows them
+        folder.update(further_evaluations={name: folder.evaluation(name).read()["test"] for name in further})
     source = experiment.evaluation_source
     scores = evaluate_and_write(experiment, segmenter, folder, folder, source=source, device=device)
     if training.silent:
@@ -348,11 +362,15 @@ def _evaluate(training: Training) -> None:
     with logging_to(experiment.registry, experiment.run(folder.path, record), progression.step) as loggers:
         for logger in loggers:
             logger.log_results(results, progression.step)
-    _print_result(experiment, folder, scores)
+    _print_result(experiment, folder, scores, source)
+    for stated, others in further.items():
+        _print_result(experiment, folder.evaluation(stated), others, stated)
 
 
-def _print_result(experiment: Experiment, folder: RunFolder, scores: Sequence[Score]) -> None:
-    print(headline(scores, experiment.structures_in_training, experiment.evaluation_source))
+def _print_result(
+    experiment: Experiment, folder: RunFolder, scores: Sequence[Score], prompts: StatedSource | None
+) -> None:
+    print(headline(scores, experiment.structures_in_training, prompts))
     print(f"report: {folder.report}")
 
 
