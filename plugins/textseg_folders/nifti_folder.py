@@ -60,6 +60,9 @@ class NiftiFolder:
         self.channel_suffixes = channel_suffixes
         if channel_suffixes is not None and not isinstance(images, str):
             raise DataError("dataset: `images` and `channel_suffixes` both name channels. Give one of them.")
+        for key, named in (("images", images), ("channel_suffixes", channel_suffixes)):
+            if isinstance(named, dict) and len(set(named.values())) < len(named):
+                raise DataError(f"dataset.{key}: two channels have the same files ({', '.join(named.values())}).")
         self.patient_pattern = patient_pattern
         beside = self._labels_file()
         name = atlas or beside.get("atlas")

@@ -98,7 +98,7 @@ def test_a_row_of_runs_with_other_code_is_marked():
     runs = [run("a", values, components={"fusion film": film}), run("a", values, seed=2, components=changed)]
     for details in (False, True):
         text = " ".join(printed(board(runs), details=details).split())
-        assert "was trained with other code than a: fusion 'film': its code changed: film.py." in text
+        assert "was trained with other code than a: fusion 'film': its code changed: film.py (of textseg-film)." in text
     assert "other code" not in printed(board(runs[:1] * 2, [run("b", values, components=changed)]))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -461,3 +462,23 @@ def test_masks_that_textseg_wrote_keep_the_source_of_their_prompts(
     assert {row.prompt_source for row in scored.scores} == {source}
     (run,) = read_runs([tmp_path / "out"])
     assert (run.mark, run.facts["evaluation"]["prompts"]) == (mark, source)
+
+
+def test_a_folder_of_masks_with_several_sources_keeps_that_of_each_case_and_is_not_ranked(
+    phantom: Dataset, tmp_path: Path
+) -> None:
+    masks, expected = copies(phantom, tmp_path / "masks"), {}
+    sources = ("ground_truth", None)
+    for path, source in zip(sorted(masks.glob("*.mha")), itertools.cycle(sources), strict=False):
+        expected[path.name.removesuffix(".mha")] = source or "none"
+        if source is not None:
+            sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "L5", "201": "L5/S"}}
+            said = {"source": source, "visible": "L5"}
+            path.with_suffix(".json").write_text(json.dumps({**sidecar, "made": {}, "said": said}))
+    scored = evaluate_masks(masks, phantom, "mixed", SETTINGS, tmp_path / "out")
+    assert {row.case: row.prompt_source for row in scored.scores} == expected
+    assert set(expected.values()) == {"ground_truth", "none"}
+    (table,) = compare([tmp_path / "out"]).tables
+    (row,) = table.rows
+    assert (row.finished.mark, row.finished.sources) == ("oracle", ("ground_truth", "none"))
+    assert not any(row.ranks.values())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import textseg
+from textseg.cli.entry import app
 from textseg.contracts import Source
 from textseg.errors import DataError, PromptError, RunError
 from textseg.evaluation.evaluate import load_segmenter
@@ -242,11 +246,22 @@ def test_a_model_of_two_channels_reads_both_in_their_order(pair: tuple[Path, Tra
         (t1, r"reads 2 channels \(T1, T2\), and .* has 1"),
         ([t1], "reads the channels T1, T2, and was given 1 file"),
         ({"T1": t1, "FLAIR": t2}, "was given T1, FLAIR"),
+        ([t1, t1], "is given for two channels of 'tiny': T1, T2"),
     ):
         with pytest.raises(DataError, match=message):
             model(wrong)
     export_bundle(RunFolder(folder), model, tmp_path / "bundle")
     assert np.array_equal(load_model(tmp_path / "bundle")([t1, t2]).array, expected)
+    command = shlex.split((tmp_path / "bundle" / "README.md").read_text().split("```bash\n")[1].split("\n")[0])
+    assert command[:3] == ["textseg", "predict", "tiny"]
+    scans = [tmp_path / name for name in command[3:5]]
+    for path, scan in zip((t1, t2), scans, strict=True):
+        shutil.copy(path, scan)
+    output = tmp_path / command[-1]
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "bundle"), *map(str, scans), "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    sidecar = json.loads((output / "scan.json").read_text())
+    assert sidecar["made"]["channels"] == {"T1": "scan_0000.mha", "T2": "scan_0001.mha"}
     seen = next(case for case in experiment.cases["train"]).case
     assert "it is the training case" in model(seen.channels).remarks[0]
 

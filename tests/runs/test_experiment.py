@@ -22,6 +22,7 @@ from textseg.registry.discovery import Registry
 from textseg.runs import experiment as module
 from textseg.runs.experiment import Experiment, build, build_augmentation, build_schedule, build_segmenter
 from textseg.text.slice_text import AVAILABLE
+from textseg.training.record import bound, causes_of_changes
 from textseg_atmnet.atpg_lumbar import ATPGLumbar
 from textseg_atmnet.hasf import HASF
 
@@ -306,6 +307,11 @@ def test_reports_come_with_the_cases(tiny_recipe: Path, experiment: Experiment, 
     assert spoken.text is not None
     assert {row.source for row in spoken.text.rows if row.text == " ".join(sentence.split())} == {"report"}
     assert spoken.hashes()["prompts"] != experiment.hashes()["prompts"]
+    recorded, text = bound(spoken)["reports"], f"{sentence} again"
+    path.write_text(json.dumps({"case": shown.case.id, "findings": text}))
+    edited = build(load_recipe(tiny_recipe, [report, "prompts.training={template: 0.5, report: 0.5}"]))
+    assert bound(edited)["reports"] != recorded
+    assert causes_of_changes({}, edited)["reports"] == [f"prompts.report: the words of cases changed in '{path}'"]
     path.write_text(json.dumps({"case": experiment.cases["test"][0].case.id, "findings": sentence}))
     with pytest.raises(RecipeError, match="no training case has a report"):
         build(load_recipe(tiny_recipe, [report, "prompts.training={template: 0.5, report: 0.5}"]))

@@ -106,6 +106,10 @@ def test_another_experiment_is_refused_key_by_key(tmp_path: Path) -> None:
         "  preparation.size: was [4, 4], is [8, 4]",
         "Undo the change, add --fresh to move the old run aside, or choose another --output or name.",
     ]
+    folder.update(bound={"text": "a", "reports": "b", "data": "c"})
+    with pytest.raises(RunError) as caught:
+        folder.check_bound({"text": "d", "reports": "e", "data": "f"}, {"text": [], "reports": ["the words changed"]})
+    assert str(caught.value).splitlines()[1:-1] == ["  data: was c, is f", "  the words changed"]
     folder.record.unlink()
     with pytest.raises(RunError, match="a checkpoint but no run.json"):
         folder.check_bound(bound)

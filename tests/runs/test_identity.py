@@ -10,7 +10,7 @@ ENCODER = {"distribution": "textseg", "version": "1", "source": {}, "weights": "
 
 def test_a_change_names_component_and_file() -> None:
     now = {"fusion film": {**FILM, "source": {"film.py": "c", "new.py": "d"}}}
-    expected = ["fusion 'film': its code changed: blocks.py (gone), film.py, new.py (new)"]
+    expected = ["fusion 'film': its code changed: blocks.py (gone), film.py, new.py (new) (of textseg-film)"]
     assert component_changes({"fusion film": FILM}, now) == expected
     assert component_changes({"fusion film": FILM}, {"fusion film": FILM}) == []
 
@@ -40,7 +40,9 @@ def test_a_metric_takes_part_in_the_scores_alone() -> None:
     edited = {**METRIC, "source": {"sharp.py": "b"}}
     before, now = {"fusion film": FILM, "metric sharp": METRIC}, {"fusion film": FILM, "metric sharp": edited}
     assert component_changes(before, now, but=["metric"]) == []
-    assert component_changes(before, now, of=["metric"]) == ["metric 'sharp': its code changed: sharp.py"]
+    assert component_changes(before, now, of=["metric"]) == [
+        "metric 'sharp': its code changed: sharp.py (of textseg-film)"
+    ]
     record = {"components": before, "scored_with": changed_facts({"components": before}, now)}
     assert record["scored_with"] == {"metric sharp": edited}
     assert component_changes(scored_with(record), now, of=["metric"]) == []

@@ -53,6 +53,9 @@ def test_channels_lie_in_folders_or_have_suffixes(tmp_path: Path) -> None:
         reader(tmp_path, channel_suffixes={"T1": "_t1"}).cases()
     with pytest.raises(DataError, match="Give one of them"):
         reader(tmp_path, images={"T1": "t1"}, channel_suffixes=suffixes)
+    for settings in ({"images": {"T1": "t1", "T2": "t1"}}, {"channel_suffixes": {"T1": "_t1", "T2": "_t1"}}):
+        with pytest.raises(DataError, match="two channels have the same files"):
+            reader(tmp_path, **settings)
 
 
 def test_channels_in_subfolders_have_the_same_paths(tmp_path: Path) -> None:

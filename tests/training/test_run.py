@@ -165,7 +165,7 @@ def test_a_finished_run_names_the_code_that_was_edited_since(
         lines = capsys.readouterr().out.splitlines()
         first = lines.index(f"finished earlier, nothing was trained: {copied}. Since then the code has changed:")
         assert lines[first + 1 : first + 3] == [
-            "  text_encoder 'hashed_words': its code changed: stranger.py",
+            "  text_encoder 'hashed_words': its code changed: stranger.py (of stranger)",
             "To train with this code, add --fresh: it moves the earlier run aside.",
         ]
     assert content(copied) == before
@@ -198,6 +198,18 @@ def test_a_begun_run_with_other_code_is_refused_until_somebody_accepts_it(
     (earlier,) = record["earlier"]
     assert earlier["components"][ENCODER] == recorded
     assert earlier["until_step"] == folder.load_checkpoint("last")["progression"]["step"]
+
+
+def test_an_edited_prompt_generator_is_named_with_its_distribution(tiny_recipe: Path, copied: Path) -> None:
+    folder = RunFolder(copied)
+    record = folder.read()
+    record["components"]["prompt_generator atpg_lumbar"]["source"]["textseg_atmnet/atpg_lumbar.py"] = "0"
+    folder.update(components=record["components"], bound={**record["bound"], "text": "0"})
+    with pytest.raises(RunError, match="holds a run of another experiment") as caught:
+        run(tiny_recipe, output=copied.parent.parent)
+    (line,) = str(caught.value).splitlines()[1:-1]
+    assert line.startswith("  prompt_generator 'atpg_lumbar': its code changed: ")
+    assert line.endswith("textseg_atmnet/atpg_lumbar.py (of textseg)")
 
 
 def test_other_weights_of_the_text_encoder_are_named(tiny_recipe: Path, copied: Path) -> None:

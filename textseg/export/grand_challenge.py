@@ -61,7 +61,9 @@ def export_container(folder: RunFolder, model: TrainedModel, output: Path, *, sl
         write_atomically(container / "container.json", json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
         write_atomically(container / "requirements.txt", "\n".join(pinned) + "\n")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        words = {"name": model.name, "python": version, "input": given, "output": taken or given}
+        words = {"name": model.name, "python": version, "output": taken or given}
+        words["inputs"] = " and ".join(f"`/input/images/{name}/*.mha`" for name in inputs)
+        words["scans"] = " ".join(f"{name}.mha" for name in inputs) if len(inputs) > 1 else "scan.mha"
         for name in FILES:
             write_atomically(container / name, _written(name, {**words, "labels": labels}))
     return str(output)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from textseg.data.splits import PARTS
 from textseg.drawing.tables import format_value, markdown_table, metric_title
 from textseg.export.onnx import Agreement
+from textseg.inference.files import nnunet_suffixes
 from textseg.inference.trained_model import TrainedModel
 from textseg.metrics.scores import read_scores, summarise
 from textseg.metrics.statistics import small_sample_warning
@@ -42,7 +43,7 @@ def model_card(
         f"# {model.name}",
         f"Segments {counted(len(atlas.structures), 'structure')} in volumes and names each: {', '.join(atlas.names)}.",
         "## Use",
-        f"```bash\n{shell('textseg', 'predict', model.name, 'scan.mha', '--output', 'masks')}\n```",
+        *_use(model),
         "For research. Not a medical device: no clinical decision may rest on its masks.",
         "## Made of",
         markdown_table(("", ""), [*_made_of(folder, model)]),
@@ -56,6 +57,16 @@ def model_card(
         provenance,
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _use(model: TrainedModel) -> list[str]:
+    """Return the command that segments a scan, with a file for each channel, and which file is which channel."""
+    names = model.task.channel_names
+    ends = nnunet_suffixes(names) if len(names) > 1 else [""]
+    command = shell("textseg", "predict", model.name, *(f"scan{end}.mha" for end in ends), "--output", "masks")
+    channels = ", ".join(f"`scan{end}.mha` is {name}" for end, name in zip(ends, names, strict=True))
+    note = f"It reads {counted(len(names), 'channel')}: {channels}. One file may also hold all, in this order."
+    return [f"```bash\n{command}\n```", *([note] if len(names) > 1 else [])]
 
 
 def _network(model: TrainedModel, agreement: Agreement) -> list[str]:

@@ -48,9 +48,6 @@ from textseg.volumes.mask import Mask
 from textseg.volumes.pictures import SUFFIX as PNG
 from textseg.volumes.scan import scan_hash
 
-NNUNET = ("_0000", "_0001", "_0002", "_0003", "_0004", "_0005", "_0006", "_0007")  # nnU-Net's names of channels
-
-
 OVERLAY = "_overlay"  # in the name of a picture whose mask is a PNG file, too
 
 
@@ -182,6 +179,11 @@ def _is_overlay(path: Path) -> bool:
     return name != path.stem and is_own_mask(path.with_name(f"{name}{PNG}"))
 
 
+def nnunet_suffixes(channels: Sequence[str]) -> list[str]:
+    """Return the ends of the names of nnU-Net's files, one for each channel: _0000, _0001."""
+    return [f"_{number:04}" for number in range(len(channels))]
+
+
 def join_channels(
     inputs: Mapping[Input, Path], channels: Sequence[str], suffixes: Sequence[str] | None = None
 ) -> dict[Input, Path]:
@@ -196,7 +198,7 @@ def join_channels(
     files of one channel.
     """
     if suffixes is None:
-        suffixes = NNUNET if len(channels) > 1 else ()
+        suffixes = nnunet_suffixes(channels) if len(channels) > 1 else ()
     elif len(set(suffixes)) != len(channels):
         raise RunError(f"--channel-suffixes: {len(channels)} are needed, one for each of {', '.join(channels)}.")
     joined: dict[Input, Path] = {}
@@ -410,6 +412,11 @@ def stated(atlas: Atlas, visibility: Visibility, words: str | None, facts: Mappi
     return {"source": visibility.source, "visible": named, **written}
 
 
+def _channels(image: ChannelFiles) -> dict[str, str]:
+    """Return the name of the file that was read as each channel."""
+    return {channel: path.name for channel, path in image.files}
+
+
 def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings) -> dict[str, Any]:
     """Return all facts that determine a mask: equal facts give an equal mask."""
     prompts: str = settings.prompts or (model.default_prompts if model.reads_text else "none")
@@ -429,6 +436,7 @@ def _made(model: Predictor, content: str, job: Job, settings: PredictionSettings
         "ordered": settings.ordered,
         "test_time_augmentation": list(settings.test_time_augmentation),
         "textseg": __version__,
+        **({"channels": _channels(job.input)} if isinstance(job.input, ChannelFiles) else {}),
         **({"facts": dict(job.facts)} if job.facts else {}),
     }
 

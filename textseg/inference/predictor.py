@@ -163,6 +163,9 @@ class Predictor(ABC):
         if len(image) != len(names) or given.keys() != set(names):
             got = ", ".join(image) if isinstance(image, Mapping) else counted(len(image), "file")
             raise DataError(f"'{self.name}' reads the channels {', '.join(names)}, and was given {got}.")
+        files = [str(file) for file in given.values() if isinstance(file, str | Path)]
+        if twice := [file for file in files if files.count(file) > 1]:
+            raise DataError(f"'{twice[0]}' is given for two channels of '{self.name}': {', '.join(names)}.")
         return {name: given[name] for name in names}
 
     def read(self, image: Image | Volume) -> Scan:

@@ -45,7 +45,8 @@ def cost_note(size: str | None) -> str:
     return (
         f"Multiply-accumulates of one slice of 1 x {height} x {width} with 20 classes, text of "
         f"{USUAL_TEXT['text_length']} x {USUAL_TEXT['text_size']} if it reads text. A network that reads volumes gets "
-        "8 slices, and the number is for one of them. Networks have their default settings, recipes their own."
+        "8 slices, and the number is for one of them. Networks have their default settings, recipes their own. "
+        "The cost in the run.json of a run counts all channels that its model reads."
     )
 
 

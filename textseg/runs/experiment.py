@@ -221,13 +221,17 @@ class Experiment:
             losses[spec.name] = _module(self.registry, "auxiliary_loss", spec, self.task, features)
         return nn.ModuleDict(cast(Mapping[str, nn.Module], losses))
 
+    @property
+    def words(self) -> list[Any]:
+        """The words of all reports, in the order of the cases."""
+        return sorted((case, r.visible, sorted(r.facts.items()), r.sentence) for case, r in self.reports.items())
+
     def hashes(self) -> dict[str, str | None]:
         """Return the hashes that must be equal in comparable runs, and in the parts of a resumed run."""
         keys = sorted(case.key for part in PARTS for case in self.cases[part])
         text = self.text.table.fingerprint if self.text else None
         if self.reports:  # the same words may belong to other cases
-            words = sorted((case, r.visible, sorted(r.facts.items()), r.sentence) for case, r in self.reports.items())
-            text = content_hash([text, words])
+            text = content_hash([text, self.words])
         return {
             "data": content_hash(keys),
             "split": self.split.hash,

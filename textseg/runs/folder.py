@@ -211,10 +211,10 @@ class RunFolder:
         """Return a checkpoint, plain Python and tensors; raises RunError for a damaged or missing file."""
         return load_checkpoint(self.checkpoint(name))
 
-    def check_bound(self, bound: Mapping[str, Any], weights: Sequence[str] = ()) -> None:
+    def check_bound(self, bound: Mapping[str, Any], causes: Mapping[str, Sequence[str]] = {}) -> None:
         """Raise RunError, with the changed keys, if these settings would make the run another experiment.
 
-        `weights` are sentences on components that read other weights; they explain another hash of the text.
+        `causes` are sentences by key, which a person understands better than two hashes.
         """
         recorded = self.read().get("bound")
         if not recorded:
@@ -230,8 +230,11 @@ class RunFolder:
                 "to move it aside and start anew."
             )
         if changed := changes(recorded, bound):
-            lines = change_lines({key: pair for key, pair in changed.items() if key != "text" or not weights})
-            lines += [f"  {sentence}" for sentence in weights]
+            sentences = [sentence for key in changed for sentence in causes.get(key, ())]
+            # Another report changes the text, too.
+            hashes = {key for key in changed if causes.get(key)} | ({"text"} if sentences else set())
+            lines = change_lines({key: pair for key, pair in changed.items() if key not in hashes})
+            lines += [f"  {sentence}" for sentence in sentences]
             raise RunError(
                 f"'{self.path}' holds a run of another experiment:\n" + "\n".join(lines) + "\nUndo the "
                 "change, add --fresh to move the old run aside, or choose another --output or name."

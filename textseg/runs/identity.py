@@ -47,7 +47,8 @@ def component_changes(
         old, new = ours.get("source") or {}, theirs["source"]
         if files := sorted(file for file in {*old, *new} if old.get(file) != new.get(file)):
             states = {file: " (new)" if file not in old else " (gone)" if file not in new else "" for file in files}
-            changes.append(f"its code changed: {', '.join(file + state for file, state in states.items())}")
+            listed = ", ".join(file + state for file, state in states.items())
+            changes.append(f"its code changed: {listed} (of {theirs['distribution']})")
         lines += [f"{kind} '{name}': {change}" for change in changes]
     return lines
 

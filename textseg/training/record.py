@@ -20,9 +20,9 @@ from textseg.recipe.schema import Recipe
 from textseg.registry.kinds import SCORING
 from textseg.runs.experiment import Experiment
 from textseg.runs.folder import RunFolder, environment, first_line
-from textseg.runs.identity import component_changes, scored_with
+from textseg.runs.identity import Facts, component_changes, scored_with, weight_changes
 from textseg.runs.task_record import write_task
-from textseg.system.files import write_atomically
+from textseg.system.files import content_hash, write_atomically
 from textseg.text.embeddings import write_prompt_table
 from textseg.training.checkpoints import read_progression
 from textseg.training.loggers import peak_memory
@@ -139,6 +139,19 @@ def bound(experiment: Experiment) -> dict[str, Any]:
         "data": hashes["data"],
         "split": hashes["split"],
         "text": hashes["prompts"],
+        "reports": content_hash(experiment.words) if experiment.reports else None,
+    }
+
+
+def causes_of_changes(before: Facts, experiment: Experiment) -> dict[str, list[str]]:
+    """Return sentences on what may have changed the data, the text and the reports of a run with these components."""
+    now, prompts = experiment.component_facts(), experiment.recipe.prompts
+    report = prompts.report if prompts else None
+    where = "" if report is None else f"'{report.file}'" if report.file else "the facts of the data set"
+    return {
+        "data": component_changes(before, now, of={"dataset"}),
+        "text": [*component_changes(before, now, of={"prompt_generator", "atlas"}), *weight_changes(before, now)],
+        "reports": [f"prompts.report: the words of cases changed in {where}"] if report else [],
     }
 
 

@@ -34,7 +34,7 @@ from textseg.registry.local_code import SESSION, load_code
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
-from textseg.runs.identity import component_changes, weight_changes
+from textseg.runs.identity import component_changes
 from textseg.system import distributed
 from textseg.system.files import cache_folder
 from textseg.system.messages import counted
@@ -43,7 +43,7 @@ from textseg.training import launching
 from textseg.training.loggers import logging_to
 from textseg.training.loop import Training
 from textseg.training.number_checks import deterministic
-from textseg.training.record import RunRecord, bound, failure_kept, finished_earlier
+from textseg.training.record import RunRecord, bound, causes_of_changes, failure_kept, finished_earlier
 from textseg.training.resources import explained_exhaustion
 
 LOST_AFTER = timedelta(hours=2)  # time that a process waits for another process that does not answer
@@ -202,7 +202,7 @@ def _changed_code(experiment: Experiment, folder: RunFolder) -> list[str]:
     if not folder.checkpoint("last").exists():
         return []
     recorded, now = folder.read().get("components") or {}, experiment.component_facts()
-    folder.check_bound(bound(experiment), weight_changes(recorded, now))
+    folder.check_bound(bound(experiment), causes_of_changes(recorded, experiment))
     return component_changes(recorded, now, but=SCORING)
 
 
