@@ -33,7 +33,11 @@ DISTINCT = [path for path in RECIPES if path.parent.name != "ablations" and not 
 # In what a method may differ from ATM-Net in the same experiment.
 METHOD = {"name", "reference", "prompts", "model", "auxiliary_losses"}
 # What a method prescribes beyond that, each with a comment in its recipe; of `training` only how weights move.
-PRESCRIBED: dict[str, set[str]] = {"nnunet_v2": {"augmentation", "segmentation_loss", "training", "evaluation"}}
+PRESCRIBED: dict[str, set[str]] = {
+    "nnunet_v2": {"augmentation", "segmentation_loss", "training", "evaluation"},
+    "h_sam": {"segmentation_loss", "training"},
+    "ariadnes_thread": {"segmentation_loss", "training"},
+}
 HOW_WEIGHTS_MOVE = {
     "optimizer",
     "momentum",

@@ -255,7 +255,7 @@ class HuggingFace:
 
     @cached_property
     def _lowercase(self) -> bool | None:
-        """Whether texts are lower-cased, where the recipe or a vocabulary that stands alone decides it."""
+        """True if texts are lower-cased; None if neither the recipe nor a vocabulary that stands alone decides it."""
         folder = self._source.folder
         vocabulary = folder / "vocab.txt"
         stated = (folder / "tokenizer_config.json").exists() or (folder / "tokenizer.json").exists()

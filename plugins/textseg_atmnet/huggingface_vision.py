@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError, TextsegError, suggestion
-from textseg.models import spread_channels, spread_sentence
+from textseg.models import spread_channels, spread_sentence, standardise
 from textseg.system import HubModel, Progress, quiet_transformers
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
@@ -31,7 +31,8 @@ class HuggingFaceVision(nn.Module):
         task: gives C.
         model: a kind that transformers knows, such as swin, convnext or dinov2, with random weights; a name on the
             hub; or a folder.
-        pretrained: start from the weights of the hub or the folder; without it only the configuration is used.
+        pretrained: start from the weights of the hub or the folder, which read each image with mean 0 and deviation 1;
+            without it only the configuration is used.
         revision: branch, tag or commit on the hub.
         configuration: values of the model's configuration, such as {embed_dim: 48, depths: [2, 2, 2, 2]}.
         stages: the stages that give a level, 0 is the stem; by default the last of each stride. A vision transformer
@@ -69,6 +70,7 @@ class HuggingFaceVision(nn.Module):
             raise RecipeError(
                 f"{name} takes images of {read} channels, and these have {task.image_channels}. Use another encoder."
             )
+        self.pretrained = pretrained
         self.repeats = read // task.image_channels
         self.first_layer = spread_sentence(given, task.image_channels) if pretrained else None
         try:
@@ -106,7 +108,7 @@ class HuggingFaceVision(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """[B, C, H, W] -> L maps, finest first."""
-        maps = self._maps(self.backbone, image)
+        maps = self._maps(self.backbone, standardise(image) if self.pretrained else image)
         return maps if self.full_size is None else (self.full_size(image), *maps)
 
     def __getstate__(self) -> object:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Task
 from textseg.errors import RecipeError
-from textseg.models import spread_sentence
+from textseg.models import spread_sentence, standardise
 from textseg.system import HubModel, Progress, carried
 from textseg_atmnet.backbones import freeze, full_size_level, look_at
 
@@ -26,7 +26,8 @@ class TimmEncoder(nn.Module):
     Args:
         task: gives C.
         model: its name in timm, with the tag of its weights or without: resnet34.a1_in1k.
-        pretrained: start from timm's weights; the first convolution is adapted to C channels.
+        pretrained: start from timm's weights, which read each image with mean 0 and deviation 1; the first convolution
+            is adapted to C channels.
         revision: branch, tag or commit of the weights on the hub.
         stages: the maps of timm that give a level (`out_indices`); by default the last of each stride.
         full_size_channels: channels of a level at full size (two convolutions of the image); 0 leaves it out.
@@ -61,7 +62,7 @@ class TimmEncoder(nn.Module):
         if pretrained and not carried():
             file = _source(timm, model, revision, pickled_weights=pickled_weights).weights()[0]
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
-        self.backbone = _built(timm, model, options)
+        self.pretrained, self.backbone = pretrained, _built(timm, model, options)
         own = (getattr(probe, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
         self.first_layer = spread_sentence(own, task.image_channels) if pretrained else None  # timm spreads so, too
         freeze(self.backbone, pyramid.unused)
@@ -87,7 +88,7 @@ class TimmEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """[B, C, H, W] -> L maps, finest first."""
-        maps = _maps(self.backbone, image)
+        maps = _maps(self.backbone, standardise(image) if self.pretrained else image)
         return maps if self.full_size is None else (self.full_size(image), *maps)
 
 

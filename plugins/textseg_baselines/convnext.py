@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextModel
 
 from textseg.errors import RecipeError
-from textseg.models import spread_channels, spread_sentence
+from textseg.models import spread_channels, spread_sentence, standardise
 from textseg.system import HubModel, Progress
 
 STEM_STRIDE = 4
@@ -18,6 +18,7 @@ class ConvNeXt(nn.Module):
     """A pyramid with strides 4, 8, 16 and so on, without the classification layers.
 
     Images of one channel go to weights for colour images three times; for other channels the weights are repeated.
+    Pretrained weights read each image with mean 0 and deviation 1, as they have learned to.
 
     Args:
         image_channels: C.
@@ -49,12 +50,14 @@ class ConvNeXt(nn.Module):
                 config.num_channels = image_channels
                 pretrained, model = model, ConvNextModel(config)
                 model.load_state_dict(spread_channels(pretrained.state_dict(), model))
+        self.pretrained = weights is not None
         self.repeats = config.num_channels // image_channels
         self.stem, self.stages = model.embeddings, model.encoder.stages
         self.size_multiple = STEM_STRIDE * 2 ** (len(widths) - 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """[B, C, H, W] -> L maps [B, C_l, H_l, W_l], finest first."""
+        image = standardise(image) if self.pretrained else image
         feature = self.stem(image.repeat_interleave(self.repeats, dim=1))
         maps = []
         for stage in self.stages:

@@ -7,8 +7,9 @@ With V the visual tokens of a level, T the text tokens and PE sinusoids that tel
     Z   = V' + alpha LN(MHCA(q = LN(V') + PE, k = T_i + PE, v = T_i))    and at the text
     next finer level = Conv([Up(Z), skip])
 
-Ours are what the description leaves open: positions by row and column, an alpha that begins at 1, residual blocks with
-instance normalisation as convolutions.
+As in the method's public code, PE counts positions row by row, alpha begins at 1.421, convolutions have batch
+normalisation, and a mean over 4 x 4 pixels follows the sub-pixel upsampling. Ours are residual blocks as convolutions,
+and the reduction of a whole prompt to M tokens.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import UnetrUpBlock
+from monai.networks.blocks import SubpixelUpsample, UnetrUpBlock
 from torch import Tensor, nn
 
 from textseg.contracts import Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.models import Attention, plane_sinusoids, sinusoids
+from textseg.models import Attention, sinusoids
 from textseg_baselines.convnext import STEM_STRIDE
 
-NORM = ("INSTANCE", {"affine": True})
+NORM = "BATCH"
+ALPHA = 1.421  # in the beginning
 
 
 class GuideDecoder(nn.Module):
@@ -53,7 +55,7 @@ class GuideDecoder(nn.Module):
         self.cross_norm, self.cross_output_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.self_attention = Attention(channels, self_heads)
         self.cross_attention = Attention(channels, heads)
-        self.alpha = nn.Parameter(torch.ones(1))
+        self.alpha = nn.Parameter(torch.full((1,), ALPHA))
         self.up = UnetrUpBlock(2, channels, finer_channels, 3, 2, NORM, res_block=True)
 
     def guide(self, tokens: Tensor, structures: Tensor | None = None) -> Tensor:
@@ -71,7 +73,7 @@ class GuideDecoder(nn.Module):
         `reweight` changes queries and keys of the attention to the text, [B, N or M, C_l] -> the same shape.
         """
         height, width = visual.shape[-2:]
-        positions = plane_sinusoids(height, width, visual.shape[1], visual.device).flatten(1).T  # [N, C_l]
+        positions = sinusoids(height * width, visual.shape[1], visual.device)  # [N, C_l]
         tokens = visual.flatten(2).transpose(1, 2)  # [B, N, C_l]
         normed = self.self_norm(tokens)
         attended = self.self_attention(normed + positions, normed + positions, normed)
@@ -124,11 +126,7 @@ class SubPixelHead(nn.Sequential):
 
     def __init__(self, channels: int, class_count: int) -> None:
         inner = max(channels // STEM_STRIDE, class_count)
-        super().__init__(
-            nn.Conv2d(channels, inner * STEM_STRIDE**2, 3, padding=1),
-            nn.PixelShuffle(STEM_STRIDE),
-            nn.Conv2d(inner, class_count, 1),
-        )
+        super().__init__(SubpixelUpsample(2, channels, inner, STEM_STRIDE), nn.Conv2d(inner, class_count, 1))
 
 
 def spoken(text: TextFeatures | None) -> Tensor:

@@ -34,7 +34,8 @@ class TeViA(nn.Module):
     """Ariadne's Thread with text that is aligned to the image, and visual prototypes of the structures.
 
     - A learnable prompt p turns the text T into T + p T.
-    - The holistic prompt guides as in Ariadne's Thread. The prompt of each structure follows it as one more token.
+    - The holistic prompt guides as in Ariadne's Thread. The prompts of the structures take part in the alignment alone,
+      so at test time they change nothing.
     - v_k is the mean of the map that the head reads over the annotated pixels of structure k. In training, the
       projected prompts of the structures that a slice shows are drawn to their v_k by the cosine, in every guided
       level. v_k has no gradient there: it supervises the projections of the text.
@@ -137,7 +138,7 @@ class TeViA(nn.Module):
         for decoder, to_visual, skip in zip(decoders, self.to_visual, reversed(skips), strict=True):
             guide = decoder.guide(tokens, structures)  # [B, M + K-1, C_l]
             projected.append(to_visual(guide[:, -self.structures :]))
-            feature = decoder(feature, skip, guide, partial(self._reweighted, to_visual))
+            feature = decoder(feature, skip, guide[:, : -self.structures], partial(self._reweighted, to_visual))
         return TeViAOutput(self.head(feature), decoded=feature, projected_text=tuple(projected))
 
     def _reweighted(self, to_visual: nn.Module, tokens: Tensor) -> Tensor:

@@ -60,15 +60,22 @@ def one_cycle(learning_rate: float, steps: int, *, final_learning_rate: float = 
     return rate
 
 
-def polynomial(learning_rate: float, steps: int, *, power: float = 0.9) -> Schedule:
-    """A power of the remaining share of the steps, which ends at 0.
+def polynomial(learning_rate: float, steps: int, *, power: float = 0.9, warm_up_steps: int = 0) -> Schedule:
+    """A power of the remaining share of the steps, which ends at 0; before it, the learning rate may rise in a line.
 
     Args:
         learning_rate: of the first step.
         steps: the number of steps.
         power: 1 gives a straight line.
+        warm_up_steps: steps of the rise, which end at the learning rate.
     """
-    return lambda step: float(learning_rate * (1 - step / steps) ** power)
+
+    def rate(step: int) -> float:
+        if step < warm_up_steps:
+            return learning_rate * (step + 1) / warm_up_steps
+        return float(learning_rate * (1 - (step - warm_up_steps) / max(1, steps - warm_up_steps)) ** power)
+
+    return rate
 
 
 def _falling(done: float, high: float, low: float) -> float:

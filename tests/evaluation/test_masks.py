@@ -473,8 +473,8 @@ def test_a_folder_of_masks_with_several_sources_keeps_that_of_each_case_and_is_n
         expected[path.name.removesuffix(".mha")] = source or "none"
         if source is not None:
             sidecar = {"mask": path.name, "mask_sha256": file_hash(path), "labels": {"1": "L5", "201": "L5/S"}}
-            said = {"source": source, "visible": "L5"}
-            path.with_suffix(".json").write_text(json.dumps({**sidecar, "made": {}, "said": said}))
+            statement = {"source": source, "visible": "L5"}
+            path.with_suffix(".json").write_text(json.dumps({**sidecar, "made": {}, "said": statement}))
     scored = evaluate_masks(masks, phantom, "mixed", SETTINGS, tmp_path / "out")
     assert {row.case: row.prompt_source for row in scored.scores} == expected
     assert set(expected.values()) == {"ground_truth", "none"}

@@ -169,7 +169,7 @@ def test_a_folder_with_the_vocabulary_alone(bert: Path, copied: Path) -> None:
 
 
 def test_a_cased_vocabulary_alone_keeps_the_case(bert: Path, copied: Path) -> None:
-    """As of Bio_ClinicalBERT, whose repository has no tokenizer_config.json: transformers would lower-case it."""
+    """The repository of Bio_ClinicalBERT has no tokenizer_config.json, and transformers would lower-case its texts."""
     for path in copied.glob("*token*"):
         path.unlink()
     words = [*WORDS, "The", "L"]

@@ -13,6 +13,7 @@ import torch
 
 from textseg.contracts import Atlas, Features, Task, TextFeatures
 from textseg.errors import RecipeError
+from textseg.models import standardise
 from textseg_atmnet.hasf import HASF
 from textseg_atmnet.huggingface_vision import HuggingFaceVision
 
@@ -146,7 +147,8 @@ def test_weights_of_colour_images_read_a_grey_one_thrice(task: Task, pretrained:
     image = torch.randn(2, 1, 224, 224)  # the classifier takes no other
     with torch.no_grad():
         last = encoder(image)[-1]
-        hidden = model.swin(image.expand(-1, 3, -1, -1), output_hidden_states=True).reshaped_hidden_states[-1]
+        read = standardise(image).expand(-1, 3, -1, -1)
+        hidden = model.swin(read, output_hidden_states=True).reshaped_hidden_states[-1]
     # The backbone puts a norm of its own, which begins as the plain one, on the hidden state.
     expected = torch.nn.functional.layer_norm(hidden.permute(0, 2, 3, 1), hidden.shape[1:2])
     torch.testing.assert_close(last, expected.permute(0, 3, 1, 2), rtol=1e-3, atol=1e-3)

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
 from textseg.errors import RecipeError
+from textseg.models import standardise
 from textseg_baselines.convnext import ConvNeXt, fetch_weights, find_weights
 
 WIDTHS, DEPTHS = (4, 8, 12), (1, 2, 1)
@@ -39,18 +40,31 @@ def test_a_grey_image_is_read_thrice_and_its_maps_are_those_of_transformers(publ
     image = torch.randn(2, 1, 32, 48)
     with torch.no_grad():
         features = encoder_of(published).eval()(image)
-        expected = theirs(image.expand(-1, 3, -1, -1), output_hidden_states=True).hidden_states[1:]
+        read = standardise(image).expand(-1, 3, -1, -1)
+        expected = theirs(read, output_hidden_states=True).hidden_states[1:]
         colour = encoder_of(published, channels=3).eval()(image.expand(-1, 3, -1, -1))
     for ours, same, rgb in zip(features, expected, colour, strict=True):
         assert torch.equal(ours, same)
         assert torch.equal(rgb, same)
 
 
+def test_pretrained_weights_read_any_unit_of_the_intensities(published: Path) -> None:
+    image = torch.rand(2, 1, 32, 48)
+    mean, deviation = (statistic.view(2, 1, 1, 1) for statistic in (image.mean((1, 2, 3)), image.flatten(1).std(1)))
+    torch.testing.assert_close(standardise(image), (image - mean) / deviation, rtol=1e-3, atol=1e-3)
+    assert not standardise(torch.ones(1, 1, 4, 4)).any()
+    encoder, random = encoder_of(published).eval(), ConvNeXt(1, WIDTHS, DEPTHS, None).eval()
+    for ours, same in zip(encoder(image), encoder(4 * image + 7), strict=True):
+        torch.testing.assert_close(ours, same, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(random(image)[0], random(4 * image + 7)[0], rtol=1e-3, atol=1e-4)
+
+
 def test_weights_of_colour_images_are_repeated_for_two_channels(published: Path) -> None:
     colour, pair = (encoder_of(published, channels=channels).eval() for channels in (3, 2))
     image = torch.randn(1, 2, 32, 48)
     # As if the weights of the third colour had seen nothing, and the others half as much again
-    as_colours = torch.cat([1.5 * image, torch.zeros(1, 1, 32, 48)], dim=1)
+    colour.pretrained = False  # this image is as weights from ImageNet expect it
+    as_colours = torch.cat([1.5 * standardise(image), torch.zeros(1, 1, 32, 48)], dim=1)
     bias = colour.stem.patch_embeddings.bias
     assert torch.equal(pair.stem.patch_embeddings.bias, bias)
     for ours, expected in zip(pair(image), colour(as_colours), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from textseg.contracts import Atlas, Task, TextFeatures
 from textseg.errors import RecipeError
-from textseg.models.attention import plane_sinusoids, sinusoids
+from textseg.models.attention import sinusoids
 from textseg_baselines.guide_decoder import GuideDecoder, SubPixelHead, guide_decoders, spoken
 
 T, D = 6, 10
@@ -57,7 +57,7 @@ def test_a_decoder_is_the_formula(decoder: GuideDecoder) -> None:
     nn.init.constant_(decoder.alpha, 0.7)
     visual, skip, guide = torch.randn(2, 8, 3, 5), torch.randn(2, 4, 6, 10), torch.randn(2, 5, 8)
     v = visual.flatten(2).mT
-    pe = plane_sinusoids(3, 5, 8, CPU).flatten(1).mT
+    pe = sinusoids(15, 8, CPU)
     n = decoder.self_norm(v)
     v = v + decoder.self_output_norm(decoder.self_attention(n + pe, n + pe, n))
     q, k = decoder.cross_norm(v) + pe, guide + sinusoids(5, 8, CPU)
@@ -94,7 +94,7 @@ def test_the_head_makes_sixteen_pixels_of_a_position() -> None:
     inside = moved[8:12, 12:16]
     assert moved.shape == (20, 28)
     assert len(inside.unique()) == 16  # each pixel its own weights
-    moved[4:16, 8:20] = 0  # the kernel of 3 reaches one position further
+    moved[4:19, 8:23] = 0  # the kernel of 3 reaches one position further, the mean over 4 x 4 pixels 3 more
     assert not moved.any()
 
 

@@ -43,6 +43,12 @@ def test_polynomial_is_torchs() -> None:
     assert rates("polynomial") == pytest.approx(torchs("PolynomialLR", total_iters=STEPS, power=0.9), rel=1e-9)
 
 
+def test_polynomial_may_rise_first() -> None:
+    curve = rates("polynomial", warm_up_steps=4)
+    assert curve[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert curve[4:] == pytest.approx([0.1 * (1 - step / (STEPS - 4)) ** 0.9 for step in range(STEPS - 4)])
+
+
 def test_one_cycle_climbs_then_falls() -> None:
     curve = rates("one_cycle", final_learning_rate=1e-5)
     top = STEPS // 10

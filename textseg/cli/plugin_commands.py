@@ -56,9 +56,9 @@ def listed_commands() -> dict[str, list[str]]:
     that it alone finds, as in a zip file, can be called all the same.
     """
     folders: dict[str, str] = {}  # by distribution; the first on the path counts
-    for place in sys.path:
+    for path in sys.path:
         with suppress(OSError):
-            for entry in os.scandir(place or "."):
+            for entry in os.scandir(path or "."):
                 if entry.name.endswith((".dist-info", ".egg-info")):
                     folders.setdefault(entry.name.partition("-")[0].lower().replace(".", "_"), entry.path)
     commands: dict[str, list[str]] = {}

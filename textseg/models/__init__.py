@@ -7,7 +7,7 @@ encodings, the segmentation loss, sums over all processes, and pretrained weight
 from __future__ import annotations
 
 from textseg.models.attention import Attention, WindowAttention, fuse_windows, plane_sinusoids, sinusoids
-from textseg.models.channels import spread_channels, spread_sentence
+from textseg.models.channels import spread_channels, spread_sentence, standardise
 from textseg.models.losses import SegmentationTerms, mean_of_counted, segmentation_loss
 from textseg.system.distributed import summed
 
@@ -22,5 +22,6 @@ __all__ = [
     "sinusoids",
     "spread_channels",
     "spread_sentence",
+    "standardise",
     "summed",
 ]

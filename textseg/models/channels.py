@@ -1,10 +1,19 @@
-"""Pretrained weights for images of another number of channels."""
+"""Pretrained weights for images with other intensities, and another number of channels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Return [B, C, H, W] in which each channel of each image has mean 0 and deviation 1; a constant one becomes 0.
+
+    Weights from ImageNet have learned from such images. The preparation gives intensities from 0 to 1.
+    """
+    return F.instance_norm(image)
 
 
 def spread_channels(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -347,10 +347,12 @@ def _evaluate(training: Training) -> None:
     device = training.fabric.device
     segmenter = load_segmenter(experiment, folder).to(device)
     further: dict[StatedSource, list[Score]] = {}
-    for other in experiment.further_sources:
-        stated = stated_as(other)
+    for further_source in experiment.further_sources:
+        stated = stated_as(further_source)
         target = folder.evaluation(stated)
-        further[stated] = evaluate_and_write(experiment, segmenter, folder, target, source=other, device=device)
+        further[stated] = evaluate_and_write(
+            experiment, segmenter, folder, target, source=further_source, device=device
+        )
     if not training.silent:  # the report of the run, which comes last, shows them
         folder.update(further_evaluations={name: folder.evaluation(name).read()["test"] for name in further})
     source = experiment.evaluation_source
