@@ -314,3 +314,12 @@ def test_folds_with_other_windows_give_no_mean():
     other_shares = replace(second, windows=[row for row in second.windows if row.share == 1])
     (row,) = only(board([first, other_shares]))
     assert not row.windows
+
+
+def test_the_short_table_shows_the_metrics_that_a_recipe_asked_for():
+    asked = run("a", drawn(0))
+    further = [replace(row, metric=name) for name in ("jaccard", "assd") for row in asked.scores if row.metric == "dsc"]
+    result = board(replace(asked, scores=[*asked.scores, *further]))
+    assert len(short_section(result, 200).header) == len(short_section(board(asked), 200).header) + 1
+    assert short_section(result, 200).header[4].startswith("ASSD")  # Jaccard is among the usual metrics
+    assert short_section(result, 10).header == short_section(board(asked), 10).header

@@ -27,6 +27,7 @@ from textseg.metrics.aggregation import AGGREGATES, DEFINITIONS, Aggregate
 from textseg.metrics.definitions import POLICY
 from textseg.metrics.statistics import DRAWS, MINIMUM_PATIENTS, small_sample_warning
 from textseg.metrics.window_scores import POLICY as WINDOW_POLICY
+from textseg.recipe.schema import EvaluationSettings
 from textseg.registry.kinds import SCORING
 from textseg.runs.identity import component_changes
 from textseg.system.messages import counted
@@ -60,20 +61,25 @@ class Section:
 
 
 def short_section(board: Leaderboard, width: int) -> Section:
-    """Return one table that fits `width` columns: rank, method, first metric, first distance, misses, prompts, size.
+    """Return one table that fits `width` columns: rank, method, metrics, misses, prompts, size.
 
-    The intervals of the distance go first where the width is small, then those of the first metric, then the size.
+    The metrics are the first, the first distance, and those that a recipe without `metrics` does not have. The
+    intervals of the distance go first where the width is small, then those of the first metric, then the size, then
+    the last metrics.
     """
-    for intervals, sizes in ((2, True), (1, True), (0, True)):
-        section = _short_section(board, intervals, sizes)
-        columns = zip(section.header, *section.rows, strict=True)
-        if sum(max(map(len, cells)) + 2 for cells in columns) - 2 <= width:
-            return section
-    return _short_section(board, 0, sizes=False)
+    first = _short_metrics(board)
+    usual = [metric.name for metric in EvaluationSettings().metrics]
+    own = [metric for metric in board.metrics if metric not in (*first, *usual)]
+    for count in range(len(own), -1, -1):
+        for intervals, sizes in ((2, True), (1, True), (0, True), (0, False)):
+            section = _short_section(board, [*first, *own[:count]], intervals, sizes)
+            columns = zip(section.header, *section.rows, strict=True)
+            if sum(max(map(len, cells)) + 2 for cells in columns) - 2 <= width:
+                return section
+    return section
 
 
-def _short_section(board: Leaderboard, intervals: int, sizes: bool) -> Section:
-    metrics = _short_metrics(board)
+def _short_section(board: Leaderboard, metrics: Sequence[str], intervals: int, sizes: bool) -> Section:
     titles = [f"{title_of(board, m)}{' [95 %]' if n < intervals else ''}" for n, m in enumerate(metrics)]
     obedience = ["obedience"] * board.has_obedience
     header = ["rank", "method", *titles, *obedience, "missed", "prompts", *["M params"] * sizes]
