@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from textseg.errors import RecipeError, RunError
+from textseg.evaluation.evaluate import load_segmenter, rebuild, validate
 from textseg.metrics.scores import read_scores
+from textseg.recipe.loading import load_recipe
 from textseg.runs.folder import RunFolder
 from textseg.training.launching import check_shares, launched_rank, one_of_several, run_together
 from textseg.training.run import run
@@ -168,6 +170,13 @@ def test_two_processes_train_and_score_as_one(tiny_recipe: Path, finished_run: P
     dsc = [[row.value for row in rows if row.metric == "dsc"] for rows in (shared_scores, scores)]
     torch.testing.assert_close(torch.tensor(dsc[0]), torch.tensor(dsc[1]), rtol=0, atol=2e-2, equal_nan=True)
     assert folder.read()["processes"] == {"devices": 2, "nodes": 1}
+    # What both scored together is what one process scores with the same weights.
+    best = folder.read_history()[ours["progression"]["best_epoch"] - 1]
+    experiment = rebuild(load_recipe(folder.recipe), folder)
+    validation = validate(experiment, load_segmenter(experiment, folder), "validation", torch.device("cpu"))
+    assert float(best["validation_dsc"]) == pytest.approx(validation.dsc, rel=1e-6)
+    for name, mean in validation.groups.items():
+        assert float(best[f"validation_dsc_{name}"]) == pytest.approx(mean, rel=1e-6)
 
 
 LEARNED_LOSS = """

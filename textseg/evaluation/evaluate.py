@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -256,43 +256,44 @@ def validate(
     If the recipe trains on windows, the cases are also scored in windows, under the text that is right for each.
     `examples` is the number of example slices, one for each case.
     """
-    cases, per_structure, slices = experiment.cases[part], dict[str, list[float]](), list[ExampleSlice]()
+    from textseg.evaluation.mean_dice import MeanDice  # the import of torchmetrics is slow, and only training validates
 
-    def validated(prepared: PreparedCase) -> tuple[dict[str, float], CasePrediction]:
+    cases, dice, dice_in_windows = experiment.cases[part], MeanDice(experiment.atlas), MeanDice(experiment.atlas)
+    drawn: dict[int, tuple[int, NDArray[np.uint8], NDArray[np.uint8], float]] = {}  # by the number of the case
+    for number in range(distributed.rank(), len(cases), distributed.count()):
+        prepared = cases[number]
         prediction, _ = _predict(experiment, segmenter, prepared, experiment.evaluation_source, device, native=False)
         shown = sorted({index for plane in prepared.present for index in plane})
-        expected, predicted = without_ignored(np.asarray(prepared.mask), prediction.prepared)
-        result = score(predicted, expected, spacing=prepared.spacing_mm, structures=shown, metrics=[DICE])
-        return {experiment.atlas.names[i - 1]: values.values["dsc"] for i, values in result.items()}, prediction
-
-    for prepared, (dsc, prediction) in zip(cases, distributed.in_turns(cases, validated), strict=True):
-        for name, value in dsc.items():
-            per_structure.setdefault(name, []).append(value)
-        if len(slices) < examples:
-            reference = np.asarray(prepared.mask)
-            index, mean = fullest_slice(reference), float(np.mean([*dsc.values()] or 0.0))
-            drawn = reference[index], prediction.prepared[index]
-            slices.append(ExampleSlice(prepared, index, *drawn, mean, native=False))
-    in_windows: dict[str, list[float]] = {}
-    if experiment.augmentation.windows:
-        for rows in distributed.in_turns(cases, partial(_window_scores, experiment, segmenter, device=device)):
-            for name, value in rows:
-                in_windows.setdefault(name, []).append(value)
-    means = {name: float(np.mean(values)) for name, values in per_structure.items()}
-    members = experiment.atlas.groups.items()
-    within = {group: [means[name] for name in names if name in means] for group, names in members}
+        reference = np.asarray(prepared.mask)
+        expected, predicted = without_ignored(reference, prediction.prepared)
+        values = _dice(predicted, expected, shown)
+        dice.update(values)
+        if number < examples:
+            index, mean = fullest_slice(reference), float(np.mean([*values.values()] or 0.0))
+            drawn[number] = index, reference[index].copy(), prediction.prepared[index].copy(), mean
+        if experiment.augmentation.windows:
+            for values in _window_scores(experiment, segmenter, prepared, device=device):
+                dice_in_windows.update(values)
+    (dsc, groups), (in_windows, _) = dice.compute(), dice_in_windows.compute()
+    shared = {number: example for share in distributed.gathered(drawn) for number, example in share.items()}
+    slices = [ExampleSlice(cases[number], *shared[number], native=False) for number in sorted(shared)]
     return Validation(
-        dsc=float(np.mean(list(means.values()))) if means else 0.0,
-        groups={group: float(np.mean(values)) for group, values in within.items() if values},
+        dsc=0.0 if math.isnan(dsc) else dsc,
+        groups=groups,
         examples=slices,
-        windows_dsc=float(np.mean([np.mean(values) for values in in_windows.values()])) if in_windows else None,
+        windows_dsc=None if math.isnan(in_windows) else in_windows,
     )
+
+
+def _dice(prediction: NDArray[Any], reference: NDArray[Any], structures: Sequence[int]) -> dict[int, float]:
+    result = score(prediction, reference, spacing=(1.0, 1.0, 1.0), structures=structures, metrics=[DICE])
+    return {index: values.values[DICE.name] for index, values in result.items()}
 
 
 def _window_scores(
     experiment: Experiment, segmenter: Segmenter, prepared: PreparedCase, *, device: torch.device
-) -> list[tuple[str, float]]:
-    """Return the DSC of each structure that a person would name in each window of a case, by name.
+) -> Iterator[dict[int, float]]:
+    """Yield the DSC of the structures that a person would name in each window of a case, by index.
 
     The windows are cut from the prepared slices, as in training. The text states what the window shows. A model whose
     training never named what a picture shows gets the template. So does a window about which no text was encoded: one
@@ -303,7 +304,6 @@ def _window_scores(
     image, mask = torch.from_numpy(np.array(prepared.image)).float(), torch.from_numpy(np.array(prepared.mask))
     body = find_body(prepared.image) if recipe.preparation.crop == "body" else None
     unchanged = FixedOrder(AugmentationSettings(), recipe.seed)
-    scores = []
     for window in fixed_windows(VALIDATED_SHARE, prepared.slice_geometry.native_size):
         view = view_of_window(prepared, window, body)
         shown, labels = unchanged.of_batch(image, mask, [0], epoch=0, views=[view])
@@ -326,9 +326,7 @@ def _window_scores(
         # A structure between the first and the last one may be missing; it has no DSC.
         indices = [index for index in (atlas[name].index for name in named) if after[index]]
         expected, predicted = without_ignored(labels.numpy(), prediction)
-        result = score(predicted, expected, spacing=(1.0, 1.0, 1.0), structures=indices, metrics=[DICE])
-        scores += [(atlas.names[index - 1], values.values["dsc"]) for index, values in result.items()]
-    return scores
+        yield _dice(predicted, expected, indices)
 
 
 def _predict(

@@ -35,6 +35,11 @@ def disconnect() -> None:
         _talk = None
 
 
+def group() -> Any:
+    """Return the group for values on the CPU; None if a run has one device."""
+    return _talk
+
+
 def count() -> int:
     """Return the number of processes; 1 if a run has one device."""
     return 1 if _talk is None else dist.get_world_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -15,6 +16,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torchmetrics import SumMetric
 
 from textseg.contracts import IGNORED, Batch, HasEpochStart, HasLosses, HasStages, SegmenterOutput
 from textseg.data.slices import ShuffledBatches, Slices, Volumes, check_shared_memory, training_loader
@@ -220,16 +222,17 @@ class Training:
         progression, device = self.progression, self.fabric.device
         started, slices, stopping = time.monotonic(), 0, False
         # A run that was stopped inside an epoch continues with the sums of the earlier steps.
-        sums = {name: torch.tensor(value).to(device) for name, value in progression.sums.items()}
+        sums = defaultdict[str, SumMetric](lambda: SumMetric(nan_strategy="disable").to(device))  # NumberCheck looks
+        for name, total in progression.sums.items():
+            sums[name].update(total)
         for batch in self._batches(epoch):
             for name, value in self.training_step(batch).items():
-                sums[name] = sums[name] + value if name in sums else value
+                sums[name].update(value)
             slices += len(batch.case) * distributed.count()
             display.advance()
             if stopping := distributed.any_says(self.stop_requested):
                 break
-        shares = distributed.gathered({name: value.item() for name, value in sums.items()})
-        progression.sums = {name: sum(share[name] for share in shares) / len(shares) for name in sums}
+        progression.sums = {name: float(metric.compute()) / distributed.count() for name, metric in sums.items()}
         seconds = time.monotonic() - started
         progression.seconds += seconds
         return stopping, slices / seconds
