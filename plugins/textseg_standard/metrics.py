@@ -2,7 +2,7 @@
 
 They follow medpy 0.5.2 with connectivity 1, so that numbers compare with papers that used it. Distances run between the
 centres of border voxels: voxels of the structure with a face neighbour outside it; what lies beyond the edge of the
-image is outside.
+image is outside. `medpy` names the function of `medpy.metric.binary` that computes the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Distances = NDArray[np.float64]
 class DSC(Dice):
     """Dice similarity coefficient: twice the common voxels over the sum of both sides' voxels; 1 is best."""
 
+    medpy = "dc"
+
 
 class Jaccard:
     """Jaccard index: the common voxels over those of either side; 1 is best."""
@@ -26,6 +28,7 @@ class Jaccard:
     unit = ""
     higher_is_better = True
     missed = 0.0
+    medpy = "jc"
 
     def from_counts(self, predicted: int, expected: int, common: int) -> float:
         """Return the ratio."""
@@ -44,6 +47,8 @@ class HD95(_Distance):
     It is one 95th percentile (linear interpolation) over the distances from each predicted border voxel to the nearest
     reference border voxel, and the other way round.
     """
+
+    medpy = "hd95"
 
     def from_distances(self, there: Distances, back: Distances) -> float:
         """Return the percentile."""
@@ -64,6 +69,8 @@ class HD95DirectedMax(_Distance):
 class ASD(_Distance):
     """Average surface distance: mean distance from the predicted to the reference border only; 0 is best."""
 
+    medpy = "asd"
+
     def from_distances(self, there: Distances, back: Distances) -> float:
         """Return the mean."""
         return float(there.mean())
@@ -82,6 +89,8 @@ class ASSD(_Distance):
 
     Each border voxel is counted once.
     """
+
+    medpy = "assd"
 
     def from_distances(self, there: Distances, back: Distances) -> float:
         """Return the mean."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,22 @@ def test_scores_are_those_of_medpy(dataset: Dataset, tmp_path: Path) -> None:
         distance = function(prediction == 1, reference.array == 1, voxelspacing=reference.spacing_mm)
         assert values[metric] == pytest.approx(distance, rel=1e-5)
     assert {row.structure for row in read_scores(tmp_path / "out/group_scores.csv")} == {"vertebrae", "discs", "canal"}
+
+
+def test_masks_are_scored_by_medpy_itself(dataset: Dataset, tmp_path: Path) -> None:
+    predictions = predict(dataset, tmp_path / "masks", rows=2)
+    by_medpy = SETTINGS.model_copy(update={"kernel": "medpy"})
+    scores = {
+        name: evaluate_masks(predictions, dataset, name, settings, tmp_path / name).scores
+        for name, settings in (("ours", SETTINGS), ("theirs", by_medpy))
+    }
+    for ours, theirs in zip(*scores.values(), strict=True):
+        assert theirs.place == ours.place
+        assert theirs.value == pytest.approx(ours.value, rel=0, abs=1e-9, nan_ok=True)
+    record = json.loads((tmp_path / "theirs/run.json").read_text())
+    assert record["metrics_kernel"] == f"medpy {version('medpy')}"
+    board = " ".join(as_text(compare([tmp_path / name for name in scores])).split())
+    assert f"computed by medpy {version('medpy')}, in other runs by textseg, with equal numbers" in board
 
 
 def test_a_missing_mask_is_a_miss_of_everything_and_a_foreign_one_is_named(dataset: Dataset, tmp_path: Path) -> None:

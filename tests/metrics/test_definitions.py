@@ -1,13 +1,16 @@
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 from medpy.metric import binary
 
 from textseg.errors import DataError, PluginError, RecipeError
+from textseg.metrics import named
 from textseg.metrics.definitions import POLICY, Kernel, StructureScore, fastest_kernel, score
 from textseg.metrics.named import NamedMetric, build_metrics, metric_named
 from textseg.recipe.schema import MetricSpec
@@ -250,6 +253,49 @@ def cases(seeds: range) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, .
                 if kind < 0.3:
                     pair[side][tuple(np.array(shape) - 1)] = label  # an island in the corner
         yield pair[0], pair[1], spacing, structures
+
+
+@pytest.mark.parametrize("shape", [(5, 14, 12), (20, 16)])
+def test_metrics_by_medpy_are_its_own_and_equal_ours(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = dict.fromkeys(("dc", "jc", "hd95", "asd", "assd"), 0)
+
+    def counted(name: str, function: Callable[..., float], *masks: np.ndarray, **spacing: Any) -> float:
+        calls[name] += 1
+        return function(*masks, **spacing)
+
+    for name in calls:
+        monkeypatch.setattr(binary, name, partial(counted, name, getattr(binary, name)))
+    names = [*ALL, "asd_reverse", "hd95_directed_max", surface_dice(1.0)]
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        image = blobs(random, shape, 3)
+        pair, spacing = (image, np.roll(image, 1, axis=-1)), tuple(random.uniform(0.3, 4, len(shape)))
+        ours, theirs = (
+            score(*pair, spacing=spacing, structures=[1, 2, 3, 9], metrics=names, kernel=kernel)
+            for kernel in ("numpy", "medpy")
+        )
+        for label, expected in ours.items():
+            assert theirs[label].status == expected.status
+            assert theirs[label].values == pytest.approx(expected.values, rel=0, abs=1e-9, nan_ok=True)
+    assert len({*calls.values()}) == 1
+    assert calls["dc"] > 30
+
+
+def test_medpy_does_not_compute_a_metric_that_a_subclass_defines_otherwise() -> None:
+    class Half(type(metric_named("dsc").metric)):  # type: ignore[misc]
+        def from_counts(self, predicted: int, expected: int, common: int) -> float:
+            return common / (predicted + expected)
+
+    image = np.ones((3, 3), np.uint8)
+    half = NamedMetric("half", Half())
+    values = score(image, image, spacing=(1, 1), structures=[1], metrics=[half, "dsc"], kernel="medpy")[1].values
+    assert values == {"half": 0.5, "dsc": 1.0}
+
+
+def test_a_missing_medpy_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named, "unmet", lambda requirement: ["medpy>=0.5.2"])
+    with pytest.raises(RecipeError, match=r"evaluation.kernel: 'medpy' needs medpy.*pip install 'textseg\[medpy\]'"):
+        build_metrics(["dsc"], kernel="medpy")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, BadParameter, Exit, Option
 
@@ -24,6 +24,9 @@ def score(
     metrics: Annotated[
         str | None, Option(metavar="NAMES", help="Metrics, such as dsc,hd95. Default: dsc,jaccard,hd95,asd.")
     ] = None,
+    kernel: Annotated[
+        Literal["textseg", "medpy"], Option(help="Who computes the metrics; the numbers are equal.")
+    ] = "textseg",
     moved: Annotated[
         Path | None, Option(metavar="DIR", help="Masks of the same cases under a moved text, to measure obedience.")
     ] = None,
@@ -52,6 +55,7 @@ def score(
         )
     truth, parts = dataset_of(dataset, references, None, code), split_parts(split)
     settings = EvaluationSettings() if metrics is None else evaluation_of(metrics)
+    settings = settings.model_copy(update={"kernel": kernel})
     folder, patients = output or Path("runs") / file_name(masks.resolve().name), parts and parts["test"]
     compared: list[ComparedPicture] = []
     unread: Mapping[str, str] = {}

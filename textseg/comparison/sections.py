@@ -471,10 +471,21 @@ def notes(board: Leaderboard) -> list[str]:
         means,
         POLICY,
         *own_metrics(board),
+        *kernels(board),
         intervals,
         *filter(None, [small_sample_warning(patients)]),
         *other_code(board),
     ]
+
+
+def kernels(board: Leaderboard) -> list[str]:
+    """Return a note on the runs whose metrics medpy computed; they compare with other runs, since numbers are equal."""
+    runs = [run for table in board.tables for row in table.rows for run in row.finished.runs]
+    names = {str(run.value("metrics_kernel")) for run in runs}
+    if not (by_medpy := sorted(name for name in names if name.startswith("medpy"))):
+        return []
+    others = ", in other runs by textseg, with equal numbers" if len(by_medpy) < len(names) else ""
+    return [f"Metrics that medpy has are computed by {' and '.join(by_medpy)}{others}."]
 
 
 def other_code(board: Leaderboard) -> list[str]:

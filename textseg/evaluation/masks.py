@@ -16,7 +16,7 @@ from textseg.evaluation.scoring import score_maps
 from textseg.inference.files import find_inputs
 from textseg.levels.level_naming import LevelNaming, compare_names, write_level_naming
 from textseg.levels.obedience import ComparedPicture, as_json, obedience, shows_landmark, write_obedience
-from textseg.metrics.definitions import fastest_kernel
+from textseg.metrics.definitions import recorded_kernel
 from textseg.metrics.named import build_metrics
 from textseg.metrics.scores import Score, write_scores
 from textseg.recipe.schema import EvaluationSettings
@@ -67,7 +67,7 @@ def evaluate_masks(
     folder = RunFolder(output)
     if folder.record.exists() and not folder.read().get("predictions"):
         raise DataError(f"'{output}' is the folder of a run. Name another one.")
-    metrics = build_metrics(settings.metrics, dimensions=3 if settings.per == "volume" else 2)
+    metrics = build_metrics(settings.metrics, dimensions=3 if settings.per == "volume" else 2, kernel=settings.kernel)
     cases, files, extra = _choose(predictions, dataset, patients)
     missing = [case.id for case in cases if _key(case.id) not in files]
     scores, group_scores, names, contents = list[Score](), list[Score](), dict[str, LevelNaming](), []
@@ -117,7 +117,7 @@ def evaluate_masks(
         named=named or None,
         obedience=as_json(compared) if compared else None,
         metrics={metric.name: asdict(metric.facts(settings.unit)) for metric in metrics},
-        metrics_kernel=fastest_kernel(),
+        metrics_kernel=recorded_kernel(settings.kernel),
         enumeration=write_level_naming(folder.enumeration, names),
         structures_in_training=[structure for structure in dataset.atlas.names if structure in shown],
         groups={name: list(members) for name, members in dataset.atlas.groups.items()},

@@ -63,7 +63,7 @@ def score_maps(
     """Return rows of scores for the structures of two label maps, and for the groups of the atlas.
 
     Args:
-        settings: the space and the unit of the metrics.
+        settings: the space, the unit and the kernel of the metrics.
         atlas: the names of the classes; each of its groups is merged into one structure before it is scored.
         case: the case of the label maps.
         maps: predicted and reference class indices, each [S, H, W].
@@ -89,6 +89,7 @@ def score_maps(
                 structures=labels,
                 metrics=metrics,
                 spacing_mm=steps_mm,
+                kernel="medpy" if settings.kernel == "medpy" else None,
                 where=lambda label, scored=scored: f"'{atlas.names[label - 1]}' of {scored}",  # type: ignore[misc]
             )
             worst = {metric.name: metric.worst(prediction.shape, steps) for metric in metrics}

@@ -6,6 +6,7 @@ metric is a component, and most of them are in a plug-in.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import warnings
@@ -22,7 +23,8 @@ from textseg.metrics.named import NamedMetric, Pair, metric_named
 from textseg.metrics.surfaces import Array
 
 Status = Literal["ok", "missed", "spurious", "absent"]
-Kernel = Literal["numpy", "numba"]  # what compares two label maps: `borders`, or `compiled_borders`
+# What compares two label maps: `borders`, or `compiled_borders`, or medpy for the metrics that it has
+Kernel = Literal["numpy", "numba", "medpy"]
 
 POLICY = (
     "A structure is 'ok' where prediction and reference both contain it: all metrics are computed. 'missed' (in the "
@@ -61,7 +63,7 @@ def score(
         metrics: installed metrics by name, with their default settings, or those that `build_metrics` gives.
         spacing_mm: for metrics with a unit of their own, if `spacing` is in pixels.
         where: the name of a label in messages.
-        kernel: the fastest that is installed unless it is named; both give the same numbers.
+        kernel: the faster of `numpy` and `numba` that is installed unless it is named; all give the same numbers.
 
     Raises DataError where the label maps differ in shape, PluginError for a metric that is missing or broken,
     ValueError for labels that are no non-negative integers or a spacing that doesn't fit.
@@ -76,8 +78,9 @@ def score(
     if len(spacing) != prediction.ndim or not all(0 < distance < np.inf for distance in spacing):
         raise ValueError(f"A spacing of {prediction.ndim} positive numbers is needed, not {tuple(spacing)}.")
 
-    measured = any(metric.form == "distances" for metric in chosen)
-    compare = _compare(kernel or fastest_kernel())
+    medpy = kernel == "medpy"
+    measured = any(metric.form == "distances" and not (medpy and metric.medpy) for metric in chosen)
+    compare = _compare(fastest_kernel() if kernel in (None, "medpy") else kernel)
     comparison = compare(prediction, reference, structures=structures, spacing=spacing if measured else None)
     steps, steps_mm = tuple(spacing), tuple(spacing if spacing_mm is None else spacing_mm)
     scores = {}
@@ -86,7 +89,7 @@ def score(
         status: Status = "ok" if a and b else "spurious" if a else "missed" if b else "absent"
         if status == "ok":
             masks = cache(partial(_masks, prediction, reference, label))
-            pair = Pair((a, b, c), comparison.distances.get(label), masks, steps, steps_mm)
+            pair = Pair((a, b, c), comparison.distances.get(label), masks, steps, steps_mm, medpy)
             values = {metric.name: metric.value(pair, where(label)) for metric in chosen}
         else:
             values = {metric.name: math.nan if status == "absent" else metric.missed for metric in chosen}
@@ -99,6 +102,11 @@ def _masks(prediction: Array, reference: Array, label: int) -> tuple[Array, Arra
     for mask in masks:
         mask.flags.writeable = False  # all metrics read the same ones
     return masks
+
+
+def recorded_kernel(kernel: Literal["textseg", "medpy"]) -> str:
+    """Return what computes metrics with this `evaluation.kernel` of a recipe, for run.json: `numba`, `medpy 0.5.2`."""
+    return f"medpy {importlib.metadata.version('medpy')}" if kernel == "medpy" else fastest_kernel()
 
 
 @cache

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -14,11 +14,14 @@ import numpy as np
 
 from textseg.contracts import ReadsCounts, ReadsDistances
 from textseg.errors import PluginError, RecipeError
-from textseg.metrics.surfaces import Array, compare_labels
+from textseg.metrics.surfaces import Array, bounding_box, compare_labels
 from textseg.recipe.schema import MetricSpec
 from textseg.registry.component import cause
 from textseg.registry.discovery import Registry, installed_registry
+from textseg.registry.requirements import unmet
+from textseg.system.commands import pip_install
 
+MEDPY = "textseg[medpy]"
 LENGTH = "length"  # the unit of metrics that are in mm or in pixels
 Form = Literal["counts", "distances", "torch", "masks"]  # what a metric reads
 
@@ -44,6 +47,7 @@ class Pair:
     masks: Callable[[], tuple[Array, Array]]
     spacing: tuple[float, ...]
     spacing_mm: tuple[float, ...]
+    medpy: bool = False  # let medpy compute the metrics that it has
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,13 @@ class NamedMetric:
         return length if self.metric.unit == LENGTH else str(self.metric.unit)
 
     @property
+    def medpy(self) -> str | None:
+        """The function of `medpy.metric.binary` that computes the metric; None if the metric's class names none."""
+        # Not inherited: a subclass may define the metric otherwise.
+        function: str | None = vars(type(self.metric)).get("medpy")
+        return function
+
+    @property
     def missed(self) -> float:
         """The value of a structure that only one side shows; NaN if undefined."""
         return math.nan if self.metric.missed is None else float(self.metric.missed)
@@ -130,6 +141,13 @@ class NamedMetric:
 
     def _given(self, pair: Pair) -> Any:
         metric = self.metric
+        if pair.medpy and self.medpy:
+            from medpy.metric import binary
+
+            spacing = {"voxelspacing": pair.spacing} if metric.unit == LENGTH else {}
+            masks = pair.masks()
+            box = bounding_box(*masks)  # outside of both masks there is nothing to measure, which takes medpy minutes
+            return getattr(binary, self.medpy)(*(mask[box] for mask in masks), **spacing)
         if self.form == "counts":
             return metric.from_counts(*pair.counts)
         if self.form == "distances":
@@ -195,13 +213,22 @@ DICE = NamedMetric("dsc", Dice(), definition_of(Dice))
 
 
 def build_metrics(
-    specs: Iterable[MetricSpec | str], registry: Registry | None = None, *, dimensions: int = 3
+    specs: Iterable[MetricSpec | str],
+    registry: Registry | None = None,
+    *,
+    dimensions: int = 3,
+    kernel: Literal["textseg", "medpy"] = "textseg",
 ) -> tuple[NamedMetric, ...]:
     """Return metrics, by name or as a recipe has them, each tried on two small masks of 2 or 3 dimensions.
 
-    So a metric that can't work stops a run before the training. Raises RecipeError for settings and for a name that
-    stands twice, and PluginError for a metric that is missing or broken.
+    So a metric that can't work stops a run before the training. Raises RecipeError for settings, for a name that
+    stands twice and for a `kernel` that is not installed, and PluginError for a metric that is missing or broken.
     """
+    if kernel == "medpy" and unmet(MEDPY):
+        raise RecipeError(
+            f"evaluation.kernel: 'medpy' needs medpy, which is not installed. Install it with: {pip_install(MEDPY)}, "
+            "or write textseg, which gives the same numbers."
+        )
     registry = registry or installed_registry()
     metrics: dict[str, NamedMetric] = {}
     for given in specs:
@@ -220,7 +247,7 @@ def build_metrics(
                 f"evaluation.metrics: two metrics are called '{metric.name}', and each needs a column of its own. Name "
                 f"that of one of them: {{use: {spec.use}, column: {metric.name}_2}}."
             )
-        metric.value(_example(dimensions), f"two boxes in {dimensions} dimensions")
+        metric.value(replace(_example(dimensions), medpy=kernel == "medpy"), f"two boxes in {dimensions} dimensions")
         metrics[metric.name] = metric
     return tuple(metrics.values())
 

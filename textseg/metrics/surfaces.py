@@ -35,7 +35,7 @@ def compare_labels(
     `distances` holds the structures that both sides contain.
     """
     if 0 not in structures:  # beyond the box there is background only, as beyond the image
-        box = _box(prediction, reference)
+        box = bounding_box(prediction, reference)
         prediction, reference = prediction[box], reference[box]
     length = table_length(prediction, reference, structures)
     predicted, expected, common = (
@@ -65,7 +65,7 @@ def nearest(points: Array, others: Array) -> Array:
     return np.asarray(tree.query(points)[0], dtype=np.float64)
 
 
-def _box(prediction: Array, reference: Array) -> tuple[slice, ...]:
+def bounding_box(prediction: Array, reference: Array) -> tuple[slice, ...]:
     """Return the smallest box around everything except background on both sides."""
     boxes = ndimage.find_objects(((prediction != 0) | (reference != 0)).astype(np.uint8))
     return boxes[0] if boxes else (slice(0, 0),) * prediction.ndim

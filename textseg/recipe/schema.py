@@ -423,6 +423,7 @@ class EvaluationSettings(_Section):
     per: Literal["volume", "slice"] = "volume"
     space: Literal["native", "prepared"] = "native"
     unit: Literal["mm", "pixel"] = "mm"
+    kernel: Literal["textseg", "medpy"] = "textseg"  # who computes: equal numbers, medpy for the metrics that it has
     fields_of_view: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None  # shares of the rows of the file
     checkpoint: Literal["best", "last"] = "best"  # by validation, or of the last epoch
     mirroring: Literal["none", "horizontal", "vertical", "both"] = "none"  # views whose mean logits are the prediction

@@ -24,7 +24,7 @@ from textseg.evaluation.evaluate import (
 from textseg.evaluation.fields_of_view import WindowEvaluation, evaluate_windows
 from textseg.inference.structure_finder import write_visible
 from textseg.levels.level_naming import write_level_naming
-from textseg.metrics.definitions import fastest_kernel
+from textseg.metrics.definitions import recorded_kernel
 from textseg.metrics.scores import Score, StatedSource, summarise, write_scores
 from textseg.metrics.window_scores import WindowMeans, means_as_json, summarise_windows, write_window_scores
 from textseg.models.segmenter import Segmenter
@@ -131,7 +131,7 @@ def _write_numbers(
         "scored_with": changed_facts(trained_by, experiment.component_facts()),
         "evaluation": {**settings.model_dump(mode="json"), "prompts": result.prompts or "none"},
         "metrics": {metric.name: asdict(metric.facts(settings.unit)) for metric in experiment.metrics},
-        "metrics_kernel": fastest_kernel(),
+        "metrics_kernel": recorded_kernel(settings.kernel),
         "structures_in_training": trained,
         "groups": {name: list(members) for name, members in experiment.atlas.groups.items()},
         "enumeration": write_level_naming(target.enumeration, result.naming),

@@ -312,7 +312,9 @@ def build(
 
 
 def _metrics(recipe: Recipe, registry: Registry) -> tuple[NamedMetric, ...]:
-    return build_metrics(recipe.evaluation.metrics, registry, dimensions=3 if recipe.evaluation.per == "volume" else 2)
+    settings = recipe.evaluation
+    dimensions = 3 if settings.per == "volume" else 2
+    return build_metrics(settings.metrics, registry, dimensions=dimensions, kernel=settings.kernel)
 
 
 def _check_parts(recipe: Recipe, registry: Registry) -> None:
