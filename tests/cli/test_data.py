@@ -156,7 +156,7 @@ def test_a_reader_may_use_an_atlas_of_a_file(
         array[1, 6:9, 5:8] *= 1 if name == "masks" else 9
         sitk.WriteImage(sitk.GetImageFromArray(array), tmp_path / "data" / name / "a.mha")
     (tmp_path / "parts.py").write_text(PARTS)
-    settings = ["--set", "atlas=mine", "--set", "labels={1: bone}"]
+    settings = ["--set", "atlas=mine", "--set", "dataset.labels={1: bone}"]
     arguments = ["check", "nifti_folder", "--folder", str(tmp_path / "data"), *settings]
     installed_registry.cache_clear()
     try:

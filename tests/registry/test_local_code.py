@@ -113,6 +113,26 @@ def test_what_is_wrong_with_a_file_is_one_message(text: str, message: str, tmp_p
 
 
 @pytest.mark.usefixtures("fresh")
+def test_a_file_replaces_the_class_of_the_session_that_was_its_draft(tmp_path: Path) -> None:
+    def draft() -> None:
+        @textseg.component("fusion", "mine")
+        class Draft:
+            """Mixes."""
+
+            def __init__(self, task: object, features: object) -> None:
+                self.heads = 0
+
+    draft()
+    registry = installed_registry()
+    assert registry.build("fusion", "mine", None, None, settings={}).heads == 0
+    load_code(written(tmp_path, DECORATED))
+    assert registry.component("fusion", "mine").plugin == "my_parts.py"
+    assert registry.build("fusion", "mine", None, None, settings={}).heads == 8
+    with pytest.raises(PluginError, match="the name is in use: local code 'my_parts.py' has it"):
+        draft()
+
+
+@pytest.mark.usefixtures("fresh")
 def test_a_class_of_a_session_is_a_component_at_once() -> None:
     for heads in (2, 3):  # a cell that is executed again replaces its class
 

@@ -51,7 +51,7 @@ DatasetFolder = Annotated[
 ]
 DatasetOverrides = Annotated[
     list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Put a value into the settings of the data set. May be repeated."),
+    Option("--set", metavar="KEY=VALUE", help="A setting of the data set: labels={1: bone}. May be repeated."),
 ]
 
 
@@ -93,7 +93,7 @@ def dataset_of(name: str, folder: Path | None, overrides: list[str] | None, code
         settings["folder"] = str(folder)
     for override in overrides or []:
         try:
-            put(settings, override)
+            put(settings, override.removeprefix("dataset."))
         except ValueError as error:
             raise RecipeError(f"--set {override}: {error}") from error
     dataset: Dataset = registry.build("dataset", component, settings=settings)

@@ -20,10 +20,9 @@ from textseg.errors import DataError, PluginError, RecipeError, shortened
 from textseg.recipe.listing import recipe_file
 from textseg.recipe.received import CONSENT, is_received, load_local_code, origin_of, refusal
 from textseg.recipe.schema import ComponentSpec, EvaluationSettings, Recipe, written_out
-from textseg.registry.component import LOCAL, canonical
+from textseg.registry.component import LOCAL, SESSION, canonical
 from textseg.registry.discovery import Registry, installed_registry
 from textseg.registry.kinds import KINDS, OF_NUMBERS, TO_EVALUATE, TO_PREDICT, Kind
-from textseg.registry.local_code import SESSION
 from textseg.registry.validation import KeyPath, Mistake, dotted, explain
 from textseg.system import yaml_text
 from textseg.system.commands import pip_install

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 LOCAL = "not installed"  # in place of the version of code that is not installed
+SESSION = "Python session"  # in place of the name of a plug-in
 
 
 @dataclass(frozen=True)

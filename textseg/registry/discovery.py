@@ -20,7 +20,7 @@ from textseg import hookspecs
 from textseg.errors import PluginError, RecipeError, TextsegError, shortened, suggestion
 from textseg.hookspecs import PublishedTable, ReportSection, Run
 from textseg.registry.api_version import asked_api, misfit
-from textseg.registry.component import Component, Plugin, canonical, cause, line_in
+from textseg.registry.component import SESSION, Component, Plugin, canonical, cause, line_in
 from textseg.registry.kinds import KINDS, kind_of
 from textseg.registry.validation import dotted
 from textseg.system.interruptions import is_interruption
@@ -121,12 +121,14 @@ class Registry:
     def adopt(self, plugin: str, components: Sequence[Component], *, keep: bool = False) -> None:
         """Add components of a file or a session, in place of its earlier ones, or `keep` those with other names.
 
-        Raises PluginError for a name that another plug-in uses.
+        A file replaces a class of the session, which was its draft. Raises PluginError for a name that another plug-in
+        or another file uses.
         """
         for component in components:
             key = component.kind, component.name
             taken = self._components.get(key)
-            if key in self._collisions or (taken is not None and taken.plugin != plugin):
+            draft = taken is not None and taken.plugin == SESSION
+            if key in self._collisions or (taken is not None and taken.plugin != plugin and not draft):
                 user = f"{taken.origin} has it" if taken is not None else self._collisions[key]
                 raise PluginError(
                     f"{component.kind} '{component.name}' of {plugin}: the name is in use: {user}. Choose another name."

@@ -15,12 +15,11 @@ from typing import TypeVar
 
 from textseg.errors import PluginError
 from textseg.hookspecs import MARK
-from textseg.registry.component import LOCAL, Component, Plugin, cause
+from textseg.registry.component import LOCAL, SESSION, Component, Plugin, cause
 from textseg.registry.discovery import LocalCode, Register, Registry, hooks_of, installed_registry
 from textseg.registry.kinds import kind_of
 from textseg.system.commands import shell
 
-SESSION = "Python session"
 HOW = (
     'Write @textseg.component("fusion", "mine") above a class, or a function textseg_register with @hookimpl above it.'
 )

@@ -28,9 +28,10 @@ from textseg.models.segmenter import Segmenter
 from textseg.models.stages import divide_epochs
 from textseg.recipe.loading import dump, is_text, load_recipe, required_components
 from textseg.recipe.schema import Recipe, TrainingSettings
+from textseg.registry.component import SESSION
 from textseg.registry.discovery import installed_registry
 from textseg.registry.kinds import SCORING
-from textseg.registry.local_code import SESSION, load_code
+from textseg.registry.local_code import load_code
 from textseg.reports.run_evaluation import evaluate_and_write
 from textseg.runs.experiment import Experiment, build
 from textseg.runs.folder import RunFolder, first_line
