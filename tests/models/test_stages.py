@@ -174,7 +174,9 @@ def test_epochs_are_raised_only_where_no_stage_would_begin_again(tiny_recipe: Pa
     with pytest.raises(KeyboardInterrupt):
         whole.fit()
     later = start(experiment(tiny_recipe, "training.epochs=9"), tmp_path)  # the second stage would begin after 3
-    with pytest.raises(RunError, match=r"in stage 'fine' after 2 epochs, .* training.epochs 9 would begin after 3"):
+    with pytest.raises(
+        RunError, match=r"in stage 'fine' after 2 epochs, .* in a training of 9 epochs would begin after 3"
+    ):
         later.resume()
     longer = start(experiment(tiny_recipe, "training.epochs=5"), tmp_path)
     longer.resume()
