@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2000, help=f"of each training, a multiple of {EPOCH}")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args(arguments)
-    folder = options.folder.absolute()
+    folder = options.folder.absolute() / f"{options.steps}_steps"  # another length is another training
     if not (folder / "raw" / DATASET / "dataset.json").exists():
         write_dataset(Path(os.environ["TEXTSEG_DATA"]) / "spider", folder / "raw" / DATASET)
     original = Original(options.original, folder, options.steps)
