@@ -6,7 +6,7 @@ draws as an uninterrupted run.
 
 | stream             | decides                                             | key                           | number |
 |--------------------|-----------------------------------------------------|-------------------------------|--------|
-| `slice_order`      | the order of the training slices, or cases          | seed, epoch                   | none   |
+| `slice_order`      | the order of slices, or cases; oversampled slices   | seed, epoch                   | none   |
 | `distortion`       | geometry, flips and intensities of the augmentation | seed, epoch, slice or case    | none   |
 | `image_quality`    | bias field, blur, resolution of the augmentation    | seed, epoch, slice or case    | 2      |
 | `prompt_source`    | the source of the prompt of a slice                 | seed, epoch, slice or case    | 1      |
@@ -35,7 +35,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-DRAWS = 2  # version of the draws; a run that was begun under another one would not end with the same weights
+DRAWS = 3  # version of the draws; a run that was begun under another one would not end with the same weights
 PROMPT_SOURCE = 1
 IMAGE_QUALITY = 2
 FIELD_OF_VIEW = 3

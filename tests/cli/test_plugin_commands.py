@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from textseg.cli import entry as cli
-from textseg.cli.plugin_commands import GROUP, listed_commands
+from textseg.cli.plugins.commands import GROUP, listed_commands
 from textseg.cli.plugins.diagnosis import Diagnosis, describe, examine
 from textseg.registry.component import Plugin
 from textseg.version import API_VERSION
@@ -53,6 +53,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for module in modules:
         sys.modules.pop(module, None)
     listed_commands.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["textseg_neck.egg-info", "Textseg.Neck-1.1.dist-info"])
+def test_the_help_names_a_distribution_once(
+    install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    install("textseg-neck", "neck")
+    again = tmp_path / "source" / name
+    again.mkdir(parents=True)
+    (again / "entry_points.txt").write_text("[textseg.commands]\nneck = fake:app\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "source"))
+    listed_commands.cache_clear()
+    assert listed_commands()["neck"] == [str(again)]  # the first on the path
 
 
 @pytest.fixture

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from textseg.contracts import Atlas, Structure
+from textseg.data import conversion
 from textseg.data.conversion import convert_file, known_schemes
-from textseg.errors import DataError
+from textseg.errors import DataError, PluginError
+from textseg.registry.component import Component
+from textseg.registry.discovery import Registry
 from textseg.volumes.files import file_hash, read_labels, write_labels
 from textseg.volumes.geometry import Geometry
 from textseg.volumes.labels import convert_labels
@@ -90,3 +94,21 @@ def test_a_mask_that_names_its_values_otherwise_is_not_converted(tmp_path: Path)
     (tmp_path / "mask.json").write_text(json.dumps({**sidecar, "labels": {"1": "L5"}}))
     convert_file(path, tmp_path / "out.mha", "spider", "totalspineseg")
     assert np.unique(read_labels(tmp_path / "out.mha").array).tolist() == [45]
+
+
+def test_schemes_of_one_name_are_joined_unless_a_value_has_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(*schemes: dict[int, str]) -> None:
+        atlases = [
+            Atlas(f"a{number}", (Structure("bone", "bone", 1),), label_schemes={"tool": scheme})
+            for number, scheme in enumerate(schemes)
+        ]
+        components = [
+            Component("atlas", atlas.name, lambda *, own=atlas: own, "own", "textseg-own", "0.1") for atlas in atlases
+        ]
+        monkeypatch.setattr(conversion, "installed_registry", lambda: Registry([], components))
+
+    installed({1: "C1", 2: "C2"}, {2: "C2", 3: "C3"})
+    assert known_schemes() == {"tool": {1: "C1", 2: "C2", 3: "C3"}}
+    installed({1: "C1"}, {1: "L1"})
+    with pytest.raises(PluginError, match="scheme 'tool', and differ in the value 1: 'C1' and 'L1' of plug-in 'own'"):
+        known_schemes()

@@ -146,6 +146,7 @@ def test_a_column_of_its_own_for_each_metric() -> None:
         ({"missed": math.nan}, "its attribute 'missed' is nan, but must be a number"),
         ({"missed": True}, "its attribute 'missed' is True, but must be a number"),
         ({"missed": None, "unit": "ml"}, "its attribute 'missed' is None and its unit is no length, so it needs"),
+        ({"missed": None, "unit": "ml", "worst": math.inf}, "its attribute 'missed' is None and its unit is no length"),
         ({"__call__": None}, "it gives neither a callable with (prediction, reference, spacing), nor an object"),
     ],
 )
@@ -158,6 +159,8 @@ def test_a_metric_without_unit_direction_or_miss_is_refused(attributes: dict[str
     message = str(caught.value)
     assert message.startswith(f"metric 'mine' of plug-in 'mine' (textseg-mine 0.2) is broken: {reason}")
     assert "\n" not in message
+    if "worst" in attributes:
+        assert message.endswith("the finite number that a missed structure counts with in penalised means, not inf.")
 
 
 def test_a_metric_without_attributes_says_which() -> None:

@@ -294,7 +294,7 @@ def test_six_mistakes_give_six_lines(load: Loader) -> None:
         (
             "guided.yaml:11: prompts.text_encoder.use: There is no text_encoder 'leters'. Did you mean 'letters'? "
             "Possible: letters. To add one: docs/how_to/add_a_text_encoder.md; for one in "
-            "a file: --code FILE."
+            "a file, `textseg run` has --code FILE."
         ),
         "guided.yaml:16: model.fusion.mode: unknown value 'gte'. Did you mean 'gate'? Possible: add, gate.",
         "guided.yaml:22: training.epochs: should be a valid integer, not '3'.",

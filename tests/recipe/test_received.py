@@ -221,7 +221,7 @@ def test_a_component_that_is_missing_names_the_distribution_that_had_it(run: Pat
         in line
     )
     assert "There is no fusion 'film'. Possible: mixer. To add one: docs/how_to/add_a_fusion.md" in line
-    assert line.endswith("; for one in a file: --code FILE.")
+    assert line.endswith("; for one in a file, `textseg run` has --code FILE.")
 
 
 def test_a_run_goes_on_with_the_rival_that_it_was_made_with(run: Path, registry: Registry) -> None:

@@ -333,12 +333,14 @@ def test_best_is_the_epoch_that_validates_best(
     assert "validation" not in lines[2]
 
 
-@pytest.mark.parametrize("what", ["loss", "term", "gradient", "weight"])
+@pytest.mark.parametrize("what", ["loss", "term", "gradient", "weight", "weight at the end"])
 def test_numbers_that_are_none_stop_the_run_name_the_batch_and_spare_the_checkpoint(
     what: str, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     training = start(experiment(tiny_recipe, "training.epochs=2", "training.average_decay=null"), tmp_path)
     bad = training.steps_per_epoch + 2  # counted from 0: the third of the second epoch
+    if what == "weight at the end":  # of an epoch, so that no later loss shows it
+        what, bad = "weight", 2 * training.steps_per_epoch - 1
     batches: list[Batch] = []
 
     def of_loss(module: Any, inputs: tuple[Any, ...], terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,8 +20,8 @@ from textseg.cli.evaluate import evaluate
 from textseg.cli.export import export
 from textseg.cli.fetch import fetch
 from textseg.cli.figure import figure
-from textseg.cli.plugin_commands import Commands
 from textseg.cli.plugins import plugins
+from textseg.cli.plugins.commands import Commands
 from textseg.cli.predict import predict
 from textseg.cli.probe import probe
 from textseg.cli.prompts import prompts

@@ -14,17 +14,22 @@ from textseg.volumes.label_tables import require_names
 from textseg.volumes.labels import Scheme, convert_labels
 
 
-def known_schemes() -> dict[str, Scheme]:
-    """Return the label schemes of all installed atlases, by name. Raises PluginError where two of one name differ."""
+def known_schemes() -> Mapping[str, Scheme]:
+    """Return the label schemes of all installed atlases, by name.
+
+    Atlases of different regions may name different values of one scheme. Raises PluginError for two names of a value.
+    """
     registry = installed_registry()
-    schemes: dict[str, Scheme] = {}
+    schemes: dict[str, dict[int, str]] = {}
     for component in registry.components("atlas"):
         for name, scheme in registry.build("atlas", component.address, settings={}).label_schemes.items():
-            if dict(schemes.setdefault(name, scheme)) != dict(scheme):
-                raise PluginError(
-                    f"Two atlases have a label scheme '{name}', and they differ; {component.origin} brings one of "
-                    "them. Rename it."
-                )
+            whole = schemes.setdefault(name, {})
+            for value, structure in scheme.items():
+                if whole.setdefault(value, structure) != structure:
+                    raise PluginError(
+                        f"Two atlases have a label scheme '{name}', and differ in the value {value}: '{whole[value]}' "
+                        f"and '{structure}' of {component.origin}. Rename one of the schemes."
+                    )
     return schemes
 
 

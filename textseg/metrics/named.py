@@ -82,10 +82,11 @@ class NamedMetric:
             if not possible(value):
                 given = "is missing" if value is _ABSENT else f"is {value!r}"
                 raise self.broken(f"its attribute '{attribute}' {given}, but must be {wanted}")
-        if metric.missed is None and metric.unit != LENGTH and not _finite(getattr(metric, "worst", None)):
+        worst = getattr(metric, "worst", None)
+        if metric.missed is None and metric.unit != LENGTH and not _finite(worst):
             raise self.broken(
                 "its attribute 'missed' is None and its unit is no length, so it needs the attribute 'worst', the "
-                "number that a missed structure counts with in penalised means"
+                f"finite number that a missed structure counts with in penalised means, not {worst!r}"
             )
         if form == "torch":
             metric.distributed_available_fn = _never  # the processes of a run score different cases

@@ -228,7 +228,7 @@ class Registry:
             note = f" The distribution {shortened(home)} is not installed.{note}"
         raise PluginError(
             f"There is no {kind} '{shortened(name)}'.{suggestion(name, names)}{note} To add one: "
-            f"{KINDS[kind].page}; for one in a file: --code FILE."
+            f"{KINDS[kind].page}; for one in a file, `textseg run` has --code FILE."
         )
 
     def _named(self, kind: str, name: str) -> Component | None:

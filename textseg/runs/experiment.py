@@ -179,11 +179,16 @@ class Experiment:
         self, count: int, batch_size: int, epoch: int, *, start: int = 0, share: tuple[int, int] = (0, 1)
     ) -> ShuffledBatches:
         """Return the batches of an epoch of so many training slices, or cases; see `ShuffledBatches`."""
-        wanted, seed = self.recipe.training.foreground_share, self.recipe.seed
-        foreground = Foreground.of(self.cases["train"], wanted) if wanted else None
+        seed, foreground = self.recipe.seed, self.foreground
         return ShuffledBatches(
             count, batch_size, seed=seed, epoch=epoch, start=start, share=share, foreground=foreground
         )
+
+    @cached_property
+    def foreground(self) -> Foreground | None:
+        """The training slices that show structures; None where no batch needs any."""
+        share = self.recipe.training.foreground_share
+        return Foreground.of(self.cases["train"], share) if share else None
 
     def slices(self, prepared: PreparedCase, source: Source | None) -> SliceStack:
         """Return the slices of one case without distortion, with the prompts of one source."""
@@ -338,10 +343,8 @@ def build_augmentation(recipe: Recipe, registry: Registry) -> Augmentation:
         return FixedOrder(recipe.augmentation, recipe.seed)
     transforms = []
     for spec in recipe.augmentation:
-        built, component = (
-            registry.build("augmentation", spec.use, settings=spec.settings),
-            registry.component("augmentation", spec.use),
-        )
+        built = registry.build("augmentation", spec.use, settings=spec.settings)
+        component = registry.component("augmentation", spec.use)
         if not isinstance(geometric := getattr(built, "geometric", None), bool):
             raise component.refused("an attribute `geometric` that is True or False", repr(geometric))
         transforms.append(Transform(component, built, spec.probability, spec.on))

@@ -338,25 +338,32 @@ class Training:
         if (first := self.numbers.first()) is not None:
             raise self._lost(*first)
         if weights and not self._finite_weights():
-            raise lost_numbers("A weight is no finite number", self.folder, self.progression.step - 1)
+            raise self._lost_weights(self.progression.step - 1)
         if weights and self.scaled and self.fabric.strategy.precision.state_dict()["scale"] < LOWEST_SCALE:
             raise lost_numbers("The gradient overflows at any scale", self.folder, self.progression.step - 1)
 
     def _finite_weights(self) -> bool:
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters]).all())
 
+    def _lost_weights(self, step: int) -> RunError:
+        """Return the error for weights that are not finite after a step."""
+        what = "A weight is no finite number"
+        if self.numbers.every > 1:  # a GPU may have lost the loss or the gradient before
+            return lost_numbers(what, self.folder, step)
+        # A CPU looks at the loss and the gradient in every step, before the optimiser moves the weights.
+        component = self.experiment.registry.component("optimizer", self.experiment.recipe.training.optimizer.use)
+        advice = (
+            f"The loss and the gradient of this step were finite, and optimizer '{component.name}' of "
+            f"{component.origin} moved a weight to infinity or NaN. Lower training.learning_rate, or look for a "
+            f"division by zero there, and start anew with --fresh. {component.check}"
+        )
+        return lost_numbers(what, self.folder, step, advice=advice)
+
     def _lost(self, step: int, names: Sequence[str]) -> RunError:
         """Return the error for numbers of a step that are not finite; see `NumberCheck.first`."""
         slices, terms = self._slices_of(step), self.numbers.terms
-        # A CPU looks in every step, before the optimiser moves the weights: so it was an earlier step of the optimiser.
         if self.numbers.every == 1 and not self._finite_weights():
-            component = self.experiment.registry.component("optimizer", self.experiment.recipe.training.optimizer.use)
-            advice = (
-                f"The loss and the gradient of the step before were finite, and optimizer '{component.name}' of "
-                f"{component.origin} moved a weight to infinity or NaN. Lower training.learning_rate, or look for a "
-                f"division by zero there, and start anew with --fresh. {component.check}"
-            )
-            return lost_numbers("A weight is no finite number", self.folder, step - 1, advice=advice)
+            return self._lost_weights(step - 1)
         if len(names) > 1 or names[0] in SUMS or len(terms) == 1:  # the model may be the reason
             which = f" ({', '.join(names)})" if names[0] not in SUMS else ""
             name = "gradient" if names == ["gradient"] else "loss"

@@ -34,7 +34,7 @@ def cervical_spine() -> Atlas:
 def totalspineseg() -> dict[int, str]:
     """TotalSpineSeg (second step, from version 20241005) around the neck; the atlas lacks C1, T3 and the canal."""
     vertebrae = {11: "C1", **dict(enumerate(VERTEBRAE[:6], 12)), **dict(enumerate((*VERTEBRAE[6:], "T3"), 21))}
-    return {1: CORD, 2: "spinal canal", **vertebrae, **dict(enumerate(DISCS[:5], 63)), **dict(enumerate(DISCS[5:], 71))}
+    return {1: CORD, 2: "SC", **vertebrae, **dict(enumerate(DISCS[:5], 63)), **dict(enumerate(DISCS[5:], 71))}
 
 
 def _family(name: str) -> str:

@@ -1,5 +1,7 @@
 """The group `textseg plugins`: one file for each command, and the templates of new plug-ins.
 
+`commands.py` is about the commands that plug-ins bring themselves.
+
 May import whatever `cli` may import. Offers the Typer app `plugins`, which `cli/entry.py` adds to the command line.
 """
 

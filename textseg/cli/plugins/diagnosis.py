@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Literal
 
-from textseg.cli.plugin_commands import GROUP, imported_command, rivalry
+from textseg.cli.plugins.commands import GROUP, imported_command, rivalry
 from textseg.errors import PluginError, TextsegError
 from textseg.registry.api_version import misfit
 from textseg.registry.component import Component, Plugin

@@ -18,7 +18,7 @@ def doctor(
     """
     from importlib.metadata import entry_points
 
-    from textseg.cli.plugin_commands import GROUP
+    from textseg.cli.plugins.commands import GROUP
     from textseg.cli.plugins.diagnosis import describe, diagnose
     from textseg.errors import PluginError, suggestion
     from textseg.system.torch_builds import usable_torchvision

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GROUP = "textseg.commands"
 PANEL = "Commands of plug-ins"
+_SEPARATORS = re.compile(r"[-_.]+")  # in names of distributions, which are all one
+_END = re.compile(r"(-\d[^-]*)?(-py\d[\d.]*)?\.(dist|egg)-info$")  # behind the name: version, that of Python, suffix
 _POINT = re.compile(r"^([^\s=#;][^=]*?)\s*=", re.MULTILINE)
 _FIELD = re.compile(r"^(Name|Version|Summary): *(.*?)\s*$", re.MULTILINE)
 
@@ -60,7 +62,7 @@ def listed_commands() -> dict[str, list[str]]:
         with suppress(OSError):
             for entry in os.scandir(path or "."):
                 if entry.name.endswith((".dist-info", ".egg-info")):
-                    folders.setdefault(entry.name.partition("-")[0].lower().replace(".", "_"), entry.path)
+                    folders.setdefault(_SEPARATORS.sub("-", _END.sub("", entry.name)).lower(), entry.path)
     commands: dict[str, list[str]] = {}
     for folder in folders.values():
         with suppress(OSError, UnicodeDecodeError):
